@@ -1,0 +1,15 @@
+"""Self-supervised image representation learning with discrete embeddings.
+
+Importing the package imports nothing heavy: `load_encoder` loads on first use.
+"""
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load_encoder"]
+
+
+def __getattr__(name: str):
+  if name == "load_encoder":
+    from imsvd_jax.encoder import load_encoder
+
+    return load_encoder
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

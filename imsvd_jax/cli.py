@@ -1,0 +1,91 @@
+"""What all command lines share: one clear line for a user's mistake.
+
+Every `python -m imsvd_jax.<command>` goes through `run`, which turns a
+`UserError` (and a bad flag) into one line on standard error and exit code 2.
+"""
+
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from imsvd_jax import distributed
+from imsvd_jax.errors import UserError, suggestion
+
+EXIT_USAGE = 2
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+  """Parses the flags, calls `main(argv)` and exits with its result."""
+  # TensorFlow's start-up notes drown ours; the user's own setting wins.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  # Nothing here runs on oneDNN, and it announces itself whatever the level.
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+  def guarded(argv):
+    _quieten()
+    if len(argv) > 1:
+      return _fail(f"Unexpected argument {argv[1]!r}; flags start with --.")
+    try:
+      return main(argv)
+    except UserError as error:
+      distributed.leave(_fail(str(error)))
+    except Exception:
+      if not distributed.has_peers():
+        raise
+      traceback.print_exc()
+      distributed.leave(1)
+
+  app.run(guarded, flags_parser=_parse)
+
+
+def _quieten() -> None:
+  """Shows our own notes but only warnings of libraries; --verbosity=0: all."""
+  if not flags.FLAGS["verbosity"].present:
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("imsvd_jax").setLevel(logging.INFO)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  try:
+    rest = flags.FLAGS(list(argv))
+    if "config" in flags.FLAGS:
+      # A missing file shows only when its config is looked at.
+      _ = getattr(flags.FLAGS["config"].value, "keys", None)
+    return rest
+  except BrokenPipeError:
+    sys.exit(EXIT_USAGE)  # `--help | head`.
+  except flags.UnrecognizedFlagError as error:
+    known = list(flags.FLAGS)
+    message = (
+      f"Unknown flag --{error.flagname}.{suggestion(error.flagname, known)}"
+      " See --help."
+    )
+  except (AttributeError, KeyError) as error:
+    # ConfigDict's own message has the key, and a suggestion for a near miss.
+    key = _one_line(error).replace("\\n", " ").replace("\\'", "'").strip("'")
+    message = (
+      f"Unknown config key '{key} Every key is described in configs/common.py."
+    )
+  except (flags.Error, OSError, TypeError, ValueError, SyntaxError) as error:
+    message = _one_line(error)
+  sys.exit(_fail(message))
+
+
+def _one_line(error: Exception) -> str:
+  text = str(error.args[0] if error.args else error).strip()
+  if "Traceback (most recent call last)" in text:
+    # A recipe that raised: its own last line says what and why.
+    text = f"{text.splitlines()[0]} {text.splitlines()[-1]}"
+    text = text.replace("Traceback (most recent call last):", "")
+  return re.sub(r"\s+", " ", text)
+
+
+def _fail(message: str) -> int:
+  print(f"error: {message}", file=sys.stderr, flush=True)
+  return EXIT_USAGE

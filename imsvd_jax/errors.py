@@ -1,0 +1,42 @@
+"""Errors that are the user's to fix, and the look-up that raises one kindly.
+
+Imports nothing of this package, so that every module may use it.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+  """A mistake in the input: command lines print it as one line and exit 2.
+
+  The message says what was found, what was expected and what to do.
+  """
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+  """Returns " Did you mean 'x'?" for a near miss, else an empty string."""
+  close = difflib.get_close_matches(name, list(known), n=1)
+  return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
+  """Returns `registry[name]`.
+
+  Args:
+    registry: Known entries by name.
+    name: The entry to find.
+    kind: What the registry holds, for the message ("objective", "source").
+
+  Raises:
+    UserError: The name is unknown; the message lists the known ones.
+  """
+  if name not in registry:
+    known = ", ".join(sorted(registry))
+    raise UserError(
+      f"Unknown {kind} {name!r}.{suggestion(name, registry)} Known: {known}."
+    )
+  return registry[name]

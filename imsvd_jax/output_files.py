@@ -1,0 +1,36 @@
+"""Files that commands write: checked before the work, put in place whole."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from imsvd_jax.errors import UserError
+
+
+def check_output(path: str) -> str:
+  """Returns the path, with ~ expanded, if a file can be written there.
+
+  Raises:
+    UserError: It cannot; better known before the work than after.
+  """
+  path = os.path.expanduser(path)
+  folder = os.path.dirname(path) or "."
+  if not os.path.isdir(folder):
+    raise UserError(f"The folder {folder} does not exist; create it.")
+  if os.path.isdir(path):
+    raise UserError(f"{path} is a folder; give the name of a file.")
+  if not os.access(folder, os.W_OK):
+    raise UserError(f"May not write into {folder}; choose another --output.")
+  return path
+
+
+@contextlib.contextmanager
+def in_place_when_done(path: str | os.PathLike[str]) -> Iterator[str]:
+  """Gives another name to write to; renames it when the block succeeds."""
+  unfinished = f"{os.fspath(path)}.unfinished"
+  try:
+    yield unfinished
+    os.replace(unfinished, path)
+  finally:
+    if os.path.exists(unfinished):
+      os.remove(unfinished)

@@ -1,0 +1,54 @@
+"""Package description; tool settings are in pyproject.toml."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+  r'__version__ = "(.+)"', (ROOT / "imsvd_jax/__init__.py").read_text()
+).group(1)
+
+setuptools.setup(
+  name="imsvd_jax",
+  version=VERSION,
+  description=(
+    "Self-supervised image representation learning with discrete,"
+    " information-theoretic, explainable embeddings, in JAX"
+  ),
+  long_description=(ROOT / "README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  packages=setuptools.find_packages(include=["imsvd_jax", "imsvd_jax.*"]),
+  package_data={"imsvd_jax.explain": ["explorer/*"]},
+  python_requires=">=3.11",
+  install_requires=[
+    "absl-py>=2.1",
+    "clu>=0.0.12",
+    "etils[epath]>=1.7",
+    "flax>=0.12",
+    "importlib_resources",  # tensorflow-datasets needs it, undeclared.
+    "jax>=0.10,<0.12",
+    "jinja2>=3.1",
+    "matplotlib>=3.8",
+    "ml-collections>=1.1",
+    "numpy>=2.0",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12",
+    "safetensors>=0.4",
+    "scikit-learn>=1.4",
+    "tensorboard>=2.16",  # clu needs it, undeclared.
+    "tensorflow-datasets>=4.9.10",
+    "tensorflow-cpu>=2.18; sys_platform == 'linux'"
+    " and platform_machine == 'x86_64'",
+    "tensorflow>=2.18; sys_platform != 'linux' or platform_machine != 'x86_64'",
+  ],
+  extras_require={
+    "cuda12": ["jax[cuda12]"],
+    "cuda13": ["jax[cuda13]"],
+    "tpu": ["jax[tpu]"],
+    "torch": ["torch>=2.5"],
+    "test": ["pillow>=10", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.15"],
+  },
+)
