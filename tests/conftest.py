@@ -1,0 +1,12 @@
+"""Eight fake CPU devices for every test, set before jax is imported."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "")
+  + " --xla_force_host_platform_device_count=8"
+  # Tests compile far more than they compute.
+  + " --xla_backend_optimization_level=0"
+)
