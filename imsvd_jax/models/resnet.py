@@ -1,0 +1,258 @@
+"""ResNets that compute the same numbers as torchvision's.
+
+What makes weights portable in both directions: explicit padding (never
+"SAME", which pads strided convolutions on the other side), the stride on the
+3x3 convolution of a bottleneck, batch-norm epsilon 1e-5 and momentum 0.9.
+Parameter names follow torchvision's (`layer1_0/conv1/kernel` here is
+`layer1.0.conv1.weight` there), so that `interop` is a renaming.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from imsvd_jax.errors import UserError, lookup
+
+# name: (kernel size, stride, whether a 3x3/2 max-pool follows)
+STEMS: dict[str, tuple[int, int, bool]] = {
+  "imagenet": (7, 2, True),
+  "cifar": (3, 1, False),
+  "small": (5, 2, False),  # Early striding keeps laptops fast.
+}
+
+_kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def _conv(
+  filters: int, kernel: int, stride: int, dtype: Any, name: str | None = None
+) -> nn.Conv:
+  pad = (kernel - 1) // 2
+  return nn.Conv(
+    filters,
+    (kernel, kernel),
+    strides=(stride, stride),
+    padding=((pad, pad), (pad, pad)),
+    use_bias=False,
+    dtype=dtype,
+    kernel_init=_kernel_init,
+    name=name,
+  )
+
+
+def batch_norm(
+  dtype: Any, name: str | None = None, *, zero_scale: bool = False
+) -> nn.BatchNorm:
+  """Batch norm with torch's constants; statistics are float32 or wider.
+
+  Unlike torch's, the running variance is the biased estimate: n / (n - 1)
+  smaller, where n is the number of positions averaged over.
+  """
+  scale_init = nn.initializers.zeros if zero_scale else nn.initializers.ones
+  return nn.BatchNorm(
+    momentum=0.9,
+    epsilon=1e-5,
+    dtype=dtype,
+    scale_init=scale_init,
+    name=name,
+  )
+
+
+def _shortcut(
+  x: jax.Array, filters: int, stride: int, dtype: Any, train: bool
+) -> jax.Array:
+  """The identity where shapes allow it, else a strided 1x1 projection."""
+  if stride == 1 and x.shape[-1] == filters:
+    return x
+  x = _conv(filters, 1, stride, dtype, "downsample_conv")(x)
+  norm = batch_norm(dtype, "downsample_bn")
+  return norm(x, use_running_average=not train)
+
+
+class BasicBlock(nn.Module):
+  """Two 3x3 convolutions and a shortcut (ResNet-18 and 34)."""
+
+  filters: int
+  stride: int = 1
+  dtype: Any = jnp.float32
+  zero_init_residual: bool = True
+
+  expansion = 1
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """Maps [B, h, w, C] to [B, h / stride, w / stride, filters]."""
+    y = _conv(self.filters, 3, self.stride, self.dtype, "conv1")(x)
+    y = batch_norm(self.dtype, "bn1")(y, use_running_average=not train)
+    y = nn.relu(y)
+    y = _conv(self.filters, 3, 1, self.dtype, "conv2")(y)
+    last = batch_norm(self.dtype, "bn2", zero_scale=self.zero_init_residual)
+    y = last(y, use_running_average=not train)
+    shortcut = _shortcut(x, self.filters, self.stride, self.dtype, train)
+    return nn.relu(y + shortcut)
+
+
+class Bottleneck(nn.Module):
+  """1x1, 3x3 (strided), 1x1 convolutions and a shortcut (ResNet-50 up)."""
+
+  filters: int
+  stride: int = 1
+  dtype: Any = jnp.float32
+  zero_init_residual: bool = True
+
+  expansion = 4
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """Maps [B, h, w, C] to [B, h / stride, w / stride, 4 * filters]."""
+    y = _conv(self.filters, 1, 1, self.dtype, "conv1")(x)
+    y = batch_norm(self.dtype, "bn1")(y, use_running_average=not train)
+    y = nn.relu(y)
+    y = _conv(self.filters, 3, self.stride, self.dtype, "conv2")(y)
+    y = batch_norm(self.dtype, "bn2")(y, use_running_average=not train)
+    y = nn.relu(y)
+    wide = self.filters * self.expansion
+    y = _conv(wide, 1, 1, self.dtype, "conv3")(y)
+    last = batch_norm(self.dtype, "bn3", zero_scale=self.zero_init_residual)
+    y = last(y, use_running_average=not train)
+    return nn.relu(y + _shortcut(x, wide, self.stride, self.dtype, train))
+
+
+class ResNet(nn.Module):
+  """A residual network without classifier.
+
+  Attributes:
+    block: BasicBlock or Bottleneck.
+    stage_sizes: Blocks in each of the stages; every stage but the first
+      halves the resolution and doubles the filters.
+    num_filters: Filters of the stem and of the first stage.
+    stem: A key of STEMS.
+    dtype: What convolutions compute in; parameters and batch statistics stay
+      float32, and so do the outputs (wider, if dtype is).
+    remat: Recompute each block in the backward pass: less memory, about a
+      third more time.
+    zero_init_residual: Start each block as its shortcut alone (the scale of
+      its last batch norm at zero).
+  """
+
+  block: type[nn.Module]
+  stage_sizes: tuple[int, ...]
+  num_filters: int = 64
+  stem: str = "imagenet"
+  dtype: Any = jnp.float32
+  remat: bool = False
+  zero_init_residual: bool = True
+
+  @property
+  def num_features(self) -> int:
+    """F, the size of the pooled features."""
+    doublings = 2 ** (len(self.stage_sizes) - 1)
+    return self.num_filters * doublings * self.block.expansion
+
+  def setup(self):
+    """Creates the stem and the stages under torchvision's names."""
+    kernel, stride, _ = lookup(STEMS, self.stem, "stem")
+    self.conv1 = _conv(self.num_filters, kernel, stride, self.dtype)
+    self.bn1 = batch_norm(self.dtype)
+    block = self.block
+    if self.remat:  # Argument 2 is `train`: self is 0 and x is 1.
+      block = nn.remat(block, static_argnums=(2,))
+    for i, size in enumerate(self.stage_sizes):
+      blocks = [
+        block(
+          filters=self.num_filters * 2**i,
+          stride=2 if i > 0 and j == 0 else 1,
+          dtype=self.dtype,
+          zero_init_residual=self.zero_init_residual,
+        )
+        for j in range(size)
+      ]
+      setattr(self, f"layer{i + 1}", blocks)
+
+  def feature_maps(self, images: jax.Array, train: bool = False) -> jax.Array:
+    """Maps images [B, H, W, C] to the last stage's output [B, h, w, F]."""
+    x = self.conv1(images)
+    x = nn.relu(self.bn1(x, use_running_average=not train))
+    if STEMS[self.stem][2]:
+      x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    for i in range(len(self.stage_sizes)):
+      for block in getattr(self, f"layer{i + 1}"):
+        x = block(x, train)
+    return x.astype(jnp.promote_types(self.dtype, jnp.float32))
+
+  def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    """Maps images [B, H, W, C] to pooled features [B, F]."""
+    return jnp.mean(self.feature_maps(images, train), axis=(1, 2))
+
+
+def resnet(
+  block: type[nn.Module],
+  stage_sizes: tuple[int, ...],
+  *,
+  width_multiplier: float = 1.0,
+  stem: str = "imagenet",
+  dtype: Any = jnp.float32,
+  remat: bool = False,
+  zero_init_residual: bool = True,
+) -> ResNet:
+  """Returns a ResNet.
+
+  Args:
+    block: BasicBlock or Bottleneck.
+    stage_sizes: Number of blocks in each stage.
+    width_multiplier: Scales the filters of the stem and of every stage, and
+      with them the features, as SimCLR's "2x" does (torchvision's
+      `wide_resnet50_2` widens the 3x3 convolutions alone). 0.25 gives a first
+      stage of 16 filters, 0.375 one of 24.
+    stem: "imagenet" (7x7 stride 2, then max-pool), "cifar" (3x3 stride 1) or
+      "small" (5x5 stride 2).
+    dtype: What convolutions compute in, e.g. jnp.bfloat16.
+    remat: Recompute each block in the backward pass to save memory.
+    zero_init_residual: Start each block as its shortcut alone.
+
+  Raises:
+    UserError: Unknown stem, or a width that leaves no filters.
+  """
+  lookup(STEMS, stem, "stem")
+  num_filters = round(64 * width_multiplier)
+  if num_filters < 1:
+    raise UserError(
+      f"width_multiplier {width_multiplier} leaves {num_filters} of 64 "
+      "filters; use 1/64 or more."
+    )
+  return ResNet(
+    block=block,
+    stage_sizes=stage_sizes,
+    num_filters=num_filters,
+    stem=stem,
+    dtype=dtype,
+    remat=remat,
+    zero_init_residual=zero_init_residual,
+  )
+
+
+# Three stages: a small image has nothing left to halve after them.
+resnet8: Callable[..., ResNet] = functools.partial(
+  resnet, BasicBlock, (1, 1, 1)
+)
+resnet10: Callable[..., ResNet] = functools.partial(
+  resnet, BasicBlock, (1, 1, 1, 1)
+)
+resnet18: Callable[..., ResNet] = functools.partial(
+  resnet, BasicBlock, (2, 2, 2, 2)
+)
+resnet34: Callable[..., ResNet] = functools.partial(
+  resnet, BasicBlock, (3, 4, 6, 3)
+)
+resnet50: Callable[..., ResNet] = functools.partial(
+  resnet, Bottleneck, (3, 4, 6, 3)
+)
+resnet101: Callable[..., ResNet] = functools.partial(
+  resnet, Bottleneck, (3, 4, 23, 3)
+)
+resnet152: Callable[..., ResNet] = functools.partial(
+  resnet, Bottleneck, (3, 8, 36, 3)
+)

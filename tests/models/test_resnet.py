@@ -1,0 +1,233 @@
+"""Networks: sizes, stems, precision, recomputation, devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from imsvd_jax import models
+from imsvd_jax.errors import UserError
+from imsvd_jax.models import resnet
+
+# torchvision's numbers, less the classifier of 1000 classes.
+PARAMETERS = {
+  "resnet18": 11_689_512 - 513_000,
+  "resnet34": 21_797_672 - 513_000,
+  "resnet50": 23_508_032,
+  "resnet101": 44_549_160 - 2_049_000,
+  "resnet152": 60_192_808 - 2_049_000,
+}
+
+
+def shapes_of(net, image_size=64):
+  images = jnp.zeros((2, image_size, image_size, 3))
+  return jax.eval_shape(lambda: net.init(jax.random.key(0), images, False))
+
+
+def count(tree):
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", models.BACKBONES)
+def test_parameter_counts_are_torchvisions(name):
+  # resnet10 and resnet8 are nobody's standard: counted by hand, ResNet-18 less
+  # the second block of each stage, and less the last stage.
+  second_blocks = sum(2 * 9 * n * n + 4 * n for n in (64, 128, 256, 512))
+  last_stage = 9 * (256 * 512 + 512 * 512) + 256 * 512 + 6 * 512
+  ten = PARAMETERS["resnet18"] - second_blocks
+  known = PARAMETERS | {"resnet10": ten, "resnet8": ten - last_stage}
+  variables = shapes_of(models.BACKBONES[name]())
+  assert count(variables["params"]) == known[name]
+
+
+@pytest.mark.parametrize(
+  ("stem", "size"), [("imagenet", 2), ("cifar", 8), ("small", 4)]
+)
+def test_stems(stem, size):
+  net = models.BACKBONES["resnet18"](width_multiplier=0.25, stem=stem)
+  variables = shapes_of(net)
+  maps = jax.eval_shape(
+    functools.partial(net.apply, method="feature_maps"),
+    variables,
+    jnp.zeros((2, 64, 64, 3)),
+  )
+  assert maps.shape == (2, size, size, 128)
+  assert maps.shape[-1] == net.num_features
+
+
+@pytest.mark.parametrize(
+  ("width", "filters"), [(0.25, 16), (0.375, 24), (2, 128)]
+)
+def test_width_scales_every_stage(width, filters):
+  net = models.BACKBONES["resnet50"](width_multiplier=width)
+  params = shapes_of(net)["params"]
+  assert params["conv1"]["kernel"].shape == (7, 7, 3, filters)
+  for stage in range(4):
+    inner = params[f"layer{stage + 1}_1"]["conv2"]["kernel"].shape
+    assert inner == (3, 3, filters * 2**stage, filters * 2**stage)
+  assert net.num_features == 32 * filters
+
+
+def test_user_mistakes():
+  with pytest.raises(UserError, match=r"stem 'cifer'.*'cifar'.*Known: cifar, "):
+    models.BACKBONES["resnet18"](stem="cifer")
+  with pytest.raises(UserError, match=r"width_multiplier 0\.001"):
+    models.BACKBONES["resnet18"](width_multiplier=0.001)
+  with pytest.raises(UserError, match="needs one width"):
+    models.Projector(()).init(jax.random.key(0), jnp.zeros((2, 8)), False)
+
+
+# ---- one tiny encoder, compiled few times ----------------------------------
+
+
+def tiny_encoder(**settings):
+  net = models.BACKBONES["resnet10"](
+    width_multiplier=1 / 8, stem="small", **settings
+  )
+  dtype = settings.get("dtype", jnp.float32)
+  return models.Encoder(net, models.Projector((24, 16), dtype=dtype))
+
+
+def images(batch_size=16):
+  rng = np.random.default_rng(0)
+  return rng.normal(size=(batch_size, 12, 12, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def variables():
+  encoder = tiny_encoder()
+  return jax.jit(
+    lambda key: encoder.init(key, jnp.zeros((2, 12, 12, 3)), False)
+  )(jax.random.key(0))
+
+
+def trained(variables, seed=0):
+  """Batch-norm scales away from the zeros that they start with."""
+  rng = np.random.default_rng(seed)
+
+  def change(path, leaf):
+    if path[-1].key == "scale":
+      return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
+    return leaf
+
+  return jax.tree.map_with_path(change, variables)
+
+
+def train_outputs(encoder, variables, x):
+  """Loss, gradients, batch statistics and outputs in train mode."""
+
+  def loss(params):
+    (features, embeddings), updated = encoder.apply(
+      {**variables, "params": params}, x, True, mutable=["batch_stats"]
+    )
+    value = jnp.mean(embeddings**3) + jnp.mean(features**2)
+    return value, (updated["batch_stats"], features, embeddings)
+
+  return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+
+@pytest.fixture(scope="module")
+def train_mode():
+  return jax.jit(functools.partial(train_outputs, tiny_encoder()))
+
+
+@pytest.fixture(scope="module")
+def single_device(train_mode, variables):
+  return train_mode(trained(variables), images())
+
+
+def test_initialisation(variables):
+  params = variables["params"]
+  for name, block in params["backbone"].items():
+    if name.startswith("layer"):
+      # The residual branch adds nothing at first.
+      np.testing.assert_array_equal(block["bn2"]["scale"], 0)
+      np.testing.assert_array_equal(block["bn1"]["scale"], 1)
+  kernel = params["backbone"]["layer4_0"]["conv2"]["kernel"]  # [3, 3, 64, 64]
+  assert np.std(kernel) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.03)
+  dense = params["projector"]["dense_0"]
+  bound = 64**-0.5
+  for leaf in (dense["kernel"], dense["bias"]):
+    assert bound * 0.8 < np.abs(leaf).max() <= bound
+  assert "bias" not in params["projector"]["dense_1"]
+
+
+def test_encoder_returns_pooled_maps_and_embeddings(variables, single_device):
+  encoder = tiny_encoder()
+  (_, (_, features, embeddings)), _ = single_device
+  assert features.shape == (16, 64)
+  assert embeddings.shape == (16, 16)
+  evaluate = jax.jit(
+    lambda v, x: (
+      encoder.apply(v, x, False),
+      encoder.apply(v, x, method="features"),
+      encoder.apply(v, x, method="feature_maps"),
+    )
+  )
+  (features, _), same, maps = evaluate(variables, images(4))
+  np.testing.assert_array_equal(features, same)
+  np.testing.assert_allclose(features, np.mean(maps, (1, 2)), rtol=1e-6)
+
+
+def test_eight_devices_equal_one(variables, train_mode, single_device):
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+  x = jax.device_put(images(), NamedSharding(mesh, PartitionSpec("data")))
+  replicated = jax.device_put(
+    trained(variables), NamedSharding(mesh, PartitionSpec())
+  )
+  sharded = train_mode(replicated, x)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-6),
+    sharded,
+    single_device,
+  )
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32(
+  variables, single_device
+):
+  encoder = tiny_encoder(dtype=jnp.bfloat16)
+  function = functools.partial(train_outputs, encoder)
+  low = jax.jit(function)(trained(variables), images())
+  assert {leaf.dtype for leaf in jax.tree.leaves(low)} == {jnp.dtype("float32")}
+  (_, (statistics, features, _)), _ = low
+  (_, (exact_statistics, exact_features, _)), _ = single_device
+  error = np.abs(features - exact_features).max() / np.abs(exact_features).max()
+  assert 1e-4 < error < 0.05
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=0.02, atol=0.02),
+    statistics,
+    exact_statistics,
+  )
+  shapes = jax.eval_shape(
+    lambda: encoder.init(jax.random.key(0), images(2), False)
+  )
+  kinds = {leaf.dtype for leaf in jax.tree.leaves(shapes)}
+  assert kinds == {jnp.dtype("float32")}
+  program = str(jax.make_jaxpr(function)(variables, images(2)))
+  convolutions = [
+    line for line in program.splitlines() if "conv_general_dilated" in line
+  ]
+  assert convolutions
+  assert all("bf16" in line.split("=")[0] for line in convolutions)
+
+
+def test_remat_changes_nothing_but_the_program(variables, single_device):
+  encoder = tiny_encoder(remat=True)
+  function = functools.partial(train_outputs, encoder)
+  program = str(jax.make_jaxpr(function)(variables, images(2)))
+  assert "remat" in program or "checkpoint" in program
+  again = jax.jit(function)(trained(variables), images())
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+    again,
+    single_device,
+  )
+
+
+def test_every_backbone_is_a_torchvision_like_resnet():
+  for make in models.BACKBONES.values():
+    assert isinstance(make(), resnet.ResNet)
