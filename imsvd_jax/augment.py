@@ -1,0 +1,405 @@
+"""The device half of augmentation: pixel arithmetic, in JAX and float32.
+
+Definitions are torchvision's on float images in [0, 1]: colour jitter
+(brightness, contrast, saturation and hue in random order), grayscale, Gaussian
+blur, solarize. Two more operations serve images in which colour must carry no
+information: a random permutation of the channels, and inversion. They apply in
+this order: jitter, permutation, inversion, grayscale, blur, solarize,
+normalize.
+
+Every random number is a function of one key per example, so an example's view
+depends on (seed, epoch, index, view) and not on the batch that it is in. An
+operation whose probability or strength is 0 is not compiled at all.
+
+Saturation, hue and grayscale are defined on three channels; for another number
+of channels they are skipped, brightness and contrast apply, and contrast takes
+the plain mean of all channels.
+
+Inside, images are planes [C, B, H, W]: the channel comes first because three
+channels next to each other would defeat vectorization.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# Uniform numbers in [0, 1) by name, one for each example.
+_Draws = dict[str, jax.Array]
+
+_Operation = Callable[[_Draws, jax.Array], jax.Array]
+
+_LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601, what "L" means in PIL.
+
+
+def view_keys(
+  key: jax.Array, epoch: jax.Array, index: jax.Array, view: int
+) -> jax.Array:
+  """Returns one key per example: a function of (seed, epoch, index, view).
+
+  Args:
+    key: The run's augmentation key.
+    epoch: int32 [B], the epoch that each example belongs to.
+    index: int32 [B], the example's index in the data set.
+    view: Number of the view.
+
+  Returns:
+    Typed keys [B].
+  """
+  fold = jax.random.fold_in
+  one = lambda e, i: fold(fold(fold(key, e), i), view)
+  return jax.vmap(one)(epoch, index)
+
+
+def normalize(
+  images: jax.Array, *, mean: Sequence[float], std: Sequence[float]
+) -> jax.Array:
+  """Returns (images / 255 - mean) / std.
+
+  Args:
+    images: uint8 [..., C].
+    mean: Mean of each channel, C numbers or one for all.
+    std: Standard deviation of each channel, likewise.
+  """
+  mean, std = (jnp.asarray(x, jnp.float32) for x in (mean, std))
+  return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def augment(
+  keys: jax.Array,
+  images: jax.Array,
+  settings: Any,
+  *,
+  mean: Sequence[float],
+  std: Sequence[float],
+) -> jax.Array:
+  """Returns randomly augmented, normalized images.
+
+  Args:
+    keys: Typed keys [B], see `view_keys`.
+    images: uint8 [B, H, W, C].
+    settings: One view's settings, read by attribute: jitter_prob, brightness,
+      contrast, saturation, hue, permute_prob, invert_prob, gray_prob,
+      blur_prob, blur_sigma, solarize_prob, solarize_threshold (0 to 255).
+    mean: Mean of each channel for the normalization.
+    std: Standard deviation of each channel.
+
+  Returns:
+    float32 [B, H, W, C].
+  """
+  planes = jnp.moveaxis(images, -1, 0).astype(jnp.float32) / 255
+  channels = planes.shape[0]
+  recipe = [step for step in _recipe(settings, channels) if step[1] > 0]
+  draws = _draw(keys, channels) if recipe else {}
+  for coin, prob, operation in recipe:
+    changed = operation(draws, planes)
+    if prob < 1:
+      chosen = _per_example(draws[coin] < prob)
+      changed = jnp.where(chosen, changed, planes)
+    planes = changed
+  shape = (-1, 1, 1, 1)
+  mean, std = (jnp.asarray(x, jnp.float32).reshape(shape) for x in (mean, std))
+  return jnp.moveaxis((planes - mean) / std, 0, -1)
+
+
+def _recipe(
+  settings: Any, channels: int
+) -> list[tuple[str, float, _Operation]]:
+  """(name of the coin, probability, operation(draws, planes)), in order."""
+  gray_prob = settings.gray_prob if channels == 3 else 0.0
+  strengths = _strengths(settings, channels)
+  jitter = functools.partial(_jitter, strengths=strengths)
+  blur = functools.partial(_random_blur, limits=settings.blur_sigma)
+  solarize = lambda _, planes: adjust_solarize(
+    planes, (settings.solarize_threshold - 0.5) / 255
+  )
+  return [
+    ("jitter_coin", settings.jitter_prob if strengths else 0.0, jitter),
+    ("permute_coin", settings.permute_prob, _permute_channels),
+    ("invert_coin", settings.invert_prob, lambda _, planes: 1 - planes),
+    ("gray_coin", gray_prob, _gray),
+    ("blur_coin", settings.blur_prob, blur),
+    ("solarize_coin", settings.solarize_prob, solarize),
+  ]
+
+
+def _per_example(values: jax.Array) -> jax.Array:
+  """[B] -> [B, 1, 1], to meet planes [C, B, H, W]."""
+  return values[:, None, None]
+
+
+# --- Random numbers -----------------------------------------------------------
+
+# Every example draws the same numbers whatever the settings are, so that
+# changing one operation does not change the others.
+_DRAWS = (
+  "jitter_coin",
+  "brightness",
+  "contrast",
+  "saturation",
+  "hue",
+  "brightness_turn",
+  "contrast_turn",
+  "saturation_turn",
+  "hue_turn",
+  "permute_coin",
+  "invert_coin",
+  "gray_coin",
+  "blur_coin",
+  "blur_sigma",
+  "solarize_coin",
+)
+
+
+def _draw(keys: jax.Array, channels: int) -> _Draws:
+  """Uniform numbers in [0, 1) by name: [B]; "permutation": [B, C].
+
+  One call of the generator per example: many small ones cost more to compile
+  and to run.
+  """
+  count = len(_DRAWS) + channels
+  numbers = jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys)
+  draws = {name: numbers[:, i] for i, name in enumerate(_DRAWS)}
+  return draws | {"permutation": numbers[:, len(_DRAWS) :]}
+
+
+# --- Colour jitter ------------------------------------------------------------
+
+_BLENDS = ("brightness", "contrast", "saturation")
+
+
+def _strengths(settings: Any, channels: int) -> dict[str, float]:
+  """The operations of the jitter that do something, with their strengths."""
+  names = (*_BLENDS, "hue") if channels == 3 else ("brightness", "contrast")
+  strengths = {name: getattr(settings, name) for name in names}
+  return {name: value for name, value in strengths.items() if value > 0}
+
+
+def _jitter(
+  draws: _Draws, planes: jax.Array, *, strengths: dict[str, float]
+) -> jax.Array:
+  """Brightness, contrast, saturation and hue in a random order per example.
+
+  Evaluating all four in each of four turns would cost sixteen operations per
+  pixel, four of them hue, the dearest. Brightness, contrast and saturation are
+  one operation with three parameters: a blend with black, with the mean and
+  with the gray image. So hue is evaluated once, between two rounds of blends:
+  each example makes a blend in the first round if its turn is before hue's,
+  else in the second, and blends with weight 1 (nothing) in the other.
+  """
+  blends = [name for name in _BLENDS if name in strengths]
+  factors = {name: _factor(draws[name], strengths[name]) for name in blends}
+  if "hue" not in strengths:
+    return _round_of_blends(draws, planes, factors, lambda name: True)
+  before = lambda name: draws[f"{name}_turn"] < draws["hue_turn"]
+  planes = _round_of_blends(draws, planes, factors, before)
+  shift = (2 * draws["hue"] - 1) * strengths["hue"]
+  planes = adjust_hue(planes, shift)
+  return _round_of_blends(draws, planes, factors, lambda name: ~before(name))
+
+
+def _factor(draw: jax.Array, strength: float) -> jax.Array:
+  low, high = max(0.0, 1.0 - strength), 1.0 + strength
+  return low + (high - low) * draw
+
+
+def _round_of_blends(
+  draws: _Draws,
+  planes: jax.Array,
+  factors: dict[str, jax.Array],
+  takes_part: Callable[[str], jax.Array | bool],
+) -> jax.Array:
+  """Makes the blends that take part, in the order of their turns.
+
+  Args:
+    draws: Random numbers by name.
+    planes: float32 [C, B, H, W].
+    factors: Weight of the image by name of the blend, each [B].
+    takes_part: Name of a blend -> whether each example makes it now, [B].
+  """
+  if not factors:
+    return planes
+  turns = {name: _rank(draws, name, factors) for name in factors}
+
+  def blend(planes: jax.Array, turn: jax.Array) -> tuple[jax.Array, None]:
+    now = {n: (turns[n] == turn) & takes_part(n) for n in factors}
+    factor = sum(jnp.where(now[n], factors[n] - 1, 0.0) for n in factors) + 1
+    return _blend(
+      planes, factor, now.get("contrast"), now.get("saturation")
+    ), None
+
+  # A loop, so that each blend is computed once: unrolled, XLA's CPU backend
+  # fuses every blend into all later ones and computes it again for each.
+  return jax.lax.scan(blend, planes, jnp.arange(len(factors)))[0]
+
+
+def _rank(draws: _Draws, name: str, names: Iterable[str]) -> jax.Array:
+  """How many of the others come before `name`; ties go by position."""
+  names = list(names)
+  mine, before = draws[f"{name}_turn"], names.index(name)
+  return sum(
+    (draws[f"{other}_turn"] < mine)
+    | ((draws[f"{other}_turn"] == mine) & (i < before))
+    for i, other in enumerate(names)
+  ).astype(jnp.int32)
+
+
+def _blend(
+  planes: jax.Array,
+  factor: jax.Array,
+  with_mean: jax.Array | None = None,
+  with_gray: jax.Array | None = None,
+) -> jax.Array:
+  """clip(factor x + (1 - factor) base, 0, 1); the base is black by default."""
+  base = 0.0
+  if with_mean is not None or with_gray is not None:
+    gray = luminance(planes)  # [B, H, W]
+  if with_gray is not None:
+    base = jnp.where(_per_example(with_gray), gray, base)
+  if with_mean is not None:
+    mean = gray.mean(axis=(1, 2), keepdims=True)
+    base = jnp.where(_per_example(with_mean), mean, base)
+  factor = _per_example(factor)
+  return jnp.clip(factor * planes + (1 - factor) * base, 0.0, 1.0)
+
+
+def luminance(planes: jax.Array) -> jax.Array:
+  """PIL's L of three channels, the plain mean of any other number.
+
+  Args:
+    planes: [C, ...].
+
+  Returns:
+    [...].
+  """
+  if planes.shape[0] != 3:
+    return sum(planes) / planes.shape[0]
+  return sum(w * p for w, p in zip(_LUMINANCE, planes, strict=True))
+
+
+def adjust_brightness(planes: jax.Array, factor: jax.Array) -> jax.Array:
+  """Blends planes [C, B, H, W] with black; `factor` [B] is their weight."""
+  return _blend(planes, factor)
+
+
+def adjust_contrast(planes: jax.Array, factor: jax.Array) -> jax.Array:
+  """Blends with the mean luminance of the whole image."""
+  return _blend(planes, factor, with_mean=jnp.ones_like(factor, bool))
+
+
+def adjust_saturation(planes: jax.Array, factor: jax.Array) -> jax.Array:
+  """Blends with the gray image."""
+  return _blend(planes, factor, with_gray=jnp.ones_like(factor, bool))
+
+
+def adjust_hue(planes: jax.Array, shift: jax.Array) -> jax.Array:
+  """Turns the hue of HSV, leaving value and saturation.
+
+  Args:
+    planes: float32 [3, B, H, W] in [0, 1].
+    shift: float32 [B]; 1 is the whole circle.
+  """
+  red, green, blue = planes
+  # Not planes.max(axis=0): XLA's CPU backend does not vectorize a reduction of
+  # three elements, which made the hue ten times as dear.
+  value = jnp.maximum(jnp.maximum(red, green), blue)
+  chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
+  divisor = jnp.where(chroma > 0, chroma, 1.0)
+  sixths = jnp.where(
+    value == red,
+    (green - blue) / divisor,
+    jnp.where(
+      value == green,
+      2 + (blue - red) / divisor,
+      4 + (red - green) / divisor,
+    ),
+  )
+  sixths = sixths + 6 * _per_example(shift)
+
+  def channel(offset: int) -> jax.Array:
+    # A channel holds `value` for two sixths of the circle, falls for one,
+    # stays at value - chroma for two, and rises for one.
+    k = sixths + offset
+    k = k - 6 * jnp.floor(k / 6)
+    return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0.0, 1.0)
+
+  return jnp.stack([channel(5), channel(3), channel(1)])
+
+
+# --- The other operations -----------------------------------------------------
+
+
+def _permute_channels(draws: _Draws, planes: jax.Array) -> jax.Array:
+  """A uniformly random order of the channels of each example."""
+  order = jnp.argsort(draws["permutation"], axis=-1)  # [B, C]
+  channels = planes.shape[0]
+  take = jax.nn.one_hot(order, channels, dtype=planes.dtype)  # [B, out, in]
+  return jnp.stack(
+    [
+      sum(_per_example(take[:, o, i]) * planes[i] for i in range(channels))
+      for o in range(channels)
+    ]
+  )
+
+
+def _gray(draws: _Draws, planes: jax.Array) -> jax.Array:
+  del draws
+  return jnp.broadcast_to(luminance(planes), planes.shape)
+
+
+def adjust_solarize(planes: jax.Array, threshold: float) -> jax.Array:
+  """Inverts what is at or above the threshold."""
+  return jnp.where(planes >= threshold, 1 - planes, planes)
+
+
+def blur_kernel_size(size: int) -> int:
+  """Returns the odd number next to a tenth of the image: 23 at 224 pixels."""
+  return size // 10 // 2 * 2 + 1
+
+
+def _random_blur(
+  draws: _Draws, planes: jax.Array, *, limits: Sequence[float]
+) -> jax.Array:
+  low, high = limits
+  return gaussian_blur(planes, low + (high - low) * draws["blur_sigma"])
+
+
+def gaussian_blur(planes: jax.Array, sigma: jax.Array) -> jax.Array:
+  """Convolves each example with a Gaussian, reflecting at the edges.
+
+  Args:
+    planes: float32 [C, B, H, W].
+    sigma: float32 [B], in pixels.
+  """
+  radius = blur_kernel_size(planes.shape[-1]) // 2
+  distance = jnp.arange(radius + 1, dtype=jnp.float32)
+  weights = jnp.exp(-0.5 * (distance / sigma[:, None]) ** 2)
+  weights = weights / (2 * weights.sum(-1, keepdims=True) - weights[:, :1])
+  weights = [_per_example(weights[:, k]) for k in range(radius + 1)]
+
+  def blur(plane: jax.Array) -> jax.Array:
+    return _convolve(_convolve(plane, weights, axis=1), weights, axis=2)
+
+  # A loop over channels, so that what came before is computed once and not for
+  # every tap (XLA's CPU backend would fuse it).
+  return jax.lax.map(blur, planes)
+
+
+def _convolve(
+  plane: jax.Array, weights: list[jax.Array], axis: int
+) -> jax.Array:
+  """One axis, with a symmetric kernel given from its centre outwards."""
+  radius, length = len(weights) - 1, plane.shape[axis]
+  padding = [(0, 0)] * plane.ndim
+  padding[axis] = (radius, radius)
+  # The barrier keeps XLA from computing the reflection anew for every tap.
+  padded = jax.lax.optimization_barrier(jnp.pad(plane, padding, mode="reflect"))
+  at = lambda shift: jax.lax.slice_in_dim(
+    padded, radius + shift, radius + shift + length, axis=axis
+  )
+  taps = [w * (at(-k) + at(k)) for k, w in enumerate(weights[1:], 1)]
+  return weights[0] * at(0) + sum(taps)
