@@ -1,0 +1,235 @@
+"""Random-resized-crop and centre crop: where to cut, and how to resample.
+
+The boxes follow torchvision's definitions. They are computed from uniform
+numbers that the caller supplies, so that they are functions of their keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+TRIES = 10  # torchvision's, before it falls back to a centre crop.
+NUM_UNIFORMS = 2 * TRIES + 3  # Area and aspect of each try; top, left, flip.
+
+
+class Crop(NamedTuple):
+  """What the host does for one view.
+
+  Attributes:
+    size: Height and width of the result.
+    scale: Smallest and largest area of the box, as shares of the image's.
+    ratio: Smallest and largest width / height of the box.
+    flip_prob: Probability of a horizontal flip.
+  """
+
+  size: int
+  scale: tuple[float, float]
+  ratio: tuple[float, float]
+  flip_prob: float
+
+
+class Box(NamedTuple):
+  """Boxes in pixels: float32 tensors of one shape; flip is bool."""
+
+  top: tf.Tensor
+  left: tf.Tensor
+  height: tf.Tensor
+  width: tf.Tensor
+  flip: tf.Tensor
+
+
+def random_boxes(
+  uniforms: tf.Tensor,
+  height: tf.Tensor,
+  width: tf.Tensor,
+  view_list: Sequence[Crop],
+) -> Box:
+  """Returns torchvision's random-resized-crop boxes, in whole pixels.
+
+  All views at once: starting an operation costs more than these do.
+
+  Args:
+    uniforms: float32 [..., V, NUM_UNIFORMS] in [0, 1).
+    height: Height of each image, float32 [...].
+    width: Width of each image, likewise.
+    view_list: The limits of V views.
+
+  Returns:
+    Boxes [..., V].
+  """
+  scale = _column(crop.scale for crop in view_list)  # two of [V, 1]
+  ratio = _column(crop.ratio for crop in view_list)
+  height = height[..., tf.newaxis, tf.newaxis]
+  width = width[..., tf.newaxis, tf.newaxis]
+  area = uniforms[..., :TRIES] * (scale[1] - scale[0]) + scale[0]
+  area = area * height * width
+  low, high = np.log(ratio)
+  ratios = tf.exp(uniforms[..., TRIES : 2 * TRIES] * (high - low) + low)
+  box_width = tf.round(tf.sqrt(area * ratios))  # [..., V, TRIES]
+  box_height = tf.round(tf.sqrt(area / ratios))
+  fits = (box_width > 0) & (box_width <= width)
+  fits = fits & (box_height > 0) & (box_height <= height)
+
+  # The first try that fits; argmax returns the first of equal values.
+  first = tf.argmax(tf.cast(fits, tf.int8), axis=-1, output_type=tf.int32)
+  at_first = tf.one_hot(first, TRIES)
+  box_width = tf.reduce_sum(box_width * at_first, axis=-1)
+  box_height = tf.reduce_sum(box_height * at_first, axis=-1)
+  height, width = height[..., 0], width[..., 0]  # [..., 1]
+  place = tf.unstack(uniforms[..., 2 * TRIES :], axis=-1)  # 3 of [..., V]
+  top = _random_offset(place[0], height - box_height)
+  left = _random_offset(place[1], width - box_width)
+
+  found = tf.reduce_any(fits, axis=-1)
+  centre = _fallback_boxes(height, width, ratio[..., 0])
+  chosen = [
+    tf.where(found, a, b)
+    for a, b in zip((top, left, box_height, box_width), centre, strict=True)
+  ]
+  flip_prob = np.array([crop.flip_prob for crop in view_list], np.float32)
+  return Box(*chosen, flip=place[2] < flip_prob)
+
+
+def _column(limits: Iterable[tuple[float, float]]) -> np.ndarray:
+  """Lower and upper limits of V views: float32 [2, V, 1]."""
+  return np.array(list(limits), np.float32).T[..., np.newaxis]
+
+
+def _random_offset(uniform: tf.Tensor, room: tf.Tensor) -> tf.Tensor:
+  """A whole number in [0, room]; the minimum guards against rounding up."""
+  return tf.minimum(tf.floor(uniform * (room + 1)), room)
+
+
+def _fallback_boxes(
+  height: tf.Tensor, width: tf.Tensor, ratio: np.ndarray
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+  """The largest centred boxes whose aspect is allowed: top, left, h, w."""
+  box_width = tf.minimum(width, tf.round(height * ratio[1]))
+  box_height = tf.minimum(height, tf.round(width / ratio[0]))
+  top = tf.floor((height - box_height) / 2)
+  left = tf.floor((width - box_width) / 2)
+  return top, left, box_height, box_width
+
+
+def centre_box(
+  height: tf.Tensor, width: tf.Tensor, resize: int, crop: int
+) -> Box:
+  """Returns the box that "resize the shorter side, crop the centre" sees.
+
+  In pixels of the image as it is, so that one resampling does both; its edges
+  are fractions of a pixel.
+  """
+  shorter = tf.minimum(height, width)
+  resized_height = tf.floor(resize * height / shorter)
+  resized_width = tf.floor(resize * width / shorter)
+  top = tf.round((resized_height - crop) / 2)
+  left = tf.round((resized_width - crop) / 2)
+  scale_y, scale_x = height / resized_height, width / resized_width
+  return Box(
+    top * scale_y,
+    left * scale_x,
+    crop * scale_y,
+    crop * scale_x,
+    tf.zeros_like(top, tf.bool),
+  )
+
+
+def _bicubic(x: tf.Tensor) -> tf.Tensor:
+  """Keys' cubic convolution kernel with a = -0.5, as PIL has it."""
+  x = tf.abs(x)
+  near = (1.5 * x - 2.5) * x * x + 1
+  far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+  return tf.where(x < 1, near, tf.where(x < 2, far, 0.0))
+
+
+def _bilinear(x: tf.Tensor) -> tf.Tensor:
+  return tf.nn.relu(1 - tf.abs(x))
+
+
+KERNELS = {"bicubic": _bicubic, "bilinear": _bilinear}
+
+
+def resample_weights(
+  start: tf.Tensor,
+  length: tf.Tensor,
+  *,
+  in_size: int,
+  out_size: int,
+  kernel: str,
+  clip_to_box: bool,
+) -> tf.Tensor:
+  """Returns the weight of each input pixel in each output pixel, for one axis.
+
+  Antialiased: the kernel widens with the scale when it shrinks. These are
+  PIL's weights.
+
+  Args:
+    start: float32 [N], where each box begins.
+    length: float32 [N], how long it is.
+    in_size: Pixels of the image.
+    out_size: Pixels of the result.
+    kernel: "bicubic" or "bilinear".
+    clip_to_box: Whether pixels outside of the box are invisible, as if the box
+      were cut out before it is resized.
+
+  Returns:
+    float32 [N, out_size, in_size]; rows sum to 1.
+  """
+  start, length = start[:, None, None], length[:, None, None]
+  scale = length / out_size
+  out = tf.range(out_size, dtype=tf.float32)[None, :, None]
+  pixels = tf.range(in_size, dtype=tf.float32)[None, None, :]
+  centres = start + (out + 0.5) * scale
+  distance = (pixels + 0.5 - centres) / tf.maximum(scale, 1.0)
+  weights = KERNELS[kernel](distance)
+  if clip_to_box:
+    inside = (pixels >= start) & (pixels < start + length)
+    weights = tf.where(inside, weights, 0.0)
+  return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
+
+
+def resample(
+  images: tf.Tensor,
+  box: Box,
+  *,
+  size: int,
+  kernel: str,
+  clip_to_box: bool,
+) -> tf.Tensor:
+  """Cuts and resizes a batch of images of one size.
+
+  Two matrix products per image: for small images this is much faster than one
+  image at a time.
+
+  Args:
+    images: float32 [N, height, width, channels].
+    box: One box for each image.
+    size: Height and width of the result.
+    kernel: "bicubic" or "bilinear".
+    clip_to_box: See `resample_weights`.
+
+  Returns:
+    uint8 [N, size, size, channels].
+  """
+  height, width, channels = images.shape[1:]
+  settings = {"out_size": size, "kernel": kernel, "clip_to_box": clip_to_box}
+  rows = resample_weights(box.top, box.height, in_size=height, **settings)
+  columns = resample_weights(box.left, box.width, in_size=width, **settings)
+  columns = tf.where(
+    box.flip[:, None, None], tf.reverse(columns, axis=[1]), columns
+  )
+  out = tf.matmul(rows, tf.reshape(images, [-1, height, width * channels]))
+  out = tf.reshape(out, [-1, size, width, channels])
+  out = tf.transpose(out, [0, 2, 1, 3])
+  out = tf.matmul(columns, tf.reshape(out, [-1, width, size * channels]))
+  out = tf.reshape(out, [-1, size, size, channels])
+  return to_uint8(tf.transpose(out, [0, 2, 1, 3]))
+
+
+def to_uint8(images: tf.Tensor) -> tf.Tensor:
+  """Rounds and clips to what a pixel can hold."""
+  return tf.cast(tf.clip_by_value(tf.round(images), 0, 255), tf.uint8)

@@ -1,0 +1,174 @@
+"""Coloured, textured shapes drawn from independent factors.
+
+Six shapes in four textures; the colours of shape and background, position, size
+and rotation are random. The label is shape x texture (24 classes). Colour fills
+the pixels and says nothing about the label, so raw pixels and random features
+are near chance: what an encoder scores here, it has learned.
+
+Image i of a split is the same in every run and for any number of images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from imsvd_jax.data import source as source_lib
+from imsvd_jax.data import stateless
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+TEXTURES = ("solid", "stripes", "checks", "dots")
+FACTORS = (
+  "shape",
+  "texture",
+  "foreground_red",
+  "foreground_green",
+  "foreground_blue",
+  "background_red",
+  "background_green",
+  "background_blue",
+  "x",
+  "y",
+  "size",
+  "rotation",
+)
+_SUPERSAMPLING = 3  # Samples per pixel along each side.
+_CHUNK_SAMPLES = 1 << 21  # Samples drawn at once, to stay in the cache.
+
+
+def make(settings: Any, split: str) -> source_lib.Source:
+  """Returns `data.num_examples` drawings; a quarter as many for evaluation."""
+  num_examples = source_lib.require_num_examples(settings)
+  if split != settings.train_split:
+    num_examples = max(1, num_examples // 4)
+  factors = draw_factors(num_examples, source_lib.split_number(split))
+  size, channels = settings.image_size, settings.channels
+
+  def fetch(index: tf.Tensor) -> tf.Tensor:
+    image = tf.numpy_function(
+      lambda i: render(factors[i : i + 1], size, channels)[0],
+      [index],
+      tf.uint8,
+      stateful=False,
+    )
+    return tf.ensure_shape(image, [size, size, channels])
+
+  images = None
+  if num_examples * size * size * channels <= source_lib.MAX_BYTES_IN_MEMORY:
+    images = render(factors, size, channels)
+  return source_lib.Source(
+    name="shapes",
+    num_examples=num_examples,
+    num_classes=len(SHAPES) * len(TEXTURES),
+    label_names=tuple(f"{s}/{t}" for s in SHAPES for t in TEXTURES),
+    channels=channels,
+    interpolation=settings.interpolation,
+    on_bad_image=settings.on_bad_image,
+    images=images,
+    fetch=fetch,
+    labels=(factors[:, 0] * len(TEXTURES) + factors[:, 1]).astype(np.int32),
+    factors=factors,
+    factor_names=FACTORS,
+  )
+
+
+def draw_factors(num_examples: int, seed: int) -> np.ndarray:
+  """Returns float32 [num_examples, len(FACTORS)], one row per image.
+
+  Shape and texture are class numbers, colours are in [0, 1], x, y and size are
+  shares of the image's side, rotation is in radians.
+  """
+  keys = stateless.fold_in(
+    stateless.key(seed), tf.range(num_examples, dtype=tf.int64)
+  )
+  factors = stateless.uniform(keys, len(FACTORS)).numpy()
+  factors[:, 0] = np.floor(factors[:, 0] * len(SHAPES))
+  factors[:, 1] = np.floor(factors[:, 1] * len(TEXTURES))
+  factors[:, 8:10] = 0.4 + 0.2 * factors[:, 8:10]
+  factors[:, 10] = 0.33 + 0.1 * factors[:, 10]
+  factors[:, 11] *= 2 * np.pi
+  return factors
+
+
+def render(factors: np.ndarray, size: int, channels: int) -> np.ndarray:
+  """Draws uint8 [n, size, size, channels] from `factors` [n, len(FACTORS)]."""
+  chunk = max(1, _CHUNK_SAMPLES // (size * _SUPERSAMPLING) ** 2)
+  parts = [
+    _render_chunk(factors[start : start + chunk], size, channels)
+    for start in range(0, len(factors), chunk)
+  ]
+  return np.concatenate(parts)
+
+
+def _render_chunk(factors: np.ndarray, size: int, channels: int) -> np.ndarray:
+  samples = size * _SUPERSAMPLING
+  grid = (np.arange(samples, dtype=np.float32) + 0.5) / samples
+  column = lambda name: factors[:, FACTORS.index(name), None, None]
+  # Coordinates in the shape's own frame, where its radius is 1.
+  dx = (grid[None, None, :] - column("x")) / column("size")
+  dy = (grid[None, :, None] - column("y")) / column("size")
+  cos, sin = np.cos(column("rotation")), np.sin(column("rotation"))
+  x, y = cos * dx + sin * dy, cos * dy - sin * dx  # [n, samples, samples]
+
+  covered = np.empty(x.shape, bool)
+  for value, inside in enumerate(_INSIDE):
+    rows = factors[:, 0] == value
+    covered[rows] = inside(x[rows], y[rows])
+  for value, painted in enumerate(_PAINTED):
+    rows = factors[:, 1] == value
+    covered[rows] &= painted(x[rows], y[rows])
+
+  # The mean over a pixel's samples is its coverage: antialiased edges.
+  coverage = covered.reshape(
+    len(factors), size, _SUPERSAMPLING, size, _SUPERSAMPLING
+  ).mean(axis=(2, 4), dtype=np.float32)[..., None]
+  foreground = _channels(factors[:, 2:5], channels)
+  background = _channels(factors[:, 5:8], channels)
+  image = coverage * foreground + (1 - coverage) * background
+  return np.round(image * 255).astype(np.uint8)
+
+
+def _channels(colour: np.ndarray, channels: int) -> np.ndarray:
+  """[n, 3] -> [n, 1, 1, channels]: the three colours over and over."""
+  return colour[:, np.arange(channels) % 3][:, None, None, :]
+
+
+# Each takes coordinates in the shape's frame and tells which points are inside.
+
+
+def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Five points: the radius falls linearly with the angle from each tip."""
+  angle = np.arctan2(x, -y) * (5 / (2 * np.pi))
+  from_tip = 2 * np.abs(angle - np.round(angle))  # 0 at a tip, 1 between.
+  return x * x + y * y < (1.1 - 0.7 * from_tip) ** 2
+
+
+def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  return (y < 0.6) & (np.abs(x) * np.sqrt(3) < y + 1.2)
+
+
+def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  x, y = np.abs(x), np.abs(y)
+  return (np.minimum(x, y) < 0.33) & (np.maximum(x, y) < 1.0)
+
+
+_INSIDE: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
+  lambda x, y: x * x + y * y < 0.95**2,
+  lambda x, y: np.maximum(np.abs(x), np.abs(y)) < 0.85,
+  _triangle,
+  _star,
+  _cross,
+  lambda x, y: np.abs(x * x + y * y - 0.68) < 0.32,
+)
+
+_PAINTED: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
+  lambda x, y: np.ones(x.shape, bool),
+  lambda x, y: np.mod(y, 0.7) < 0.35,
+  lambda x, y: (np.mod(x, 0.9) < 0.45) ^ (np.mod(y, 0.9) < 0.45),
+  lambda x, y: (
+    (np.mod(x, 0.7) - 0.35) ** 2 + (np.mod(y, 0.7) - 0.35) ** 2 > 0.22**2
+  ),
+)

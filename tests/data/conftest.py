@@ -1,0 +1,46 @@
+"""Images on disk, made once for all data tests."""
+
+from __future__ import annotations
+
+import pathlib
+
+import helpers
+import pytest
+import tensorflow_datasets as tfds
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory) -> pathlib.Path:
+  """Forty JPEGs in two class folders."""
+  root = tmp_path_factory.mktemp("photos")
+  for number in range(40):
+    folder = root / ("even", "odd")[number % 2]
+    folder.mkdir(exist_ok=True)
+    image = helpers.photograph(number, 48 + number % 5, 40 + number % 7)
+    (folder / f"{number:02}.jpg").write_bytes(helpers.encode(image))
+  return root
+
+
+@pytest.fixture(scope="session")
+def bad_folder(tmp_path_factory, photo_folder) -> pathlib.Path:
+  """The same files, six of them replaced by six kinds of unreadable ones."""
+  root = tmp_path_factory.mktemp("bad")
+  files = sorted(photo_folder.rglob("*.jpg"))
+  bad = dict(zip((0, 3, 17, 18, 25, 39), helpers.bad_contents(), strict=True))
+  for number, file in enumerate(files):
+    target = root / file.relative_to(photo_folder)
+    target.parent.mkdir(exist_ok=True)
+    contents = file.read_bytes()
+    if number in bad:
+      contents = helpers.bad_contents()[bad[number]]
+    target.write_bytes(contents)
+  return root
+
+
+@pytest.fixture(scope="session")
+def tfds_dir(tmp_path_factory) -> pathlib.Path:
+  """A prepared `tiny_photos`: 40 records in 5 files, and 10 for testing."""
+  root = tmp_path_factory.mktemp("tfds")
+  config = tfds.download.DownloadConfig(num_shards=5)
+  helpers.TinyPhotos(data_dir=root).download_and_prepare(download_config=config)
+  return root

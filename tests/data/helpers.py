@@ -1,0 +1,121 @@
+"""Settings, images on disk and a tiny TFDS data set for the data tests."""
+
+from __future__ import annotations
+
+import functools
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn import datasets
+
+
+def data_settings(name: str, **overrides) -> SimpleNamespace:
+  """config.data with small values."""
+  settings = {
+    "name": name,
+    "path": "",
+    "train_split": "train",
+    "eval_split": "test",
+    "num_examples": 0,
+    "image_size": 16,
+    "channels": 3,
+    "resize": 16,
+    "crop": 16,
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "interpolation": "bicubic",
+    "on_bad_image": "replace",
+  }
+  return SimpleNamespace(**(settings | overrides))
+
+
+def view(**overrides) -> SimpleNamespace:
+  """The host's part of one view's settings."""
+  settings = {
+    "size": 16,
+    "crop_scale": (0.2, 1.0),
+    "crop_ratio": (3 / 4, 4 / 3),
+    "flip_prob": 0.5,
+  }
+  return SimpleNamespace(**(settings | overrides))
+
+
+def views(num_local: int = 0, **overrides) -> SimpleNamespace:
+  """config.views: two global views, and local ones of half the size."""
+  globals_ = view(**overrides)
+  local = view(size=globals_.size // 2, crop_scale=(0.05, 0.4))
+  return SimpleNamespace(
+    view1=globals_, view2=globals_, local=local, num_local=num_local
+  )
+
+
+@functools.cache
+def _photographs() -> list[Image.Image]:
+  return [Image.fromarray(i) for i in datasets.load_sample_images().images]
+
+
+def photograph(index: int, width: int = 60, height: int = 45) -> Image.Image:
+  """A part of one of scikit-learn's two photographs, another for each index."""
+  left, top = 37 * index % 300, 23 * index % 150
+  box = (left, top, left + 340, top + 255)
+  photo = _photographs()[index % 2]
+  return photo.resize((width, height), Image.BICUBIC, box=box)
+
+
+def pale(image: Image.Image) -> Image.Image:
+  """The same image without dark and light levels.
+
+  PIL clips to whole levels between the two passes of a bicubic resize, which
+  shows where an edge overshoots the range.
+  """
+  return image.point(lambda level: 64 + level // 2)
+
+
+def encode(image: Image.Image, file_format: str = "JPEG", **options) -> bytes:
+  """The bytes of an image file."""
+  buffer = io.BytesIO()
+  image.save(buffer, file_format, **options)
+  return buffer.getvalue()
+
+
+def bad_contents() -> dict[str, bytes]:
+  """Six kinds of file that cannot be read as an image."""
+  jpeg = encode(photograph(1))
+  middle = len(jpeg) // 2
+  return {
+    "empty": b"",
+    "text": b"this is not an image at all",
+    "truncated": jpeg[:middle],
+    "header_only": jpeg[:20],
+    "garbage": np.random.default_rng(0).bytes(500),
+    "corrupt_png": encode(photograph(2), "PNG")[:200],
+  }
+
+
+class TinyPhotos(tfds.core.GeneratorBasedBuilder):
+  """Forty real JPEGs in four classes, in several files."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _info(self):
+    features = tfds.features.FeaturesDict(
+      {
+        "image": tfds.features.Image(encoding_format="jpeg"),
+        "label": tfds.features.ClassLabel(names=["a", "b", "c", "d"]),
+      }
+    )
+    return tfds.core.DatasetInfo(builder=self, features=features)
+
+  def _split_generators(self, dl_manager):
+    return {"train": self._examples(40), "test": self._examples(10)}
+
+  def _generate_examples(self):
+    raise NotImplementedError
+
+  def _examples(self, count):
+    for i in range(count):
+      image = np.asarray(photograph(i, 48 + i % 5, 40 + i % 7))
+      yield i, {"image": image, "label": i % 4}

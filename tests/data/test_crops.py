@@ -1,0 +1,195 @@
+"""Where crops fall, and how they are resampled."""
+
+from __future__ import annotations
+
+import math
+
+import helpers
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from imsvd_jax.data import crops
+
+CROP = crops.Crop(224, (0.08, 1.0), (3 / 4, 4 / 3), 0.5)
+
+
+def sample_boxes(count, height, width, crop=CROP, seed=0):
+  rng = np.random.default_rng(seed)
+  uniforms = rng.random((count, crops.NUM_UNIFORMS), np.float32)
+  box = crops.random_boxes(
+    tf.constant(uniforms)[:, None],
+    tf.fill([count], float(height)),
+    tf.fill([count], float(width)),
+    [crop],
+  )
+  return np.stack([side.numpy()[:, 0] for side in box]).astype(np.float64)
+
+
+def reference_box(rng, height, width, crop=CROP):
+  """Random-resized-crop from its definition: draw until a box fits."""
+  for _ in range(10):
+    area = height * width * rng.uniform(*crop.scale)
+    ratio = math.exp(rng.uniform(*np.log(crop.ratio)))
+    w = round(math.sqrt(area * ratio))
+    h = round(math.sqrt(area / ratio))
+    if 0 < w <= width and 0 < h <= height:
+      top = rng.integers(0, height - h + 1)
+      return top, rng.integers(0, width - w + 1), h, w
+  low, high = crop.ratio
+  w = min(width, round(height * high))
+  h = min(height, round(width / low))
+  return (height - h) // 2, (width - w) // 2, h, w
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (60, 40)])
+def test_distribution_of_boxes(height, width):
+  """Area, aspect and position against the definition (Kolmogorov-Smirnov)."""
+  count = 6000
+  rng = np.random.default_rng(1)
+  expected = np.array([reference_box(rng, height, width) for _ in range(count)])
+  found = sample_boxes(count, height, width)
+  assert (found[:2] >= 0).all()
+  assert (found[0] + found[2] <= height).all()
+  assert (found[1] + found[3] <= width).all()
+
+  def statistics(top, left, h, w):
+    return {
+      "area": h * w,
+      "aspect": w / h,
+      "top": top,
+      "left": left,
+      "y": top + h / 2,
+      "x": left + w / 2,
+    }
+
+  expected = statistics(*expected.T.astype(np.float64))
+  for name, values in statistics(*found[:4]).items():
+    together = np.sort(np.concatenate([values, expected[name]]))
+    share = lambda sample, at=together: (
+      np.searchsorted(np.sort(sample), at, side="right") / count
+    )
+    distance = np.abs(share(values) - share(expected[name])).max()
+    assert distance < 1.95 * math.sqrt(2 / count), name  # p = 0.001
+  assert abs(found[4].mean() - 0.5) < 0.03
+
+
+@pytest.mark.parametrize(
+  ("height", "width", "box"),
+  [
+    (10, 1000, (0, 493, 10, 13)),  # Too wide: 13 = round(10 * 4 / 3).
+    (1000, 10, (493, 0, 13, 10)),
+  ],
+)
+def test_no_box_fits(height, width, box):
+  """The largest allowed box in the centre."""
+  found = sample_boxes(50, height, width)
+  np.testing.assert_array_equal(found[:4].T, np.tile(box, (50, 1)))
+
+
+def test_views_have_their_own_limits():
+  """Boxes of several views at once are those of each alone."""
+  local = crops.Crop(96, (0.05, 0.2), (1.0, 1.0), 1.0)
+  uniforms = np.random.default_rng(0).random(
+    (50, 2, crops.NUM_UNIFORMS), np.float32
+  )
+  sides = tf.fill([50], 375.0), tf.fill([50], 500.0)
+  both = crops.random_boxes(tf.constant(uniforms), *sides, [CROP, local])
+  for number, crop in enumerate((CROP, local)):
+    alone = crops.random_boxes(
+      tf.constant(uniforms[:, number : number + 1]), *sides, [crop]
+    )
+    for a, b in zip(both, alone, strict=True):
+      np.testing.assert_array_equal(a[:, number], b[:, 0])
+  np.testing.assert_array_equal(both.height[:, 1], both.width[:, 1])
+  area = both.height[:, 1] * both.width[:, 1] / (375 * 500)
+  assert area.numpy().min() > 0.045
+  assert area.numpy().max() < 0.21
+  assert both.flip.numpy()[:, 1].all()
+
+
+def test_whole_image():
+  crop = crops.Crop(16, (1.0, 1.0), (1.0, 1.0), 0.0)
+  found = sample_boxes(50, 20, 20, crop)
+  np.testing.assert_array_equal(found.T, np.tile((0, 0, 20, 20, 0), (50, 1)))
+
+
+def batch_of_boxes(values, flip):
+  sides = [tf.constant(side, tf.float32) for side in zip(*values, strict=True)]
+  return crops.Box(*sides, flip=tf.constant(flip))
+
+
+@pytest.mark.parametrize("kernel", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [12, 24, 40])
+def test_resample_equals_pil(kernel, size):
+  """Cut, then resize with PIL: larger, smaller, and with flips."""
+  boxes = [(0, 0, 24, 32), (3, 5, 20, 9), (10, 30, 1, 2), (4, 0, 17, 31)]
+  flip = [False, True, False, True]
+  photographs = [helpers.photograph(i, 32, 24) for i in range(4)]
+  images = np.stack([helpers.pale(photo) for photo in photographs])
+  out = crops.resample(
+    tf.constant(images, tf.float32),
+    batch_of_boxes(boxes, flip),
+    size=size,
+    kernel=kernel,
+    clip_to_box=True,
+  )
+  assert out.dtype == tf.uint8
+  method = {"bicubic": Image.BICUBIC, "bilinear": Image.BILINEAR}[kernel]
+  for i, (top, left, height, width) in enumerate(boxes):
+    part = Image.fromarray(images[i]).crop(
+      (left, top, left + width, top + height)
+    )
+    expected = np.asarray(part.resize((size, size), method), np.int32)
+    if flip[i]:
+      expected = expected[:, ::-1]
+    # PIL rounds to whole levels between its two passes.
+    assert np.abs(out[i].numpy().astype(np.int32) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+  ("height", "width", "resize", "crop"),
+  [(24, 32, 20, 16), (32, 24, 20, 20), (24, 24, 28, 24), (33, 47, 16, 16)],
+)
+def test_centre_equals_resize_then_crop(height, width, resize, crop):
+  image = helpers.pale(helpers.photograph(0, width, height))
+  box = crops.centre_box(
+    tf.constant([float(height)]), tf.constant([float(width)]), resize, crop
+  )
+  out = crops.resample(
+    tf.constant(np.asarray(image)[None], tf.float32),
+    box,
+    size=crop,
+    kernel="bicubic",
+    clip_to_box=False,
+  )[0]
+  # The shorter side exactly, the longer rounded down; centre rounded to even.
+  shorter = min(height, width)
+  h, w = resize * height // shorter, resize * width // shorter
+  top, left = round((h - crop) / 2), round((w - crop) / 2)
+  expected = image.resize((w, h), Image.BICUBIC)
+  expected = expected.crop((left, top, left + crop, top + crop))
+  difference = out.numpy().astype(np.int32) - np.asarray(expected, np.int32)
+  assert np.abs(difference).max() <= 1
+
+
+def test_graph_equals_eager():
+  images = np.stack([helpers.photograph(i, 32, 24) for i in range(4)])
+
+  def cut(seed):
+    uniforms = tf.random.stateless_uniform(
+      [4, 1, crops.NUM_UNIFORMS], tf.stack([seed, seed])
+    )
+    sides = tf.fill([4], 24.0), tf.fill([4], 32.0)
+    boxes = crops.random_boxes(uniforms, *sides, [CROP])
+    box = crops.Box(*(side[:, 0] for side in boxes))
+    pixels = tf.constant(images, tf.float32)
+    return crops.resample(
+      pixels, box, size=16, kernel="bicubic", clip_to_box=True
+    )
+
+  graph = next(tf.data.Dataset.range(2, 3).map(cut).as_numpy_iterator())
+  eager = cut(tf.constant(2, tf.int64)).numpy()
+  # One level: fused arithmetic may round the other way.
+  assert np.abs(graph.astype(np.int32) - eager).max() <= 1

@@ -1,0 +1,214 @@
+"""Image files of every kind, and views of single images against PIL."""
+
+from __future__ import annotations
+
+import helpers
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from imsvd_jax.data import crops, decode
+from imsvd_jax.data.source import Source
+
+WIDTH, HEIGHT = 30, 20
+
+
+def sixteen_bits() -> Image.Image:
+  levels = np.asarray(helpers.photograph(0, WIDTH, HEIGHT).convert("L"))
+  return Image.fromarray(levels.astype(np.uint16) * 257)
+
+
+# Name -> (mode or maker of the image, format, options, tolerance in levels).
+# JPEG decoders differ by a level or two in the colour conversion.
+FORMATS = {
+  "jpeg": ("RGB", "JPEG", {"quality": 95}, 3),
+  "progressive_jpeg": ("RGB", "JPEG", {"progressive": True}, 3),
+  "gray_jpeg": ("L", "JPEG", {}, 1),
+  "cmyk_jpeg": ("CMYK", "JPEG", {"quality": 95}, 6),
+  "png": ("RGB", "PNG", {}, 0),
+  "gray_png": ("L", "PNG", {}, 0),
+  "gray_alpha_png": ("LA", "PNG", {}, 0),
+  "alpha_png": ("RGBA", "PNG", {}, 0),
+  "palette_png": ("P", "PNG", {}, 0),
+  "one_bit_png": ("1", "PNG", {}, 0),
+  "sixteen_bit_png": (sixteen_bits, "PNG", {}, 0),
+  "bmp": ("RGB", "BMP", {}, 0),
+  "gray_bmp": ("L", "BMP", {}, 0),
+  "webp": ("RGB", "WEBP", {"lossless": True}, 0),
+  "gif": ("P", "GIF", {}, 0),
+}
+
+
+def encoded(name):
+  mode, file_format, options, _ = FORMATS[name]
+  if callable(mode):
+    image = mode()
+  else:
+    image = helpers.photograph(0, WIDTH, HEIGHT).convert(mode)
+  return helpers.encode(image, file_format, **options)
+
+
+def as_rgb(contents):
+  """What PIL makes of a file: alpha dropped."""
+  image = Image.open(helpers.io.BytesIO(contents))
+  if image.mode.startswith("I"):
+    return np.repeat(np.asarray(image)[..., None] // 257, 3, -1)
+  return np.asarray(image.convert("RGB"), np.int32)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_format_becomes_rgb(name):
+  contents = encoded(name)
+  pixels = decode.decode_pixels(tf.constant(contents), 3)
+  assert pixels.dtype == tf.uint8
+  expected = as_rgb(contents)
+  assert pixels.shape == expected.shape
+  assert np.abs(pixels.numpy() - expected).max() <= FORMATS[name][3]
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("name", ["jpeg", "gray_png", "alpha_png", "bmp"])
+def test_other_numbers_of_channels(name, channels):
+  contents = encoded(name)
+  pixels = decode.decode_pixels(tf.constant(contents), channels).numpy()
+  assert pixels.shape == (HEIGHT, WIDTH, channels)
+  expected = as_rgb(contents)
+  if channels == 4:
+    assert np.abs(pixels[..., :3] - expected).max() <= 3
+    assert (pixels[..., 3] == 255).all()
+  else:
+    luminance = expected @ [0.299, 0.587, 0.114]
+    # libpng's weights for red, green and blue are another standard's.
+    assert np.abs(pixels[..., 0] - luminance).mean() < 8
+
+
+def views_in_graph(source, contents, uniforms, view_list):
+  """Through tf.data, as in use."""
+  dataset = tf.data.Dataset.from_tensors(contents).map(
+    lambda record: tuple(
+      decode.train_views(source, record, uniforms, view_list)
+    )
+  )
+  groups = next(dataset.as_numpy_iterator())
+  return [view for group in groups for view in group]
+
+
+def pil_views(contents, uniforms, view_list, method=Image.BICUBIC):
+  """Decode everything, cut, resize with antialiasing."""
+  image = Image.open(helpers.io.BytesIO(contents)).convert("RGB")
+  views = []
+  sides = map(tf.constant, map(float, image.size[::-1]))
+  boxes = crops.random_boxes(tf.constant(uniforms), *sides, view_list)
+  boxes = zip(*(side.numpy() for side in boxes), strict=True)
+  for box, crop in zip(boxes, view_list, strict=True):
+    top, left, height, width, flip = map(int, box)
+    part = image.crop((left, top, left + width, top + height))
+    view = np.asarray(part.resize((crop.size, crop.size), method), np.int32)
+    views.append(view[:, ::-1] if flip else view)
+  return views
+
+
+def compare(image, file_format, view_list, source=None, **options):
+  """Mean and largest difference of each view from PIL's, over three draws."""
+  source = source or Source("test", 1)
+  contents = helpers.encode(image, file_format, **options)
+  differences = []
+  for seed in range(3):
+    rng = np.random.default_rng(seed)
+    uniforms = rng.random((len(view_list), crops.NUM_UNIFORMS), np.float32)
+    ours = views_in_graph(source, contents, uniforms, view_list)
+    method = {"bicubic": Image.BICUBIC, "bilinear": Image.BILINEAR}
+    theirs = pil_views(
+      contents, uniforms, view_list, method[source.interpolation]
+    )
+    for a, b in zip(ours, theirs, strict=True):
+      assert a.dtype == np.uint8
+      assert a.shape == b.shape
+      differences.append(np.abs(a - b))
+  return np.mean([d.mean() for d in differences]), max(
+    d.max() for d in differences
+  )
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_enlarged_views_equal_pil(interpolation):
+  source = Source("test", 1, interpolation=interpolation)
+  view_list = [crops.Crop(64, (0.2, 1.0), (0.75, 1.33), 0.5)] * 2
+  image = helpers.pale(helpers.photograph(0, 60, 45))
+  _, worst = compare(image, "PNG", view_list, source)
+  assert worst <= 1
+
+
+def test_views_of_a_photograph_are_close_to_pil():
+  """Shrinking by less than 2 is not antialiased, hence the tolerance."""
+  view_list = [crops.Crop(96, (0.2, 1.0), (0.75, 1.33), 0.5)] * 2
+  view_list += [crops.Crop(48, (0.05, 0.4), (0.75, 1.33), 0.5)]
+  image = helpers.photograph(1, 200, 150)
+  for options in ({"file_format": "PNG"}, {"file_format": "JPEG"}):
+    mean, _ = compare(image, view_list=view_list, **options)
+    assert mean < 3
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("side", [1600, 401])
+def test_large_images_are_decoded_or_averaged_down(file_format, side):
+  """Views of 48 pixels out of crops of up to 1600: halved once or more."""
+  view_list = [crops.Crop(48, (0.1, 1.0), (0.75, 1.33), 0.5)] * 2
+  image = helpers.photograph(1, side, side * 3 // 4)
+  mean, _ = compare(image, file_format, view_list)
+  assert mean < 5
+
+
+def test_partial_decoding_is_used(monkeypatch):
+  """A quarter of the pixels when every view shrinks by more than 2."""
+  sizes = []
+  cut = decode._cut
+
+  def spy(image, *arguments):
+    sizes.append(tuple(tf.shape(image).numpy()))
+    return cut(image, *arguments)
+
+  monkeypatch.setattr(decode, "_cut", spy)
+  contents = helpers.encode(helpers.photograph(0, 500, 375))
+  uniforms = tf.fill([1, crops.NUM_UNIFORMS], 0.5)
+  source = Source("test", 1)
+  for size, expected in ((375, (375, 375)), (150, (188, 188)), (40, (47, 47))):
+    crop = crops.Crop(size, (0.75, 0.75), (1.0, 1.0), 0.0)
+    decode.train_views(source, tf.constant(contents), uniforms, [crop])
+    assert sizes.pop()[:2] == expected
+
+
+def test_arrays_are_records_too():
+  """uint8 pixels with any number of channels."""
+  image = np.random.default_rng(0).integers(0, 256, (30, 40, 7), np.uint8)
+  source = Source("test", 1, channels=7)
+  crop = crops.Crop(16, (0.2, 1.0), (0.75, 1.33), 0.0)
+  uniforms = tf.fill([1, crops.NUM_UNIFORMS], 0.3)
+  (views,) = decode.train_views(source, tf.constant(image), uniforms, [crop])
+  assert views.shape == (1, 16, 16, 7)
+  out = decode.eval_view(source, tf.constant(image), 30, 30)
+  np.testing.assert_array_equal(out, image[:, 5:35])
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_evaluation_equals_pil(file_format):
+  """Antialiased: resize the shorter side to 36, crop 32."""
+  image = helpers.photograph(0, 120, 90)
+  contents = helpers.encode(image, file_format)
+  source = Source("test", 1)
+  dataset = tf.data.Dataset.from_tensors(contents).map(
+    lambda record: decode.eval_view(source, record, 36, 32)
+  )
+  out = next(dataset.as_numpy_iterator())
+  expected = Image.open(helpers.io.BytesIO(contents))
+  expected = expected.resize((48, 36), Image.BICUBIC).crop((8, 2, 40, 34))
+  difference = np.abs(out - np.asarray(expected, np.int32))
+  assert difference.max() <= (1 if file_format == "PNG" else 4)
+
+
+def test_evaluation_leaves_the_right_size_alone():
+  image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+  contents = helpers.encode(Image.fromarray(image), "PNG")
+  out = decode.eval_view(Source("test", 1), tf.constant(contents), 32, 32)
+  np.testing.assert_array_equal(out, image)

@@ -1,0 +1,425 @@
+"""What each source offers: digits, shapes, synthetic, folders and TFDS."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import helpers
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tf_datasets
+
+from imsvd_jax import data
+from imsvd_jax.data import pipeline, shapes, tfds
+from imsvd_jax.data import source as source_lib
+from imsvd_jax.errors import UserError
+
+
+def make(name, split="train", **overrides):
+  return data.make_source(helpers.data_settings(name, **overrides), split)
+
+
+def knn_accuracy(settings) -> float:
+  """Weighted k-NN of raw pixels: k = 20, T = 0.07, cosine similarity."""
+  sets = []
+  for split in ("train", "eval"):
+    batches = list(
+      pipeline.eval_batches(
+        data.make_source(settings, split),
+        batch_size=512,
+        resize=settings.resize,
+        crop=settings.crop,
+      )
+    )
+    take = lambda key, b=batches: np.concatenate([x[key][x["mask"]] for x in b])
+    pixels = take("image").reshape(len(take("label")), -1).astype(np.float32)
+    sets.append(
+      (pixels / np.linalg.norm(pixels, axis=1)[:, None], take("label"))
+    )
+  (bank, labels), (queries, truth) = sets
+  similarity = queries @ bank.T
+  nearest = np.argsort(-similarity, axis=1)[:, :20]
+  weights = np.exp(np.take_along_axis(similarity, nearest, 1) / 0.07)
+  votes = [(weights * (labels[nearest] == c)).sum(1) for c in set(labels)]
+  return float((np.argmax(votes, axis=0) == truth).mean())
+
+
+# --- Digits -------------------------------------------------------------------
+
+
+def test_digits():
+  train, test = make("digits"), make("digits", "eval")
+  assert (train.num_examples, test.num_examples) == (1437, 360)
+  assert train.images.shape == (1437, 16, 16, 3)
+  assert train.images.dtype == np.uint8
+  assert train.num_classes == 10
+  # Stratified: the share of each digit is the same in both.
+  shares = [np.bincount(s.labels) / s.num_examples for s in (train, test)]
+  np.testing.assert_allclose(*shares, atol=0.002)
+  assert make("digits", channels=1, image_size=20).images.shape == (
+    1437, 20, 20, 1,
+  )  # fmt: skip
+
+
+def test_digits_raw_pixels():
+  """The number that README's table starts with."""
+  assert knn_accuracy(helpers.data_settings("digits")) == 348 / 360
+
+
+# --- Shapes -------------------------------------------------------------------
+
+
+def test_shapes_do_not_depend_on_how_many_there_are():
+  few, many = (make("shapes", num_examples=n) for n in (20, 50))
+  np.testing.assert_array_equal(few.images, many.images[:20])
+  np.testing.assert_array_equal(few.factors, many.factors[:20])
+  evaluation = make("shapes", "eval", num_examples=50)
+  assert evaluation.num_examples == 12
+  assert (evaluation.images != many.images[:12]).any()
+
+
+def test_shapes_on_demand_equal_shapes_in_memory(monkeypatch):
+  in_memory = make("shapes", num_examples=20)
+  monkeypatch.setattr(source_lib, "MAX_BYTES_IN_MEMORY", 0)
+  on_demand = make("shapes", num_examples=20)
+  assert on_demand.images is None
+  drawn = tf.data.Dataset.range(20).map(on_demand.fetch)
+  np.testing.assert_array_equal(
+    list(drawn.as_numpy_iterator()), in_memory.images
+  )
+
+
+def test_shapes_labels_are_factors():
+  source = make("shapes", num_examples=3000)
+  column = lambda name: source.factors[:, source.factor_names.index(name)]
+  np.testing.assert_array_equal(
+    source.labels, column("shape") * 4 + column("texture")
+  )
+  assert source.num_classes == len(source.label_names) == 24
+  assert source.label_names[5] == "square/stripes"
+  counts = np.bincount(source.labels, minlength=24)
+  assert counts.min() > 80  # 125 expected, standard deviation 11
+  # Independent: no factor tells anything about another.
+  correlation = np.corrcoef(source.factors.T) - np.eye(len(source.factor_names))
+  assert np.abs(correlation).max() < 0.08
+
+
+def test_shapes_look_as_their_factors_say():
+  """Background in the corner, and more of the foreground when larger."""
+  source = make("shapes", num_examples=200, image_size=32)
+  background = source.factors[:, 5:8] * 255
+  np.testing.assert_allclose(source.images[:, 0, 0], background, atol=1)
+  solid = source.factors[:, 1] == 0
+  foreground = source.factors[solid, 2:5] * 255
+  # A solid shape's own colour is there, unmixed, except in a ring's hole.
+  pixels = source.images[solid].reshape(solid.sum(), -1, 3).astype(np.float32)
+  distance = np.abs(pixels - foreground[:, None]).max(-1).min(1)
+  assert distance.max() <= 1
+  # Antialiased: most shapes have pixels between their two colours.
+  levels = [
+    len(np.unique(image.reshape(-1, 3), axis=0)) for image in source.images
+  ]
+  assert np.median(levels) > 6
+
+
+@pytest.mark.parametrize("value", range(len(shapes.SHAPES)))
+def test_rotation_turns_shapes(value):
+  factors = shapes.draw_factors(1, 0)
+  names = shapes.FACTORS.index
+  factors[0, names("shape")] = value
+  factors[0, names("texture")] = 1
+  factors[0, [names("x"), names("y")]] = 0.5
+  turned = factors.copy()
+  turned[0, names("rotation")] += np.pi / 2
+  image, other = (shapes.render(f, 32, 3)[0] for f in (factors, turned))
+  difference = np.abs(np.rot90(image, -1).astype(int) - other)
+  assert difference.mean() < 3
+  assert np.abs(image.astype(int) - other).mean() > 3
+
+
+def test_shapes_raw_pixels_are_near_chance():
+  settings = helpers.data_settings(
+    "shapes", num_examples=4096, image_size=32, resize=32, crop=32
+  )
+  assert 0.08 < knn_accuracy(settings) < 0.16
+
+
+# --- Synthetic ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [16, 70])
+def test_synthetic_depends_on_the_index_only(size):
+  few, many = (
+    make("synthetic", num_examples=n, image_size=size, channels=5)
+    for n in (4, 9)
+  )
+  for index in (0, 3):
+    image = few.fetch(tf.constant(index, tf.int64)).numpy()
+    assert image.shape == (size, size, 5)
+    np.testing.assert_array_equal(
+      image, many.fetch(tf.constant(index, tf.int64))
+    )
+    if size == 16:
+      np.testing.assert_array_equal(image, many.images[index])
+  np.testing.assert_array_equal(few.labels, many.labels[:4])
+  other = make("synthetic", "eval", num_examples=4, image_size=size, channels=5)
+  assert (other.fetch(tf.constant(0, tf.int64)) != image).numpy().any()
+  assert abs(image.mean() - 127.5) < 5
+
+
+# --- Folders ------------------------------------------------------------------
+
+
+def write_images(root: pathlib.Path, *names: str) -> None:
+  for number, name in enumerate(names):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    file_format = {"jpg": "JPEG", "JPG": "JPEG"}.get(name[-3:], name[-3:])
+    image = helpers.photograph(number, 24, 20)
+    (root / name).write_bytes(helpers.encode(image, file_format))
+
+
+def described(source):
+  return [source.describe(i) for i in range(source.num_examples)]
+
+
+def test_folder_without_classes(tmp_path):
+  write_images(
+    tmp_path, "b.jpg", "deep/er/a.png", "deep/c.JPG", ".hidden.jpg", ".d/e.jpg"
+  )
+  (tmp_path / "notes.txt").write_text("not an image")
+  source = make("folder", path=str(tmp_path))
+  names = [os.path.relpath(path, tmp_path) for path in described(source)]
+  assert names == ["b.jpg", "deep/c.JPG", "deep/er/a.png"]
+  assert source.num_classes == 0
+  assert source.labels is None
+  assert make("folder", "eval", path=str(tmp_path)) is None
+  batch = next(pipeline.eval_batches(source, batch_size=3, resize=16, crop=16))
+  assert "label" not in batch
+
+
+def test_folder_with_classes(tmp_path):
+  write_images(tmp_path, "dog/1.jpg", "cat/2.jpg", "cat/more/3.jpg")
+  source = make("folder", path=str(tmp_path))
+  assert source.label_names == ("cat", "dog")
+  assert source.labels.tolist() == [0, 0, 1]
+  assert make("folder", "eval", path=str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("name", ["test", "val", "validation", "valid"])
+def test_folder_with_an_evaluation_part(tmp_path, name):
+  """With or without a folder for training; classes are numbered alike."""
+  evaluation = (f"{name}/dog/8.jpg", f"{name}/emu/9.jpg")
+  classes = ("cat/1.jpg", "dog/2.jpg", "emu/3.jpg")
+  for root, prefix in ((tmp_path / "a", ""), (tmp_path / "b", "train/")):
+    write_images(root, *evaluation, *(prefix + c for c in classes))
+    train = make("folder", path=str(root))
+    assert train.num_examples == 3
+    assert train.label_names == ("cat", "dog", "emu")
+    source = make("folder", "eval", path=str(root))
+    assert source.labels.tolist() == [1, 2]
+    assert source.label_names == train.label_names
+
+
+def test_folder_follows_links_but_not_in_circles(tmp_path):
+  write_images(tmp_path / "there", "x.jpg", "sub/y.jpg")
+  root = tmp_path / "root"
+  write_images(root, "a.jpg")
+  (root / "linked").symlink_to(tmp_path / "there")
+  (root / "file.jpg").symlink_to(tmp_path / "there" / "x.jpg")
+  (root / "circle").symlink_to(root)
+  (root / "broken.jpg").symlink_to(tmp_path / "nothing")
+  source = make("folder", path=str(root))
+  names = [os.path.relpath(path, root) for path in described(source)]
+  assert names == [
+    "a.jpg", "broken.jpg", "file.jpg", "linked/x.jpg", "linked/sub/y.jpg",
+  ]  # fmt: skip
+  batches = pipeline.train_batches(
+    source, views=helpers.views(), batch_size=5, seed=0
+  )
+  next(batches)
+  assert batches.bad_images == 1  # The broken link.
+
+
+def test_folder_of_a_file_system_that_tensorflow_knows(tmp_path):
+  """A path with a scheme is listed by TensorFlow, as gs:// is."""
+  write_images(tmp_path, "dog/1.jpg", "cat/2.jpg", "cat/more/3.jpg")
+  remote = make("folder", path=f"file://{tmp_path}")
+  local = make("folder", path=str(tmp_path))
+  assert described(remote) == [f"file://{path}" for path in described(local)]
+  assert remote.labels.tolist() == local.labels.tolist()
+
+
+def test_folder_with_thousands_of_nested_files(tmp_path):
+  contents = helpers.encode(helpers.photograph(0, 8, 8))
+  for number in range(3000):
+    folder = tmp_path / str(number % 50) / str(number % 7)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{number}.jpg").write_bytes(contents)
+  source = make("folder", path=str(tmp_path))
+  assert source.num_examples == 3000
+  assert source.num_classes == 50
+  assert described(source) == described(make("folder", path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+  ("prepare", "message"),
+  [
+    (lambda root: root / "missing", "found nothing, expected a directory"),
+    (lambda root: root / "file.jpg", "found a file, expected a directory"),
+    (lambda root: root / "empty", "No images under .*; expected files that"),
+    (lambda root: "", "data.path is empty"),
+    (lambda root: root / "classes", "has class folder 'new'"),
+  ],
+)
+def test_folder_mistakes(tmp_path, prepare, message):
+  (tmp_path / "file.jpg").write_bytes(b"")
+  (tmp_path / "empty").mkdir()
+  write_images(
+    tmp_path / "classes",
+    "train/a/1.jpg",
+    "train/b/2.jpg",
+    "val/a/3.jpg",
+    "val/new/4.jpg",
+  )
+  path = str(prepare(tmp_path))
+  with pytest.raises(UserError, match=message):
+    make("folder", "eval" if "classes" in path else "train", path=path)
+
+
+# --- TFDS ---------------------------------------------------------------------
+
+
+def test_tfds_in_memory_and_as_a_stream_are_the_same(tfds_dir, monkeypatch):
+  """The same records have the same indices."""
+  memory = make("tfds:tiny_photos", path=str(tfds_dir))
+  monkeypatch.setattr(tfds, "MAX_BYTES_IN_MEMORY", 0)
+  stream = make("tfds:tiny_photos", path=str(tfds_dir))
+  assert memory.stream is None
+  assert stream.stream is not None
+  assert memory.label_names == ("a", "b", "c", "d")
+  records = stream.stream.evaluate(0, 40)
+  for number, record in enumerate(records):
+    parsed = stream.stream.parse(record["serialized"])
+    assert record["index"] == number
+    assert parsed["label"] == memory.labels[number]
+    image = memory.fetch(tf.constant(number, tf.int64))
+    assert parsed["image"] == image
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+@pytest.mark.parametrize(
+  ("split", "count"),
+  [("train[:25%]", 10), ("train[12:]", 28), ("train[5:8]+test", 13)],
+)
+def test_tfds_split_expressions(tfds_dir, monkeypatch, split, count, limit):
+  monkeypatch.setattr(tfds, "MAX_BYTES_IN_MEMORY", limit)
+  source = make("tfds:tiny_photos", path=str(tfds_dir), train_split=split)
+  assert source.num_examples == count
+  batches = pipeline.eval_batches(source, batch_size=8, resize=20, crop=16)
+  labels = np.concatenate([b["label"][b["mask"]] for b in batches])
+  builder = tf_datasets.builder("tiny_photos", data_dir=tfds_dir)
+  expected = builder.as_dataset(split=split, shuffle_files=False)
+  expected = [int(example["label"]) for example in expected]
+  # TFDS reads several files in turn; we, one after the other.
+  assert sorted(labels) == sorted(expected)
+  first = builder.as_dataset(split="train", shuffle_files=False)
+  assert count != 10 or len(list(first)) == 40
+
+
+def test_tfds_small_images_are_decoded_once(tmp_path):
+  class TinySquares(helpers.TinyPhotos):
+    """Eight 12 x 10 images."""
+
+    def _info(self):
+      features = tf_datasets.features.FeaturesDict(
+        {"image": tf_datasets.features.Image(shape=(10, 12, 3))}
+      )
+      return tf_datasets.core.DatasetInfo(builder=self, features=features)
+
+    def _examples(self, count):
+      for i in range(8):
+        yield i, {"image": np.asarray(helpers.photograph(i, 12, 10))}
+
+  TinySquares(data_dir=tmp_path).download_and_prepare()
+  source = make("tfds:tiny_squares", path=str(tmp_path))
+  assert source.images.shape == (8, 10, 12, 3)
+  assert source.labels is None
+  expected = {
+    np.asarray(helpers.photograph(i, 12, 10)).tobytes() for i in range(8)
+  }
+  assert {image.tobytes() for image in source.images} == expected
+
+
+def test_tfds_arrays_of_many_channels(tmp_path):
+  class TinySpectra(helpers.TinyPhotos):
+    """Six images of 13 channels and different sizes."""
+
+    def _info(self):
+      features = tf_datasets.features.FeaturesDict(
+        {
+          "spectrum": tf_datasets.features.Tensor(
+            shape=(None, None, 13), dtype=np.uint8, encoding="zlib"
+          )
+        }
+      )
+      return tf_datasets.core.DatasetInfo(builder=self, features=features)
+
+    def _examples(self, count):
+      for i in range(6):
+        yield i, {"spectrum": np.full((20 + i, 30, 13), 10 * i, np.uint8)}
+
+  TinySpectra(data_dir=tmp_path).download_and_prepare()
+  source = make("tfds:tiny_spectra", path=str(tmp_path), channels=13)
+  batch = next(
+    pipeline.train_batches(source, views=helpers.views(), batch_size=6, seed=0)
+  )
+  assert batch["views"][0].shape == (6, 2, 16, 16, 13)
+  assert set(batch["views"][0].ravel()) == {0, 10, 20, 30, 40, 50}
+  with pytest.raises(UserError, match=r"data\.channels is 3.* 13 channels"):
+    make("tfds:tiny_spectra", path=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("name", "split", "message"),
+  [
+    ("tfds:cifar10", "train", r"not prepared.*download_and_prepare\(\)"),
+    ("tfds:imagenet2012", "train", r"not prepared.*download_and_prepare\(\)"),
+    ("tfds:cifar01", "train", "Unknown .*'cifar01'. Did you mean 'tfds:cifar"),
+    ("tfds:cifar10:9.9.9", "train", "Cannot load 'tfds:cifar10:9.9.9'"),
+    ("tfds", "train", "expected the data set after a colon"),
+    ("tfds:tiny_photos", "nothing", "no split 'nothing'; expected one of"),
+    ("tfds:tiny_photos", "train[oops]", "no split"),
+  ],
+)
+def test_tfds_mistakes(tfds_dir, name, split, message):
+  with pytest.raises(UserError, match=message) as error:
+    make(name, path=str(tfds_dir), train_split=split)
+  assert "\n" not in str(error.value)
+
+
+# --- All ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("overrides", "message"),
+  [
+    ({"name": "digit"}, "Unknown data source 'digit'. Did you mean 'digits'"),
+    ({"train_split": "third"}, "no split 'third'"),
+    ({"num_examples": 5}, "num_examples is 5, but source 'digits' has a size"),
+    ({"name": "shapes"}, "num_examples is 0; .* needs to know how many"),
+    ({"name": "synthetic", "num_examples": -1}, "num_examples is -1"),
+    ({"interpolation": "cubic"}, "data.interpolation is 'cubic'"),
+    ({"on_bad_image": "skip"}, "data.on_bad_image is 'skip'"),
+    ({"name": "folder", "channels": 5, "path": "."}, "1, 3 or 4 channels"),
+  ],
+)
+def test_mistakes(overrides, message):
+  with pytest.raises(UserError, match=message) as error:
+    make(**({"name": "digits"} | overrides))
+  assert "\n" not in str(error.value)
+
+
+def test_no_evaluation_split():
+  assert make("digits", "eval", eval_split="") is None
