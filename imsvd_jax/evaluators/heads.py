@@ -1,0 +1,213 @@
+"""Linear heads trained by SGD, several learning rates at once.
+
+The heads share every batch and differ in their learning rate only, so a grid of
+them is one matrix product. Batches may be sharded over all devices of all
+processes; the heads are replicated.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+_AXIS = "data"
+
+
+class Heads(NamedTuple):
+  """G linear classifiers of C classes."""
+
+  kernel: jax.Array  # float32 [G, F, C]
+  bias: jax.Array  # float32 [G, C]
+
+
+class HeadsState(NamedTuple):
+  """The heads and the momentum buffers of SGD."""
+
+  heads: Heads
+  momentum: Heads
+
+
+def make_mesh() -> Mesh:
+  """Returns a mesh of every device of every process."""
+  return _mesh(jax.devices())
+
+
+def make_local_mesh() -> Mesh:
+  """Returns a mesh of this process's devices."""
+  return _mesh(jax.local_devices())
+
+
+def _mesh(devices: list[jax.Device]) -> Mesh:
+  return Mesh(np.asarray(devices), (_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def create_heads(
+  num_heads: int,
+  num_features: int,
+  num_classes: int,
+  *,
+  seed: int,
+  deviation: float,
+  mesh: Mesh,
+) -> HeadsState:
+  """Returns heads that all start from the same N(0, deviation^2) kernel."""
+  key = jax.random.key(seed)
+  kernel = deviation * jax.random.normal(key, (num_features, num_classes))
+  heads = Heads(
+    kernel=np.broadcast_to(kernel, (num_heads, num_features, num_classes)),
+    bias=np.zeros((num_heads, num_classes), np.float32),
+  )
+  state = HeadsState(heads, jax.tree.map(np.zeros_like, heads))
+  return jax.device_put(state, NamedSharding(mesh, P()))
+
+
+def place_batch(
+  mesh: Mesh, *rows: np.ndarray, size: int = 0
+) -> tuple[jax.Array, ...]:
+  """Shards rows of this process over the mesh, as part of a global batch.
+
+  Args:
+    mesh: Whose processes all call this, with as many rows.
+    *rows: Arrays [B, ...].
+    size: Pad with zeros to at least this many rows, so that a smaller last
+      batch needs no compilation of its own.
+
+  Returns:
+    The rows, padded further to a multiple of the devices.
+  """
+  size = max(size, len(rows[0]))
+  padding = size - len(rows[0]) + -size % len(mesh.local_devices)
+  sharding = NamedSharding(mesh, P(_AXIS))
+  return tuple(
+    jax.make_array_from_process_local_data(
+      sharding, np.pad(r, [(0, padding)] + [(0, 0)] * (r.ndim - 1))
+    )
+    for r in rows
+  )
+
+
+@functools.partial(jax.jit, static_argnames="optimizer", donate_argnums=0)
+def train_step(
+  state: HeadsState,
+  features: jax.Array,
+  labels: jax.Array,
+  weights: jax.Array,
+  learning_rates: jax.Array,
+  *,
+  momentum: float,
+  weight_decay: float,
+  optimizer: str = "sgd",
+  trust_coefficient: float = 1e-3,
+) -> tuple[HeadsState, jax.Array]:
+  """Takes one step of SGD or LARS with each head.
+
+    g <- gradient + weight_decay * w
+    g <- g * trust_coefficient * |w| / |g|       (LARS, where both are not zero)
+    m <- momentum * m + g
+    w <- w - learning_rate * m
+
+  Args:
+    state: Donated.
+    features: float32 [B, F].
+    labels: int32 [B].
+    weights: float32 [B], 0 for padding; the loss is the weighted mean.
+    learning_rates: float32 [G].
+    momentum: Of SGD.
+    weight_decay: Applied to kernel and bias alike.
+    optimizer: "sgd" or "lars".
+    trust_coefficient: Of LARS.
+
+  Returns:
+    The new state and the mean cross entropy [G] in nats.
+  """
+  weights = weights / jnp.maximum(weights.sum(), 1e-12)
+
+  def total_loss(heads):
+    logits = _logits(heads, features)  # [G, B, C]
+    log_p = jax.nn.log_softmax(logits)
+    picked = jnp.take_along_axis(log_p, labels[None, :, None], axis=2)
+    losses = -jnp.einsum("gb,b->g", picked[..., 0], weights)
+    return losses.sum(), losses  # A head's gradient sees its own loss alone.
+
+  gradients, losses = jax.grad(total_loss, has_aux=True)(state.heads)
+
+  def update(w, g, m):
+    g = g + weight_decay * w
+    if optimizer == "lars":
+      g = g * _trust_ratio(w, g, trust_coefficient)
+    m = momentum * m + g
+    return w - _per_head(learning_rates, w) * m, m
+
+  kernel, kernel_momentum = update(
+    state.heads.kernel, gradients.kernel, state.momentum.kernel
+  )
+  bias, bias_momentum = update(
+    state.heads.bias, gradients.bias, state.momentum.bias
+  )
+  return HeadsState(
+    Heads(kernel, bias), Heads(kernel_momentum, bias_momentum)
+  ), losses
+
+
+def rank_classes(
+  heads: Heads, features: np.ndarray, labels: np.ndarray, *, block: int = 1024
+) -> np.ndarray:
+  """Returns `metrics.class_ranks` of every head: int32 [G, N].
+
+  Args:
+    heads: Replicated; computed on one local device.
+    features: float32 [N, F].
+    labels: int32 [N].
+    block: How many images are scored at once.
+  """
+  heads = jax.tree.map(np.asarray, heads)
+  heads = jax.device_put(heads, jax.local_devices()[0])
+  block = min(block, len(labels))
+  padding = -len(labels) % block
+  features = np.pad(features, [(0, padding), (0, 0)])
+  labels = np.pad(labels, (0, padding))
+  ranks = [
+    _ranks(heads, features[i : i + block], labels[i : i + block])
+    for i in range(0, len(labels), block)
+  ]
+  ranks = np.concatenate([np.asarray(r) for r in ranks], axis=1)
+  return ranks[:, : len(labels) - padding]
+
+
+@jax.jit
+def _ranks(heads: Heads, features: jax.Array, labels: jax.Array) -> jax.Array:
+  scores = _logits(heads, features)  # [G, B, C]
+  own = jnp.take_along_axis(scores, labels[None, :, None], axis=2)
+  lower = jnp.arange(scores.shape[2]) < labels[:, None]  # [B, C]
+  ahead = ~(scores <= own) | ((scores == own) & lower)
+  return ahead.sum(axis=2, dtype=jnp.int32)
+
+
+def _logits(heads: Heads, features: jax.Array) -> jax.Array:
+  scores = jnp.einsum(
+    "bf,gfc->gbc",
+    features,
+    heads.kernel,
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  return scores + heads.bias[:, None, :]
+
+
+def _trust_ratio(
+  weights: jax.Array, gradient: jax.Array, trust_coefficient: float
+) -> jax.Array:
+  """Returns LARS's factor per head; 1 where a norm is zero."""
+  axes = tuple(range(1, weights.ndim))
+  weight_norm = jnp.sqrt((weights**2).sum(axes, keepdims=True))
+  gradient_norm = jnp.sqrt((gradient**2).sum(axes, keepdims=True))
+  ratio = trust_coefficient * weight_norm / (gradient_norm + 1e-12)
+  usable = (weight_norm > 0) & (gradient_norm > 0)
+  return jnp.where(usable, ratio, 1.0)
+
+
+def _per_head(values: jax.Array, like: jax.Array) -> jax.Array:
+  return values.reshape(-1, *([1] * (like.ndim - 1)))
