@@ -1,0 +1,66 @@
+"""Pretrains an encoder: `python -m imsvd_jax.main --config=configs/digits.py`.
+
+Any key of the recipe can be set on the command line
+(`--config.batch_size=256`); `:debug` after the file's name runs a tiny version.
+"""
+
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from imsvd_jax import cli, distributed
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Recipe file, such as configs/digits.py.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir",
+  "",
+  "Directory of the run: checkpoints, metrics. Default: runs/NAME, NAME being"
+  " the recipe's.",
+)
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+  "coordinator_address",
+  None,
+  "host:port of process 0, for a run of several processes. Found by itself on"
+  " TPU pods and under SLURM and Open MPI, like the two that follow.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "Number of processes of the run.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Number of this process, from 0.", lower_bound=0
+)
+_JOIN_SECONDS = flags.DEFINE_float(
+  "join_seconds", 300.0, "How long to wait for the other processes."
+)
+
+
+def default_workdir(config_path: str) -> str:
+  """Returns runs/NAME for configs/NAME.py and runs/NAME-MODE with a mode."""
+  path, _, mode = config_path.partition(":")
+  name = pathlib.Path(path).stem
+  return str(pathlib.Path("runs") / (f"{name}-{mode}" if mode else name))
+
+
+def main(argv: list[str]) -> None:
+  """Runs the recipe given by --config in --workdir."""
+  del argv
+  distributed.initialize(
+    _COORDINATOR_ADDRESS.value,
+    _NUM_PROCESSES.value,
+    _PROCESS_ID.value,
+    timeout_seconds=_JOIN_SECONDS.value,
+  )
+  # Imported late, so that --help and a bad flag answer at once.
+  from imsvd_jax.train import train_and_evaluate
+
+  config_path = config_flags.get_config_filename(flags.FLAGS["config"])
+  workdir = _WORKDIR.value or default_workdir(config_path)
+  train_and_evaluate(_CONFIG.value, workdir)
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  cli.run(main)

@@ -1,0 +1,473 @@
+"""A run survives kills, signals, NaN, bad disks and dead peers."""
+
+import gc
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from train_child import small_config
+
+from imsvd_jax import checkpoint, interruption, metrics, train
+from imsvd_jax import train_step as step_lib
+from imsvd_jax.errors import UserError
+from imsvd_jax.objectives import OBJECTIVES
+from imsvd_jax.train import train_and_evaluate
+from imsvd_jax.train_state import Skips
+
+ROOT = pathlib.Path(__file__).parents[1]
+CHILD = ROOT / "tests" / "train_child.py"
+SECONDS = 900  # A busy machine compiles slowly; each wait ends long before.
+
+
+# When one array cannot be written, Orbax abandons the others, and they complain
+# to an event loop that is closed by then.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_abandoned_writes_left():
+  """Lets the last of them complain here, where the filter holds."""
+  yield
+  time.sleep(0.2)
+  gc.collect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+  """Lets all runs here, in this process and others, compile only once."""
+  folder = str(tmp_path_factory.mktemp("xla"))
+  settings = {
+    "jax_compilation_cache_dir": folder,
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+  }
+  before = {name: getattr(jax.config, name) for name in settings}
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  yield {name.upper(): str(value) for name, value in settings.items()}
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("never_stopped")
+  train_and_evaluate(small_config(), str(workdir))
+  return workdir
+
+
+def leaves_of(workdir, step=None):
+  variables = checkpoint.load_variables(workdir, step)
+  return jax.tree.leaves((variables.params, variables.batch_stats))
+
+
+def assert_same_run(left, right):
+  for a, b in zip(leaves_of(left), leaves_of(right), strict=True):
+    np.testing.assert_array_equal(a, b)
+  read = lambda path: (path / metrics.METRICS_FILE).read_text()
+  assert read(left) == read(right)
+
+
+def steps_of(workdir):
+  folder = workdir / "checkpoints"
+  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+
+# --- Exact resume ------------------------------------------------------------
+
+
+def test_a_run_killed_twice_ends_as_if_never_stopped(
+  never_stopped, compiled, tmp_path
+):
+  """In the middle of an epoch, during a save, and to the end."""
+  for moment in ("step:5", "saving:8", "never"):
+    result = subprocess.run(
+      [sys.executable, str(CHILD), str(tmp_path), moment],
+      cwd=ROOT,
+      env={**os.environ, **compiled, "PYTHONPATH": str(ROOT)},
+      capture_output=True,
+      text=True,
+      timeout=SECONDS,
+      check=False,
+    )
+    expected = 0 if moment == "never" else -signal.SIGKILL
+    assert result.returncode == expected, result.stderr
+  assert "Continuing from the checkpoint of step" in result.stderr
+  assert_same_run(never_stopped, tmp_path)
+
+
+def test_a_run_starts_from_the_weights_of_another(
+  never_stopped, tmp_path, capsys
+):
+  config = small_config(init_from=str(never_stopped))
+  config.update_from_flattened_dict(
+    {
+      "epochs": 1 / 3,
+      "optimizer.base_learning_rate": 0.0,
+      "eval.every_epochs": 0.0,
+    }
+  )
+  state = train_and_evaluate(config, str(tmp_path))
+  assert "leaves loaded; 0 left as initialized" in capsys.readouterr().err
+  expected = checkpoint.load_variables(never_stopped)
+  jax.tree.map(np.testing.assert_array_equal, state.params, expected.params)
+  assert int(state.step) == 1
+  train_and_evaluate(config, str(tmp_path))
+  assert "init_from is ignored" in capsys.readouterr().err
+
+
+# --- Numbers that go wrong ---------------------------------------------------
+
+NAN_LOSS = (5, 6)  # Steps, counted from 1.
+NAN_GRADIENT = (8,)
+
+
+def _happens(steps, key):
+  """Whether `key` is that of one of the steps, of a run with seed 0."""
+  run_key = jax.random.split(jax.random.key(0))[1]
+  data = jax.random.key_data
+  keys = [data(jax.random.fold_in(run_key, step - 1)) for step in steps]
+  return jnp.any(jnp.all(jnp.stack(keys) == data(key), axis=-1))
+
+
+def breaking_loss(embeddings, *, key, num_global=2, targets=None, **kwargs):
+  """VICReg, not finite at some steps: a test-only objective."""
+  del num_global, targets
+  loss, terms = OBJECTIVES["vicreg"].loss(embeddings, **kwargs)
+  broken = jnp.where(_happens(NAN_LOSS, key), jnp.nan, 1.0)
+  # Zero, with an infinite derivative.
+  edge = jax.lax.cond(
+    _happens(NAN_GRADIENT, key),
+    lambda: jnp.sqrt(jnp.sum(embeddings[0] * 0.0)),
+    lambda: 0.0,
+  )
+  terms = {**terms, "variance": terms["variance"] * broken}
+  return loss * broken + edge, terms
+
+
+@pytest.fixture
+def breaking_config(monkeypatch):
+  objective = OBJECTIVES["vicreg"]._replace(loss=breaking_loss, uses_key=True)
+  monkeypatch.setitem(OBJECTIVES, "breaking", objective)
+  config = small_config(**{"eval.every_epochs": 0.0})
+  with config.unlocked():
+    config.objective.breaking = {}
+    config.objective.name = "breaking"
+  return config
+
+
+def test_an_update_that_is_not_finite_changes_nothing(breaking_config):
+  experiment = step_lib.build(breaking_config, 48)
+  rng = np.random.default_rng(0)
+  batch = {
+    "views": (rng.integers(0, 256, (16, 2, 16, 16, 3), np.uint8),),
+    "index": np.arange(16, dtype=np.int32),
+    "epoch": np.zeros(16, np.int32),
+  }
+  step = jax.jit(lambda state: step_lib.train_step(experiment, state, batch))
+  state = step_lib.init_state(experiment)
+  rates = []
+  for number in range(1, 10):
+    before = state
+    state, values = step(state)
+    rates.append(float(values["learning_rate"]))
+    assert int(state.step) == number
+    same = [
+      np.array_equal(a, b)
+      for field in ("params", "batch_stats", "opt_state")
+      for a, b in zip(
+        jax.tree.leaves(getattr(before, field)),
+        jax.tree.leaves(getattr(state, field)),
+        strict=True,
+      )
+    ]
+    skipped = number in NAN_LOSS + NAN_GRADIENT
+    assert all(same) if skipped else not any(same[:3]), number
+    assert np.isfinite(values["loss"]) == (number not in NAN_LOSS)
+    assert np.isfinite(values["gradient_norm"]) == (not skipped)
+  names = step_lib.checked_names(values)
+  bits = sum(1 << names.index(n) for n in ("loss", "gradient_norm", "variance"))
+  assert jax.tree.map(int, state.skips) == Skips(3, 0, 2, 5, 8, bits)
+  # The schedule waits for the optimizer.
+  assert rates[5] == rates[6] == rates[4]
+  assert rates[7] != rates[6]
+
+
+def test_stop_stops_and_skip_goes_on_from_there(
+  breaking_config, tmp_path, capsys
+):
+  config = breaking_config
+  config.not_finite.policy = "stop"
+  with pytest.raises(interruption.Stopped) as stopped:
+    train_and_evaluate(config, str(tmp_path))
+  assert stopped.value.code == 3
+  error = capsys.readouterr().err
+  assert re.search(r"between steps 5 and [56]\b", error), error
+  assert "not finite: gradient_norm, loss, variance" in error
+  assert steps_of(tmp_path) == [2, 4]
+  # Two in a row is one too many here, and the log names them.
+  config.not_finite.policy = "skip"
+  config.not_finite.max_in_a_row = 1
+  with pytest.raises(interruption.Stopped) as stopped:
+    train_and_evaluate(config, str(tmp_path))
+  assert stopped.value.code == 3
+  error = capsys.readouterr().err
+  assert "2 in a row, not_finite.max_in_a_row=1" in error
+  assert steps_of(tmp_path) == [2, 4]
+  config.not_finite.max_in_a_row = 2
+  state = train_and_evaluate(config, str(tmp_path))
+  assert int(state.skips.total) == 3
+  assert all(np.isfinite(leaf).all() for leaf in leaves_of(tmp_path))
+  lines = metrics.read_metrics(str(tmp_path))
+  assert [line["skipped"] for line in lines] == [0, 0, 0, 0, 1, 2, 2, 3, 3]
+  assert "WARNING: 1 update(s) were not finite" in capsys.readouterr().err
+
+
+def test_a_state_that_is_not_finite_is_not_saved(
+  never_stopped, tmp_path, monkeypatch, capsys
+):
+  """What the checks of the step miss, the check of the save does not."""
+  monkeypatch.setattr(checkpoint.Checkpointer, "save", lambda *_: False)
+  with pytest.raises(interruption.Stopped) as stopped:
+    train_and_evaluate(small_config(), str(tmp_path))
+  assert stopped.value.code == 3
+  assert "step 2 is not finite and was not saved" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "override",
+  [{"not_finite.policy": "ignore"}, {"not_finite.max_in_a_row": -1}],
+  ids=lambda override: next(iter(override)),
+)
+def test_a_bad_policy_is_one_clear_line(override, tmp_path):
+  with pytest.raises(UserError, match=next(iter(override))):
+    train_and_evaluate(small_config(**override), str(tmp_path))
+
+
+# --- Disks -------------------------------------------------------------------
+
+
+def at_step(monkeypatch, step, action):
+  """Does something to the disk while a run is at a step."""
+  call = train._Log.__call__
+
+  def call_and_act(self, now, *args):
+    call(self, now, *args)
+    if now == step:
+      action()
+
+  monkeypatch.setattr(train._Log, "__call__", call_and_act)
+
+
+def mount(*arguments):
+  result = subprocess.run(
+    ["mount", *arguments], capture_output=True, check=False
+  )
+  if result.returncode:
+    pytest.skip(f"this machine forbids mount: {result.stderr.decode()}")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  mount("-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(tmp_path))
+  yield tmp_path
+  subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def fails_with_one_line(workdir, **overrides):
+  config = small_config(**{"eval.every_epochs": 0.0, **overrides})
+  with pytest.raises(UserError) as error:
+    train_and_evaluate(config, str(workdir))
+  assert "\n" not in str(error.value)
+  return str(error.value)
+
+
+def test_a_full_disk_ends_the_run_with_one_line(small_disk):
+  message = fails_with_one_line(
+    small_disk / "run", **{"epochs": 30.0, "checkpoint.keep_last": 99}
+  )
+  assert "No space left on device" in message
+  assert leaves_of(small_disk / "run")
+
+
+def test_a_read_only_disk_is_seen_before_anything_is_compiled(small_disk):
+  workdir = small_disk / "run"
+  workdir.mkdir()
+  mount("-o", "remount,ro", str(small_disk))
+  assert "Read-only file system" in fails_with_one_line(workdir)
+
+
+def test_metrics_that_cannot_be_written_end_the_run(tmp_path, monkeypatch):
+  write = metrics.MetricWriter.write
+
+  def fill_the_disk(self, step, *args, **kwargs):
+    if step == 5:
+      self._file.close()
+      self._file = open("/dev/full", "w")  # noqa: SIM115
+    write(self, step, *args, **kwargs)
+
+  monkeypatch.setattr(metrics.MetricWriter, "write", fill_the_disk)
+  message = fails_with_one_line(tmp_path)
+  assert message.startswith("Cannot write the metrics in")
+  assert "No space left on device" in message
+  assert steps_of(tmp_path) == [2, 4]
+
+
+def test_a_removed_workdir_ends_the_run(tmp_path, monkeypatch):
+  workdir = tmp_path / "run"
+  at_step(monkeypatch, 5, lambda: shutil.rmtree(workdir, True))
+  assert "was removed while" in fails_with_one_line(workdir)
+
+
+# --- Signals and peers: the real command -------------------------------------
+
+
+ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+
+
+@pytest.fixture
+def start(compiled, tmp_path):
+  """start(*flags) starts a run of ever so many steps in tmp_path / "run"."""
+  processes = []
+
+  def start(*flags):
+    log = tmp_path / f"{len(processes)}.log"
+    with log.open("w") as file:
+      process = subprocess.Popen(
+        [
+          sys.executable,
+          "-m",
+          "imsvd_jax.main",
+          "--config=tests/train_child.py",
+          f"--workdir={tmp_path / 'run'}",
+          *flags,
+        ],
+        cwd=ROOT,
+        env={**os.environ, **compiled, **ONE_DEVICE},
+        stderr=file,
+      )
+    process.log = log
+    processes.append(process)
+    return process
+
+  yield start
+  for process in processes:
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def start_pair(start):
+  """Starts two processes of one run."""
+
+  def start_pair():
+    with socket.socket() as probe:
+      probe.bind(("127.0.0.1", 0))
+      port = probe.getsockname()[1]
+    flags = (f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2")
+    return [start(*flags, f"--process_id={i}") for i in range(2)]
+
+  return start_pair
+
+
+def wait_for_checkpoint(workdir, *processes, after=0):
+  """Waits until the run has saved a step, later than `after`."""
+  deadline = time.monotonic() + SECONDS
+  while time.monotonic() < deadline:
+    for process in processes:
+      assert process.poll() is None, process.log.read_text()
+    if (workdir / "checkpoints").exists() and max(
+      steps_of(workdir), default=0
+    ) > after:
+      return
+    time.sleep(0.1)
+  raise AssertionError(f"nothing saved: {said(processes)}")
+
+
+def last_saved_is_last_written(workdir):
+  """Whether nothing that was done was lost."""
+  return steps_of(workdir)[-1] == metrics.read_metrics(str(workdir))[-1]["step"]
+
+
+def test_a_signal_saves_and_a_second_interrupt_ends_at_once(start, tmp_path):
+  process = start()
+  wait_for_checkpoint(tmp_path / "run", process)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(SECONDS) == 75, process.log.read_text()
+  assert last_saved_is_last_written(tmp_path / "run")
+  saved = steps_of(tmp_path / "run")[-1]
+  said = process.log.read_text()
+  assert f"step {saved} is saved. The same command resumes." in said
+  process = start()
+  wait_for_checkpoint(tmp_path / "run", process, after=saved)
+  assert f"checkpoint of step {saved}." in process.log.read_text()
+  # A save takes far longer than the pause; two at once might count as one.
+  while process.poll() is None:
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.002)
+  assert process.returncode == 130, process.log.read_text()
+  assert "nothing saved" in process.log.read_text()
+
+
+def test_a_signal_to_one_process_stops_all_at_one_step(start_pair, tmp_path):
+  processes = start_pair()
+  wait_for_checkpoint(tmp_path / "run", *processes)
+  processes[1].send_signal(signal.SIGTERM)
+  seconds = ended(processes)
+  assert [p.returncode for p in processes] == [75, 75], said(processes)
+  assert last_saved_is_last_written(tmp_path / "run")
+  print(f"SIGTERM to process 1: both saved and ended in {seconds:.1f} s")
+
+
+def ended(processes) -> float:
+  begin = time.monotonic()
+  for process in processes:
+    process.wait(SECONDS)
+  return time.monotonic() - begin
+
+
+def said(processes) -> str:
+  return "\n".join(p.log.read_text()[-3000:] for p in processes)
+
+
+@pytest.mark.parametrize(
+  ("victim", "number"),
+  [
+    pytest.param(1, signal.SIGKILL, id="worker_killed"),
+    pytest.param(
+      0, signal.SIGKILL, id="coordinator_killed", marks=pytest.mark.slow
+    ),
+    pytest.param(
+      1, signal.SIGSTOP, id="worker_stopped", marks=pytest.mark.slow
+    ),
+  ],
+)
+def test_a_lost_peer_ends_the_others(victim, number, start_pair, tmp_path):
+  processes = start_pair()
+  wait_for_checkpoint(tmp_path / "run", *processes)
+  processes[victim].send_signal(number)
+  survivor = processes[1 - victim]
+  seconds = ended([survivor])
+  assert seconds < 30
+  assert survivor.returncode != 0
+  assert re.search("(?i)peer|heartbeat|unavailable", survivor.log.read_text())
+  assert leaves_of(tmp_path / "run")
+  print(
+    f"{number.name} to process {victim}: the other ended after {seconds:.1f} s"
+    f" with code {survivor.returncode}"
+  )

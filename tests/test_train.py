@@ -1,0 +1,131 @@
+"""The trainer from end to end, on tiny data."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from train_child import small_config
+
+from configs import digits
+from imsvd_jax import metrics
+from imsvd_jax.errors import UserError
+from imsvd_jax.train import train_and_evaluate
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def debug_config(**overrides):
+  config = digits.get_config("debug")
+  config.update_from_flattened_dict(overrides)
+  return config
+
+
+def run_main(*arguments: str, cwd=ROOT):
+  return subprocess.run(
+    [sys.executable, "-m", "imsvd_jax.main", *arguments],
+    capture_output=True,
+    text=True,
+    cwd=cwd,
+    check=False,
+  )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A run of three steps, never interrupted."""
+  workdir = tmp_path_factory.mktemp("run")
+  config = small_config(**{"epochs": 1.0, "eval.every_epochs": 1.0})
+  return config, workdir, train_and_evaluate(config, str(workdir))
+
+
+def test_a_run_leaves_metrics_tensorboard_and_checkpoints(finished):
+  _, workdir, state = finished
+  assert int(state.step) == 3
+  lines = metrics.read_metrics(str(workdir))
+  steps = [line["step"] for line in lines if "loss" in line]
+  assert steps == [1, 2, 3]
+  for line in lines:
+    assert all(np.isfinite(value) for value in line.values())
+  assert {line["step"] for line in lines if "knn" in line} >= {0, 3}
+  last = next(x for x in reversed(lines) if "loss" in x)
+  assert last["loss"] == pytest.approx(
+    last["diagonal"] + last["off_diagonal"] + last["invariance"], rel=1e-5
+  )
+  assert list((workdir / "tensorboard").glob("events*"))
+
+
+def test_a_finished_run_changes_nothing(finished):
+  config, workdir, state = finished
+  before = (workdir / metrics.METRICS_FILE).read_text()
+  again = train_and_evaluate(config, str(workdir))
+  assert int(again.step) == 3
+  np.testing.assert_array_equal(
+    jax.tree.leaves(again.params)[0], jax.tree.leaves(state.params)[0]
+  )
+  assert (workdir / metrics.METRICS_FILE).read_text() == before
+
+
+def test_the_workdir_of_another_config_is_refused(finished):
+  config, workdir, _ = finished
+  other = small_config(**{"epochs": 1.0, "batch_size": 24})
+  with pytest.raises(UserError, match="batch_size"):
+    train_and_evaluate(other, str(workdir))
+  del config
+
+
+@pytest.mark.parametrize(
+  ("overrides", "message"),
+  [
+    ({"batch_size": 12}, r"batch_size=12 .*8 devices"),
+    ({"objective.name": "imsvdd"}, r"objective 'imsvdd'.*imsvd"),
+    ({"model.backbone": "resnet"}, r"backbone 'resnet'.*resnet50"),
+    ({"data.name": "shape"}, r"source 'shape'.*shapes"),
+    ({"optimizer.name": "lamb"}, r"optimizer 'lamb'.*lars"),
+    ({"model.projector": (32, 60)}, r"60.*num_bins.*8"),
+    ({"data.num_examples": 0}, r"(?i)empty|no images|num_examples"),
+    ({"views.view1.size": 16}, r"view1\.size=16"),
+  ],
+  ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_bad_input_is_one_clear_line(overrides, message, tmp_path):
+  with pytest.raises(UserError, match=message) as error:
+    train_and_evaluate(debug_config(**overrides), str(tmp_path / "run"))
+  assert "\n" not in str(error.value)
+  assert not (tmp_path / "run").exists()  # Nothing left behind.
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--config.batchsize=1"], "batch_size"),
+    (["--config.objective.name=nonsense"], "Known: .*imsvd"),
+    (["--wrkdir=x"], "workdir"),
+    (["extra"], "extra"),
+  ],
+)
+def test_the_command_line_answers_a_mistake_in_one_line(arguments, message):
+  result = run_main("--config=configs/digits.py:debug", *arguments)
+  assert result.returncode == 2
+  assert re.search(message, result.stderr)
+  assert "Traceback" not in result.stderr
+  assert result.stderr.count("\n") == 1, result.stderr
+
+
+def test_a_missing_recipe_is_named():
+  result = run_main("--config=configs/nonsense.py")
+  assert result.returncode == 2
+  assert "configs/nonsense.py" in result.stderr
+  assert "Traceback" not in result.stderr
+
+
+def test_metrics_lines_past_the_checkpoint_are_dropped(tmp_path):
+  path = tmp_path / metrics.METRICS_FILE
+  lines = [json.dumps({"step": s, "loss": 1.0}) for s in (1, 2, 3)]
+  path.write_text("\n".join(lines) + '\n{"step": 4, "lo')  # Cut by a kill.
+  metrics.MetricWriter(str(tmp_path), start_step=2).close()
+  assert path.read_text() == "\n".join(lines[:2]) + "\n"

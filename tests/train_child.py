@@ -1,0 +1,81 @@
+"""Runs of the trainer that the reliability tests compare, kill and starve.
+
+As a process of its own: `python train_child.py WORKDIR MOMENT`, where MOMENT is
+"never", "step:N" (killed once step N is done) or "saving:N" (killed while the
+checkpoint of step N is being written).
+"""
+
+import os
+import signal
+import sys
+
+from configs import digits
+
+
+def small_config(**overrides):
+  """Nine steps in three epochs, saved at every second, in a tiny model."""
+  config = digits.get_config("debug")
+  config.update_from_flattened_dict(
+    {
+      "epochs": 3.0,
+      "data.num_examples": 48,
+      "data.image_size": 16,
+      "data.resize": 16,
+      "data.crop": 16,
+      "views.view1.size": 16,
+      "views.view2.size": 16,
+      "checkpoint.every_steps": 2,
+      "eval.every_epochs": 2.0,
+      **overrides,
+    }
+  )
+  return config
+
+
+def get_config(mode: str = ""):
+  """The same as a recipe, of more steps than any test waits for.
+
+  With the mode "soak": 1260 steps, saved at every fifth.
+  """
+  if mode == "soak":
+    return small_config(
+      **{
+        "epochs": 420.0,
+        "checkpoint.every_steps": 5,
+        "eval.every_epochs": 70.0,
+      }
+    )
+  return small_config(**{"epochs": 1e5, "eval.every_epochs": 0.0})
+
+
+def _die() -> None:
+  os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_at(moment: str) -> None:
+  """Arranges the death, from outside of the program under test."""
+  from imsvd_jax import checkpoint, train
+
+  kind, _, number = moment.partition(":")
+  owner, name = {
+    "step": (train._Log, "__call__"),
+    "saving": (checkpoint.Checkpointer, "save"),
+  }[kind]
+  call = getattr(owner, name)
+
+  def call_and_die(self, step, *args):
+    result = call(self, step, *args)
+    if step == int(number):
+      _die()
+    return result
+
+  setattr(owner, name, call_and_die)
+
+
+if __name__ == "__main__":
+  # Late, because the command line reads this file as a recipe.
+  from imsvd_jax import train
+
+  if sys.argv[2] != "never":
+    _die_at(sys.argv[2])
+  train.train_and_evaluate(small_config(), sys.argv[1])
