@@ -1,0 +1,244 @@
+"""Every key a recipe can set, with its type, default and meaning.
+
+A recipe (`configs/<name>.py`) starts from `base()`, overrides what differs, and
+passes `mode` through `finish`, which locks the keys: a typo is an error.
+"""
+
+from ml_collections import ConfigDict
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def view(**overrides) -> ConfigDict:
+  """One augmented view. Probabilities are per image; 0 switches off."""
+  settings = ConfigDict(
+    dict(
+      # Host (tf.data): random resized crop and flip.
+      size=224,  # Side of the view, in pixels.
+      crop_scale=(0.08, 1.0),  # Share of the image's area.
+      crop_ratio=(3 / 4, 4 / 3),  # Width over height.
+      flip_prob=0.5,
+      # Device (JAX), in this order.
+      jitter_prob=0.8,  # The four operations below, in random order.
+      brightness=0.4,
+      contrast=0.4,
+      saturation=0.2,
+      hue=0.1,
+      permute_prob=0.0,  # Random permutation of the channels.
+      invert_prob=0.0,
+      gray_prob=0.2,
+      blur_prob=0.0,
+      blur_sigma=(0.1, 2.0),  # Standard deviation in pixels, uniform.
+      solarize_prob=0.0,
+      solarize_threshold=128.0,  # Of 255.
+    )
+  )
+  settings.update(overrides)
+  return settings
+
+
+def base() -> ConfigDict:
+  """Defaults of every key: the IMSVD recipe for ImageNet and ResNet-50."""
+  c = ConfigDict()
+  c.seed = 0
+  c.batch_size = 2048  # Images per step over all devices.
+  c.epochs = 100.0
+  c.allow_changes = ()  # Keys that may differ from the run being continued.
+  c.init_from = ""  # Another run's workdir whose weights start this one.
+
+  c.model = ConfigDict(
+    dict(
+      backbone="resnet50",
+      width_multiplier=1.0,
+      stem="imagenet",  # "imagenet", "cifar" or "small".
+      projector=(8192, 8160),  # Widths; the last is the embedding's.
+      projector_bias=True,  # Of the hidden layers.
+      dtype="float32",  # Of the computation: "float32" or "bfloat16".
+      remat=False,  # Recompute activations in the backward pass.
+      zero_init_residual=True,  # Blocks start as their shortcuts.
+    )
+  )
+
+  c.objective = ConfigDict(dict(name="imsvd"))
+  # Keyword arguments of each objective; only the chosen one's are used.
+  soft_variables = dict(
+    num_bins=80,
+    temperature=1.0,
+    # How the entropy terms are computed, see objectives/joint_entropy.py.
+    kernel="auto",  # Or "plain", "streamed".
+    precision="auto",  # Or "default", "high", "highest", ...
+  )
+  weights = dict(diagonal_weight=1.0, off_diagonal_weight=1.0)
+  c.objective.imsvd = ConfigDict(
+    {**soft_variables, **weights, "invariance_weight": 1.0}
+  )
+  c.objective.music = ConfigDict(
+    {**soft_variables, **weights, "invariance_weight": 0.0}
+  )
+  c.objective.mveb = ConfigDict(
+    dict(
+      entropy_weight=0.01,
+      eta=0.01,  # Ridge of the score estimate.
+      min_temperature=0.1,
+      group_size=128,  # Images whose density is estimated together.
+    )
+  )
+  c.objective.superinfo = ConfigDict(
+    dict(
+      temperature=0.1,
+      superfluous_weight_1=0.01,
+      superfluous_weight_2=0.01,
+      minimum_scale=1e-3,
+    )
+  )
+  c.objective.barlow_twins = ConfigDict(dict(redundancy_weight=0.0051))
+  c.objective.vicreg = ConfigDict(
+    dict(invariance_weight=25.0, variance_weight=25.0, covariance_weight=1.0)
+  )
+  c.objective.simclr = ConfigDict(dict(temperature=0.1))
+  c.target_momentum = 0.996  # EMA target, rises to 1 on a cosine.
+
+  c.optimizer = ConfigDict(
+    dict(
+      name="lars",  # "lars", "sgd" or "adamw".
+      base_learning_rate=0.6,  # Times batch_size / 256.
+      warmup_epochs=10.0,
+      final_fraction=1e-3,  # Of the peak, at the end of the cosine.
+      momentum=0.9,
+      weight_decay=1e-6,
+      decay_1d=False,  # Also decay biases and BatchNorm parameters.
+      trust_coefficient=1e-3,  # LARS.
+      b1=0.9,  # AdamW.
+      b2=0.999,
+      eps=1e-8,
+    )
+  )
+
+  c.data = ConfigDict(
+    dict(
+      # "digits", "shapes", "synthetic", "folder", or "tfds:" and the name of
+      # a prepared TFDS data set.
+      name="tfds:imagenet2012",
+      path="",  # The folder; for TFDS its data_dir, "" being the default.
+      train_split="train",
+      eval_split="validation",  # "": no evaluation.
+      num_examples=0,  # shapes, synthetic: train images; a quarter to test.
+      image_size=224,  # digits, shapes, synthetic: side in pixels.
+      channels=3,
+      resize=256,  # Evaluation: shorter side, then centre crop.
+      crop=224,
+      interpolation="bicubic",  # Or "bilinear".
+      mean=IMAGENET_MEAN,
+      std=IMAGENET_STD,
+      on_bad_image="replace",  # Or "error".
+    )
+  )
+
+  c.views = ConfigDict()
+  c.views.view1 = view(blur_prob=1.0)
+  c.views.view2 = view(blur_prob=0.1, solarize_prob=0.2)
+  c.views.local = view(size=96, crop_scale=(0.05, 0.4), blur_prob=0.5)
+  c.views.num_local = 0
+
+  c.log = ConfigDict(
+    dict(
+      every_steps=50,  # metrics.jsonl and TensorBoard.
+      progress_seconds=5.0,  # Console.
+    )
+  )
+  c.checkpoint = ConfigDict(
+    dict(
+      every_steps=1000,
+      every_minutes=15.0,
+      keep_last=3,
+      keep_every=0,  # Also keep every m-th step for ever; 0: none.
+    )
+  )
+  c.not_finite = ConfigDict(
+    dict(
+      policy="skip",  # "skip": throw the update away and go on; or "stop".
+      max_in_a_row=10,  # So many skipped updates in a row, and one more: stop.
+    )
+  )
+  c.eval = ConfigDict(
+    dict(
+      every_epochs=10.0,  # Online k-NN; 0: never.
+      batch_size=1024,
+      num_neighbors=20,
+      temperature=0.07,
+      bank_examples=0,  # Images of the train split in the bank; 0: all.
+      final=False,  # At the end: raw pixels, random init and trained encoder.
+    )
+  )
+  return c
+
+
+def cifar10() -> ConfigDict:
+  """What the CIFAR-10 recipes share: IMSVD's settings with ResNet-18."""
+  c = base()
+  c.batch_size = 512
+  c.epochs = 800.0
+  c.model.backbone = "resnet18"
+  c.model.stem = "cifar"
+  c.model.zero_init_residual = False
+  c.model.projector = (1024, 1024, 1024)  # 32 variables of 32 bins.
+  c.objective.imsvd.num_bins = 32
+  c.objective.music.num_bins = 32
+  c.optimizer.name = "sgd"
+  c.optimizer.base_learning_rate = 0.1
+  c.optimizer.weight_decay = 5e-4
+  c.optimizer.decay_1d = True
+  c.data.name = "tfds:cifar10"
+  c.data.eval_split = "test"
+  c.data.resize = 32
+  c.data.crop = 32
+  c.data.mean = (0.4914, 0.4822, 0.4465)
+  c.data.std = (0.2023, 0.1994, 0.2010)
+  both = dict(size=32, crop_scale=(0.2, 1.0), saturation=0.4)
+  c.views.view1 = view(**both)
+  c.views.view2 = view(**both)
+  c.eval.every_epochs = 10.0
+  c.eval.final = True
+  return c
+
+
+def finish(c: ConfigDict, mode: str) -> ConfigDict:
+  """Applies the mode ("" or "debug") and locks the keys.
+
+  Raises:
+    ValueError: The mode is unknown.
+  """
+  if mode == "debug":
+    _shrink(c)
+  elif mode:
+    raise ValueError(f"Unknown mode {mode!r}; known: 'debug'.")
+  c.lock()
+  return c
+
+
+def _shrink(c: ConfigDict) -> None:
+  """The same recipe for one step on tiny synthetic data, in seconds."""
+  c.batch_size = 16
+  c.model.backbone = "resnet8"  # Few layers compile fast.
+  c.model.width_multiplier = 0.125
+  c.model.dtype = "float32"
+  c.model.projector = (*(32 for _ in c.model.projector[:-1]), 64)
+  c.objective.imsvd.num_bins = 8
+  c.objective.music.num_bins = 8
+  c.objective.mveb.group_size = 8
+  c.epochs = 1.0
+  c.optimizer.warmup_epochs = 0.0
+  c.data.name = "synthetic"
+  c.data.num_examples = 16
+  c.data.image_size = 40
+  c.data.resize = 36
+  c.data.crop = 32
+  c.views.view1.size = 32
+  c.views.view2.size = 32
+  c.views.local.size = 24
+  c.log.every_steps = 1
+  c.eval.every_epochs = 1.0
+  c.eval.num_neighbors = 3
+  c.eval.batch_size = 16
+  c.eval.final = False

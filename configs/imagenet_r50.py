@@ -1,0 +1,23 @@
+"""IMSVD on ImageNet with ResNet-50, 100 epochs (arXiv 2501.03469).
+
+  python -m imsvd_jax.main --config=configs/imagenet_r50.py --workdir=WORKDIR
+
+The paper's scripts use 32 GPUs for about 6 hours. No linear accuracy is given
+here until we have measured one.
+"""
+
+from configs import common
+
+
+def get_config(mode: str = ""):
+  c = common.base()
+  c.batch_size = 2048
+  c.epochs = 100.0
+  c.model.backbone = "resnet50"
+  c.model.projector = (8192, 8160)  # 102 variables of 80 bins.
+  c.model.dtype = "bfloat16"
+  c.objective.imsvd.num_bins = 80
+  c.optimizer.name = "lars"
+  c.optimizer.base_learning_rate = 0.6
+  c.optimizer.weight_decay = 1e-6
+  return common.finish(c, mode)

@@ -1,0 +1,76 @@
+"""Every recipe builds; its debug form trains one step; full ones lower."""
+
+import importlib
+import pathlib
+
+import jax
+import pytest
+
+from imsvd_jax import metrics as metrics_lib
+from imsvd_jax import sharding
+from imsvd_jax import train_step as step_lib
+from imsvd_jax.train import train_and_evaluate
+
+ROOT = pathlib.Path(__file__).parents[1]
+RECIPES = sorted(
+  path.stem
+  for path in (ROOT / "configs").glob("*.py")
+  if path.stem not in {"__init__", "common"}
+)
+
+
+def get_config(recipe: str, mode: str = ""):
+  return importlib.import_module(f"configs.{recipe}").get_config(mode)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_keys_are_locked_and_a_mode_must_be_known(recipe):
+  config = get_config(recipe)
+  with pytest.raises(AttributeError, match="does not exist"):
+    config.nonsense = 1
+  with pytest.raises(ValueError, match="Unknown mode"):
+    get_config(recipe, "nonsense")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_full_train_step_lowers(recipe):
+  config = get_config(recipe)
+  experiment = step_lib.build(config, num_examples=50_000)
+  state = jax.eval_shape(lambda: step_lib.init_state(experiment))
+  mesh = sharding.make_mesh()
+  replicated = sharding.replicated(mesh)
+  train_step = step_lib.jit_train_step(experiment, replicated)
+  lowered = train_step.lower(state, step_lib.abstract_batch(config))
+  new_state, metrics = lowered.out_info
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), state
+  )
+  assert all(m.shape == () for m in jax.tree.leaves(metrics))
+  assert {"loss", "learning_rate", "gradient_norm"} <= set(metrics)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_debug_form_trains_and_saves(recipe, tmp_path):
+  config = get_config(recipe, "debug")
+  state = train_and_evaluate(config, str(tmp_path))
+  assert int(state.step) == 1
+  lines = metrics_lib.read_metrics(str(tmp_path))
+  assert any("loss" in line for line in lines)
+  assert any("knn" in line for line in lines)
+  assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+def test_the_published_recipes_say_what_the_papers_say():
+  imagenet = get_config("imagenet_r50")
+  experiment = step_lib.build(imagenet, num_examples=1_281_167)
+  steps_per_epoch = 1_281_167 / 2048
+  assert experiment.total_steps == round(100 * steps_per_epoch)
+  warm = round(10 * steps_per_epoch)
+  assert float(experiment.schedule(warm)) == pytest.approx(4.8, rel=1e-3)
+  end = float(experiment.schedule(experiment.total_steps))
+  assert end == pytest.approx(4.8e-3, rel=1e-3)
+  cifar = get_config("cifar10_r18")
+  experiment = step_lib.build(cifar, num_examples=50_000)
+  assert float(experiment.schedule(round(10 * 50_000 / 512))) == pytest.approx(
+    0.2, rel=1e-3
+  )
