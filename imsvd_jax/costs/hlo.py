@@ -1,0 +1,615 @@
+"""Reads the text of a compiled XLA program and counts what it does.
+
+XLA's own cost analysis counts the body of a loop once, the traffic of on-chip
+memory as if it were the chip's main memory, and no collectives. This counts
+every instruction as often as it runs: loops by their trip count, asynchronous
+collectives once, memory traffic only where the compiler placed the buffer in
+main memory (a TPU's on-chip memory is memory space 1 in the layouts).
+"""
+
+import functools
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_MAIN_MEMORY = 0
+_SHAPE = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
+_SPACE = re.compile(r"S\((\d+)\)")
+_OPERAND = re.compile(r"%([\w.\-]+)")
+_COMMENT = re.compile(r"/\*.*?\*/")
+_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition)=%([\w.\-]+)")
+_BRANCHES = re.compile(
+  r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=%([\w.\-]+)"
+)
+# `highest` float32 products are six bfloat16 passes of a TPU's matrix unit,
+# `high` ones three.
+_PASSES = {"highest": 6, "high": 3}
+COLLECTIVES = (
+  "all-reduce",
+  "all-gather",
+  "reduce-scatter",
+  "all-to-all",
+  "ragged-all-to-all",
+  "collective-permute",
+  "collective-broadcast",
+)
+# What moves no data: names, views, and the ends of what was counted before.
+_FREE = {
+  "after-all",
+  "bitcast",
+  "conditional",
+  "constant",
+  "get-tuple-element",
+  "optimization-barrier",
+  "parameter",
+  "partition-id",
+  "replica-id",
+  "tuple",
+  "while",
+  "call",
+  "async-done",
+  "async-update",
+  "copy-done",
+  "send-done",
+  "recv-done",
+}
+
+
+class Shape(NamedTuple):
+  """An array of a program.
+
+  Attributes:
+    dtype: XLA's name, such as "bf16".
+    dims: Sizes.
+    space: Memory space: 0 is main memory.
+  """
+
+  dtype: str
+  dims: tuple[int, ...]
+  space: int = _MAIN_MEMORY
+
+  @property
+  def bytes(self) -> float:
+    """Size without padding."""
+    return math.prod(self.dims) * _bits(self.dtype) / 8
+
+
+class Instruction(NamedTuple):
+  """One line of a program: `%name = shapes opcode(operands), attributes`."""
+
+  name: str
+  opcode: str
+  shapes: tuple[Shape, ...]  # Of a tuple: its leaves.
+  operands: tuple[str, ...]
+  inside: str  # What stands between the parentheses.
+  attributes: str
+  is_root: bool
+
+  @property
+  def op_name(self) -> str:
+    """Where in the Python program it comes from: "jit(f)/scope/add"."""
+    match = re.search(r'op_name="([^"]*)"', self.attributes)
+    return match[1] if match else ""
+
+
+class Collective(NamedTuple):
+  """One collective of the program, and how often it runs.
+
+  Attributes:
+    kind: One of COLLECTIVES.
+    bytes: Payload of one run: what a device brings to an all-reduce, a
+      reduce-scatter, an all-to-all or a permute, what it gets from an
+      all-gather.
+    group_size: How many devices take part in it together.
+    count: Runs per execution of the program.
+    op_name: Where it comes from.
+  """
+
+  kind: str
+  bytes: float
+  group_size: int
+  count: int
+  op_name: str
+
+  @property
+  def sent_bytes(self) -> float:
+    """What each device must send in one run, at the least."""
+    others = (self.group_size - 1) / self.group_size
+    if self.kind == "all-reduce":
+      return 2 * others * self.bytes
+    if self.kind == "collective-permute":
+      return self.bytes
+    return others * self.bytes
+
+
+class Work(NamedTuple):
+  """What one instruction does, times how often it runs.
+
+  Attributes:
+    op_name: Where it comes from.
+    flops: Of matrix products and convolutions.
+    passes_flops: The same, times the passes that their precision takes.
+    bytes: Read from and written to main memory.
+  """
+
+  op_name: str
+  flops: float
+  passes_flops: float
+  bytes: float
+
+
+class Program:
+  """A compiled program: what it does in one execution, on one device."""
+
+  def __init__(self, text: str):
+    """Parses the text of an optimized module (`compiled.as_text()`)."""
+    self._computations: dict[str, dict[str, Instruction]] = {}
+    self._entry = ""
+    self._parse(text)
+    match = re.search(r"num_partitions=(\d+)", text[:100_000])
+    self.num_devices = int(match[1]) if match else 1
+    # Loops whose trip count the text does not tell; counted as one trip.
+    self.unknown_loops = 0
+    # (computation, instruction, runs, whether it is inside a fusion)
+    self._executed = list(self._walk(self._entry, 1, False))
+
+  def collectives(self) -> list[Collective]:
+    """Returns every collective."""
+    found = []
+    for computation, instruction, runs, _ in self._executed:
+      kind = instruction.opcode.removesuffix("-start")
+      if kind not in COLLECTIVES or not self._is_first(
+        computation, instruction
+      ):
+        continue
+      group_size = self._group_size(instruction)
+      size = sum(
+        s.bytes for s in self._operand_shapes(computation, instruction)
+      )
+      if kind == "all-gather":
+        size *= group_size
+      found.append(
+        Collective(kind, size, group_size, runs, instruction.op_name)
+      )
+    return found
+
+  def work(self) -> list[Work]:
+    """Returns what each instruction does, those that do nothing left out."""
+    result = []
+    for computation, instruction, runs, fused in self._executed:
+      flops = self._flops(computation, instruction)
+      size = 0.0 if fused else self._bytes(computation, instruction)
+      if flops or size:
+        result.append(
+          Work(
+            self._origin(computation, instruction),
+            runs * flops,
+            runs * flops * _passes(instruction),
+            runs * size,
+          )
+        )
+    return result
+
+  def _origin(self, computation: str, instruction: Instruction) -> str:
+    """Where an instruction comes from: for the compiler's own, its user's."""
+    users = self._users(computation)
+    seen: set[str] = set()
+    queue = [instruction]
+    while queue:
+      line = queue.pop(0)
+      if line.op_name:
+        return line.op_name
+      seen.add(line.name)
+      queue += [u for u in users.get(line.name, []) if u.name not in seen]
+    return ""
+
+  # --- Parsing ---------------------------------------------------------------
+
+  def _parse(self, text: str) -> None:
+    current: dict[str, Instruction] = {}
+    for line in text.splitlines():
+      if line.endswith("{") and (line.startswith(("%", "ENTRY"))):
+        name = _OPERAND.search(line)[1]
+        current = self._computations[name] = {}
+        if line.startswith("ENTRY"):
+          self._entry = name
+      elif line.startswith("  "):
+        instruction = _parse_instruction(line)
+        if instruction:
+          current[instruction.name] = instruction
+
+  def _walk(
+    self, name: str, runs: int, fused: bool
+  ) -> Iterator[tuple[str, Instruction, int, bool]]:
+    """Yields the instructions that run, following calls."""
+    for instruction in self._computations.get(name, {}).values():
+      yield name, instruction, runs, fused
+      opcode, attributes = instruction.opcode, instruction.attributes
+      if opcode == "while":
+        trips = self._trip_count(name, instruction)
+        if trips is None:
+          self.unknown_loops += 1
+        for called in _CALLED.findall(attributes):
+          yield from self._walk(called, runs * (trips or 1), fused)
+      elif opcode == "fusion":
+        yield from self._walk(_CALLED.search(attributes)[1], runs, True)
+      elif opcode in ("call", "async-start"):
+        for called in _CALLED.findall(attributes):
+          yield from self._walk(called, runs, fused)
+      elif opcode == "conditional":
+        for branches in _BRANCHES.findall(attributes):
+          for called in re.findall(r"[\w.\-]+", " ".join(branches)):
+            yield from self._walk(called, runs, fused)
+
+  @functools.cache  # noqa: B019 (a Program lives for one report)
+  def _users(self, computation: str) -> dict[str, list[Instruction]]:
+    """The lines that use each value of a computation."""
+    users: dict[str, list[Instruction]] = {}
+    for line in self._computations[computation].values():
+      for operand in line.operands:
+        users.setdefault(operand, []).append(line)
+    return users
+
+  def _operand_shapes(
+    self, computation: str, instruction: Instruction
+  ) -> list[Shape]:
+    table = self._computations[computation]
+    return [
+      shape
+      for name in instruction.operands
+      if name in table
+      for shape in table[name].shapes
+    ]
+
+  # --- Loops -----------------------------------------------------------------
+
+  def _trip_count(self, computation: str, loop: Instruction) -> int | None:
+    """Returns how often a loop's body runs, or None if the text hides it."""
+    known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    if known:
+      return int(known[1])
+    called = dict(
+      re.findall(r"\b(body|condition)=%([\w.\-]+)", loop.attributes)
+    )
+    bound = self._bound(called["condition"])
+    if bound is None:
+      return None
+    index, direction, limit = bound
+    start = self._loop_start(computation, loop, index)
+    step = self._loop_step(called["body"], index)
+    if start is None or not step:
+      return None
+    span = limit - start + (1 if direction == "LE" else 0)
+    return max(0, -(-span // step))
+
+  def _bound(self, condition: str) -> tuple[int, str, int] | None:
+    """Returns (position of the counter, "LT" or "LE", its limit)."""
+    table = self._computations[condition]
+    root = _root(table)
+    operands = [self._resolve(condition, name) for name in root.operands]
+    if root.opcode == "fusion":  # A wrapped comparison.
+      inner = self._computations[_CALLED.search(root.attributes)[1]]
+      root = _root(inner)
+      outer = operands
+      operands = []
+      for name in root.operands:
+        line = inner[name]
+        is_parameter = line.opcode == "parameter"
+        operands.append(outer[int(line.inside)] if is_parameter else line)
+    direction = re.search(r"direction=(LT|LE)", root.attributes)
+    if root.opcode != "compare" or not direction or len(operands) != 2:
+      return None
+    counter, limit = operands
+    if counter.opcode != "get-tuple-element" or limit.opcode != "constant":
+      return None
+    return _tuple_index(counter), direction[1], int(limit.inside)
+
+  def _loop_start(
+    self, computation: str, loop: Instruction, index: int
+  ) -> int | None:
+    initial = self._resolve(computation, loop.operands[0])
+    if initial.opcode != "tuple":
+      return None
+    start = self._resolve(computation, initial.operands[index])
+    return int(start.inside) if start.opcode == "constant" else None
+
+  def _loop_step(self, body: str, index: int) -> int | None:
+    """Returns what a trip adds to the counter, None if that is not constant."""
+    table = self._computations[body]
+    root = _root(table)
+    if root.opcode != "tuple":
+      return None
+    update = self._resolve(body, root.operands[index])
+    scope, lines = body, table
+    outer: list[Instruction] = []
+    if update.opcode == "fusion":
+      outer = [self._resolve(body, name) for name in update.operands]
+      scope = _CALLED.search(update.attributes)[1]
+      lines = self._computations[scope]
+      update = _root(lines)
+    if update.opcode != "add":
+      return None
+    for name in update.operands:
+      line = self._resolve(scope, name)
+      if line.opcode == "parameter" and outer:
+        line = outer[int(line.inside)]
+      if line.opcode == "constant":
+        return int(line.inside)
+    return None
+
+  def _resolve(self, computation: str, name: str) -> Instruction:
+    """Follows copies to the line that makes a value."""
+    line = self._computations[computation][name]
+    while line.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
+      line = self._computations[computation][line.operands[0]]
+    return line
+
+  # --- Collectives -----------------------------------------------------------
+
+  def _is_first(self, computation: str, instruction: Instruction) -> bool:
+    """False for the later pieces of a collective that runs beside others.
+
+    A TPU's asynchronous collective appears in the fusion that starts it, in
+    every fusion that runs meanwhile and in the one that waits for it.
+    """
+    if "chain_id" not in instruction.attributes:
+      return True
+    return any(
+      '"AsyncCollectiveStart"' in line.attributes
+      for line in self._computations[computation].values()
+    )
+
+  def _group_size(self, instruction: Instruction) -> int:
+    """Size of a replica group, in any of the notations XLA prints."""
+    text = instruction.attributes
+    explicit = re.search(r"replica_groups=\{\{([\d,]*)\}", text)
+    if explicit:
+      return len(explicit[1].split(","))
+    iota = re.search(r"replica_groups=\[\d+,(\d+)\]", text)
+    if iota:
+      return int(iota[1])
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text)
+    if mesh:
+      sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
+      return math.prod(
+        int(sizes[name]) for name in re.findall(r"'([^']+)'", mesh[2])
+      )
+    return self.num_devices
+
+  # --- Arithmetic ------------------------------------------------------------
+
+  def _flops(self, computation: str, instruction: Instruction) -> float:
+    if instruction.opcode not in ("convolution", "dot"):
+      return 0.0
+    operands = self._operand_shapes(computation, instruction)
+    count = _dot_flops if instruction.opcode == "dot" else _convolution_flops
+    return count(instruction, operands[0], operands[1])
+
+  # --- Memory traffic --------------------------------------------------------
+
+  def _bytes(self, computation: str, instruction: Instruction) -> float:
+    opcode = instruction.opcode
+    if opcode in _FREE or opcode.endswith("-done"):
+      return 0.0
+    table = self._computations[computation]
+    operands = [table[n].shapes for n in instruction.operands if n in table]
+    if opcode == "fusion":
+      return self._fusion_bytes(instruction, operands)
+    if opcode == "copy-start":  # (destination, the operand again, context)
+      return _main_bytes(instruction.shapes[:1]) + _main_bytes(operands[0])
+    if opcode in ("dynamic-slice", "slice", "gather"):
+      return 2 * _main_bytes(instruction.shapes)
+    if opcode == "dynamic-update-slice":
+      return 2 * _main_bytes(operands[1])
+    if opcode == "scatter":
+      return 3 * _main_bytes(operands[2])
+    read = sum(map(_main_bytes, operands))
+    if opcode.endswith("-start"):
+      return read  # Its result is written by the time of the -done.
+    return read + _main_bytes(instruction.shapes)
+
+  def _fusion_bytes(
+    self, fusion: Instruction, operands: list[tuple[Shape, ...]]
+  ) -> float:
+    """What a fusion reads of its operands and writes of its results.
+
+    Only the slices of an operand that the fusion looks at are read, and only
+    the updates of a result that is updated in place are written.
+    """
+    name = _CALLED.search(fusion.attributes)[1]
+    read = self._parameter_reads(name)
+    total = 0.0
+    for position, shapes in enumerate(operands):
+      size = _main_bytes(shapes)
+      total += min(size, read.get(position, size)) if size else 0.0
+    written = self._updates(name)
+    for position, shape in enumerate(fusion.shapes):
+      size = _main_bytes((shape,))
+      total += min(size, written.get(position, size)) if size else 0.0
+    return total
+
+  @functools.cache  # noqa: B019 (a Program lives for one report)
+  def _parameter_reads(self, computation: str) -> dict[int, float]:
+    """Bytes read of the parameters that a fusion does not read whole."""
+    table, users = self._computations[computation], self._users(computation)
+    reads = {}
+    for line in table.values():
+      if line.opcode == "parameter":
+        size = self._read(table, users, line.name)
+        if size is not None:
+          reads[int(line.inside)] = size
+    return reads
+
+  def _read(self, table, users, name: str) -> float | None:
+    """Bytes read of a value; None for all of them."""
+    total = 0.0
+    for user in users.get(name, []):
+      if user.opcode == "bitcast":
+        inner = self._read(table, users, user.name)
+      elif user.opcode in ("dynamic-slice", "slice", "gather"):
+        inner = sum(s.bytes for s in user.shapes)
+      elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+        inner = 0.0  # Updated in place.
+      elif user.opcode == "fusion":
+        nested = self._parameter_reads(_CALLED.search(user.attributes)[1])
+        inner = nested.get(user.operands.index(name))
+      else:
+        inner = None
+      if inner is None:
+        return None
+      total += inner
+    return total
+
+  def _updates(self, computation: str) -> dict[int, float]:
+    """Bytes written of the results that a fusion updates in place."""
+    table = self._computations[computation]
+    root = _root(table)
+    outputs = (
+      [table[n] for n in root.operands] if root.opcode == "tuple" else [root]
+    )
+    written = {}
+    for position, line in enumerate(outputs):
+      while line.opcode == "bitcast":
+        line = table[line.operands[0]]
+      if line.opcode == "dynamic-update-slice":
+        written[position] = sum(s.bytes for s in table[line.operands[1]].shapes)
+    return written
+
+
+# --- Lines -------------------------------------------------------------------
+
+
+def _parse_instruction(line: str) -> Instruction | None:
+  match = re.match(r"\s+(ROOT )?%([\w.\-]+) = (.*)", line)
+  if not match:
+    return None
+  rest = _COMMENT.sub("", match[3])
+  end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+  shapes = tuple(_parse_shapes(rest[:end]))
+  opcode, _, _ = rest[end:].lstrip().partition("(")
+  start = rest.index("(", end)
+  stop = _closing(rest, start)
+  inside = rest[start + 1 : stop]
+  return Instruction(
+    name=match[2],
+    opcode=opcode,
+    shapes=shapes,
+    operands=tuple(_OPERAND.findall(inside)),
+    inside=inside,
+    attributes=rest[stop + 1 :],
+    is_root=bool(match[1]),
+  )
+
+
+def _closing(text: str, start: int) -> int:
+  """Position of the parenthesis that closes the one at `start`."""
+  depth = 0
+  for match in re.finditer(r"[()]", text[start:]):
+    depth += 1 if match[0] == "(" else -1
+    if not depth:
+      return start + match.start()
+  raise ValueError(f"No closing parenthesis in {text[start : start + 80]!r}.")
+
+
+def _parse_shapes(text: str) -> Iterator[Shape]:
+  for dtype, dims, layout in _SHAPE.findall(text):
+    sizes = tuple(int(d.removeprefix("<=")) for d in dims.split(",") if d)
+    space = _SPACE.search(layout)
+    yield Shape(dtype, sizes, int(space[1]) if space else _MAIN_MEMORY)
+
+
+def _bits(dtype: str) -> int:
+  if dtype in ("pred", "token", "opaque"):
+    return {"pred": 8, "token": 0, "opaque": 0}[dtype]
+  match = re.match(r"(?:bf|f|s|u|c)(\d+)", dtype)
+  return int(match[1]) if match else 0
+
+
+def _root(table: dict[str, Instruction]) -> Instruction:
+  return next(line for line in table.values() if line.is_root)
+
+
+def _tuple_index(line: Instruction) -> int:
+  return int(re.search(r"index=(\d+)", line.attributes)[1])
+
+
+def _main_bytes(shapes) -> float:
+  return sum(s.bytes for s in shapes if s.space == _MAIN_MEMORY)
+
+
+def _passes(instruction: Instruction) -> int:
+  match = re.search(r"operand_precision=\{(\w+)", instruction.attributes)
+  return _PASSES.get(match[1], 1) if match else 1
+
+
+# --- Arithmetic of one product -----------------------------------------------
+
+
+def _dot_flops(instruction: Instruction, left: Shape, right: Shape) -> float:
+  match = re.search(
+    r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes
+  )
+  contracted = [left.dims[int(d)] for d in match[1].split(",") if d]
+  return 2.0 * math.prod(instruction.shapes[0].dims) * math.prod(contracted)
+
+
+def _convolution_flops(
+  instruction: Instruction, left: Shape, right: Shape
+) -> float:
+  """Twice the products of an input with a weight, padding left out."""
+  text = instruction.attributes
+  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
+  lhs, rhs, out = labels[1], labels[2], labels[3]
+  window = _window(text)
+  output = instruction.shapes[0]
+  total = 2.0 * left.dims[lhs.index("b")] * right.dims[rhs.index("i")]
+  total *= output.dims[out.index("f")]
+  groups = re.search(r"batch_group_count=(\d+)", text)
+  total /= int(groups[1]) if groups else 1
+  for number in range(len(lhs) - 2):
+    spatial = str(number)
+    total *= _products(
+      left.dims[lhs.index(spatial)],
+      right.dims[rhs.index(spatial)],
+      output.dims[out.index(spatial)],
+      {key: values[number] for key, values in window.items()},
+    )
+  return total
+
+
+def _window(text: str) -> dict[str, list]:
+  match = re.search(r"window=\{([^}]*)\}", text)
+  if not match:
+    return {}
+  window: dict[str, list] = {}
+  for key, value in re.findall(r"(\w+)=(\S+)", match[1]):
+    if key == "pad":
+      window[key] = [int(part.split("_")[0]) for part in value.split("x")]
+    elif key != "rhs_reversal":
+      window[key] = [int(part) for part in value.split("x")]
+  return window
+
+
+@functools.lru_cache(maxsize=4096)
+def _valid(size, kernel, out, stride, low, dilation, kernel_dilation) -> int:
+  reach = (size - 1) * dilation
+  count = 0
+  for k in range(kernel):
+    for o in range(out):
+      at = o * stride + k * kernel_dilation - low
+      count += 0 <= at <= reach and at % dilation == 0
+  return count
+
+
+def _products(size: int, kernel: int, out: int, window: dict[str, int]) -> int:
+  """Pairs of an output and a weight, along one axis, that meet an input."""
+  return _valid(
+    size,
+    kernel,
+    out,
+    window.get("stride", 1),
+    window.get("pad", 0),
+    window.get("lhs_dilate", 1),
+    window.get("rhs_dilate", 1),
+  )
