@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Trains on all GPUs of this machine, and goes on after a crash.
+#
+#   launch/gpu_node.sh [--dry-run] CONFIG [flags of imsvd_jax.main ...]
+#   launch/gpu_node.sh configs/cifar10_r18.py --workdir=runs/cifar10
+#
+# One process drives all GPUs, which is how JAX is fastest on one machine;
+# CUDA_VISIBLE_DEVICES chooses some of them. Ctrl-C or SIGTERM saves and stops;
+# the same command goes on from there.
+#
+# Environment: PYTHON, the interpreter (python), and what supervise.sh reads.
+set -euo pipefail
+
+dry_run=0
+if [ "${1:-}" = --dry-run ]; then
+  dry_run=1
+  shift
+fi
+[ $# -ge 1 ] || {
+  sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+}
+config=$1
+shift
+python=${PYTHON:-python}
+here=$(dirname "$0")
+# Nobody else is on these GPUs: take most of the memory at once.
+memory=XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}
+command=(
+  env "$memory" "$here/supervise.sh"
+  "$python" -m imsvd_jax.main --config="$config" "$@"
+)
+
+if [ "$dry_run" = 1 ]; then
+  printf '+'
+  printf ' %q' "${command[@]}"
+  printf '\n'
+  exit 0
+fi
+if ! command -v nvidia-smi >/dev/null; then
+  echo "error: no nvidia-smi here; launch/local.sh runs on a CPU." >&2
+  exit 2
+fi
+# A CPU build of JAX would train, slowly, without a word.
+"$python" -c '
+import sys
+import jax
+if jax.default_backend() != "gpu":
+  sys.exit(
+    "error: JAX sees no GPU; install its CUDA build:"
+    " pip install \"imsvd_jax[cuda12]\"."
+  )
+print(f"{jax.local_device_count()} x {jax.devices()[0].device_kind}")'
+exec "${command[@]}"

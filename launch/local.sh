@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Trains with N processes on this machine, over loopback, as a pod would.
+#
+#   launch/local.sh N CONFIG [flags of imsvd_jax.main ...]
+#   launch/local.sh 2 configs/digits.py --workdir=runs/two
+#
+# With N GPUs or more each process gets one of its own; set JAX_PLATFORMS=cpu to
+# stay on the CPU. If one process fails the others are ended too, and its exit
+# code is the result. Ctrl-C and SIGTERM reach every process, which may then
+# save a checkpoint; the same command goes on from there.
+#
+# Environment: PYTHON, the interpreter (python).
+set -euo pipefail
+
+usage() {
+  sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+}
+
+[ $# -ge 2 ] || usage
+count=$1 config=$2
+shift 2
+case $count in
+  '' | *[!0-9]* | 0)
+    echo "error: $count is not a number of processes; expected 1 or more." >&2
+    exit 2
+    ;;
+esac
+python=${PYTHON:-python}
+
+port=$("$python" -c '
+import socket
+with socket.socket() as probe:
+  probe.bind(("127.0.0.1", 0))
+  print(probe.getsockname()[1])')
+
+gpus=0
+if [ "${JAX_PLATFORMS:-}" != cpu ] && command -v nvidia-smi >/dev/null; then
+  gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
+fi
+
+pids=()
+
+# Sends a signal to every process that is left.
+signal_all() {
+  for pid in "${pids[@]}"; do
+    kill "-$1" "$pid" 2>/dev/null || true
+  done
+}
+
+# Ends every process: politely, and after $1 seconds not.
+end_all() {
+  signal_all TERM
+  for ((tenth = 0; tenth < $1 * 10; tenth++)); do
+    [ -n "$(jobs -rp)" ] || return 0
+    sleep 0.1
+  done
+  signal_all KILL
+}
+
+stopping=0
+# shellcheck disable=SC2317  # Called by the trap.
+stop() {
+  if [ "$stopping" = 1 ]; then
+    signal_all KILL
+  else
+    stopping=1
+    signal_all TERM
+  fi
+}
+trap stop INT TERM
+
+for ((process = 0; process < count; process++)); do
+  environment=()
+  if [ "$gpus" -ge "$count" ]; then
+    environment=("CUDA_VISIBLE_DEVICES=$process")
+  fi
+  # A session of its own: Ctrl-C then comes once, from here.
+  env "${environment[@]}" PYTHONUNBUFFERED=1 setsid "$python" \
+    -m imsvd_jax.main --config="$config" \
+    --coordinator_address="127.0.0.1:$port" \
+    --num_processes="$count" --process_id="$process" "$@" \
+    > >(sed -u "s/^/[$process] /") 2> >(sed -u "s/^/[$process] /" >&2) &
+  pids+=($!)
+done
+
+result=0
+left=$count
+while [ "$left" -gt 0 ]; do
+  code=0
+  wait -n || code=$?
+  # A trapped signal ends `wait` too, with no process having ended.
+  running=$(jobs -rp | wc -l)
+  if [ "$running" = "$left" ]; then
+    continue
+  fi
+  left=$running
+  if [ "$code" != 0 ] && [ "$result" = 0 ]; then
+    result=$code
+    if [ "$stopping" = 0 ]; then
+      echo "launch/local.sh: a process ended with code $code; ending all." >&2
+      end_all 5
+    fi
+  fi
+done
+exit "$result"

@@ -1,0 +1,401 @@
+"""The launch scripts: lint, dry runs, and runs with stand-ins.
+
+A stand-in is a small program first in PATH that answers like gcloud, srun or
+nvidia-smi would, so that every line of a script runs but nothing is rented.
+"""
+
+import contextlib
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+LAUNCH = ROOT / "launch"
+SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
+POD = ["--name=pod", "--zone=us-west4-a", "--type=v5litepod-16"]
+FLAGS = ["--", "--config=configs/imagenet_r50.py", "--workdir=gs://b/a run"]
+
+
+def run(script: str, *arguments: str, **environment: str):
+  return subprocess.run(
+    [str(LAUNCH / script), *arguments],
+    env={**os.environ, **environment},
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )
+
+
+@pytest.fixture
+def path_with(tmp_path):
+  """Returns a function that puts stand-ins first in PATH."""
+  (tmp_path / "bin").mkdir()
+
+  def add(**programs: str) -> str:
+    for name, body in programs.items():
+      program = tmp_path / "bin" / name.replace("_", "-")
+      program.write_text(f"#!/usr/bin/env bash\n{body}\n")
+      program.chmod(0o755)
+    return f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+
+  return add
+
+
+def commands(stdout: str) -> list[list[str]]:
+  """The commands that a dry run prints."""
+  text = stdout.replace("\n+ ", "\n\0")
+  lines = text.removeprefix("+ ").split("\n\0")
+  # bash quotes with $'...' where there are newlines; let bash read it.
+  result = []
+  for line in lines:
+    words = subprocess.run(
+      ["bash", "-c", f'printf "%s\\0" {line}'],
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout
+    result.append(words.split("\0")[:-1])
+  return result
+
+
+# --- All of them -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_scripts_are_clean(script):
+  if not shutil.which("shellcheck"):
+    pytest.skip("shellcheck is not installed")
+  result = subprocess.run(
+    ["shellcheck", str(script)], capture_output=True, text=True, check=False
+  )
+  assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_scripts_say_how_they_are_used(script):
+  result = run(script.name)
+  assert result.returncode == 2
+  assert f"launch/{script.name}" in result.stderr
+  assert "set -" not in result.stderr
+  assert result.stdout == ""
+  if script.suffix == ".sh":
+    assert os.access(script, os.X_OK)
+
+
+def test_the_container_copies_what_exists():
+  text = (LAUNCH / "Dockerfile").read_text()
+  copied = [
+    source
+    for line in text.splitlines()
+    if line.startswith("COPY ")
+    for source in line.split()[1:-1]
+  ]
+  assert len(copied) > 4
+  for source in copied:
+    assert (ROOT / source).exists(), source
+  assert 'ENTRYPOINT ["python", "-m", "imsvd_jax.main"]' in text
+
+
+# --- TPU pods ----------------------------------------------------------------
+
+
+def test_a_dry_run_prints_every_command_of_a_pod():
+  result = run(
+    "tpu_pod.sh",
+    *POD,
+    "--spot",
+    "--project=mine",
+    "--data_dir=gs://b/tfds",
+    "--dry-run",
+    *["up", "install", "run", "down"],
+    *FLAGS,
+  )
+  assert result.returncode == 0, result.stderr
+  done = commands(result.stdout)
+  tpu = ["gcloud", "compute", "tpus", "tpu-vm"]
+  verbs = [c[4] for c in done if c[:4] == tpu]
+  assert verbs == ["create", "scp", "ssh", "ssh", "ssh", "ssh", "delete"]
+  create = done[0]
+  assert create[5:] == [
+    "pod",
+    "--zone=us-west4-a",
+    "--project=mine",
+    "--accelerator-type=v5litepod-16",
+    "--version=v2-alpha-tpuv5-lite",
+    "--spot",
+  ]
+  assert all("--project=mine" in c for c in done if c[:4] == tpu)
+  start = next(c[-1] for c in done if "worker.sh start" in c[-1])
+  words = shlex.split(start.removeprefix("--command="))
+  assert words[words.index("start") + 1 :] == [
+    "env",
+    "TFDS_DATA_DIR=gs://b/tfds",
+    "../venv/bin/python",
+    "-m",
+    "imsvd_jax.main",
+    *FLAGS[1:],
+  ]
+  assert "--worker=all" in next(c for c in done if "worker.sh start" in c[-1])
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--zone=z", "up"], "--name is missing"),
+    (["--name=n", "up"], "--zone is missing"),
+    (["--name=n", "--zone=z", "up"], "--type is missing"),
+    (["--name=n", "--zone=z", "fly"], "'fly'"),
+    ([*POD, "run"], "--config and --workdir"),
+    ([*POD, "run", "--", "--config=c", "--workdir=runs/x"], "gs://"),
+  ],
+)
+def test_a_mistake_is_one_clear_line(arguments, message):
+  result = run("tpu_pod.sh", "--dry-run", *arguments)
+  assert result.returncode == 2
+  assert message in result.stderr
+  assert result.stderr.count("\n") == 1
+  assert result.stdout == ""
+
+
+# A cloud of one machine, this one: `ssh` runs here, in a home of its own, and
+# the slice is preempted the first time that its log is asked for.
+GCLOUD = r"""
+echo "$*" >> "$CLOUD/calls"
+name=$5
+case $4 in
+  describe) cat "$CLOUD/state" 2>/dev/null || exit 1 ;;
+  create) echo READY > "$CLOUD/state"; mkdir -p "$CLOUD/home" ;;
+  delete) rm -rf "$CLOUD/state" "$CLOUD/home" ;;
+  scp) cp "$5" "$CLOUD/home/" ;;
+  ssh)
+    command=${*: -1}
+    command=${command#--command=}
+    case $command in
+      *"uv pip"*)
+        cd "$CLOUD/home" && mkdir imsvd_jax &&
+          tar --extract --gzip --file=imsvd_jax.tar.gz --directory=imsvd_jax
+        mkdir -p venv/bin && cp "$CLOUD/python" venv/bin/python
+        exit ;;
+      *"worker.sh logs"*)
+        if [ ! -f "$CLOUD/preempted" ]; then
+          touch "$CLOUD/preempted"
+          echo PREEMPTED > "$CLOUD/state"
+          exit 255
+        fi ;;
+    esac
+    [ "$(cat "$CLOUD/state")" = READY ] || exit 255
+    cd "$CLOUD/home" && HOME=$CLOUD/home bash -c "$command" ;;
+esac
+"""
+TRAINER = r"""
+echo "training: $*"
+tries=$(cat "$CLOUD/tries" 2>/dev/null || echo 0)
+echo $((tries + 1)) > "$CLOUD/tries"
+[ "$tries" -ge 1 ] || exit 4
+sleep 0.5
+echo finished
+"""
+
+
+def test_a_preempted_pod_is_created_anew_and_a_crash_restarted(
+  path_with, tmp_path
+):
+  if not (ROOT / ".git").exists():
+    pytest.skip("the script installs a commit, and this is no git checkout")
+  cloud = tmp_path / "cloud"
+  cloud.mkdir()
+  (cloud / "python").write_text(f"#!/usr/bin/env bash\n{TRAINER}")
+  (cloud / "python").chmod(0o755)
+  result = run(
+    "tpu_pod.sh",
+    *POD,
+    *["up", "install", "run", "down"],
+    *FLAGS,
+    PATH=path_with(gcloud=GCLOUD),
+    CLOUD=str(cloud),
+    RESTART_SECONDS="0",
+    RECONNECT_SECONDS="0",
+  )
+  assert result.returncode == 0, result.stderr
+  assert "The slice is gone; creating it anew." in result.stderr
+  assert "The run ended with code 0." in result.stderr
+  assert "finished" in result.stdout
+  assert "--workdir=gs://b/a run" in result.stdout
+  calls = (cloud / "calls").read_text()
+  assert calls.count(" create ") == 2
+  assert calls.count(" delete ") == 2  # The preempted one, and at the end.
+  assert not (cloud / "home").exists()
+
+
+# --- A run that outlives its connection --------------------------------------
+
+
+@pytest.fixture
+def worker(tmp_path):
+  """Calls worker.sh; ends what it started."""
+  environment = {"RUN_DIR": str(tmp_path / "run"), "RESTART_SECONDS": "0"}
+
+  def call(*arguments):
+    return run("worker.sh", *arguments, **environment)
+
+  yield call
+  pid = tmp_path / "run" / "pid"
+  if pid.exists():
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+def wait_for(condition, seconds=20):
+  deadline = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < deadline, "waited too long"
+    time.sleep(0.05)
+
+
+def test_a_detached_run_tells_its_log_and_its_result(worker):
+  assert worker("start", "bash", "-c", "echo hello; exit 3").returncode == 0
+  wait_for(lambda: worker("result").stdout)
+  assert worker("result").stdout == "3\n"
+  assert "hello" in worker("logs").stdout
+
+
+def test_a_detached_run_is_stopped_and_may_save(worker, tmp_path):
+  script = (
+    "trap 'echo saved; exit 75' TERM; echo up; while :; do sleep .1; done"
+  )
+  assert worker("start", "bash", "-c", script).returncode == 0
+  log = tmp_path / "run" / "log"
+  wait_for(lambda: "up" in log.read_text())
+  assert worker("result").stdout == ""
+  second = worker("start", "true")
+  assert second.returncode == 2
+  assert "under way" in second.stderr
+  assert worker("stop").returncode == 0
+  wait_for(lambda: worker("result").stdout)
+  assert worker("result").stdout == "75\n"
+  assert "saved" in log.read_text()
+
+
+# --- Again after a crash -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("codes", "result", "tries"),
+  [
+    ("0", 0, 1),
+    ("2", 2, 1),  # The user's mistake: the same again.
+    ("3", 3, 1),
+    ("4 1 0", 0, 3),
+    ("75 0", 0, 2),  # Preempted: saved, and on it goes.
+    ("9 9 9 9 9", 9, 4),
+  ],
+)
+def test_restarts(codes, result, tries, tmp_path):
+  count = tmp_path / "count"
+  script = f"""
+echo x >> {count}
+codes=({codes})
+exit ${{codes[$(wc -l < {count}) - 1]}}
+"""
+  ended = run(
+    "supervise.sh", "bash", "-c", script, RESTARTS="3", RESTART_SECONDS="0"
+  )
+  assert ended.returncode == result
+  assert count.read_text().count("x") == tries
+  assert ended.stderr.count("restart") == tries - 1
+
+
+def test_a_signal_to_the_supervisor_ends_it_with_the_commands_code():
+  script = "trap 'sleep .3; exit 75' TERM; echo up; while :; do sleep .1; done"
+  process = subprocess.Popen(
+    [str(LAUNCH / "supervise.sh"), "bash", "-c", script],
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == "up\n"
+  process.send_signal(signal.SIGTERM)
+  process.communicate(timeout=20)
+  assert process.returncode == 75
+
+
+# --- SLURM -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("code", "count", "requeued"),
+  [
+    ("0", "0", False),
+    ("2", "0", False),
+    ("75", "40", True),
+    ("4", "0", True),
+    ("4", "10", False),
+  ],
+)
+def test_slurm_requeues_what_another_try_can_mend(
+  path_with, tmp_path, code, count, requeued
+):
+  path = path_with(
+    srun=f'echo "srun $*"; exit {code}',
+    scontrol=f'echo "$*" > {tmp_path}/scontrol',
+  )
+  result = run(
+    "slurm.sbatch",
+    "--config=configs/digits.py",
+    PATH=path,
+    SLURM_JOB_ID="77",
+    SLURM_RESTART_COUNT=count,
+  )
+  assert result.returncode == int(code)
+  assert "python -m imsvd_jax.main --config=configs/digits.py" in result.stdout
+  assert (tmp_path / "scontrol").exists() == requeued
+  if requeued:
+    assert (tmp_path / "scontrol").read_text() == "requeue 77\n"
+
+
+def test_slurm_signals_the_tasks_before_the_time_limit():
+  lines = (LAUNCH / "slurm.sbatch").read_text().splitlines()
+  settings = [x.split(None, 1)[1] for x in lines if x.startswith("#SBATCH")]
+  assert "--signal=TERM@120" in settings  # Not B:, which only the shell gets.
+  assert "--requeue" in settings
+  assert "--open-mode=append" in settings
+
+
+# --- One machine with GPUs ---------------------------------------------------
+
+
+def test_a_gpu_machine_is_one_supervised_process():
+  result = run("gpu_node.sh", "--dry-run", "configs/a b.py", "--config.seed=1")
+  assert result.returncode == 0
+  (words,) = commands(result.stdout)
+  assert words[0] == "env"
+  assert words[-4:] == [
+    "-m",
+    "imsvd_jax.main",
+    "--config=configs/a b.py",
+    "--config.seed=1",
+  ]
+  assert any(word.endswith("supervise.sh") for word in words)
+
+
+def test_a_machine_without_gpus_is_told(path_with):
+  result = run("gpu_node.sh", "configs/digits.py", PATH="/usr/bin:/bin")
+  assert result.returncode == 2
+  assert "no nvidia-smi" in result.stderr
+  # A driver, but JAX for the CPU.
+  result = run(
+    "gpu_node.sh",
+    "configs/digits.py",
+    PATH=path_with(nvidia_smi="exit 0"),
+    PYTHON=sys.executable,
+    JAX_PLATFORMS="cpu",
+  )
+  assert result.returncode == 1
+  assert "JAX sees no GPU" in result.stderr
