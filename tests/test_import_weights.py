@@ -1,0 +1,244 @@
+"""Other people's weights become runs, or are refused with a reason."""
+
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import imagenet_r50
+from imsvd_jax import checkpoint, interop
+from imsvd_jax import train_step as step_lib
+from imsvd_jax.encoder import load_encoder
+from imsvd_jax.errors import UserError
+from imsvd_jax.importing import import_weights
+from imsvd_jax.interop.architecture import entries
+
+torch = pytest.importorskip("torch")
+
+ROOT = pathlib.Path(__file__).parents[1]
+WIDTH = 1 / 16  # The layouts are those of full width, and quick.
+
+
+def recipe(**overrides):
+  config = imagenet_r50.get_config()
+  config.model.projector = (32, 16)
+  config.model.dtype = "float32"
+  config.objective.imsvd.num_bins = 8
+  config.data.crop = config.data.resize = 64
+  config.update_from_flattened_dict(overrides)
+  return config
+
+
+def fake(architecture, prefix=""):
+  """A state dict with an official layout, made from shapes alone."""
+  rng = np.random.default_rng(0)
+  state = {}
+  for entry in entries(architecture):
+    key = entry.key if prefix else entry.key.removeprefix("backbone.")
+    value = rng.uniform(0.5, 1, size=entry.shape)
+    if len(entry.shape) > 1:
+      value = rng.normal(size=entry.shape) / np.prod(entry.shape[1:]) ** 0.5
+    tensor = torch.tensor(value, dtype=torch.float32)
+    state[prefix + key] = torch.tensor(5) if entry.path is None else tensor
+  return state
+
+
+def network(*projector, hidden_bias=True):
+  return interop.Architecture(
+    "resnet50", WIDTH, projector=projector, hidden_bias=hidden_bias
+  )
+
+
+def barlow():
+  state = fake(network(32, 32, 16, hidden_bias=False), "module.")
+  for name, value in (("mean", 0.0), ("var", 1.0)):
+    state[f"module.bn.running_{name}"] = torch.full((16,), value)
+  state["module.bn.num_batches_tracked"] = torch.tensor(5)
+  return {"epoch": 1000, "model": state, "optimizer": {}}
+
+
+def torchvision():
+  state = fake(network())
+  state["fc.weight"], state["fc.bias"] = torch.ones(10, 128), torch.ones(10)
+  return state
+
+
+def checkpoint_of(*projector):
+  state = fake(network(*projector), "module.")
+  return {"epoch": 100, "model": state, "optimizer": {}}
+
+
+# name: (content, objective, projector, what the notes must say)
+OFFICIAL = {
+  "imsvd model.pth": (checkpoint_of(32, 16), "imsvd", (32, 16), "epoch"),
+  "imsvd model_final.pth": (fake(network()), "imsvd", (), "backbone alone"),
+  "vicreg model.pth": (
+    checkpoint_of(32, 32, 32),
+    "vicreg",
+    (32, 32, 32),
+    "optimizer",
+  ),
+  "barlow twins checkpoint.pth": (
+    barlow(),
+    "barlow_twins",
+    (32, 32, 16),
+    "module.bn.running_var",
+  ),
+  "torchvision": (torchvision(), "vicreg", (), r"classifier (fc)"),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_files_become_runs(name, tmp_path):
+  content, objective, projector, note = OFFICIAL[name]
+  torch.save(content, tmp_path / "file")
+  workdir = tmp_path / "run"
+  config = recipe(**{"objective.name": objective})
+  notes = import_weights(str(tmp_path / "file"), str(workdir), config)
+  assert note in "\n".join(notes)
+  assert "width_multiplier: 1.0 -> 0.0625" in "\n".join(notes)
+  stored = checkpoint.load_variables(workdir)
+  assert interop.architecture_of(stored._asdict()) == network(
+    *projector, hidden_bias="barlow" not in name
+  )
+  state = content.get("model", content)
+  prefix = "module.backbone." if "model" in content else ""
+  kernel = stored.params["backbone"]["layer3_0"]["conv2"]["kernel"]
+  expected = state[f"{prefix}layer3.0.conv2.weight"].numpy()
+  np.testing.assert_array_equal(kernel, expected.transpose(2, 3, 1, 0))
+  model = stored.config["model"]
+  assert model["backbone"] == "resnet50"
+  assert model["projector"] == list(projector or (32, 16))
+  assert model["projector_bias"] == ("barlow" not in name)
+  if name == "imsvd model.pth":
+    check_run(workdir)
+
+
+def check_run(workdir):
+  """What later commands do with a run: features, codes, further training."""
+  encoder = load_encoder(workdir)
+  images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+  features, codes = encoder.features_and_codes(images)
+  assert features.shape == (3, 128)
+  assert codes.shape == (3, 2)
+  assert np.isfinite(features).all()
+  # The state of a run with this recipe, its shapes alone: nothing compiles.
+  experiment = step_lib.build(encoder.config, num_examples=10_000)
+  like = jax.eval_shape(lambda: step_lib.init_state(experiment))
+  zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+  like = like.replace(
+    params=zeros(like.params), batch_stats=zeros(like.batch_stats)
+  )
+  state, report = checkpoint.init_from(workdir, like)
+  assert report.not_loaded == report.unused == []
+  jax.tree.map(
+    np.testing.assert_array_equal, state.params, encoder.variables["params"]
+  )
+
+
+def test_an_exported_file_needs_no_recipe(tmp_path):
+  torch.save(checkpoint_of(32, 16), tmp_path / "file")
+  imported = interop.read_file(tmp_path / "file")
+  config = recipe()
+  config.model.width_multiplier = WIDTH
+  interop.write_file(
+    tmp_path / "exported",
+    imported.variables,
+    format_name="numpy",
+    metadata={"step": 7, "config": config.to_dict()},
+    projector=True,
+  )
+  notes = import_weights(str(tmp_path / "exported"), str(tmp_path / "run"))
+  assert len(notes) == 1  # Nothing was left out, nothing changed.
+  stored = checkpoint.load_variables(tmp_path / "run")
+  assert stored.step == 7
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    {"params": stored.params, "batch_stats": stored.batch_stats},
+    imported.variables,
+  )
+  with pytest.raises(UserError, match="holds a run already"):
+    import_weights(str(tmp_path / "exported"), str(tmp_path / "run"))
+
+
+class Attack:
+  def __reduce__(self):
+    return os.system, ("exit 1",)
+
+
+def without(key):
+  state = fake(network())
+  del state[key]
+  return state
+
+
+def with_value(key, value):
+  return {**fake(network()), key: value}
+
+
+WRONG = {
+  "is a web page": b"<!DOCTYPE html>",
+  "would have to be executed|not a torch file": Attack(),
+  "missing layer2.0.bn1.bias": without("layer2.0.bn1.bias"),
+  "unexpected predictor.weight": with_value("predictor.weight", torch.ones(2)),
+  r"layer1.0.bn1.bias is \[7\] instead of": with_value(
+    "layer1.0.bn1.bias", torch.ones(7)
+  ),
+  "not finite": with_value("bn1.weight", torch.full((4,), torch.nan)),
+  "not a ResNet's": {"blocks.0.attn.qkv.weight": torch.ones(2)},
+  "multiple of objective.imsvd.num_bins": checkpoint_of(32, 20),
+  "1 channels, the recipe for 3": fake(
+    interop.Architecture("resnet50", WIDTH, channels=1)
+  ),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_files_are_refused(message, tmp_path):
+  content, path = WRONG[message], tmp_path / "file"
+  if isinstance(content, bytes):
+    path.write_bytes(content)
+  elif isinstance(content, Attack):
+    path.write_bytes(pickle.dumps(content))
+  else:
+    torch.save(content, path)
+  with pytest.raises(UserError, match=message) as error:
+    import_weights(str(path), str(tmp_path / "run"), recipe())
+  assert "\n" not in str(error.value)
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_file_without_a_recipe_asks_for_one(tmp_path):
+  torch.save(fake(network()), tmp_path / "file")
+  with pytest.raises(UserError, match=r"give a recipe.*--config="):
+    import_weights(str(tmp_path / "file"), str(tmp_path / "run"))
+
+
+def test_the_command(tmp_path):
+  torch.save(fake(network()), tmp_path / "model_final.pth")
+  result = subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "imsvd_jax.import_weights",
+      f"--file={tmp_path}/model_final.pth",
+      f"--workdir={tmp_path}/run",
+      "--config=configs/imagenet_r50.py",
+      "--config.objective.name=vicreg",
+    ],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr
+  assert f"Wrote {tmp_path}/run" in result.stdout
+  config = checkpoint.load_config(tmp_path / "run")
+  assert config["objective"]["name"] == "vicreg"
+  assert config["model"]["width_multiplier"] == WIDTH
