@@ -1,0 +1,72 @@
+"""Shows what a run has learned: `python -m imsvd_jax.explain --workdir=RUN`.
+
+Writes into WORKDIR/explain-STEP (or --output): `explorer/index.html`, which
+opens from disk; `figures/`, for papers; `analysis.npz`, every number.
+"""
+
+from absl import flags
+
+from imsvd_jax import cli
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+_STEP = flags.DEFINE_integer(
+  "step", None, "Which checkpoint; the newest by default."
+)
+_TARGET = flags.DEFINE_bool(
+  "target", False, "Explain the EMA target network, if the run has one."
+)
+_SPLIT = flags.DEFINE_enum(
+  "split", "train", ["train", "eval"], "Which part of the data."
+)
+_DATA = flags.DEFINE_string(
+  "data",
+  "",
+  "Another data set, NAME or NAME=PATH: tfds:cifar10, folder=~/images. The"
+  " run's own by default.",
+)
+_OUTPUT = flags.DEFINE_string(
+  "output", "", "Directory to write to. Default: WORKDIR/explain-STEP."
+)
+_MAX_IMAGES = flags.DEFINE_integer(
+  "max_images",
+  50_000,
+  "Images shown in the explorer; the numbers are of all of them.",
+  lower_bound=1,
+)
+_NUM_TOP = flags.DEFINE_integer(
+  "num_top", 12, "Best images shown for each bin.", lower_bound=1
+)
+_INTEGRATED = flags.DEFINE_integer(
+  "integrated_per_bin",
+  2,
+  "Images of each bin that get integrated gradients too, the dearest part.",
+  lower_bound=0,
+)
+_FORMAT = flags.DEFINE_enum(
+  "figure_format", "pdf", ["pdf", "svg", "png"], "Of the figures."
+)
+
+
+def main(argv: list[str]) -> None:
+  """Explains the run in --workdir."""
+  del argv
+  # Imported late, so that --help and a bad flag answer at once.
+  from imsvd_jax.explaining import explain_run
+
+  explain_run(
+    _WORKDIR.value,
+    step=_STEP.value,
+    use_target=_TARGET.value,
+    data_set=_DATA.value,
+    split=_SPLIT.value,
+    output=_OUTPUT.value,
+    max_images=_MAX_IMAGES.value,
+    num_top=_NUM_TOP.value,
+    integrated_per_bin=_INTEGRATED.value,
+    figure_format=_FORMAT.value,
+  )
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("workdir")
+  cli.run(main)

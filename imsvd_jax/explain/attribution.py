@@ -1,0 +1,188 @@
+"""Which pixels make an image fall into a bin.
+
+The score of bin d of variable m is its log-odds
+
+    s = log q(m, d) - log sum_{d' != d} q(m, d')
+
+and not log q(m, d), whose gradient vanishes where the bin is certain: on
+exactly the images that one wants explained.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imsvd_jax.errors import UserError
+from imsvd_jax.explain.subject import Subject
+
+
+def log_odds(
+  log_probabilities: jax.Array, variables: jax.Array, bins: jax.Array
+) -> jax.Array:
+  """Log-odds of one bin per image.
+
+  Args:
+    log_probabilities: [B, M, b].
+    variables: [B] int.
+    bins: [B] int.
+
+  Returns:
+    [B], nats.
+  """
+  place = jnp.arange(log_probabilities.shape[0])
+  chosen = log_probabilities[place, variables]  # [B, b]
+  number = jnp.arange(chosen.shape[1])
+  others = jnp.where(number == bins[:, None], -jnp.inf, chosen)
+  return chosen[place, bins] - jax.nn.logsumexp(others, axis=1)
+
+
+def _require(subject: Subject) -> None:
+  if not subject.has_attribution:
+    raise UserError(
+      "Attribution needs feature maps and bin log-probabilities; this encoder "
+      "has none (no discrete code, or a backbone without spatial features)."
+    )
+
+
+def make_grad_cam(subject: Subject) -> Callable[..., jax.Array]:
+  """Compiles Grad-CAM (Selvaraju et al., 2017) of single bins.
+
+  weight_k = mean over positions of ds / dA_k;  map = relu(sum_k weight_k A_k)
+
+  Returns:
+    (model variables, images [B, H, W, C], variables [B], bins [B]) ->
+    [B, h, w] float32 >= 0, in units of log-odds per position.
+  """
+  _require(subject)
+
+  @jax.jit
+  def grad_cam(weights, images, variables, bins):
+    maps = subject.feature_maps(weights, images)  # [B, h, w, K]
+
+    def score(maps):
+      log_q = subject.bin_log_probabilities(weights, maps)
+      return log_odds(log_q, variables, bins).sum()
+
+    gradient = jax.grad(score)(maps)
+    weight = gradient.mean((1, 2), keepdims=True)  # [B, 1, 1, K]
+    return jax.nn.relu((weight * maps).sum(-1)).astype(jnp.float32)
+
+  return grad_cam
+
+
+def make_integrated_gradients(
+  subject: Subject, *, steps: int = 32
+) -> Callable[..., jax.Array]:
+  """Compiles integrated gradients (Sundararajan et al., 2017) of single bins.
+
+  a = (x - x0) * mean over the path from x0 to x of ds / dx, by the midpoint
+  rule; its sum over pixels is s(x) - s(x0) up to the rule's error. The
+  baseline x0 is the image's own mean colour.
+
+  Args:
+    subject: The functions of images.
+    steps: Points on the path; each costs a forward and a backward pass.
+
+  Returns:
+    (model variables, images [B, H, W, C] in 0..255, variables [B], bins [B])
+    -> [B, H, W] float32, signed, summed over channels, in log-odds.
+  """
+  _require(subject)
+
+  def score(images, weights, variables, bins):
+    maps = subject.feature_maps(weights, images)
+    log_q = subject.bin_log_probabilities(weights, maps)
+    return log_odds(log_q, variables, bins).sum()
+
+  @jax.jit
+  def integrated(weights, images, variables, bins):
+    images = images.astype(jnp.float32)
+    baseline = images.mean((1, 2), keepdims=True)
+    fractions = (jnp.arange(steps, dtype=jnp.float32) + 0.5) / steps
+
+    def body(total, fraction):
+      point = baseline + fraction * (images - baseline)
+      return total + jax.grad(score)(point, weights, variables, bins), None
+
+    total, _ = jax.lax.scan(body, jnp.zeros_like(images), fractions)
+    return ((images - baseline) * total / steps).sum(-1)
+
+  return integrated
+
+
+def attribute(
+  compiled: Callable[..., jax.Array],
+  subject: Subject,
+  images: np.ndarray,
+  variables: np.ndarray,
+  bins: np.ndarray,
+  *,
+  batch_size: int = 32,
+) -> np.ndarray:
+  """Runs a compiled attribution over any number of images.
+
+  Args:
+    compiled: From `make_grad_cam` or `make_integrated_gradients`.
+    subject: Whose weights to use.
+    images: uint8 [n, H, W, C].
+    variables: [n] int.
+    bins: [n] int.
+    batch_size: One compiled shape; the last batch is padded.
+
+  Returns:
+    [n, h, w] float32.
+  """
+  results = []
+  for start in range(0, len(images), batch_size):
+    part = slice(start, start + batch_size)
+    count = len(images[part])
+    pad = batch_size - count
+    maps = compiled(
+      subject.variables,
+      np.pad(images[part], ((0, pad), (0, 0), (0, 0), (0, 0))),
+      np.pad(np.asarray(variables[part], np.int32), (0, pad)),
+      np.pad(np.asarray(bins[part], np.int32), (0, pad)),
+    )
+    results.append(np.asarray(maps)[:count])
+  return np.concatenate(results) if results else np.zeros((0, 1, 1), np.float32)
+
+
+def unit_maps(maps: np.ndarray) -> np.ndarray:
+  """Scales each map to 0..1 by its largest magnitude, negative parts to 0."""
+  positive = np.maximum(maps, 0)
+  peak = positive.max((-2, -1), keepdims=True)
+  return np.divide(positive, peak, out=np.zeros_like(positive), where=peak > 0)
+
+
+def resize_maps(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Bilinear resize of [n, h, w] maps to [n, *size]."""
+  shape = (len(maps), *size)
+  resized = jax.image.resize(maps, shape, "linear", antialias=True)
+  return np.asarray(resized)
+
+
+def overlay(
+  images: np.ndarray,
+  maps: np.ndarray,
+  *,
+  colormap: np.ndarray,
+  strength: float = 0.65,
+) -> np.ndarray:
+  """Lays attribution maps over images.
+
+  Args:
+    images: uint8 [n, H, W, C], C = 1 or 3.
+    maps: [n, h, w], any scale.
+    colormap: [256, 3] uint8, from weak to strong.
+    strength: Opacity where the map is largest.
+
+  Returns:
+    uint8 [n, H, W, 3]; untouched where the map is 0.
+  """
+  heat = np.clip(resize_maps(unit_maps(maps), images.shape[1:3]), 0, 1)
+  colours = colormap[np.rint(heat * 255).astype(np.uint8)].astype(np.float32)
+  alpha = strength * heat[..., None]
+  mixed = (1 - alpha) * images.astype(np.float32) + alpha * colours
+  return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)

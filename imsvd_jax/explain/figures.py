@@ -1,0 +1,468 @@
+"""Publication figures as PDF, SVG or PNG.
+
+By Matplotlib's object-oriented API, without the global state of pyplot, so
+that they are safe in a server or a thread. Every function returns a Figure;
+`save` writes it.
+"""
+
+import contextlib
+import json
+import math
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from imsvd_jax.errors import UserError
+from imsvd_jax.explain import attribution
+from imsvd_jax.explain.analysis import Analysis
+
+FORMATS = ("pdf", "svg", "png")
+_STYLE = {
+  "font.size": 8,
+  "font.family": "sans-serif",
+  "axes.titlesize": 9,
+  "axes.linewidth": 0.6,
+  "axes.spines.top": False,
+  "axes.spines.right": False,
+  "xtick.major.width": 0.6,
+  "ytick.major.width": 0.6,
+  "legend.frameon": False,
+  "pdf.fonttype": 42,  # Text stays text in the PDF.
+  "svg.fonttype": "none",
+  "svg.hashsalt": "imsvd",  # The same figure gives the same file.
+  # A label may hold a dollar sign; it is not mathematics.
+  "text.parse_math": False,
+}
+
+
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+  with matplotlib.rc_context(_STYLE):
+    yield
+
+
+def _figure(width: float, height: float) -> Figure:
+  """A figure in inches, with the Agg canvas and tight layout."""
+  figure = Figure(figsize=(width, height), layout="constrained")
+  FigureCanvasAgg(figure)
+  return figure
+
+
+def save(figure: Figure, path: str | pathlib.Path, *, dpi: int = 200) -> None:
+  """Writes a figure; the suffix chooses PDF, SVG or PNG."""
+  path = pathlib.Path(path)
+  suffix = path.suffix.lower().lstrip(".")
+  if suffix not in FORMATS:
+    raise UserError(
+      f"A figure cannot be written as {path.name!r}; the name must end in "
+      + ", ".join(f".{f}" for f in FORMATS)
+      + "."
+    )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  # No dates: the same figure gives the same file.
+  metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+  with _style():
+    figure.savefig(path, dpi=dpi, metadata=metadata.get(suffix))
+
+
+def _bare(axes) -> None:
+  axes.set_xticks([])
+  axes.set_yticks([])
+  for spine in axes.spines.values():
+    spine.set_visible(False)
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+  return np.broadcast_to(image, (*image.shape[:2], 3))
+
+
+def joint_matrix(
+  matrix: np.ndarray,
+  num_bins: int,
+  variables: Sequence[int],
+  *,
+  title: str = "Joint probability",
+) -> Figure:
+  """The blocks of chosen variables of a joint or cross-joint matrix.
+
+  Args:
+    matrix: [D, D].
+    num_bins: b.
+    variables: Which variables, in this order.
+    title: Above the figure.
+
+  Returns:
+    The figure; probabilities on a logarithmic scale, zeros are blank.
+  """
+  count = matrix.shape[0] // num_bins
+  wrong = [m for m in variables if not 0 <= m < count]
+  if wrong or not len(variables):
+    raise UserError(
+      f"Variables must be in 0..{count - 1} and at least one; found "
+      f"{list(variables)}."
+    )
+  rows = np.concatenate(
+    [np.arange(m * num_bins, (m + 1) * num_bins) for m in variables]
+  )
+  part = np.asarray(matrix[np.ix_(rows, rows)], np.float64)
+  top = part.max()
+  norm = LogNorm(max(top * 1e-4, 1e-12), max(top, 1e-11))
+  with _style():
+    figure = _figure(4.4, 3.9)
+    axes = figure.add_subplot()
+    shown = axes.imshow(
+      np.ma.masked_less_equal(part, 0),
+      norm=norm,
+      cmap="viridis",
+      interpolation="nearest",
+      rasterized=True,
+    )
+    centres = np.arange(len(variables)) * num_bins + (num_bins - 1) / 2
+    names = [f"{m}" for m in variables]
+    axes.set_xticks(centres, names, rotation=90 if len(names) > 12 else 0)
+    axes.set_yticks(centres, names)
+    axes.tick_params(length=0)
+    for edge in np.arange(1, len(variables)) * num_bins - 0.5:
+      axes.axhline(edge, color="white", linewidth=0.7)
+      axes.axvline(edge, color="white", linewidth=0.7)
+    axes.set_xlabel("variable")
+    axes.set_ylabel("variable")
+    axes.set_title(title)
+    figure.colorbar(
+      shown,
+      ax=axes,
+      label="probability",
+      shrink=0.85,
+      # Plain numbers: the default is mathematics, which is not parsed.
+      format=FuncFormatter(lambda value, _: f"{value:g}"),
+    )
+  return figure
+
+
+def information_matrix(analysis: Analysis) -> Figure:
+  """Mutual information above its floor between all pairs of variables."""
+  if analysis.mutual_information is None:
+    raise UserError(
+      "The analysis holds no mutual information; run it with joint=True on a "
+      "run with a discrete code."
+    )
+  excess = np.maximum(analysis.mutual_information - analysis.floor, 0)
+  np.fill_diagonal(excess, np.nan)
+  with _style():
+    figure = _figure(4.4, 3.7)
+    axes = figure.add_subplot()
+    shown = axes.imshow(
+      excess, cmap="viridis", interpolation="nearest", rasterized=True
+    )
+    axes.set_xlabel("variable")
+    axes.set_ylabel("variable")
+    axes.set_title("Mutual information above the finite-sample floor")
+    figure.colorbar(shown, ax=axes, label="nats", shrink=0.85)
+  return figure
+
+
+def embedding_vectors(
+  views: np.ndarray, probabilities: np.ndarray, *, max_images: int = 4
+) -> Figure:
+  """Two views of each image beside their soft codes.
+
+  Args:
+    views: [n, V, H, W, C] uint8.
+    probabilities: [n, V, M, b].
+    max_images: Show at most so many.
+
+  Returns:
+    The figure; columns are variables, rows are bins, and a mark below each
+    variable says whether all views fall in the same bin.
+  """
+  count = min(len(views), max_images)
+  num_views = views.shape[1]
+  with _style():
+    figure = _figure(7.0, 0.85 * count * num_views + 0.3)
+    grid = figure.add_gridspec(
+      count * num_views, 2, width_ratios=[1, 7], wspace=0.02
+    )
+    for row in range(count):
+      codes = probabilities[row].argmax(-1)  # [V, M]
+      same = (codes == codes[0]).all(0)
+      for view in range(num_views):
+        place = row * num_views + view
+        axes = figure.add_subplot(grid[place, 0])
+        axes.imshow(_rgb(views[row, view]), interpolation="nearest")
+        _bare(axes)
+        axes = figure.add_subplot(grid[place, 1])
+        axes.imshow(
+          probabilities[row, view].T,
+          aspect="auto",
+          cmap="Greys",
+          vmin=0,
+          vmax=1,
+          interpolation="nearest",
+          rasterized=True,
+        )
+        axes.set_yticks([])
+        if view < num_views - 1:
+          axes.set_xticks([])
+        else:
+          marks = np.flatnonzero(same)
+          axes.set_xticks(marks, ["•"] * len(marks))
+          axes.tick_params(length=0, pad=1, labelsize=6)
+        axes.set_ylabel(f"view {view + 1}")
+    figure.supxlabel(
+      "variable (rows: bins); a dot: the views agree", fontsize=8
+    )
+  return figure
+
+
+def sample_grid(
+  images: Sequence[Sequence[np.ndarray]],
+  titles: Sequence[str],
+  *,
+  columns: int | None = None,
+) -> Figure:
+  """Rows of images, one row per bin (or anything else), with a title each.
+
+  Args:
+    images: Rows of uint8 [H, W, C]; rows may differ in length.
+    titles: One per row.
+    columns: At most so many images of each row.
+
+  Returns:
+    The figure.
+  """
+  if len(images) != len(titles) or not len(images):
+    raise UserError(
+      f"A sample grid needs one title per row; found {len(images)} rows and "
+      f"{len(titles)} titles."
+    )
+  width = max(max((len(row) for row in images), default=1), 1)
+  width = min(width, columns or width)
+  with _style():
+    figure = _figure(0.62 * width + 1.1, 0.64 * len(images) + 0.1)
+    grid = figure.subplots(len(images), width, squeeze=False)
+    for row, (pictures, title) in enumerate(zip(images, titles, strict=True)):
+      for column, axes in enumerate(grid[row]):
+        _bare(axes)
+        if column < len(pictures):
+          axes.imshow(_rgb(pictures[column]), interpolation="nearest")
+      grid[row, 0].set_ylabel(
+        title, rotation=0, ha="right", va="center", labelpad=6
+      )
+  return figure
+
+
+def attribution_rows(
+  images: np.ndarray,
+  maps: Mapping[str, np.ndarray],
+  titles: Sequence[str],
+) -> Figure:
+  """Images beside their attribution, one row each.
+
+  Args:
+    images: uint8 [n, H, W, C].
+    maps: By method, [n, h, w]; each becomes a column of overlays.
+    titles: [n].
+
+  Returns:
+    The figure.
+  """
+  colormap = matplotlib.colormaps["inferno"](np.arange(256), bytes=True)
+  columns = {"image": [_rgb(image) for image in images]}
+  for name, values in maps.items():
+    columns[name] = attribution.overlay(
+      images, np.asarray(values), colormap=colormap[:, :3]
+    )
+  with _style():
+    figure = _figure(1.15 * len(columns) + 1.2, 1.15 * len(images) + 0.25)
+    grid = figure.subplots(len(images), len(columns), squeeze=False)
+    for column, (name, pictures) in enumerate(columns.items()):
+      grid[0, column].set_title(name)
+      for row, picture in enumerate(pictures):
+        _bare(grid[row, column])
+        grid[row, column].imshow(picture, interpolation="nearest")
+    for row, title in enumerate(titles):
+      grid[row, 0].set_ylabel(
+        title, rotation=0, ha="right", va="center", labelpad=6
+      )
+  return figure
+
+
+def factor_table(
+  tables: Mapping[str, np.ndarray],
+  factors: Sequence[str],
+  *,
+  title: str = "Normalized mutual information with known factors",
+) -> Figure:
+  """NMI of variables and factors, side by side (before and after training).
+
+  Args:
+    tables: By name, [M, number of factors].
+    factors: Names of the factors.
+    title: Above the figure.
+
+  Returns:
+    The figure; variables are sorted by their best factor, then by NMI.
+  """
+  with _style():
+    figure = _figure(1.2 + 0.42 * len(factors) * len(tables), 3.6)
+    all_axes = figure.subplots(1, len(tables), squeeze=False)[0]
+    top = max(float(np.max(t)) for t in tables.values())
+    for axes, (name, table) in zip(all_axes, tables.items(), strict=True):
+      order = np.lexsort((-table.max(1), table.argmax(1)))
+      shown = axes.imshow(
+        table[order],
+        aspect="auto",
+        cmap="viridis",
+        norm=Normalize(0, max(top, 1e-9)),
+        interpolation="nearest",
+      )
+      axes.set_xticks(range(len(factors)), factors, rotation=60, ha="right")
+      axes.set_yticks([])
+      axes.set_title(name)
+    all_axes[0].set_ylabel("variables, by their best factor")
+    figure.colorbar(shown, ax=all_axes, label="NMI", shrink=0.85)
+    figure.suptitle(title, fontsize=9)
+  return figure
+
+
+def embedding_map(
+  points: np.ndarray,
+  values: np.ndarray | None = None,
+  names: Sequence[str] = (),
+  *,
+  explained: Sequence[float] = (),
+) -> Figure:
+  """A 2-D map of the features, coloured by a factor.
+
+  Args:
+    points: [n, 2].
+    values: [n] int, 0..K-1, or -1 where unknown.
+    names: K names.
+    explained: Share of variance of each axis.
+
+  Returns:
+    The figure.
+  """
+  with _style():
+    figure = _figure(4.2, 3.4)
+    axes = figure.add_subplot()
+    size = float(np.clip(4000 / max(len(points), 1), 0.6, 9))
+    groups = [(None, np.ones(len(points), bool))]
+    if values is not None:
+      groups = [(k, values == k) for k in range(-1, len(names))]
+    wheel = matplotlib.colormaps["tab10" if len(names) <= 10 else "hsv"]
+    for k, members in groups:
+      if not members.any():
+        continue
+      colour, label = "0.4", None
+      if k is not None and k >= 0:
+        colour = wheel(k if len(names) <= 10 else k / len(names))
+        label = names[k] if len(names) <= 12 else None
+      axes.scatter(
+        *points[members].T,
+        s=size,
+        color=colour,
+        label=label,
+        linewidths=0,
+        alpha=0.8,
+        rasterized=True,
+      )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for axis, label in enumerate(explained[:2]):
+      text = f"component {axis + 1} ({label:.0%} of variance)"
+      (axes.set_xlabel, axes.set_ylabel)[axis](text)
+    if values is not None and 0 < len(names) <= 12:
+      axes.legend(
+        loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3 / size**0.5
+      )
+  return figure
+
+
+def read_metrics(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads a metrics.jsonl: one JSON object with "step" and scalars per line.
+
+  A line that a crash cut short at the end of the file is skipped.
+
+  Returns:
+    By name, [n, 2] float64: step and value, by step; of a step written twice
+    (a resumed run) the later line counts.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise UserError(f"Found no metrics at {path}; train first.")
+  lines = path.read_text(encoding="utf-8").splitlines()
+  values: dict[str, dict[float, float]] = {}
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    try:
+      record = json.loads(line)
+      step = float(record["step"])
+    except (ValueError, KeyError, TypeError):
+      if number == len(lines):
+        continue
+      raise UserError(
+        f"{path.name}, line {number} is not a JSON object with 'step'; each "
+        "line must be one."
+      ) from None
+    for name, value in record.items():
+      number_like = isinstance(value, (int, float))
+      if name != "step" and number_like and not isinstance(value, bool):
+        values.setdefault(name, {})[step] = float(value)
+  return {
+    name: np.array(sorted(points.items())) for name, points in values.items()
+  }
+
+
+def training_curves(
+  runs: Mapping[str, str | pathlib.Path] | str | pathlib.Path,
+  names: Sequence[str] | None = None,
+  *,
+  columns: int = 3,
+) -> Figure:
+  """One panel per scalar of metrics.jsonl, one line per run.
+
+  Args:
+    runs: Path of a metrics.jsonl, or paths by name of run.
+    names: Which scalars, as regular expressions; by default all.
+    columns: Panels side by side.
+
+  Returns:
+    The figure.
+  """
+  if not isinstance(runs, Mapping):
+    runs = {"": runs}
+  curves = {run: read_metrics(path) for run, path in runs.items()}
+  found = list(dict.fromkeys(n for c in curves.values() for n in c))
+  chosen = found
+  if names is not None:
+    chosen = [n for n in found if any(re.fullmatch(p, n) for p in names)]
+  if not chosen:
+    raise UserError(
+      f"No scalar matches {list(names or [])}. Known: {', '.join(found)}."
+    )
+  columns = min(columns, len(chosen))
+  rows = math.ceil(len(chosen) / columns)
+  with _style():
+    figure = _figure(2.5 * columns, 1.75 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, name in zip(panels, chosen, strict=False):
+      for run, metrics in curves.items():
+        if name in metrics:
+          axes.plot(*metrics[name].T, linewidth=1.1, label=run or None)
+      axes.set_title(name)
+      axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+    for axes in panels[len(chosen) :]:
+      axes.set_visible(False)
+    figure.supxlabel("step", fontsize=8)
+    if len(runs) > 1:
+      panels[0].legend()
+  return figure

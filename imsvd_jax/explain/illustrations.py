@@ -1,0 +1,330 @@
+"""The second pass: thumbnails and attribution of the images that are shown.
+
+Which images are shown is known only after the analysis. This pass decodes the
+data set again, keeps a thumbnail of each shown image and attributes the best
+images of each bin while they go by, so that no image is held in full.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import matplotlib.image
+import numpy as np
+
+from imsvd_jax.errors import UserError
+from imsvd_jax.explain import attribution
+from imsvd_jax.explain.accumulate import view_keys
+from imsvd_jax.explain.analysis import Analysis, Progress, hash_index
+from imsvd_jax.explain.subject import Subject
+
+SHEET_SIDE = 8  # Thumbnails along a side: small sheets decode as needed.
+PER_SHEET = SHEET_SIDE**2
+_RESIZE_BATCH = 64
+
+
+@dataclasses.dataclass
+class Illustrations:
+  """Pictures of what the analysis found.
+
+  Attributes:
+    indices: [T] int64, ascending, the images that have a thumbnail; the
+      thumbnail's slot is the place in this array.
+    thumbnail_size: Side in pixels.
+    grad_cam: [M, b, k, h, w] uint8, maps scaled to 0..255 for the k best
+      images of each bin, or None.
+    integrated: [M, b, k', g, g] uint8, finer maps, or None.
+    kept: Whole images by index, for figures.
+  """
+
+  indices: np.ndarray
+  thumbnail_size: int
+  grad_cam: np.ndarray | None = None
+  integrated: np.ndarray | None = None
+  kept: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def shown_images(analysis: Analysis, max_images: int) -> np.ndarray:
+  """The images to show: all, or every top image and a uniform sample.
+
+  Returns:
+    Ascending indices; more than `max_images` only if the bins' best images
+    alone are.
+  """
+  if analysis.num_images <= max_images:
+    return analysis.indices
+  best = np.empty(0, np.int64)
+  if analysis.top_indices is not None:
+    best = np.unique(analysis.top_indices[analysis.top_indices >= 0])
+  others = np.setdiff1d(analysis.indices, best, assume_unique=True)
+  order = np.argsort(hash_index(others), kind="stable")
+  room = max(max_images - len(best), 0)
+  return np.sort(np.concatenate([best, others[order[:room]]]))
+
+
+class SheetWriter:
+  """Collects thumbnails in any order and writes each sheet when it is full."""
+
+  def __init__(
+    self, directory: pathlib.Path, indices: np.ndarray, thumbnail_size: int
+  ):
+    self.directory = directory
+    self.indices = indices
+    self.size = thumbnail_size
+    # JPEG smears the few pixels of a small image.
+    self.extension = "png" if thumbnail_size <= 32 else "jpg"
+    self._open: dict[int, np.ndarray] = {}
+    self._missing: dict[int, int] = {}
+    self._left = len(indices)
+    directory.mkdir(parents=True, exist_ok=True)
+
+  def slots(self, indices: np.ndarray) -> np.ndarray:
+    """[k] slot of each image, -1 when it is not shown."""
+    place = np.searchsorted(self.indices, indices)
+    place = np.minimum(place, len(self.indices) - 1)
+    return np.where(self.indices[place] == indices, place, -1)
+
+  def add(self, slots: np.ndarray, thumbnails: np.ndarray) -> None:
+    """Takes uint8 [k, size, size, 3]."""
+    self._left -= len(slots)
+    for slot, thumbnail in zip(slots, thumbnails, strict=True):
+      number, place = divmod(int(slot), PER_SHEET)
+      if number not in self._open:
+        side = SHEET_SIDE * self.size
+        self._open[number] = np.zeros((side, side, 3), np.uint8)
+        left = len(self.indices) - number * PER_SHEET
+        self._missing[number] = min(PER_SHEET, left)
+      row, column = divmod(place, SHEET_SIDE)
+      top, left = row * self.size, column * self.size
+      sheet = self._open[number]
+      sheet[top : top + self.size, left : left + self.size] = thumbnail
+      self._missing[number] -= 1
+      if not self._missing[number]:
+        self._write(number)
+
+  def _write(self, number):
+    options = (
+      {} if self.extension == "png" else {"quality": 90, "subsampling": 0}
+    )
+    matplotlib.image.imsave(
+      self.directory / f"{number}.{self.extension}",
+      self._open.pop(number),
+      pil_kwargs=options,
+    )
+    del self._missing[number]
+
+  def close(self) -> None:
+    """Checks that every image came."""
+    if self._left:
+      raise UserError(
+        f"{self._left} of {len(self.indices)} images of the analysis did not "
+        "come again in the second pass; give the same data set to both."
+      )
+
+
+def _thumbnail_function(size):
+  @jax.jit
+  def thumbnails(images):
+    images = images.astype(jnp.float32)
+    shape = (images.shape[0], size, size, images.shape[3])
+    small = jax.image.resize(images, shape, "linear", antialias=True)
+    small = jnp.clip(jnp.round(small), 0, 255).astype(jnp.uint8)
+    return jnp.broadcast_to(small, (*shape[:3], 3))
+
+  return thumbnails
+
+
+class _Targets:
+  """Which (variable, bin, rank) an image has to be attributed for."""
+
+  def __init__(self, top_indices: np.ndarray, per_bin: int):
+    best = top_indices[..., :per_bin]
+    self.shape = best.shape
+    flat = best.reshape(-1)
+    self.order = np.argsort(flat, kind="stable")
+    self.sorted = flat[self.order]
+
+  def of(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(row in `indices`, flat target) of every target among `indices`."""
+    first = np.searchsorted(self.sorted, indices, "left")
+    last = np.searchsorted(self.sorted, indices, "right")
+    rows = np.repeat(np.arange(len(indices)), last - first)
+    places = [np.arange(a, b) for a, b in zip(first, last, strict=True)]
+    targets = np.concatenate([np.empty(0, np.int64), *places]).astype(np.int64)
+    return rows, self.order[targets]
+
+
+class _MapCollector:
+  """Runs one attribution over the targets that go by."""
+
+  def __init__(self, subject, compiled, top_indices, per_bin, size=None):
+    self.subject = subject
+    self.compiled = compiled
+    self.targets = _Targets(top_indices, per_bin)
+    self.size = size
+    self.maps: np.ndarray | None = None
+
+  def add(self, images, indices):
+    rows, targets = self.targets.of(indices)
+    if not len(rows):
+      return
+    variables, bins, _ = np.unravel_index(targets, self.targets.shape)
+    maps = attribution.attribute(
+      self.compiled, self.subject, images[rows], variables, bins
+    )
+    maps = np.maximum(maps, 0)
+    if self.size is not None:
+      maps = attribution.resize_maps(maps, self.size)
+    levels = np.rint(attribution.unit_maps(maps) * 255).astype(np.uint8)
+    if self.maps is None:
+      count = int(np.prod(self.targets.shape))
+      self.maps = np.zeros((count, *levels.shape[1:]), np.uint8)
+    self.maps[targets] = levels
+
+  def result(self):
+    if self.maps is None:
+      return None
+    return self.maps.reshape(*self.targets.shape, *self.maps.shape[1:])
+
+
+def _collectors(subject, analysis, grad_cam_per_bin, integrated_per_bin, size):
+  """(Grad-CAM, integrated gradients), None where not wanted or possible."""
+  if not (analysis.has_codes and subject.has_attribution):
+    return None, None
+  coarse = fine = None
+  if grad_cam_per_bin:
+    coarse = _MapCollector(
+      subject,
+      attribution.make_grad_cam(subject),
+      analysis.top_indices,
+      grad_cam_per_bin,
+    )
+  if integrated_per_bin:
+    fine = _MapCollector(
+      subject,
+      attribution.make_integrated_gradients(subject),
+      analysis.top_indices,
+      integrated_per_bin,
+      (size, size),
+    )
+  return coarse, fine
+
+
+def illustrate(
+  subject: Subject,
+  batches: Iterable[Mapping[str, np.ndarray]],
+  analysis: Analysis,
+  directory: str | pathlib.Path,
+  *,
+  max_images: int = 50_000,
+  thumbnail_size: int = 64,
+  grad_cam_per_bin: int = 12,
+  integrated_per_bin: int = 2,
+  integrated_size: int = 32,
+  keep: Sequence[int] = (),
+  progress: Callable[[str], None] | None = None,
+) -> Illustrations:
+  """Streams over the data set a second time and writes sprite sheets.
+
+  Args:
+    subject: The functions of images.
+    batches: The data set of the analysis, once more; any batch size.
+    analysis: What the first pass found.
+    directory: Where `0.jpg`, `1.jpg`, ... of 8 x 8 thumbnails go.
+    max_images: Show at most so many (and every bin's best images).
+    thumbnail_size: Side in pixels.
+    grad_cam_per_bin: Best images of each bin to attribute by Grad-CAM.
+    integrated_per_bin: Same, by integrated gradients (32 times the cost).
+    integrated_size: Side of the stored integrated-gradients maps.
+    keep: Indices of images to keep whole, for figures.
+    progress: Called with a line of text every few seconds.
+
+  Returns:
+    The illustrations.
+  """
+  indices = shown_images(analysis, max_images)
+  writer = SheetWriter(pathlib.Path(directory), indices, thumbnail_size)
+  coarse, fine = _collectors(
+    subject, analysis, grad_cam_per_bin, integrated_per_bin, integrated_size
+  )
+  result = Illustrations(indices, thumbnail_size)
+  wanted = {int(i) for i in keep}
+  shrink = _thumbnail_function(thumbnail_size)
+  meter = Progress("pictures", analysis.num_images, progress)
+  for batch in batches:
+    mask = np.asarray(batch.get("mask", np.ones(len(batch["image"]), bool)))
+    index = np.asarray(batch["index"], np.int64)[mask]
+    images = np.asarray(batch["image"])[mask]
+    slots = writer.slots(index)
+    shown = slots >= 0
+    writer.add(slots[shown], _shrink(shrink, images[shown]))
+    for collector in (coarse, fine):
+      if collector is not None:
+        collector.add(images, index)
+    for i in np.flatnonzero(np.isin(index, list(wanted))):
+      result.kept[int(index[i])] = images[i].copy()
+    meter.update(len(index))
+  writer.close()
+  meter.finish()
+  result.grad_cam = coarse and coarse.result()
+  result.integrated = fine and fine.result()
+  return result
+
+
+def _shrink(shrink, images) -> np.ndarray:
+  """Thumbnails of any number of images with one compiled shape."""
+  parts = []
+  for start in range(0, len(images), _RESIZE_BATCH):
+    part = images[start : start + _RESIZE_BATCH]
+    pad = ((0, _RESIZE_BATCH - len(part)), (0, 0), (0, 0), (0, 0))
+    parts.append(np.asarray(shrink(np.pad(part, pad)))[: len(part)])
+  return np.concatenate(parts) if parts else np.zeros((0, 1, 1, 3), np.uint8)
+
+
+@dataclasses.dataclass
+class ViewExamples:
+  """A few images seen twice, beside their codes.
+
+  Attributes:
+    indices: [n] int64.
+    images: [n, 2, H, W, C] uint8, the two views.
+    probabilities: [n, 2, M, b] float32.
+  """
+
+  indices: np.ndarray
+  images: np.ndarray
+  probabilities: np.ndarray
+
+
+def view_examples(
+  subject: Subject,
+  images: np.ndarray,
+  indices: np.ndarray,
+  views: tuple[Callable, Callable],
+  key: jax.Array | None = None,
+) -> ViewExamples:
+  """Augments each image twice, as the analysis did, and encodes both views.
+
+  Args:
+    subject: The functions of images.
+    images: uint8 [n, H, W, C].
+    indices: [n], their image indices.
+    views: As for `analyse`.
+    key: As for `analyse`.
+
+  Returns:
+    The examples.
+  """
+  key = jax.random.key(0) if key is None else key
+  index = jnp.asarray(indices, jnp.int32)
+  seen, codes = [], []
+  encode = jax.jit(subject.encode)
+  for number, view in enumerate(views):
+    pixels = jax.jit(view)(view_keys(key, index, number), jnp.asarray(images))
+    seen.append(np.asarray(jnp.clip(jnp.round(pixels), 0, 255), np.uint8))
+    codes.append(np.asarray(encode(subject.variables, pixels).probabilities))
+  return ViewExamples(
+    np.asarray(indices, np.int64), np.stack(seen, 1), np.stack(codes, 1)
+  )

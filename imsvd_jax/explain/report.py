@@ -1,0 +1,285 @@
+"""Everything at once: analysis, figures and explorer in one folder."""
+
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from imsvd_jax.errors import UserError
+from imsvd_jax.explain import (
+  analysis,
+  attribution,
+  embedding_map,
+  explorer,
+  figures,
+  health,
+  illustrations,
+  probes,
+)
+from imsvd_jax.explain.subject import Subject, no_code_sentence
+
+Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
+_EXAMPLES = 6  # Images shown with two views, and with attribution.
+
+
+class Report(NamedTuple):
+  """What was written.
+
+  Attributes:
+    analysis: The numbers.
+    index: The explorer's index.html.
+    figures: Paths of the figures.
+  """
+
+  analysis: analysis.Analysis
+  index: pathlib.Path
+  figures: list[pathlib.Path]
+
+
+def explain(
+  subject: Subject,
+  batches: Batches,
+  directory: str | pathlib.Path,
+  *,
+  num_images: int | None = None,
+  views: tuple[Callable, Callable] | None = None,
+  key: jax.Array | None = None,
+  factors: Mapping[str, Any] | None = None,
+  label_names: Sequence[str] | None = None,
+  names: Mapping[int, str] | Sequence[str] | None = None,
+  augmentations: Mapping[str, probes.Probe] | None = None,
+  max_flip_images: int = 2048,
+  num_top: int = 12,
+  joint: bool = True,
+  max_images: int = 50_000,
+  thumbnail_size: int = 64,
+  grad_cam_per_bin: int = 12,
+  integrated_per_bin: int = 2,
+  figure_format: str = "pdf",
+  figure_variables: Sequence[int] | None = None,
+  metrics: str | pathlib.Path | None = None,
+  title: str | None = None,
+  mesh: Mesh | None = None,
+  progress: Callable[[str], None] | None = print,
+) -> Report:
+  """Analyses a data set and writes numbers, figures and explorer.
+
+  Writes `analysis.npz` (every array, the joint matrices in float32 among
+  them), `figures/*` and `explorer/index.html` under `directory`.
+
+  Args:
+    subject: The functions of images.
+    batches: Called twice or thrice; each call gives the data set from the
+      start, as for `analysis.analyse`.
+    directory: Where to write.
+    num_images: For the time left.
+    views: Two augmentations, for cross-joint and agreement; see `analyse`.
+    key: Random key of views and augmentations.
+    factors: Known factors by name; see `analyse`.
+    label_names: Names of the classes.
+    names: File names by image index.
+    augmentations: For the flip rates; by default `probes.PROBES`, none: {}.
+    max_flip_images: Images of the flip rates.
+    num_top: Best images of each bin.
+    joint: Whether to accumulate the joint matrices.
+    max_images: Images shown in the explorer.
+    thumbnail_size: Side in pixels.
+    grad_cam_per_bin: See `illustrations.illustrate`.
+    integrated_per_bin: Same.
+    figure_format: "pdf", "svg" or "png".
+    figure_variables: Variables of the figures; by default the 8 that know
+      most of a factor, or of highest entropy.
+    metrics: A metrics.jsonl, for training curves.
+    title: Of the explorer.
+    mesh: Devices.
+    progress: Called with lines of text; None: silent.
+
+  Returns:
+    The report.
+  """
+  if figure_format not in figures.FORMATS:
+    raise UserError(
+      f"Unknown figure format {figure_format!r}. Known: "
+      + ", ".join(figures.FORMATS)
+      + "."
+    )
+  directory = pathlib.Path(directory)
+  (directory / "explorer").mkdir(parents=True, exist_ok=True)
+  say = progress or (lambda line: None)
+  result = analysis.analyse(
+    subject,
+    batches(),
+    num_images=num_images,
+    num_top=num_top,
+    joint=joint,
+    views=views,
+    key=key,
+    factors=factors,
+    label_names=label_names,
+    mesh=mesh,
+    progress=progress,
+  )
+  augmentations = probes.PROBES if augmentations is None else augmentations
+  if result.has_codes and augmentations:
+    result.flip_rates = probes.flip_rates(
+      subject,
+      batches(),
+      probes=augmentations,
+      key=key,
+      max_images=min(max_flip_images, result.num_images),
+      mesh=mesh,
+      progress=progress,
+    )
+  if not result.has_codes:
+    say(no_code_sentence(subject))
+  result.save(directory / "analysis.npz")
+  chosen = _figure_variables(result, figure_variables)
+  keep = _wanted_images(result, chosen)
+  pictures = illustrations.illustrate(
+    subject,
+    batches(),
+    result,
+    directory / "explorer" / "sprites",
+    max_images=max_images,
+    thumbnail_size=thumbnail_size,
+    grad_cam_per_bin=grad_cam_per_bin,
+    integrated_per_bin=integrated_per_bin,
+    keep=keep,
+    progress=progress,
+  )
+  examples = None
+  if views is not None and result.has_codes:
+    index = result.sample_indices[:_EXAMPLES]
+    images = np.stack([pictures.kept[int(i)] for i in index])
+    examples = illustrations.view_examples(subject, images, index, views, key)
+  index_page = explorer.build(
+    directory / "explorer",
+    subject,
+    result,
+    pictures,
+    title=title,
+    names=names,
+    views=examples,
+    progress=progress,
+  )
+  drawn = _draw(subject, result, pictures, examples, chosen, metrics)
+  paths = []
+  for name, figure in drawn.items():
+    paths.append(directory / "figures" / f"{name}.{figure_format}")
+    figures.save(figure, paths[-1])
+  say(f"Open {index_page}")
+  return Report(result, index_page, paths)
+
+
+def _figure_variables(result, chosen) -> list[int]:
+  if not result.has_codes:
+    return []
+  if chosen is not None:
+    return list(chosen)
+  score = result.entropies() if result.nmi is None else result.nmi.max(1)
+  order = np.argsort(-score, kind="stable")[:8]
+  return sorted(int(m) for m in order)
+
+
+def _wanted_images(result, chosen) -> list[int]:
+  """Images that the figures need whole."""
+  wanted = {int(i) for i in result.sample_indices[:_EXAMPLES]}
+  for m in chosen:
+    best = result.top_indices[m, :, :8]
+    wanted |= {int(i) for i in best.ravel() if i >= 0}
+  return sorted(wanted)
+
+
+def _draw(subject, result, pictures, examples, chosen, metrics):
+  """Every figure that the run allows, by file name."""
+  drawn = {}
+  if chosen:
+    drawn |= _code_figures(subject, result, pictures, chosen)
+  if examples is not None:
+    drawn["embedding_vectors"] = figures.embedding_vectors(
+      examples.images, examples.probabilities
+    )
+  if result.feature_covariance is not None and len(result.feature_mean) > 1:
+    components = embedding_map.principal_components(
+      result.feature_mean, result.feature_covariance
+    )
+    values, value_names = None, ()
+    if result.factors:
+      rows = np.searchsorted(result.indices, result.sample_indices)
+      values = result.factors[0].values[rows]
+      value_names = result.factors[0].names
+    drawn["embedding_map"] = figures.embedding_map(
+      components.project(result.sample_features),
+      values,
+      value_names,
+      explained=components.explained,
+    )
+  if metrics is not None:
+    drawn["training_curves"] = figures.training_curves(metrics)
+  return drawn
+
+
+def _code_figures(subject, result, pictures, chosen):
+  drawn = {}
+  bins = result.num_bins
+  if result.joint is not None:
+    drawn["joint"] = figures.joint_matrix(result.joint, bins, chosen)
+    if result.num_variables > 1:
+      drawn["mutual_information"] = figures.information_matrix(result)
+  if result.cross_joint is not None:
+    drawn["cross_joint"] = figures.joint_matrix(
+      result.cross_joint, bins, chosen, title="Cross-joint probability"
+    )
+  if result.nmi is not None:
+    names = [f.name for f in result.factors]
+    drawn["factors"] = figures.factor_table({"NMI": result.nmi}, names)
+  for m in chosen:
+    busiest = np.argsort(-result.usage[m], kind="stable")[:10]
+    rows = [
+      [pictures.kept[int(i)] for i in result.top_indices[m, d, :8] if i >= 0]
+      for d in sorted(busiest)
+    ]
+    titles = [f"bin {d}" for d in sorted(busiest)]
+    drawn[f"samples_variable_{m}"] = figures.sample_grid(rows, titles)
+  if subject.has_attribution:
+    drawn["attribution"] = _attribution_figure(
+      subject, result, pictures, chosen
+    )
+  return drawn
+
+
+def _attribution_figure(subject, result, pictures, chosen):
+  """The best image of the busiest bin of each chosen variable."""
+  variables = np.array(chosen[:_EXAMPLES])
+  bins = result.usage[variables].argmax(1)
+  best = result.top_indices[variables, bins, 0]
+  images = np.stack([pictures.kept[int(i)] for i in best])
+  maps = {
+    "Grad-CAM": attribution.make_grad_cam(subject),
+    "integrated gradients": attribution.make_integrated_gradients(subject),
+  }
+  return figures.attribution_rows(
+    images,
+    {
+      name: attribution.attribute(
+        compiled, subject, images, variables, bins, batch_size=len(images)
+      )
+      for name, compiled in maps.items()
+    },
+    [f"v{m}, bin {d}" for m, d in zip(variables, bins, strict=True)],
+  )
+
+
+def factor_lines(result: analysis.Analysis) -> list[str]:
+  """The table of factors and the variables that know most of them, as text."""
+  lines = []
+  for row in health.best_factors(result):
+    best = ", ".join(
+      f"v{m} {value:.2f}"
+      for m, value in zip(row["variables"], row["nmi"], strict=True)
+    )
+    lines.append(f"{row['factor']}: {best} (chance {row['chance']:.3f})")
+  return lines

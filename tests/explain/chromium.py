@@ -1,0 +1,228 @@
+"""A headless Chromium, driven over the WebDriver protocol with urllib only."""
+
+import base64
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+FLAGS = [
+  "--headless",
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+  "--disable-dev-shm-usage",
+  "--hide-scrollbars",
+  # A page opened from disk must need nothing: no proxy, no host resolves.
+  "--host-resolver-rules=MAP * ~NOTFOUND",
+]
+KEYS = {
+  "Tab": "\ue004",
+  "Enter": "\ue007",
+  "Escape": "\ue00c",
+  "ArrowLeft": "\ue012",
+  "ArrowUp": "\ue013",
+  "ArrowRight": "\ue014",
+  "ArrowDown": "\ue015",
+}
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
+
+
+def missing():
+  """What is not installed, or an empty string."""
+  wanted = [p for p in ("chromium", "chromedriver") if not shutil.which(p)]
+  return " and ".join(wanted)
+
+
+class Browser:
+  """One session; use as a context manager."""
+
+  def __init__(self, width=1280, height=900, dark=False, scale=1):
+    self.width, self.height, self.dark, self.scale = width, height, dark, scale
+
+  def __enter__(self):
+    self.stack = contextlib.ExitStack()
+    profile = self.stack.enter_context(
+      tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    )
+    with socket.socket() as free:
+      free.bind(("127.0.0.1", 0))
+      port = free.getsockname()[1]
+    driver = subprocess.Popen(
+      ["chromedriver", f"--port={port}"],
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+    )
+    self.stack.callback(driver.wait)
+    self.stack.callback(driver.terminate)
+    self.base = f"http://127.0.0.1:{port}"
+    self._wait_for_driver()
+    options = {
+      "binary": shutil.which("chromium"),
+      "args": [
+        *FLAGS,
+        f"--user-data-dir={profile}",
+        f"--window-size={self.width},{self.height}",
+      ],
+    }
+    capabilities = {
+      "browserName": "chrome",
+      "goog:chromeOptions": options,
+      "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+    }
+    session = self._call(
+      "POST", "/session", {"capabilities": {"alwaysMatch": capabilities}}
+    )
+    self.base += f"/session/{session['sessionId']}"
+    self.stack.callback(lambda: self._call("DELETE", ""))
+    self.resize(self.width, self.height, self.scale)
+    self.prefer(self.dark)
+    return self
+
+  def __exit__(self, *error):
+    self.stack.close()
+
+  def _wait_for_driver(self):
+    for _ in range(200):
+      try:
+        self._call("GET", "/status")
+        return
+      except urllib.error.URLError:
+        time.sleep(0.05)
+    raise RuntimeError("chromedriver did not start.")
+
+  def _call(self, method, path, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(
+      self.base + path,
+      data=data,
+      method=method,
+      headers={"Content-Type": "application/json"},
+    )
+    try:
+      with urllib.request.urlopen(request, timeout=120) as reply:
+        return json.load(reply)["value"]
+    except urllib.error.HTTPError as error:
+      with error:
+        value = json.load(error)["value"]
+      message = f"{value['error']}: {value['message'].splitlines()[0]}"
+      raise RuntimeError(message) from None
+
+  def devtools(self, command, **parameters):
+    body = {"cmd": command, "params": parameters}
+    return self._call("POST", "/goog/cdp/execute", body)
+
+  def resize(self, width, height, scale=1):
+    self.devtools(
+      "Emulation.setDeviceMetricsOverride",
+      width=width,
+      height=height,
+      deviceScaleFactor=scale,
+      mobile=width < 600,
+    )
+
+  def prefer(self, dark):
+    feature = {
+      "name": "prefers-color-scheme",
+      "value": "dark" if dark else "light",
+    }
+    self.devtools("Emulation.setEmulatedMedia", features=[feature])
+
+  def open(self, url):
+    self._call("POST", "/url", {"url": url})
+
+  def script(self, source, *arguments):
+    body = {"script": source, "args": list(arguments)}
+    return self._call("POST", "/execute/sync", body)
+
+  def wait(self, source, seconds=20):
+    """Waits until the expression is true; returns its value."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+      value = self.script(f"return ({source})")
+      if value:
+        return value
+      time.sleep(0.03)
+    raise AssertionError(f"Waited {seconds} s in vain for: {source}")
+
+  def go(self, page):
+    """Opens a page of the explorer by its hash and waits for it."""
+    self.script("location.hash = arguments[0]", page)
+    self.wait(f"document.querySelector('main').dataset.ready === '{page}'")
+
+  def find(self, selector):
+    body = {"using": "css selector", "value": selector}
+    return self._call("POST", "/element", body)[ELEMENT]
+
+  def click(self, selector):
+    self._call("POST", f"/element/{self.find(selector)}/click", {})
+
+  def text(self, selector):
+    return self.script(
+      "return document.querySelector(arguments[0]).innerText", selector
+    )
+
+  def move(self, selector, x=0.5, y=0.5, click=False):
+    """Moves the mouse to a fraction of an element's visible box."""
+    box = self.script(
+      "const b = document.querySelector(arguments[0]).getBoundingClientRect();"
+      "return [b.left, b.top, b.width, b.height]",
+      selector,
+    )
+    at = {
+      "type": "pointerMove",
+      "x": round(box[0] + x * box[2]),
+      "y": round(box[1] + y * box[3]),
+      "duration": 0,
+    }
+    actions = [at]
+    if click:
+      actions += [
+        {"type": "pointerDown", "button": 0},
+        {"type": "pointerUp", "button": 0},
+      ]
+    mouse = {"type": "pointer", "id": "mouse", "actions": actions}
+    self._call("POST", "/actions", {"actions": [mouse]})
+
+  def press(self, *keys):
+    """Presses keys one after another; "Shift+X" holds Shift."""
+    actions = []
+    for key in keys:
+      value = KEYS.get(key, key)
+      actions += [
+        {"type": "keyDown", "value": value},
+        {"type": "keyUp", "value": value},
+      ]
+    keyboard = {"type": "key", "id": "keyboard", "actions": actions}
+    self._call("POST", "/actions", {"actions": [keyboard]})
+
+  def log(self):
+    """Errors and warnings on the console since the last call."""
+    return [
+      line["message"]
+      for line in self._call("POST", "/se/log", {"type": "browser"})
+      if line["level"] in ("SEVERE", "WARNING")
+    ]
+
+  def requests(self):
+    """Addresses asked for since the last call."""
+    lines = self._call("POST", "/se/log", {"type": "performance"})
+    messages = [json.loads(line["message"])["message"] for line in lines]
+    return [
+      m["params"]["request"]["url"]
+      for m in messages
+      if m["method"] == "Network.requestWillBeSent"
+    ]
+
+  def screenshot(self, path):
+    with open(path, "wb") as file:
+      file.write(base64.b64decode(self._call("GET", "/screenshot")))

@@ -1,0 +1,140 @@
+"""The whole report, with and without a discrete code."""
+
+import json
+
+import chromium
+import numpy as np
+import pytest
+import shapes_subject
+
+from imsvd_jax import explain
+from imsvd_jax.errors import UserError
+from imsvd_jax.explain import analysis, health, probes, report
+
+N = 48
+
+
+def batches():
+  return shapes_subject.batches(N, 24)
+
+
+def test_report_of_a_discrete_code(tmp_path):
+  metrics = tmp_path / "metrics.jsonl"
+  metrics.write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")
+  lines = []
+  found = explain.explain(
+    shapes_subject.make_subject(3, 4),
+    batches,
+    tmp_path / "out",
+    num_images=N,
+    views=(probes.flip, probes.darken),
+    augmentations={"mirror": probes.flip},
+    label_names=shapes_subject.SHAPES,
+    num_top=3,
+    thumbnail_size=16,
+    grad_cam_per_bin=1,
+    integrated_per_bin=0,
+    figure_format="svg",
+    figure_variables=[2, 0],
+    metrics=metrics,
+    progress=lines.append,
+  )
+  stems = {path.stem for path in found.figures}
+  assert stems == {
+    "joint",
+    "cross_joint",
+    "mutual_information",
+    "factors",
+    "samples_variable_0",
+    "samples_variable_2",
+    "attribution",
+    "embedding_vectors",
+    "embedding_map",
+    "training_curves",
+  }
+  assert all(path.read_text().startswith("<?xml") for path in found.figures)
+  assert found.index.is_file()
+  again = analysis.Analysis.load(tmp_path / "out" / "analysis.npz")
+  np.testing.assert_array_equal(again.joint, found.analysis.joint)
+  assert list(again.flip_rates) == ["mirror"]
+  assert any("images/s" in line for line in lines)
+  assert any(line.startswith("label: v") for line in report.factor_lines(again))
+  levels = {i.name: i.level for i in health.indicators(again)}
+  assert set(levels.values()) <= set(health.LEVELS)
+
+
+@pytest.fixture(scope="module")
+def continuous(tmp_path_factory):
+  lines = []
+  found = explain.explain(
+    shapes_subject.make_continuous_subject(),
+    batches,
+    tmp_path_factory.mktemp("continuous"),
+    label_names=shapes_subject.SHAPES,
+    thumbnail_size=32,
+    figure_format="png",
+    progress=lines.append,
+  )
+  return found, lines
+
+
+def test_report_without_a_code_says_so(continuous):
+  found, lines = continuous
+  assert [path.stem for path in found.figures] == ["embedding_map"]
+  assert any("VICReg" in line and "no bins" in line for line in lines)
+  assert not found.analysis.has_codes
+  data = {path.stem for path in (found.index.parent / "data").iterdir()}
+  assert data == {"core", "images", "map", "neighbours"}
+
+
+@pytest.mark.skipif(
+  bool(chromium.missing()),
+  reason=f"{chromium.missing()} not found; CI installs chromium and "
+  "chromium-driver.",
+)
+def test_explorer_without_a_code(continuous):
+  found, _ = continuous
+  with chromium.Browser(dark=True) as browser:
+    browser.open(found.index.as_uri())
+    browser.wait("document.querySelector('main')?.dataset.ready")
+    assert "VICReg" in browser.text(".note")
+    tabs = browser.text("#tabs").split()
+    assert tabs == ["Overview", "Images", "Map"]
+    for page in ("image/3", "images", "map"):
+      browser.go(f"#/{page}")
+    browser.go("#/variables")
+    assert browser.text("h1") == "Not here"
+    assert browser.log() == []
+
+
+def test_user_mistake_is_found_before_the_work(tmp_path):
+  with pytest.raises(UserError, match="'gif'"):
+    explain.explain(
+      shapes_subject.make_subject(3, 4),
+      batches,
+      tmp_path,
+      figure_format="gif",
+    )
+
+
+@pytest.mark.parametrize(
+  ("usage", "level"),
+  [([[25, 25, 25, 25]], "good"), ([[97, 1, 1, 1]], "poor")],
+)
+def test_health_of_good_and_collapsed_variables(usage, level):
+  usage = np.array(usage)
+  found = analysis.Analysis(
+    indices=np.arange(100),
+    feature_mean=np.zeros(1),
+    sample_indices=np.arange(1),
+    sample_features=np.zeros((1, 1)),
+    codes=np.zeros((100, 1), np.uint8),
+    usage=usage,
+    marginal=usage / 100,
+    confidence=np.array([0.95]),
+    conditional_entropy=np.array([0.1]),
+  )
+  levels = {i.name: i.level for i in health.indicators(found)}
+  assert levels["Entropy used"] == level
+  assert levels["Collapsed variables"] == level
+  assert levels["Empty bins"] == "good"

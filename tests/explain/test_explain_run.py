@@ -1,0 +1,103 @@
+"""The command that explains a run, on a run of three steps."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import shapes
+from imsvd_jax import data, explaining
+from imsvd_jax import train_step as step_lib
+from imsvd_jax.checkpoint import Checkpointer
+from imsvd_jax.encoder import load_encoder
+from imsvd_jax.errors import UserError
+from imsvd_jax.explain.analysis import Analysis
+
+
+def make_run(workdir, objective="imsvd"):
+  config = shapes.get_config("debug")
+  config.data.name = "shapes"
+  config.data.num_examples = 48
+  config.data.image_size = config.data.resize = config.data.crop = 32
+  config.objective.name = objective
+  config.model.projector = (32, 16)  # Two variables of eight bins.
+  state = jax.jit(lambda: step_lib.init_state(step_lib.build(config, 48)))()
+  checkpointer = Checkpointer(workdir, keep_last=1, config=config.to_dict())
+  checkpointer.save(3, state)
+  checkpointer.close()
+  return str(workdir)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  return make_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def report(run):
+  return explaining.explain_run(
+    run, figure_format="png", num_top=1, integrated_per_bin=0
+  )
+
+
+def test_the_numbers_are_those_of_the_encoder(run, report):
+  encoder = load_encoder(run)
+  source = data.make_source(encoder.config.data, "train")
+  q = encoder.probabilities(source.images)
+  found = Analysis.load(report.index.parents[1] / "analysis.npz")
+  assert found.num_images == 48
+  np.testing.assert_allclose(found.marginal, q.mean(0), rtol=1e-4, atol=1e-6)
+  joint = np.einsum("imd,ine->mdne", q, q) / len(q)
+  np.testing.assert_allclose(
+    found.joint.reshape(joint.shape), joint, rtol=1e-3, atol=1e-6
+  )
+
+
+def test_the_factors_of_the_shapes_are_named(report):
+  text = "".join(
+    path.read_text() for path in (report.index.parent / "data").glob("*.js")
+  )
+  for name in ("shape", "texture", "rotation", "circle/solid"):
+    assert name in text
+  assert report.index.exists()
+  assert all(path.stat().st_size > 1000 for path in report.figures)
+
+
+def test_a_view_follows_its_recipe(run):
+  config = load_encoder(run).config
+  images = np.full((6, 32, 32, 3), 200, np.uint8)
+  keys = jax.random.split(jax.random.key(0), 6)
+  plain = config.copy_and_resolve_references().views.view1
+  for name in plain:
+    if name.endswith("_prob"):
+      plain[name] = 0.0
+  # A crop of a constant image is that image, whatever the box.
+  np.testing.assert_allclose(explaining.view_of(plain)(keys, images), images)
+  plain.invert_prob = 1.0
+  np.testing.assert_allclose(
+    explaining.view_of(plain)(keys, images), 255.0 - images, atol=1e-3
+  )
+  ramp = np.broadcast_to(np.arange(0, 256, 8)[:, None, None], (6, 32, 32, 3))
+  plain.invert_prob = 0.0
+  cut = explaining.view_of(plain)(keys, ramp.astype(np.uint8))
+  assert np.std([row.min() for row in np.asarray(cut)]) > 1  # Boxes differ.
+
+
+def test_a_run_without_a_code_gets_a_sentence(tmp_path, capsys):
+  workdir = make_run(tmp_path, objective="vicreg")
+  found = explaining.explain_run(workdir, figure_format="png")
+  assert not found.analysis.has_codes
+  assert "vicreg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"step": 7}, "7"),
+    ({"data_set": "nonsense"}, r"'nonsense'.*shapes"),
+    ({"use_target": True}, "no EMA target"),
+  ],
+)
+def test_a_mistake_is_one_clear_line(run, arguments, message):
+  with pytest.raises(UserError, match=message) as error:
+    explaining.explain_run(run, **arguments)
+  assert "\n" not in str(error.value)
