@@ -116,6 +116,14 @@ def _check(config: Any, objective: Objective) -> None:
       f" views.view2.size={config.views.view2.size}; the two global views"
       " need one size."
     )
+  for key in ("mean", "std"):
+    count = len(config.data[key])
+    if count not in (1, config.data.channels):
+      raise UserError(
+        f"data.{key} has {count} values, but data.channels is"
+        f" {config.data.channels}; expected one value per channel, or a single"
+        " one for all."
+      )
   name = config.objective.name
   if objective.discrete:
     width = config.model.projector[-1]
