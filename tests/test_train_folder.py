@@ -147,7 +147,5 @@ def test_gray_and_many_channels_train(channels, tmp_path):
 
 def test_a_mean_of_another_number_of_channels_is_refused(tmp_path):
   config = small_config(**{"data.channels": 1})
-  with pytest.raises(
-    UserError, match=r"data\.mean has 3 .*channels is 1"
-  ):
+  with pytest.raises(UserError, match=r"data\.mean has 3 .*channels is 1"):
     train_and_evaluate(config, str(tmp_path / "run"))

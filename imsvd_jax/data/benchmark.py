@@ -25,6 +25,7 @@ from imsvd_jax.data.source import Source
 _SEED = 0
 _ROUNDS = 3  # Each stage is measured so often; the least counts.
 _PIL_IMAGES = 64  # Read once; the reference goes through them in turn.
+_WAIT_SECONDS, _MAX_WAITS = 0.2, 50  # For threads to come to rest.
 _PIL_TURN = 16  # Images of the reference between two batches.
 
 
@@ -101,14 +102,29 @@ def run(
 def _time(
   iterator: Iterator[Any], batch_size: int, seconds: float
 ) -> tuple[int, float, float]:
-  """Images, wall and CPU seconds of some seconds, after two to warm up."""
+  """Images of some seconds; wall and CPU seconds for that many."""
+  next(iterator)  # Starts the threads.
+  _settle()
+  cpu = time.process_time()
   for _ in range(2):
     next(iterator)
-  images, wall, cpu = 0, time.perf_counter(), time.process_time()
+  images, wall = 0, time.perf_counter()
   while images == 0 or time.perf_counter() - wall < seconds:
     next(iterator)
     images += batch_size
-  return images, time.perf_counter() - wall, time.process_time() - cpu
+  wall = time.perf_counter() - wall
+  _settle()
+  cpu = time.process_time() - cpu
+  return images, wall, cpu * images / (images + 2 * batch_size)
+
+
+def _settle() -> None:
+  """Waits until all buffers are full: what is made then, was taken before."""
+  for _ in range(_MAX_WAITS):
+    before = time.process_time()
+    time.sleep(_WAIT_SECONDS)
+    if time.process_time() - before < 0.01 * _WAIT_SECONDS:
+      return
 
 
 # --- Shares -------------------------------------------------------------------
@@ -209,6 +225,7 @@ def _beside_pil(
   num_views = len(view_list)
   pil = {"once": 0.0, "per_view": 0.0}
   images = turns = 0
+  _settle()
   wall, cpu = time.perf_counter(), time.process_time()
   while turns < 2 or time.perf_counter() - wall < 2 * seconds:
     next(batches)
@@ -225,6 +242,7 @@ def _beside_pil(
       pil["per_view"] += end - middle
       start = end
     turns += 1
+  _settle()
   cpu = time.process_time() - cpu - sum(pil.values())
   ours = images * num_views / cpu
   once, per_view = (turns * _PIL_TURN * num_views / s for s in pil.values())
