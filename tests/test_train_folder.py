@@ -128,7 +128,6 @@ def test_gray_and_many_channels_train(channels, tmp_path):
   config = small_config(
     **{
       "epochs": 1.0,
-      "data.name": "shapes",
       "data.channels": channels,
       "data.mean": (0.5,) * channels,
       "data.std": (0.25,) * channels,
