@@ -125,6 +125,7 @@ MAIN_COMMON = {
 }
 ALLOWED["main"] = MAIN_COMMON | {"train", "distributed"}
 ALLOWED["costs"] = COSTS
+ALLOWED["data_benchmark"] = {"jax", "numpy", "data", "train_step"}
 ALLOWED["preflight"] = MAIN_COMMON | {"costs"}
 ALLOWED["export"] = MAIN_COMMON | {"exporting"}
 ALLOWED["embed"] = MAIN_COMMON | {"embedding", "output_files"}

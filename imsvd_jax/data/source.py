@@ -72,6 +72,7 @@ class Source:
     factors: float32 [num_examples, len(factor_names)]: what the images were
       drawn from, or None.
     factor_names: Names of the columns of `factors`.
+    named: Records that could not be read and that the log has named already.
   """
 
   name: str
@@ -88,6 +89,7 @@ class Source:
   describe: Callable[[int], str] = lambda index: f"record {index}"
   factors: np.ndarray | None = None
   factor_names: tuple[str, ...] = ()
+  named: set[int] = dataclasses.field(default_factory=set, compare=False)
 
   def __post_init__(self):
     if self.num_examples < 1:
