@@ -489,7 +489,11 @@ def test_init_from_takes_the_weights_and_reports(run_copy):
     "params/projector/bias [3], there [16]",
     "params/projector/extra [2], there absent",
   ]
-  assert "2 leaves loaded; 2 left as initialized" in str(report)
+  assert str(report).splitlines() == [
+    "step 2: 2 leaves loaded; 2 left as initialized; 0 of the other run unused",
+    "  left as initialized: params/projector/bias [3], there [16]",
+    "  left as initialized: params/projector/extra [2], there absent",
+  ]
 
 
 def test_init_from_reports_what_the_other_run_had_more(run_copy):
@@ -498,6 +502,7 @@ def test_init_from_reports_what_the_other_run_had_more(run_copy):
   _, report = checkpoint.init_from(run_copy / "checkpoints" / "1", state)
   assert report.step == 1
   assert report.unused == ["params/projector/bias"]
+  assert str(report).endswith("\n  unused: params/projector/bias")
   other = state.replace(params={"head": jnp.ones(2)}, batch_stats={})
   with pytest.raises(UserError, match="Nothing in"):
     checkpoint.init_from(run_copy, other)
