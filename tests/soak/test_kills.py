@@ -28,11 +28,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 MOMENTS = ["start-up"] * 2 + ["step"] * 9 + ["save"] * 9
 # Between a start and its kill: 20 times this is half of the run, which leaves
 # the other half to a machine that hears late of what it waits for.
-MOST_STEPS = 20
+MOST_STEPS = 7
 STEPS_PER_EPOCH = 3
 LIMIT_SECONDS = 3600
 FLAGS = (
-  "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+  "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
 )
 
 
