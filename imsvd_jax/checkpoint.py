@@ -196,7 +196,7 @@ class Checkpointer:
       text = json.dumps(self._config, indent=2, sort_keys=True) + "\n"
       scratch = self.workdir / "config.json.tmp"
       scratch.write_text(text)
-      scratch.rename(self.workdir / "config.json")
+      scratch.replace(self.workdir / "config.json")
 
   def _set_aside(self, steps: Sequence[int]) -> None:
     if jax.process_index() == 0:

@@ -129,6 +129,14 @@ def test_workdir_without_checkpoints_restores_none(tmp_path):
   assert not any(stray.exists() for stray in strays)
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
+  for seed in (1, 2):  # Between two starts one may mend the config, too.
+    run = open_run(tmp_path, config={"seed": seed})
+    assert run.restore(make_state(0)) is None
+    run.close()
+  assert checkpoint.load_config(tmp_path) == {"seed": 2}
+
+
 def test_keeps_the_last_and_every_mth(tmp_path):
   save_run(tmp_path, range(1, 8), keep_last=2, keep_every=3)
   kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
