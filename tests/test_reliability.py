@@ -67,6 +67,26 @@ def compiled(tmp_path_factory):
   compilation_cache.reset_cache()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def traced_once():
+  """Lets the runs of this process that compute the same share their step."""
+  jit_train_step, steps = step_lib.jit_train_step, {}
+
+  def shared(experiment, sharding):
+    config = {
+      name: value
+      for name, value in train.flatten_config(experiment.config).items()
+      if name.partition(".")[0] not in train.HARMLESS_KEYS
+    }
+    key = (repr(sorted(config.items())), experiment.objective, sharding)
+    if key not in steps:
+      steps[key] = jit_train_step(experiment, sharding)
+    return steps[key]
+
+  with mock.patch.object(step_lib, "jit_train_step", shared):
+    yield
+
+
 @pytest.fixture(scope="module")
 def never_stopped(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("never_stopped")
@@ -145,18 +165,17 @@ def test_a_run_killed_twice_ends_as_if_never_stopped(
   assert_same_run(never_stopped, tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_after_the_step_and_the_run_goes_on(
-  number, never_stopped, tmp_path, monkeypatch, capsys
+def test_an_interrupt_stops_after_the_step_and_the_run_goes_on(
+  never_stopped, tmp_path, monkeypatch, capsys
 ):
-  at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), number))
+  at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
   with pytest.raises(interruption.Stopped) as stopped:
     train_and_evaluate(small_config(), str(tmp_path))
   assert stopped.value.code == 75
   saved = steps_of(tmp_path)[-1]
   assert 3 <= saved < 9  # A thread hears it, soon.
   said = capsys.readouterr().err
-  assert f"{number.name}: saving after this step" in said
+  assert "SIGINT: saving after this step" in said
   assert f"step {saved} is saved. The same command resumes." in said
   train_and_evaluate(small_config(), str(tmp_path))
   assert f"from the checkpoint of step {saved}." in capsys.readouterr().err
@@ -406,9 +425,7 @@ def test_stop_stops_and_skip_goes_on_from_there(
   assert "WARNING: 1 update(s) were not finite" in capsys.readouterr().err
 
 
-def test_a_state_that_is_not_finite_is_not_saved(
-  never_stopped, tmp_path, monkeypatch, capsys
-):
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, monkeypatch, capsys):
   """What the checks of the step miss, the check of the save does not."""
   jit_train_step = step_lib.jit_train_step
 
@@ -430,9 +447,6 @@ def test_a_state_that_is_not_finite_is_not_saved(
   assert stopped.value.code == 3
   assert "step 4 is not finite and was not saved" in capsys.readouterr().err
   assert steps_of(tmp_path) == [2]
-  monkeypatch.undo()
-  train_and_evaluate(small_config(), str(tmp_path))
-  assert_same_run(never_stopped, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -495,7 +509,7 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
 def test_an_error_of_the_disk_ends_the_run_and_it_goes_on(
   never_stopped, tmp_path, monkeypatch
 ):
-  """The same where mounting is forbidden: the error is injected."""
+  """The same, injected: a machine may forbid the mount that comes before."""
   save = checkpoint.Checkpointer.save
 
   def full_at_6(self, step, state):
@@ -512,9 +526,7 @@ def test_an_error_of_the_disk_ends_the_run_and_it_goes_on(
   assert_same_run(never_stopped, tmp_path)
 
 
-def test_checkpoints_that_become_read_only_end_the_run(
-  never_stopped, small_disk, monkeypatch
-):
+def test_checkpoints_that_become_read_only_end_the_run(small_disk, monkeypatch):
   workdir = small_disk / "run"
   folder = str(workdir / "checkpoints")
 
@@ -527,10 +539,8 @@ def test_checkpoints_that_become_read_only_end_the_run(
   # The next time it is seen before anything is compiled.
   monkeypatch.setattr(step_lib, "init_state", None)
   assert "Read-only file system" in fails_with_one_line(workdir)
-  monkeypatch.undo()
-  subprocess.run(["umount", folder], check=True)
-  train_and_evaluate(small_config(), str(workdir))
-  assert_same_run(never_stopped, workdir)
+  assert steps_of(workdir)[-1] in (2, 4)  # The latter was being written.
+  assert leaves_of(workdir)
 
 
 def test_metrics_that_cannot_be_written_end_the_run(tmp_path, monkeypatch):
