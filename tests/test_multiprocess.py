@@ -112,9 +112,10 @@ def test_two_processes_train_as_one(recipe, tmp_path, capsys):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_the_processes_share_every_epoch_out():
+@pytest.mark.parametrize("recipe", ["digits", "cifar10_r18"])
+def test_the_processes_share_every_epoch_out(recipe):
   """What each process is fed: each image once per epoch, over all of them."""
-  config = importlib.import_module("configs.digits").get_config("debug")
+  config = importlib.import_module(f"configs.{recipe}").get_config("debug")
   config.update_from_flattened_dict(OVERRIDES)
   source = data.make_source(config.data, "train")
 
