@@ -78,11 +78,15 @@ def _loss_flags() -> None:
   flags.DEFINE_bool(
     "alternatives", True, "Also run the other kernel and PyTorch."
   )
+  flags.DEFINE_string(
+    "topology",
+    "",
+    "Compile for a slice of TPUs, such as v5e:2x4, and run nothing.",
+  )
 
 
 def _loss(argv: list[str]) -> None:
   del argv
-  _use_devices(FLAGS.devices)
   # Imported late, so that --help and a bad flag answer at once.
   from imsvd_jax.benchmarks import loss, machine
 
@@ -96,11 +100,33 @@ def _loss(argv: list[str]) -> None:
     devices=FLAGS.devices,
   )
   loss.check(problem)
+  if FLAGS.topology:
+    _loss_on(problem)
+    return
+  _use_devices(FLAGS.devices)
   about = machine.describe(machine.devices(problem.devices))
   results = loss.measure(
     problem, rounds=FLAGS.rounds, alternatives=FLAGS.alternatives
   )
   _print(loss, problem, results, about)
+
+
+def _loss_on(problem) -> None:
+  """Prints what the loss would cost on --topology."""
+  import jax
+
+  # Never take the accelerators of this machine: other programs may use them.
+  jax.config.update("jax_platforms", "cpu")
+  from imsvd_jax.benchmarks import loss, machine
+  from imsvd_jax.costs import slices
+
+  slice_ = slices.get_slice(FLAGS.topology)
+  about = machine.describe(list(slice_.devices))
+  results = loss.compile_for(problem, slice_)
+  if FLAGS.json:
+    print(json.dumps(loss.as_dict(problem, results, about), indent=2))
+  else:
+    print(loss.compiled_as_text(problem, slice_, results))
 
 
 # --- precision ----------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 from imsvd_jax import sharding
 from imsvd_jax.benchmarks import floor, machine, timing, torch_formula
 from imsvd_jax.benchmarks.text import quantity, size, spread
-from imsvd_jax.costs import hlo
+from imsvd_jax.costs import hlo, slices
 from imsvd_jax.errors import UserError, lookup
 from imsvd_jax.objectives import imsvd_loss
 from imsvd_jax.objectives.joint_entropy import choose_kernel
@@ -69,6 +69,8 @@ class Result:
     floor_share: Time of the floor over its own.
     temporary_bytes: Per device, from the compiled program.
     flops: Per device, of matrix products, from the compiled program.
+    passes_flops: The same times the passes that their precision takes.
+    memory_bytes: Traffic of main memory, per device, from the program.
     traffic_bytes: Payload of its collectives, per device.
     largest_collective_bytes: Of the largest of them.
     loss: The value.
@@ -86,6 +88,8 @@ class Result:
   floor_share: timing.Spread | None = None
   temporary_bytes: float | None = None
   flops: float | None = None
+  passes_flops: float | None = None
+  memory_bytes: float | None = None
   traffic_bytes: float | None = None
   largest_collective_bytes: float | None = None
   loss: float | None = None
@@ -169,6 +173,38 @@ def measure(
   ]
 
 
+def compile_for(problem: Problem, slice_: slices.Slice) -> list[Result]:
+  """Compiles both kernels for a slice of chips; nothing runs.
+
+  Args:
+    problem: Its `devices` do not count.
+    slice_: From `costs.slices.get_slice`.
+
+  Returns:
+    The streamed kernel on one chip, and both kernels on the whole slice.
+
+  Raises:
+    UserError: The batch does not divide over the chips.
+  """
+  chips = len(slice_.devices)
+  problem = dataclasses.replace(problem, devices=chips)
+  check(problem)
+  results = []
+  for kernel, count in (("streamed", 1), ("streamed", chips), ("plain", chips)):
+    mesh = sharding.make_mesh(list(slice_.devices[:count]))
+    view = jax.ShapeDtypeStruct(
+      (problem.num_images, problem.num_entries),
+      DTYPES[problem.dtype],
+      sharding=sharding.batch_sharded(mesh),
+    )
+    timing.note(f"Compiling the {kernel} kernel for {count} chip(s).")
+    result, _ = _compile(problem, kernel, mesh, [view, view])
+    results.append(
+      dataclasses.replace(result, name=f"{kernel}, {count} chip(s)")
+    )
+  return results
+
+
 def _embeddings(problem: Problem, mesh) -> list[jax.Array]:
   """Two related views [N, D], as an encoder might give them."""
   rng = np.random.default_rng(0)
@@ -215,10 +251,12 @@ def _compile(problem: Problem, kernel: str, mesh, views):
     kernel, temporary_bytes=program.memory_analysis().temp_size_in_bytes
   )
   if costs:
-    moved = costs.collectives()
+    moved, work = costs.collectives(), costs.work()
     result = dataclasses.replace(
       result,
-      flops=sum(work.flops for work in costs.work()),
+      flops=sum(one.flops for one in work),
+      passes_flops=sum(one.passes_flops for one in work),
+      memory_bytes=sum(one.bytes for one in work),
       traffic_bytes=sum(c.count * c.bytes for c in moved),
       largest_collective_bytes=max((c.bytes for c in moved), default=0.0),
     )
@@ -328,6 +366,36 @@ def as_dict(
       for result in results
     ],
   }
+
+
+def compiled_as_text(
+  problem: Problem, slice_: slices.Slice, results: list[Result]
+) -> str:
+  """Returns what `compile_for` found, for people."""
+  lines = [
+    f"IMSVD's loss and gradient compiled for {slice_.name}:"
+    f" N = {problem.num_images}, M = {problem.num_variables},"
+    f" b = {problem.num_bins} (D = {problem.num_entries}),"
+    f" {problem.dtype} embeddings, precision {problem.precision}",
+    "",
+    f"{'per chip':24}{'FLOP':>10}{'as bf16':>10}{'of one':>9}"
+    f"{'memory traffic':>16}{'temporaries':>13}{'moved':>10}{'largest':>10}",
+  ]
+  alone = results[0].flops
+  for one in results:
+    lines.append(
+      f"{one.name:24}{quantity(one.flops):>10}{quantity(one.passes_flops):>10}"
+      f"{one.flops / alone:>9.4f}{size(one.memory_bytes):>16}"
+      f"{size(one.temporary_bytes):>13}{size(one.traffic_bytes):>10}"
+      f"{size(one.largest_collective_bytes):>10}"
+    )
+  lines += [
+    "",
+    "of one: FLOP over those of one chip; moved: payload of all collectives;"
+    " largest: of the largest; one D x D matrix is"
+    f" {size(4.0 * problem.num_entries**2)}.",
+  ]
+  return "\n".join(lines)
 
 
 def as_text(

@@ -12,7 +12,7 @@ import jax
 
 from imsvd_jax.errors import UserError
 
-_PACKAGES = ("jax", "jaxlib", "numpy", "torch")
+_PACKAGES = ("jax", "jaxlib", "libtpu", "numpy", "torch")
 
 
 def devices(count: int) -> list[jax.Device]:

@@ -106,7 +106,11 @@ def note(message: str) -> None:
 def _warm_up(run: Callable[[], Any], count: int) -> int:
   """Compiles; returns how many calls make a sample."""
   for _ in range(max(count, 1)):
+    start = time.perf_counter()
     jax.block_until_ready(run())
+    seconds = time.perf_counter() - start
+  if seconds >= 1:  # Even if most of it was compilation.
+    return 1
   seconds, _ = _sample(run, 1)
   if seconds >= _SAMPLE_SECONDS:
     return 1
