@@ -337,13 +337,18 @@ def gradient_error(gradients: Any, reference: Any) -> float:
 
 def _timed(result: Result, times: dict, first: str) -> Result:
   mine = times[result.name]
-  return dataclasses.replace(
+  result = dataclasses.replace(
     result,
     seconds=timing.Spread.of(mine.seconds),
     cpu_seconds=timing.Spread.of(mine.cpu_seconds),
+    floor_share=times["floor"].ratio(mine),
+  )
+  if first not in times:  # It was not run.
+    return result
+  return dataclasses.replace(
+    result,
     ratio=mine.ratio(times[first]),
     cpu_ratio=mine.ratio(times[first], cpu=True),
-    floor_share=times["floor"].ratio(mine),
   )
 
 

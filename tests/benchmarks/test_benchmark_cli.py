@@ -77,4 +77,4 @@ def test_json_is_all_that_is_printed():
   assert result.returncode == 0, result.stderr
   figures = json.loads(result.stdout)
   assert figures["machine"]["command"].endswith("--devices=2 --json")
-  assert [r["name"] for r in figures["results"]] == ["plain", "floor"]
+  assert [r["name"] for r in figures["results"]] == ["streamed", "floor"]

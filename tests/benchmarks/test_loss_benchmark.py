@@ -82,7 +82,7 @@ def test_a_compiled_slice_needs_no_machine():
   assert shared.flops <= 1.15 / 8 * alone.flops
   assert shared.seconds is None
   assert shared.largest_collective_bytes < 4 * 256**2
-  assert plain.largest_collective_bytes == 4 * 256**2
+  assert plain.largest_collective_bytes >= 4 * 256**2
   text = loss.compiled_as_text(SMALL, slices.get_slice("cpu:8"), results)
   assert "streamed, 8 chip(s)" in text
   assert "0.1250" in text
