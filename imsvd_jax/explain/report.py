@@ -47,6 +47,7 @@ def explain(
   num_images: int | None = None,
   views: tuple[Callable, Callable] | None = None,
   key: jax.Array | None = None,
+  untrained: Subject | None = None,
   factors: Mapping[str, Any] | None = None,
   label_names: Sequence[str] | None = None,
   names: Mapping[int, str] | Sequence[str] | None = None,
@@ -72,12 +73,14 @@ def explain(
 
   Args:
     subject: The functions of images.
-    batches: Called twice or thrice; each call gives the data set from the
+    batches: Called two to four times; each call gives the data set from the
       start, as for `analysis.analyse`.
     directory: Where to write.
     num_images: For the time left.
     views: Two augmentations, for cross-joint and agreement; see `analyse`.
     key: Random key of views and augmentations.
+    untrained: The same encoder with random weights: where factors are known,
+      what its variables tell of them is measured too.
     factors: Known factors by name; see `analyse`.
     label_names: Names of the classes.
     names: File names by image index.
@@ -122,6 +125,22 @@ def explain(
     mesh=mesh,
     progress=progress,
   )
+  _check_variables(result, figure_variables)
+  if untrained is not None and result.nmi is not None:
+    result.nmi_untrained = analysis.analyse(
+      untrained,
+      batches(),
+      num_images=num_images,
+      num_top=1,
+      joint=False,
+      covariance=False,
+      factors=factors,
+      label_names=label_names,
+      sample_size=1,
+      mesh=mesh,
+      progress=progress,
+      what="random weights",
+    ).nmi
   augmentations = probes.PROBES if augmentations is None else augmentations
   if result.has_codes and augmentations:
     result.flip_rates = probes.flip_rates(
@@ -148,6 +167,7 @@ def explain(
     grad_cam_per_bin=grad_cam_per_bin,
     integrated_per_bin=integrated_per_bin,
     keep=keep,
+    mesh=mesh,
     progress=progress,
   )
   examples = None
@@ -170,6 +190,8 @@ def explain(
   for name, figure in drawn.items():
     paths.append(directory / "figures" / f"{name}.{figure_format}")
     figures.save(figure, paths[-1])
+  for line in factor_lines(result):
+    say(line)
   say(f"Open {index_page}")
   return Report(result, index_page, paths)
 
@@ -182,6 +204,16 @@ def _figure_variables(result, chosen) -> list[int]:
   score = result.entropies() if result.nmi is None else result.nmi.max(1)
   order = np.argsort(-score, kind="stable")[:8]
   return sorted(int(m) for m in order)
+
+
+def _check_variables(result, chosen) -> None:
+  count = result.num_variables
+  wrong = [m for m in chosen or () if not 0 <= m < count]
+  if wrong:
+    known = f"numbered 0..{count - 1}" if count else "none, without a code"
+    raise UserError(
+      f"There is no variable {wrong[0]}; the variables are {known}."
+    )
 
 
 def _wanted_images(result, chosen) -> list[int]:
@@ -235,7 +267,10 @@ def _code_figures(subject, result, pictures, chosen):
     )
   if result.nmi is not None:
     names = [f.name for f in result.factors]
-    drawn["factors"] = figures.factor_table({"NMI": result.nmi}, names)
+    tables = {"trained": result.nmi}
+    if result.nmi_untrained is not None:
+      tables = {"random weights": result.nmi_untrained, **tables}
+    drawn["factors"] = figures.factor_table(tables, names)
   for m in chosen:
     busiest = np.argsort(-result.usage[m], kind="stable")[:10]
     rows = [
@@ -274,12 +309,26 @@ def _attribution_figure(subject, result, pictures, chosen):
 
 
 def factor_lines(result: analysis.Analysis) -> list[str]:
-  """The table of factors and the variables that know most of them, as text."""
-  lines = []
-  for row in health.best_factors(result):
+  """The table of factors as text: who knows most, and what is to be expected.
+
+  Returns:
+    Lines with a heading, or none without factors or codes.
+  """
+  rows = health.best_factors(result)
+  if not rows:
+    return []
+  width = max(len(row["factor"]) for row in rows)
+  lines = [
+    "Normalized mutual information of single variables with what is known of "
+    "the images"
+  ]
+  for row in rows:
     best = ", ".join(
       f"v{m} {value:.2f}"
       for m, value in zip(row["variables"], row["nmi"], strict=True)
     )
-    lines.append(f"{row['factor']}: {best} (chance {row['chance']:.3f})")
+    beside = f"chance {row['chance']:.3f}"
+    if row["untrained"] is not None:
+      beside = f"random weights {row['untrained']:.2f}, {beside}"
+    lines.append(f"  {row['factor']:<{width}}  {best}  ({beside})")
   return lines
