@@ -10,6 +10,7 @@ from imsvd_jax import train_step as step_lib
 from imsvd_jax.checkpoint import Checkpointer
 from imsvd_jax.encoder import load_encoder
 from imsvd_jax.errors import UserError
+from imsvd_jax.explain import __main__ as command
 from imsvd_jax.explain.analysis import Analysis
 
 
@@ -52,6 +53,20 @@ def test_the_numbers_are_those_of_the_encoder(run, report):
   )
 
 
+def test_random_weights_are_those_of_the_seed(run, report):
+  encoder = load_encoder(run)
+  other = explaining.untrained_subject(
+    explaining.subject_of(encoder, "run"), encoder
+  )
+  # The run was saved at its first step, so trained is untrained.
+  jax.tree.map(
+    np.testing.assert_array_equal, other.variables, encoder.variables
+  )
+  np.testing.assert_array_equal(
+    report.analysis.nmi_untrained, report.analysis.nmi
+  )
+
+
 def test_the_factors_of_the_shapes_are_named(report):
   text = "".join(
     path.read_text() for path in (report.index.parent / "data").glob("*.js")
@@ -87,6 +102,14 @@ def test_a_run_without_a_code_gets_a_sentence(tmp_path, capsys):
   found = explaining.explain_run(workdir, figure_format="png")
   assert not found.analysis.has_codes
   assert "vicreg" in capsys.readouterr().err
+
+
+def test_variables_are_numbers():
+  assert command._numbers(["3", " 7"]) == [3, 7]
+  assert command._numbers(None) is None
+  for wrong in (["v3"], ["-1"], []):
+    with pytest.raises(UserError, match="such as 3,7; found"):
+      command._numbers(wrong)
 
 
 @pytest.mark.parametrize(
