@@ -131,12 +131,14 @@ def _factors(source: Any) -> dict[str, np.ndarray]:
   """The factors that the images were drawn from, where they are known."""
   if source.factors is None:
     return {}
-  columns = zip(source.factor_names, source.factors.T, strict=True)
-  whole = lambda column: np.array_equal(column, np.round(column))
-  return {
-    name: column.astype(np.int32) if whole(column) else column
-    for name, column in columns
-  }
+  found = {}
+  for name, column in zip(source.factor_names, source.factors.T, strict=True):
+    if np.array_equal(column, np.round(column)):
+      column = column.astype(np.int32)
+    if name in source.factor_values:
+      column = np.array(source.factor_values[name])[column]
+    found[name.replace("_", " ")] = column
+  return found
 
 
 def _views(config: Any) -> tuple[Callable, Callable]:

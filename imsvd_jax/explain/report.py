@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from imsvd_jax.errors import UserError
 from imsvd_jax.explain import (
   analysis,
-  attribution,
   embedding_map,
   explorer,
   figures,
@@ -185,7 +184,7 @@ def explain(
     views=examples,
     progress=progress,
   )
-  drawn = _draw(subject, result, pictures, examples, chosen, metrics)
+  drawn = _draw(result, pictures, examples, chosen, metrics)
   paths = []
   for name, figure in drawn.items():
     paths.append(directory / "figures" / f"{name}.{figure_format}")
@@ -216,20 +215,26 @@ def _check_variables(result, chosen) -> None:
     )
 
 
+def _busiest(result, m, count=10) -> list[int]:
+  """The bins of a variable that its sample grid shows."""
+  order = np.argsort(-result.usage[m], kind="stable")
+  return sorted(int(d) for d in order[:count])
+
+
 def _wanted_images(result, chosen) -> list[int]:
   """Images that the figures need whole."""
   wanted = {int(i) for i in result.sample_indices[:_EXAMPLES]}
   for m in chosen:
-    best = result.top_indices[m, :, :8]
+    best = result.top_indices[m, _busiest(result, m), :8]
     wanted |= {int(i) for i in best.ravel() if i >= 0}
   return sorted(wanted)
 
 
-def _draw(subject, result, pictures, examples, chosen, metrics):
+def _draw(result, pictures, examples, chosen, metrics):
   """Every figure that the run allows, by file name."""
   drawn = {}
   if chosen:
-    drawn |= _code_figures(subject, result, pictures, chosen)
+    drawn |= _code_figures(result, pictures, chosen)
   if examples is not None:
     drawn["embedding_vectors"] = figures.embedding_vectors(
       examples.images, examples.probabilities
@@ -254,7 +259,7 @@ def _draw(subject, result, pictures, examples, chosen, metrics):
   return drawn
 
 
-def _code_figures(subject, result, pictures, chosen):
+def _code_figures(result, pictures, chosen):
   drawn = {}
   bins = result.num_bins
   if result.joint is not None:
@@ -272,37 +277,39 @@ def _code_figures(subject, result, pictures, chosen):
       tables = {"random weights": result.nmi_untrained, **tables}
     drawn["factors"] = figures.factor_table(tables, names)
   for m in chosen:
-    busiest = np.argsort(-result.usage[m], kind="stable")[:10]
+    busiest = _busiest(result, m)
     rows = [
       [pictures.kept[int(i)] for i in result.top_indices[m, d, :8] if i >= 0]
-      for d in sorted(busiest)
+      for d in busiest
     ]
-    titles = [f"bin {d}" for d in sorted(busiest)]
+    titles = [f"bin {d}" for d in busiest]
     drawn[f"samples_variable_{m}"] = figures.sample_grid(rows, titles)
-  if subject.has_attribution:
-    drawn["attribution"] = _attribution_figure(
-      subject, result, pictures, chosen
-    )
+  if pictures.grad_cam is not None or pictures.integrated is not None:
+    drawn["attribution"] = _attribution_figure(result, pictures, chosen)
   return drawn
 
 
-def _attribution_figure(subject, result, pictures, chosen):
-  """The best image of the busiest bin of each chosen variable."""
+def _attribution_figure(result, pictures, chosen):
+  """The best image of a busy bin of each chosen variable.
+
+  Of the k-th variable it is the k-th busiest bin: the busiest of all of them
+  often means the same, and shows the same image.
+  """
   variables = np.array(chosen[:_EXAMPLES])
-  bins = result.usage[variables].argmax(1)
+  ranks = np.arange(len(variables)) % result.num_bins
+  order = np.argsort(-result.usage[variables], axis=1, kind="stable")
+  bins = order[np.arange(len(variables)), ranks]
   best = result.top_indices[variables, bins, 0]
-  images = np.stack([pictures.kept[int(i)] for i in best])
   maps = {
-    "Grad-CAM": attribution.make_grad_cam(subject),
-    "integrated gradients": attribution.make_integrated_gradients(subject),
+    "Grad-CAM": pictures.grad_cam,
+    "integrated gradients": pictures.integrated,
   }
   return figures.attribution_rows(
-    images,
+    np.stack([pictures.kept[int(i)] for i in best]),
     {
-      name: attribution.attribute(
-        compiled, subject, images, variables, bins, batch_size=len(images)
-      )
-      for name, compiled in maps.items()
+      name: found[variables, bins, 0].astype(np.float32)
+      for name, found in maps.items()
+      if found is not None
     },
     [f"v{m}, bin {d}" for m, d in zip(variables, bins, strict=True)],
   )

@@ -71,7 +71,13 @@ def test_the_factors_of_the_shapes_are_named(report):
   text = "".join(
     path.read_text() for path in (report.index.parent / "data").glob("*.js")
   )
-  for name in ("shape", "texture", "rotation", "circle/solid"):
+  for name in (
+    "shape",
+    '"texture"',
+    "foreground red",
+    '"stripes"',
+    "ring/dots",
+  ):
     assert name in text
   assert report.index.exists()
   assert all(path.stat().st_size > 1000 for path in report.figures)

@@ -795,7 +795,8 @@ const explorer = (() => {
           h("div", { class: "stack", "aria-hidden": "true" }, order.map((k) =>
             h("i", { style: { width: percent(counts[k] / total),
               background: category(k, counts.length) } }))),
-          h("div", {}, order.slice(0, 2).map((k) => `${factor.values[k]} `
+          h("div", {}, order.slice(0, 2).filter((k, i) => i === 0
+            || counts[k] >= 0.005 * total).map((k) => `${factor.values[k]} `
             + `${percent(counts[k] / total, 0)}`).join(", ")));
       }
     }
