@@ -5,7 +5,7 @@ import functools
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -64,7 +64,8 @@ def subject_of(encoder: LoadedEncoder, name: str) -> Subject:
     bin_log_probabilities=bin_log_probabilities if encoder.discrete else None,
     variables=encoder.variables,
     name=name,
-    objective=encoder.config.objective.name,
+    # A backbone alone has not what its objective would train.
+    objective=encoder.config.objective.name if encoder.has_projector else "",
   )
 
 
@@ -145,10 +146,6 @@ def _views(config: Any) -> tuple[Callable, Callable]:
   return view_of(config.views.view1), view_of(config.views.view2)
 
 
-def _names(source: Any, count: int) -> Mapping[int, str]:
-  return {index: source.describe(index) for index in range(count)}
-
-
 def explain_run(
   workdir: str,
   *,
@@ -189,6 +186,11 @@ def explain_run(
   Raises:
     UserError: The run, the data or the directory does not fit.
   """
+  if os.path.isfile(os.path.expanduser(workdir)):
+    raise UserError(
+      f"{workdir} is a file; make a run of it first: `python -m"
+      f" imsvd_jax.import_weights --file={workdir} --workdir=NEW`."
+    )
   encoder = load_encoder(workdir, step, use_target=use_target)
   settings = data_settings(encoder, data_set)
   source = data.make_source(settings, split)
@@ -222,7 +224,7 @@ def explain_run(
       else None,
       factors=_factors(source),
       label_names=source.label_names or None,
-      names=_names(source, min(source.num_examples, max_images)),
+      names=source.describe,
       num_top=num_top,
       grad_cam_per_bin=num_top,
       integrated_per_bin=integrated_per_bin,

@@ -49,7 +49,7 @@ def explain(
   untrained: Subject | None = None,
   factors: Mapping[str, Any] | None = None,
   label_names: Sequence[str] | None = None,
-  names: Mapping[int, str] | Sequence[str] | None = None,
+  names: Callable[[int], str] | None = None,
   augmentations: Mapping[str, probes.Probe] | None = None,
   max_flip_images: int = 2048,
   num_top: int = 12,
@@ -82,7 +82,7 @@ def explain(
       what its variables tell of them is measured too.
     factors: Known factors by name; see `analyse`.
     label_names: Names of the classes.
-    names: File names by image index.
+    names: Image index -> what to call the image, such as its path.
     augmentations: For the flip rates; by default `probes.PROBES`, none: {}.
     max_flip_images: Images of the flip rates.
     num_top: Best images of each bin.

@@ -70,7 +70,7 @@ class Built:
       self.analysis,
       self.illustrations,
       title="Shapes & <colours>",
-      names=[file_names(i) for i in range(N)],
+      names=file_names,
       views=illustrations.view_examples(
         self.subject, images, np.arange(2), VIEWS
       ),

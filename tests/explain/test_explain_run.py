@@ -1,5 +1,8 @@
 """The command that explains a run, on a run of three steps."""
 
+import json
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -36,7 +39,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(run):
   return explaining.explain_run(
-    run, figure_format="png", num_top=1, integrated_per_bin=0
+    run, figure_format="png", num_top=1, integrated_per_bin=0, max_images=30
   )
 
 
@@ -65,6 +68,16 @@ def test_random_weights_are_those_of_the_seed(run, report):
   np.testing.assert_array_equal(
     report.analysis.nmi_untrained, report.analysis.nmi
   )
+
+
+def test_of_many_images_some_are_shown(report):
+  text = (report.index.parent / "data" / "images.js").read_text()
+  names = json.loads(re.search(r'"names": (\[.*?\])', text)[1])
+  assert len(names) == 30
+  shown = [int(name.removeprefix("record ")) for name in names]
+  # The best of every bin are among them, and they are not just the first.
+  assert set(report.analysis.top_indices.ravel()) <= set(shown)
+  assert max(shown) > 30
 
 
 def test_the_factors_of_the_shapes_are_named(report):
@@ -124,9 +137,10 @@ def test_variables_are_numbers():
     ({"step": 7}, "7"),
     ({"data_set": "nonsense"}, r"'nonsense'.*shapes"),
     ({"use_target": True}, "no EMA target"),
+    ({"workdir": __file__}, "is a file.*import_weights --file="),
   ],
 )
 def test_a_mistake_is_one_clear_line(run, arguments, message):
   with pytest.raises(UserError, match=message) as error:
-    explaining.explain_run(run, **arguments)
+    explaining.explain_run(**({"workdir": run} | arguments))
   assert "\n" not in str(error.value)

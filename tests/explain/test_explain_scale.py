@@ -90,7 +90,7 @@ def page(tmp_path_factory):
     Subject(encode=None, name="large", objective="IMSVD"),
     synthetic_analysis(),
     pictures,
-    names=[f"train/n{i % 1000:08d}/image_{i}.JPEG" for i in range(N)],
+    names=lambda i: f"train/n{i % 1000:08d}/image_{i}.JPEG",
   )
   print(f"\nwritten in {time.monotonic() - start:.0f} s")
   for part in ("data", "sprites"):
