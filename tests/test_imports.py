@@ -158,6 +158,7 @@ ALLOWED["explaining"] = {
   "metrics",
   "objectives",
   "sharding",
+  "train_step",
 }
 # Importing these inside a function only: heavy, or optional.
 LATE_ONLY = {"torch", "PIL"}
