@@ -103,6 +103,7 @@ def inputs():
     embed=jnp.asarray,
     train_epoch=train_epoch,
     embeddings=embeddings,
+    view_groups=embeddings,
     codes=codes,
   )
 
