@@ -286,8 +286,8 @@ def data_settings(encoder: LoadedEncoder, chosen: str = "") -> Any:
     encoder: Loaded from a run or a file.
     chosen: "NAME" or "NAME=PATH"; the run's own data set if empty.
 
-  Raises:
-    UserError: None is given and the weights do not say theirs.
+  Returns:
+    As config.data; the name is empty where neither says one.
   """
   data = encoder.config.copy_and_resolve_references().data.to_dict()
   settings = ml_collections.ConfigDict(
@@ -305,11 +305,6 @@ def data_settings(encoder: LoadedEncoder, chosen: str = "") -> Any:
   if chosen:
     name, _, path = chosen.partition("=")
     settings.name, settings.path, settings.num_examples = name, path, 0
-  if not settings.name:
-    raise UserError(
-      "These weights do not say which data they belong to; give --data, such"
-      " as --data=tfds:imagenet2012 or --data=folder=~/images."
-    )
   return settings
 
 

@@ -11,6 +11,7 @@ computed without the steps before it.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -132,14 +133,20 @@ def view_crops(views: Any) -> list[crops.Crop]:
 
 
 def _view_crop(view: Any) -> crops.Crop:
-  scale, ratio = tuple(view.crop_scale), tuple(view.crop_ratio)
-  if not 0 < scale[0] <= scale[1] <= 1:
+  crop = crops.Crop(
+    view.size, tuple(view.crop_scale), tuple(view.crop_ratio), view.flip_prob
+  )
+  _check_crop(crop)
+  return crop
+
+
+def _check_crop(crop: crops.Crop) -> None:
+  if not 0 < crop.scale[0] <= crop.scale[1] <= 1:
     raise UserError(
-      f"crop_scale is {scale}; expected 0 < smallest <= largest <= 1."
+      f"crop_scale is {crop.scale}; expected 0 < smallest <= largest <= 1."
     )
-  if not 0 < ratio[0] <= ratio[1]:
-    raise UserError(f"crop_ratio is {ratio}; expected 0 < low <= high.")
-  return crops.Crop(view.size, scale, ratio, view.flip_prob)
+  if not 0 < crop.ratio[0] <= crop.ratio[1]:
+    raise UserError(f"crop_ratio is {crop.ratio}; expected 0 < low <= high.")
 
 
 def local_batch_size(batch_size: int, process_count: int) -> int:
@@ -196,32 +203,35 @@ def train_batches(
   )
 
 
-def labelled_batches(
+def labelled_epochs(
   source: Source,
   *,
   crop: crops.Crop,
   batch_size: int,
   seed: int,
-  start_step: int = 0,
   process_index: int = 0,
   process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
-  """Returns what `train_batches` does, of one crop per image and its label.
+) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+  """Returns epochs of what `train_batches` gives, of one crop with its label.
+
+  A batch may reach from one epoch into the next, so that the first E epochs
+  show every image E times, but for the rounding of the last batch.
 
   Args:
     source: Where images come from; it has labels.
     crop: What to cut.
     batch_size: See `train_batches`, as all that follow.
     seed: Seed of the order and of the crops.
-    start_step: The first step to return.
     process_index: Which process this is.
     process_count: Number of processes.
 
   Returns:
-    Batches {"image": uint8 [B / P, S, S, C], "label": int32 [B / P], "index":
-    int32 [B / P], "epoch": int32 [B / P], "mask": bool [B / P]}; mask is False
-    where the image cannot be read.
+    A function to be called with 0, 1, 2, ... in turn, each time for the batches
+    {"image": uint8 [b, S, S, C], "label": int32 [b], "index": int32 [b],
+    "epoch": int32 [b], "mask": bool [b]} of that epoch, b = B / P; mask is
+    False where an image cannot be read.
   """
+  _check_crop(crop)
   batches = _cropped_batches(
     source,
     [crop],
@@ -229,13 +239,20 @@ def labelled_batches(
     with_labels=True,
     batch_size=batch_size,
     seed=seed,
-    start_step=start_step,
+    start_step=0,
     process_index=process_index,
     process_count=process_count,
   )
-  for batch in batches:
-    views = batch.pop("views")
-    yield {"image": views[0][:, 0], **batch}
+
+  def epoch_of(epoch: int) -> Iterator[dict[str, np.ndarray]]:
+    ends = [
+      round(e * source.num_examples / batch_size) for e in (epoch, epoch + 1)
+    ]
+    for batch in itertools.islice(batches, ends[1] - ends[0]):
+      views = batch.pop("views")
+      yield {"image": views[0][:, 0], **batch}
+
+  return epoch_of
 
 
 def _cropped_batches(
@@ -470,9 +487,9 @@ def eval_batches(
 
   Returns:
     Batches {"image": uint8 [b, crop, crop, C], "label": int32 [b] (absent when
-    the source has none; [b, classes] where it has several), "index": int32 [b], "mask": bool [b]}. Padding has
-    mask False, label -1 and index -1; an image that cannot be read has mask
-    False.
+    the source has none; [b, classes] where an image may have several),
+    "index": int32 [b], "mask": bool [b]}. Padding has mask False, label -1 and
+    index -1; an image that cannot be read has mask False.
   """
   if crop > resize:
     raise UserError(

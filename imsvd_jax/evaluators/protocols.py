@@ -8,6 +8,7 @@ A protocol says which evaluator runs it (`evaluators.EVALUATORS`) and with what.
 import ast
 import dataclasses
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -233,12 +234,13 @@ def with_settings(
 
 
 def describe(protocols: Mapping[str, Protocol]) -> Iterator[str]:
-  """Yields a line per protocol: its name and every hyper-parameter."""
-  width = max(map(len, protocols))
+  """Yields each protocol's name and every hyper-parameter, in lines of 80."""
   for name, protocol in protocols.items():
     shown = {k: v for k, v in _flat(protocol).items() if v != ()}
     values = [f"{k}={_shown(v)}" for k, v in shown.items()]
-    yield f"{name:{width}}  {' '.join(values)}"
+    yield textwrap.fill(
+      " ".join([f"{name:15}", *values]), 80, subsequent_indent=" " * 16
+    )
 
 
 def _keys(settings: Any) -> list[str]:
