@@ -108,7 +108,7 @@ def evaluate_runs(
     found: list[results.Result] = []
     try:
       run = Run(workdir, options)
-      for result in run.results():
+      for result in run.measure_all():
         found.append(result)
     finally:
       if found and not markdown:
@@ -203,7 +203,7 @@ class Run:
     self._features: dict[str, Features] = {}
     self._sources: dict[str, Source] = {}
 
-  def results(self) -> Iterator[results.Result]:
+  def measure_all(self) -> Iterator[results.Result]:
     """Measures, keeps and yields the result of each protocol in turn."""
     for name, protocol in self._chosen.items():
       metrics.say(f"{name} ...")

@@ -51,7 +51,7 @@ def test_a_run_leaves_metrics_tensorboard_and_checkpoints(finished):
   assert steps == [1, 2, 3]
   for line in lines:
     assert all(np.isfinite(value) for value in line.values())
-  assert {line["step"] for line in lines if "knn" in line} >= {0, 3}
+  assert {line["step"] for line in lines if "online/knn" in line} >= {0, 3}
   last = next(x for x in reversed(lines) if "loss" in x)
   assert last["loss"] == pytest.approx(
     last["diagonal"] + last["off_diagonal"] + last["invariance"], rel=1e-5

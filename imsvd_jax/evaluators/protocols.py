@@ -172,6 +172,8 @@ PROTOCOLS: dict[str, Protocol] = {
   ),
   "linear/lbfgs": Lbfgs(),
   "linear/probe": Probe(),
+  # Those of the online numbers during pretraining.
+  "linear/online": Probe(learning_rates=(0.03, 0.1, 0.3, 1.0), epochs=10),
   "knn/imsvd": Knn(num_neighbors=(20,), temperatures=(0.07,)),
   "knn/mveb": Knn(num_neighbors=(200,), temperatures=(0.1,)),
   # 20 stands first, so it is the one reported: DINO's paper recommends it.
@@ -189,6 +191,7 @@ PROTOCOLS: dict[str, Protocol] = {
     crops=_IMAGENET,
   ),
   "collapse": Collapse(),
+  "collapse/online": Collapse(max_images=1024, lidar_groups=256, lidar_views=8),
 }
 
 

@@ -156,7 +156,7 @@ def find(
 def scalars(result: Result) -> dict[str, float]:
   """Returns the numbers of a result by tag, for TensorBoard."""
   found = {"final": result.final, "best": result.best}
-  found |= {k: v for k, v in result.values.items() if not _is_detail(k)}
+  found |= {k: v for k, v in result.values.items() if not is_detail(k)}
   return {
     f"{result.protocol}/{name}": value
     for name, value in found.items()
@@ -164,8 +164,8 @@ def scalars(result: Result) -> dict[str, float]:
   }
 
 
-def _is_detail(name: str) -> bool:
-  """One number of very many: for results.json alone."""
+def is_detail(name: str) -> bool:
+  """Returns whether a number is one of very many: for results.json alone."""
   return "/variable/" in name
 
 
@@ -192,7 +192,7 @@ def table(results: Iterable[Result]) -> str:
       )
     )
     if result.final is None:
-      shown = {k: v for k, v in result.values.items() if not _is_detail(k)}
+      shown = {k: v for k, v in result.values.items() if not is_detail(k)}
       notes.extend(
         f"{name} {k} {'none' if v is None else format(v, '.4g')}"
         for k, v in shown.items()
