@@ -169,7 +169,7 @@ def base() -> ConfigDict:
       temperature=0.07,
       bank_examples=0,  # Train images that k-NN and linear use online; 0: all.
       linear_epochs=10,  # Of the online linear head; 0: none.
-      collapse_images=1024,  # For RankMe, LiDAR, entropies, ... online; 0: none.
+      collapse_images=1024,  # For RankMe, LiDAR, entropies online; 0: none.
       final=False,  # At the end: raw pixels, random init and trained encoder.
     )
   )
