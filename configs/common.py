@@ -170,7 +170,8 @@ def base() -> ConfigDict:
       bank_examples=0,  # Train images that k-NN and linear use online; 0: all.
       linear_epochs=10,  # Of the online linear head; 0: none.
       collapse_images=1024,  # For RankMe, LiDAR, entropies online; 0: none.
-      final=False,  # At the end: raw pixels, random init and trained encoder.
+      final=False,  # At the end: k-NN and linear accuracy.
+      baselines=True,  # There: of raw pixels and random weights too.
     )
   )
   return c

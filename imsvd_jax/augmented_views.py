@@ -157,4 +157,6 @@ def _embed_two_views(
   """Augments and embeds a batch of pairs of crops: float32 [B, 2, D]."""
   views = step_lib.augment_views(config, key, batch)[0]  # [2, B, S, S, C]
   embeddings = [model.apply(variables, v, train=False)[1] for v in views]
-  return jnp.stack(embeddings, axis=1)
+  # A stochastic head's outputs are the mean, and then what its noise is like.
+  dimensions = config.model.projector[-1]
+  return jnp.stack(embeddings, axis=1)[..., :dimensions]

@@ -20,8 +20,15 @@ from imsvd_jax.errors import UserError, suggestion
 EXIT_USAGE = 2
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
-  """Parses the flags, calls `main(argv)` and exits with its result."""
+def run(
+  main: Callable[[Sequence[str]], int | None], *, takes_arguments: bool = False
+) -> None:
+  """Parses the flags, calls `main(argv)` and exits with its result.
+
+  Args:
+    main: Given the program's name and what is not a flag.
+    takes_arguments: Whether there may be any of the latter.
+  """
   # TensorFlow's start-up notes drown ours; the user's own setting wins.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   # Nothing here runs on oneDNN, and it announces itself whatever the level.
@@ -29,7 +36,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
   def guarded(argv):
     _quieten()
-    if len(argv) > 1:
+    if len(argv) > 1 and not takes_arguments:
       return _fail(f"Unexpected argument {argv[1]!r}; flags start with --.")
     try:
       return main(argv)

@@ -161,6 +161,16 @@ ALLOWED["evaluate"] = MAIN_COMMON | {"evaluating", "evaluators"}
 ALLOWED["embed"] = MAIN_COMMON | {"embedding", "output_files"}
 ALLOWED["import_weights"] = MAIN_COMMON | {"importing"}
 ALLOWED["explain.__main__"] = MAIN_COMMON | {"explaining"}
+ALLOWED["compare"] = MAIN_COMMON | {"comparing"}
+ALLOWED["comparing"] = {
+  "jax",
+  "numpy",
+  "scipy",  # It comes with scikit-learn and jax.
+  "data",
+  "evaluators",
+  "metrics",
+  *BELOW_TRAIN_STEP,
+}
 ALLOWED["explaining"] = {
   "jax",
   "numpy",
@@ -234,6 +244,8 @@ def test_configs_import_only_ml_collections_and_common():
       if isinstance(node, ast.ImportFrom):
         names = [f"{node.module}.{alias.name}" for alias in node.names]
         allowed = {"configs.common", "ml_collections.ConfigDict"}
+        if path.stem == "comparison":  # Recipes, changed and side by side.
+          allowed |= {"configs.digits", "configs.shapes"}
         assert allowed.issuperset(names), path
       assert not isinstance(node, ast.Import), path
 
