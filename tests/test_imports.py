@@ -43,7 +43,7 @@ ALLOWED = {
     "jax",
     "sklearn",
     "threadpoolctl",
-    "scipy",
+    "scipy",  # It comes with scikit-learn and jax.
     "data",
     "evaluators",
   },
@@ -165,7 +165,6 @@ ALLOWED["compare"] = MAIN_COMMON | {"comparing"}
 ALLOWED["comparing"] = {
   "jax",
   "numpy",
-  "scipy",  # It comes with scikit-learn and jax.
   "data",
   "evaluators",
   "metrics",
