@@ -5,7 +5,9 @@ random features, and good enough to tell right from wrong.
 """
 
 import json
+import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -145,7 +147,9 @@ def test_results_say_how_they_were_made(measured, workdir, encoder):
   assert list((folder / "tensorboard" / "evaluate").glob("events*"))
 
 
-def test_features_come_from_the_cache(measured, workdir, monkeypatch, capsys):
+def test_features_come_from_the_cache(
+  measured, workdir, tmp_path, monkeypatch, capsys
+):
   def unexpected(*args, **kwargs):
     raise AssertionError("features were computed again")
 
@@ -159,8 +163,9 @@ def test_features_come_from_the_cache(measured, workdir, monkeypatch, capsys):
     "digits",
     f"{100 * result.final:.2f}",
   ]
+  elsewhere = options("knn/imsvd", cache=str(tmp_path))
   with pytest.raises(AssertionError, match="computed again"):
-    evaluating.evaluate_runs([workdir], options("knn/imsvd", data="shapes=x"))
+    evaluating.evaluate_runs([workdir], elsewhere)
 
 
 def test_reuse_measures_nothing_again(measured, workdir, monkeypatch):
@@ -543,3 +548,60 @@ def test_the_command_answers_a_mistake_in_one_line(tmp_path):
   listed = run_command("--protocol=help")
   assert listed.returncode == 0
   assert all(name in listed.stdout for name in PROTOCOLS)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(workdir, tmp_path):
+  """`pytest -m slow tests/test_evaluate.py`, about a minute."""
+  names = ("knn/imsvd", "linear/imsvd", "finetune/10pct", "collapse")
+  settings = (
+    "crops=run",
+    "epochs=1",
+    "learning_rate=0.3",
+    "finetune/10pct:batch_size=16",
+    "max_images=50",
+    "lidar_groups=20",
+    "lidar_views=4",
+  )
+  alone = evaluating.evaluate_runs(
+    [workdir],
+    options(*names, settings=settings, output=str(tmp_path / "one")),
+  )
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  environment = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+  }
+  processes = [
+    subprocess.Popen(
+      [
+        *(sys.executable, "-m", "imsvd_jax.evaluate"),
+        f"--workdir={workdir}",
+        f"--protocol={','.join(names)}",
+        *(f"--set={setting}" for setting in settings),
+        f"--output={tmp_path / 'two'}",
+        f"--coordinator_address=127.0.0.1:{port}",
+        "--num_processes=2",
+        f"--process_id={i}",
+      ],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      cwd=ROOT,
+      env=environment,
+    )
+    for i in range(2)
+  ]
+  said = [process.communicate(timeout=600) for process in processes]
+  assert [p.returncode for p in processes] == [0, 0], said
+  assert said[0][0].startswith("protocol")
+  assert said[1][0] == "", "process 0 prints, alone"
+  found = entries_of(tmp_path / "two")
+  for one, two in zip(alone, found, strict=True):
+    assert two["num_images"] == one.num_images
+    for name, value in one.values.items():
+      # Rounding may change the class of one image, or the bin of a variable.
+      assert two["values"][name] == pytest.approx(value, rel=0.02, abs=0.01)
