@@ -242,10 +242,11 @@ class Run:
       "collapse": self._collapse,
     }.get(protocol.evaluator, self._of_features)
     values, num_images = measure(protocol, train, test)
+    values = dict(values)  # Evaluators are generators: here is the work.
     self._check_frozen()
     return results.make_result(
       **fields,
-      values=dict(values),
+      values=values,
       num_images=num_images,
       seconds=time.monotonic() - start,
     )
