@@ -114,9 +114,10 @@ class ViewEmbedder:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
-    meter = Progress("Embedding views", 2 * total, unit="views", report=report)
-    rows = []
     num_batches = -(-total // self._batch_size)
+    num_cut = 2 * num_batches * self._batch_size
+    meter = Progress("Embedding views", num_cut, unit="views", report=report)
+    rows = []
     for batch in itertools.islice(batches, num_batches):
       placed = sharding.shard_batch(batch, self._mesh)
       pairs = np.asarray(self._apply(variables, jax.random.key(seed), placed))

@@ -329,12 +329,13 @@ def test_views_are_the_recipes_own_and_every_image_has_its(encoder, sources):
   views = embedder.embed(encoder.variables, some, num_views=5, seed=0)
   assert views.shape == (10, 6, 64)
   assert np.isfinite(views).all()
-  # An image's views lie nearer to its own mean than to that of another.
-  means = views.mean(axis=1)
-  distances = np.linalg.norm(views[:, :, None] - means[None, None], axis=-1)
-  nearest = distances.argmin(axis=-1)
-  right = nearest == np.arange(10)[:, None]
-  assert right.mean() > 0.6  # chance is 0.1
+  # Views of one image differ less than those of all: of groups put together
+  # at random, 5/6 of the variance would lie within.
+  within, whole = views.var(axis=1).mean(), views.var(axis=(0, 1)).mean()
+  assert within < 0.75 * whole
+  # A view depends on the image, the epoch and the seed; not on how many.
+  pair = embedder.embed(encoder.variables, some, num_views=2, seed=0)
+  np.testing.assert_allclose(pair, views[:, :2], rtol=1e-4, atol=1e-5)
   other = embedder.embed(encoder.variables, some, num_views=6, seed=1)
   assert not np.allclose(other, views)
 
