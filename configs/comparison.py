@@ -12,7 +12,7 @@ from configs import common, digits, shapes
 # Data: its recipe, and how long every objective trains on it.
 DATA = {
   "digits": (digits, {"epochs": 53.5}),  # 150 steps of 512.
-  "shapes": (shapes, {"epochs": 16.0}),  # 512 steps of 256.
+  "shapes": (shapes, {"epochs": 8.0}),  # 256 steps of 256.
 }
 
 # What an objective needs to learn at all where IMSVD's rate does not do: the
@@ -24,7 +24,7 @@ OBJECTIVES = {
   "superinfo": {},
   "barlow_twins": {"optimizer.base_learning_rate": 0.02},
   "vicreg": {"optimizer.base_learning_rate": 0.02},
-  "simclr": {},
+  "simclr": {"objective.simclr.temperature": 0.5},
 }
 
 # Variants of IMSVD. Batches of another size see the same number of images, at
@@ -63,6 +63,7 @@ def get_config(mode: str = ""):
     *map(VARIANTS.get, variants),
   ):
     c.update_from_flattened_dict(changes)
+  c.eval.every_epochs = 0.0
   # The same for all that share the data: measured once.
   c.eval.baselines = objective == "imsvd" and not variants
   return common.finish(c, "debug" if debug else "")
