@@ -130,7 +130,7 @@ class Evaluation:
     protocol = dataclasses.replace(
       PROTOCOLS["collapse/online"],
       max_images=count,
-      lidar_groups=max(2, count // 4),
+      lidar_groups=max(2, count // 8),
     )
     embedder = augmented_views.ViewEmbedder(
       self._experiment.model,

@@ -191,7 +191,7 @@ PROTOCOLS: dict[str, Protocol] = {
     crops=_IMAGENET,
   ),
   "collapse": Collapse(),
-  "collapse/online": Collapse(max_images=1024, lidar_groups=256, lidar_views=8),
+  "collapse/online": Collapse(max_images=1024, lidar_groups=128, lidar_views=8),
 }
 
 
