@@ -19,7 +19,6 @@ from imsvd_jax import data, metrics, sharding
 from imsvd_jax import train_step as step_lib
 from imsvd_jax.errors import UserError
 from imsvd_jax.evaluators.comparison import seed_interval
-from imsvd_jax.evaluators.comparison import seed_interval
 from imsvd_jax.evaluators.metrics import wilson_interval
 
 ACCURACIES = {"knn": "k-NN", "linear": "linear"}
