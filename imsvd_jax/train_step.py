@@ -393,7 +393,11 @@ def _diagnostics(
   experiment: Experiment, embeddings: list[jax.Array]
 ) -> dict[str, jax.Array]:
   """Signs of collapse, cheap enough for every step."""
-  embeddings = [jax.lax.stop_gradient(z) for z in embeddings[:NUM_GLOBAL]]
+  # A stochastic head's outputs are the mean, and then what its noise is like.
+  dimensions = experiment.config.model.projector[-1]
+  embeddings = [
+    jax.lax.stop_gradient(z[:, :dimensions]) for z in embeddings[:NUM_GLOBAL]
+  ]
   if not experiment.objective.discrete:
     return diagnostics(embeddings)
   settings = hyperparameters(experiment.config)
