@@ -168,7 +168,8 @@ def base() -> ConfigDict:
       num_neighbors=20,
       temperature=0.07,
       bank_examples=0,  # Images of the train split in the bank; 0: all.
-      final=False,  # At the end: raw pixels, random init and trained encoder.
+      final=False,  # At the end: k-NN and linear accuracy.
+      baselines=True,  # There: of raw pixels and random weights too.
     )
   )
   return c

@@ -72,12 +72,14 @@ class Evaluation:
     """Prints k-NN and linear accuracy beside what one had for nothing."""
     if self._eval is None:
       return
-    random_init = step_lib.init_state(self._experiment)
-    encoders = {
-      "raw pixels": _pixels,
-      "random init": self.embed(random_init),
-      "trained": self.embed(state),
-    }
+    encoders = {"trained": self.embed(state)}
+    if self._config.eval.baselines:
+      random_init = step_lib.init_state(self._experiment)
+      encoders = {
+        "raw pixels": _pixels,
+        "random init": self.embed(random_init),
+        **encoders,
+      }
     results = {}
     for name, embed in encoders.items():
       metrics.say(f"Evaluating {name} ...")
@@ -148,7 +150,8 @@ class Evaluation:
       metrics.say(f"{name:14}{row['knn']:9.2%}{row['linear']:9.2%}")
     if jax.process_index() == 0:
       with open(os.path.join(workdir, "final.json"), "w") as file:
-        json.dump(results, file, indent=2)
+        rows = {k: {**row, "num_images": test} for k, row in results.items()}
+        json.dump(rows, file, indent=2)
 
   def _skip(self, why: str) -> None:
     metrics.say(f"No k-NN or linear evaluation: {why}.")

@@ -125,11 +125,29 @@ MAIN_COMMON = {
 }
 ALLOWED["main"] = MAIN_COMMON | {"train", "distributed"}
 ALLOWED["costs"] = COSTS
+ALLOWED["data_benchmark"] = {"jax", "numpy", "data", "train_step"}
+ALLOWED["benchmarks"] = COSTS | {"optax", "torch", "benchmarks"}
+ALLOWED["benchmark"] = MAIN_COMMON | {
+  "benchmarks",
+  "costs",
+  "data_benchmark",  # These two inside a function, when asked.
+  "evaluators",
+}
 ALLOWED["preflight"] = MAIN_COMMON | {"costs"}
 ALLOWED["export"] = MAIN_COMMON | {"exporting"}
 ALLOWED["embed"] = MAIN_COMMON | {"embedding", "output_files"}
 ALLOWED["import_weights"] = MAIN_COMMON | {"importing"}
 ALLOWED["explain.__main__"] = MAIN_COMMON | {"explaining"}
+ALLOWED["compare"] = MAIN_COMMON | {"comparing"}
+ALLOWED["comparing"] = {
+  "jax",
+  "numpy",
+  "scipy",  # It comes with scikit-learn and jax.
+  "data",
+  "evaluators",
+  "metrics",
+  *BELOW_TRAIN_STEP,
+}
 ALLOWED["explaining"] = {
   "jax",
   "numpy",
@@ -140,6 +158,7 @@ ALLOWED["explaining"] = {
   "metrics",
   "objectives",
   "sharding",
+  "train_step",
 }
 # Importing these inside a function only: heavy, or optional.
 LATE_ONLY = {"torch", "PIL"}
@@ -203,6 +222,8 @@ def test_configs_import_only_ml_collections_and_common():
       if isinstance(node, ast.ImportFrom):
         names = [f"{node.module}.{alias.name}" for alias in node.names]
         allowed = {"configs.common", "ml_collections.ConfigDict"}
+        if path.stem == "comparison":  # Recipes, changed and side by side.
+          allowed |= {"configs.digits", "configs.shapes"}
         assert allowed.issuperset(names), path
       assert not isinstance(node, ast.Import), path
 
@@ -217,7 +238,9 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 import imsvd_jax
 from imsvd_jax import augment, models, objectives, optim, sharding
-from imsvd_jax import train_state, train_step
+from imsvd_jax import benchmark, preflight, train_state, train_step
+from imsvd_jax.benchmarks import loss, precision, step
+from imsvd_jax.costs import slices
 from configs import digits
 experiment = train_step.build(digits.get_config("debug"), 16)
 print(experiment.total_steps)

@@ -129,3 +129,24 @@ def test_metrics_lines_past_the_checkpoint_are_dropped(tmp_path):
   path.write_text("\n".join(lines) + '\n{"step": 4, "lo')  # Cut by a kill.
   metrics.MetricWriter(str(tmp_path), start_step=2).close()
   assert path.read_text() == "\n".join(lines[:2]) + "\n"
+
+
+def test_a_collapsing_run_is_warned_about_within_a_hundred_steps(
+  tmp_path, capsys
+):
+  """Invariance alone: the constant code is its minimum."""
+  config = small_config(
+    **{
+      "epochs": 25.0,  # 75 steps.
+      "eval.every_epochs": 0.0,
+      "log.every_steps": 5,
+      "checkpoint.every_steps": 1000,
+      "objective.imsvd.diagonal_weight": 0.0,
+      "objective.imsvd.off_diagonal_weight": 0.0,
+      "optimizer.base_learning_rate": 20.0,
+    }
+  )
+  train_and_evaluate(config, str(tmp_path))
+  assert re.search(
+    r"WARNING at step \d+: The run is collapsing", capsys.readouterr().err
+  )

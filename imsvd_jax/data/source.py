@@ -15,7 +15,7 @@ three ways, fastest first; the pipeline takes the first that is set:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,8 @@ class Source:
     factors: float32 [num_examples, len(factor_names)]: what the images were
       drawn from, or None.
     factor_names: Names of the columns of `factors`.
+    named: Records that could not be read and that the log has named already.
+    factor_values: By name of a column of class numbers, the classes' names.
   """
 
   name: str
@@ -88,6 +90,10 @@ class Source:
   describe: Callable[[int], str] = lambda index: f"record {index}"
   factors: np.ndarray | None = None
   factor_names: tuple[str, ...] = ()
+  named: set[int] = dataclasses.field(default_factory=set, compare=False)
+  factor_values: Mapping[str, tuple[str, ...]] = dataclasses.field(
+    default_factory=dict
+  )
 
   def __post_init__(self):
     if self.num_examples < 1:
