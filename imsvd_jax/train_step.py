@@ -346,7 +346,6 @@ def embed_views(
   Returns:
     Embeddings [B, D] per view, and the running statistics after all of them.
   """
-
   params = _in_compute_type(model, params)
 
   def apply(images, batch_stats):
