@@ -246,4 +246,4 @@ if __name__ == "__main__":
   _command = cli.command(_COMMANDS)
   _define_flags, _main = _COMMANDS[_command]
   _define_flags()
-  cli.run(_main, _command)
+  cli.run(_main, max_arguments=1)  # The command.

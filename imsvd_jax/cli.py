@@ -42,12 +42,14 @@ def command(known: Iterable[str]) -> str:
   sys.exit(_fail(f"{found}{hint} Give one of {', '.join(known)}, or --help."))
 
 
-def run(main: Callable[[Sequence[str]], int | None], command: str = "") -> None:
+def run(
+  main: Callable[[Sequence[str]], int | None], *, max_arguments: int = 0
+) -> None:
   """Parses the flags, calls `main(argv)` and exits with its result.
 
   Args:
-    main: Takes the command line without its flags.
-    command: What `command` returned, for mains that have several.
+    main: Given the program's name and what is not a flag.
+    max_arguments: How many of the latter there may be.
   """
   # TensorFlow's start-up notes drown ours; the user's own setting wins.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -56,9 +58,9 @@ def run(main: Callable[[Sequence[str]], int | None], command: str = "") -> None:
 
   def guarded(argv):
     _quieten()
-    extra = argv[2 if command else 1 :]
-    if extra:
-      return _fail(f"Unexpected argument {extra[0]!r}; flags start with --.")
+    if len(argv) - 1 > max_arguments:
+      extra = argv[1 + max_arguments]
+      return _fail(f"Unexpected argument {extra!r}; flags start with --.")
     try:
       return main(argv)
     except UserError as error:
@@ -70,6 +72,36 @@ def run(main: Callable[[Sequence[str]], int | None], command: str = "") -> None:
       distributed.leave(1)
 
   app.run(guarded, flags_parser=_parse)
+
+
+def define_cluster_flags() -> Callable[[], None]:
+  """Defines the flags of a run of several processes.
+
+  Returns:
+    A function that joins the other processes, to be called before anything
+    touches a device; alone, it does nothing.
+  """
+  address = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "host:port of process 0, for a run of several processes. Found by itself on"
+    " TPU pods and under SLURM and Open MPI, like the two that follow.",
+  )
+  count = flags.DEFINE_integer(
+    "num_processes", None, "Number of processes of the run.", lower_bound=1
+  )
+  number = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, from 0.", lower_bound=0
+  )
+  seconds = flags.DEFINE_float(
+    "join_seconds", 300.0, "How long to wait for the other processes."
+  )
+  return lambda: distributed.initialize(
+    address.value,
+    count.value,
+    number.value,
+    timeout_seconds=seconds.value,
+  )
 
 
 def _quieten() -> None:

@@ -43,6 +43,7 @@ ALLOWED = {
     "jax",
     "sklearn",
     "threadpoolctl",
+    "scipy",  # It comes with scikit-learn and jax.
     "data",
     "evaluators",
   },
@@ -56,13 +57,42 @@ ALLOWED = {
     "data",
     "explain",
   },
-  "evaluation": {
+  "augmented_views": {
     "jax",
     "numpy",
     "data",
     "evaluators",
+    *BELOW_TRAIN_STEP,
+  },
+  "evaluation": {
+    "jax",
+    "numpy",
+    "augmented_views",
+    "data",
+    "evaluators",
     "metrics",
     *BELOW_TRAIN_STEP,
+  },
+  "finetuning": {
+    "jax",
+    "numpy",
+    "optax",
+    "data",
+    "encoder",
+    "evaluators",
+    *BELOW_TRAIN_STEP,
+  },
+  "evaluating": {
+    "jax",
+    "numpy",
+    "etils",
+    "augmented_views",
+    "data",
+    "encoder",
+    "evaluators",
+    "finetuning",
+    "metrics",
+    "sharding",
   },
   "encoder": {
     "jax",
@@ -125,6 +155,7 @@ MAIN_COMMON = {
 }
 ALLOWED["main"] = MAIN_COMMON | {"train", "distributed"}
 ALLOWED["costs"] = COSTS
+ALLOWED["data_benchmark"] = {"jax", "numpy", "data", "train_step"}
 ALLOWED["benchmarks"] = COSTS | {"optax", "torch", "benchmarks"}
 ALLOWED["benchmark"] = MAIN_COMMON | {
   "benchmarks",
@@ -134,9 +165,19 @@ ALLOWED["benchmark"] = MAIN_COMMON | {
 }
 ALLOWED["preflight"] = MAIN_COMMON | {"costs"}
 ALLOWED["export"] = MAIN_COMMON | {"exporting"}
+ALLOWED["evaluate"] = MAIN_COMMON | {"evaluating", "evaluators"}
 ALLOWED["embed"] = MAIN_COMMON | {"embedding", "output_files"}
 ALLOWED["import_weights"] = MAIN_COMMON | {"importing"}
 ALLOWED["explain.__main__"] = MAIN_COMMON | {"explaining"}
+ALLOWED["compare"] = MAIN_COMMON | {"comparing"}
+ALLOWED["comparing"] = {
+  "jax",
+  "numpy",
+  "data",
+  "evaluators",
+  "metrics",
+  *BELOW_TRAIN_STEP,
+}
 ALLOWED["explaining"] = {
   "jax",
   "numpy",
@@ -147,6 +188,7 @@ ALLOWED["explaining"] = {
   "metrics",
   "objectives",
   "sharding",
+  "train_step",
 }
 # Importing these inside a function only: heavy, or optional.
 LATE_ONLY = {"torch", "PIL"}
@@ -210,6 +252,8 @@ def test_configs_import_only_ml_collections_and_common():
       if isinstance(node, ast.ImportFrom):
         names = [f"{node.module}.{alias.name}" for alias in node.names]
         allowed = {"configs.common", "ml_collections.ConfigDict"}
+        if path.stem == "comparison":  # Recipes, changed and side by side.
+          allowed |= {"configs.digits", "configs.shapes"}
         assert allowed.issuperset(names), path
       assert not isinstance(node, ast.Import), path
 

@@ -39,7 +39,14 @@ def run_main(*arguments: str, cwd=ROOT):
 def finished(tmp_path_factory):
   """A run of three steps, never interrupted."""
   workdir = tmp_path_factory.mktemp("run")
-  config = small_config(**{"epochs": 1.0, "eval.every_epochs": 1.0})
+  config = small_config(
+    **{
+      "epochs": 1.0,
+      "eval.every_epochs": 1.0,
+      "eval.linear_epochs": 2,
+      "eval.collapse_images": 16,
+    }
+  )
   return config, workdir, train_and_evaluate(config, str(workdir))
 
 
@@ -51,12 +58,31 @@ def test_a_run_leaves_metrics_tensorboard_and_checkpoints(finished):
   assert steps == [1, 2, 3]
   for line in lines:
     assert all(np.isfinite(value) for value in line.values())
-  assert {line["step"] for line in lines if "knn" in line} >= {0, 3}
+  assert {line["step"] for line in lines if "online/knn" in line} >= {0, 3}
   last = next(x for x in reversed(lines) if "loss" in x)
   assert last["loss"] == pytest.approx(
     last["diagonal"] + last["off_diagonal"] + last["invariance"], rel=1e-5
   )
   assert list((workdir / "tensorboard").glob("events*"))
+
+
+def test_online_numbers_say_that_they_are(finished):
+  """Probes with labels and the use of the space without, at start and end."""
+  _, workdir, _ = finished
+  lines = metrics.read_metrics(str(workdir))
+  online = {
+    line["step"]: {k for k in line if k.startswith("online/")}
+    for line in lines
+    if "online/knn" in line
+  }
+  assert set(online) == {0, 3}
+  assert online[0] == online[3]
+  assert "online/linear" in online[3]
+  names = ("rank_me/features", "rank_me/embeddings", "lidar", "alignment")
+  names += ("uniformity", "codes/entropy_mean", "codes/dead_bins")
+  names += ("codes/mutual_information_mean", "codes/agreement")
+  assert {f"online/collapse/{name}" for name in names} < online[3]
+  assert not any("variable" in name for name in online[3])
 
 
 def test_a_finished_run_changes_nothing(finished):
@@ -129,3 +155,24 @@ def test_metrics_lines_past_the_checkpoint_are_dropped(tmp_path):
   path.write_text("\n".join(lines) + '\n{"step": 4, "lo')  # Cut by a kill.
   metrics.MetricWriter(str(tmp_path), start_step=2).close()
   assert path.read_text() == "\n".join(lines[:2]) + "\n"
+
+
+def test_a_collapsing_run_is_warned_about_within_a_hundred_steps(
+  tmp_path, capsys
+):
+  """Invariance alone: the constant code is its minimum."""
+  config = small_config(
+    **{
+      "epochs": 25.0,  # 75 steps.
+      "eval.every_epochs": 0.0,
+      "log.every_steps": 5,
+      "checkpoint.every_steps": 1000,
+      "objective.imsvd.diagonal_weight": 0.0,
+      "objective.imsvd.off_diagonal_weight": 0.0,
+      "optimizer.base_learning_rate": 20.0,
+    }
+  )
+  train_and_evaluate(config, str(tmp_path))
+  assert re.search(
+    r"WARNING at step \d+: The run is collapsing", capsys.readouterr().err
+  )

@@ -109,10 +109,17 @@ def grouped_score(
   score = lambda group: stein_score(
     group, eta=eta, min_temperature=min_temperature
   )
+  # XLA on CPUs splits a batched factorization over the threads that run the
+  # program and blocks one until it is done: two at a time (two views, or two
+  # devices of one process) can leave none to do the work, and the step hangs
+  # (seen with jax 0.10.2 on two cores). One group after the other cannot.
+  scores_of = lambda groups: jax.lax.platform_dependent(
+    groups, cpu=lambda g: jax.lax.map(score, g), default=jax.vmap(score)
+  )
 
   if n % group_size == 0:  # Whole groups: nothing to exchange.
     groups = z.reshape(-1, group_size, dimensions)
-    return jax.vmap(score)(groups).reshape(n, dimensions)
+    return scores_of(groups).reshape(n, dimensions)
 
   rows = jax.lax.all_gather(z, axis_name, tiled=True)  # [N, D]
   start = first_row(z, axis_name)
@@ -121,7 +128,7 @@ def grouped_score(
     rows = jax.lax.dynamic_slice_in_dim(rows, group, group_size)
     start = start - group
   groups = rows.reshape(-1, group_size, dimensions)
-  scores = jax.vmap(score)(groups).reshape(-1, dimensions)
+  scores = scores_of(groups).reshape(-1, dimensions)
   return jax.lax.dynamic_slice_in_dim(scores, start, n)
 
 

@@ -1,0 +1,69 @@
+"""Objectives under equal conditions, and IMSVD with a part taken away.
+
+  python -m imsvd_jax.main --config=configs/comparison.py:digits-simclr
+
+The mode is DATA-OBJECTIVE or DATA-imsvd-VARIANT: digits.py or shapes.py, made
+shorter, with the objective's own settings below and nothing else changed.
+docs/objectives.md shows what came out.
+"""
+
+from configs import common, digits, shapes
+
+# Data: its recipe, and how long every objective trains on it.
+DATA = {
+  "digits": (digits, {"epochs": 53.5}),  # 150 steps of 512.
+  "shapes": (shapes, {"epochs": 8.0}),  # 256 steps of 256.
+}
+
+# What an objective needs to learn at all where IMSVD's rate does not do: the
+# scales of the losses differ by orders of magnitude.
+OBJECTIVES = {
+  "imsvd": {},
+  "music": {},
+  "mveb": {"target_momentum": 0.99},
+  "superinfo": {},
+  "barlow_twins": {"optimizer.base_learning_rate": 0.02},
+  "vicreg": {"optimizer.base_learning_rate": 0.02},
+  "simclr": {"objective.simclr.temperature": 0.5},
+}
+
+# Variants of IMSVD. Batches of another size see the same number of images, at
+# the rate that goes with their size; every code has 256 entries.
+VARIANTS = {
+  "no_invariance": {"objective.imsvd.invariance_weight": 0.0},
+  "no_off_diagonal": {"objective.imsvd.off_diagonal_weight": 0.0},
+  "no_diagonal": {"objective.imsvd.diagonal_weight": 0.0},
+  "batch64": {"batch_size": 64},
+  "batch256": {"batch_size": 256},
+  "batch1024": {"batch_size": 1024},
+  "bins4": {"objective.imsvd.num_bins": 4},
+  "bins8": {"objective.imsvd.num_bins": 8},
+  "bins32": {"objective.imsvd.num_bins": 32},
+}
+
+
+def get_config(mode: str = ""):
+  debug = mode == "debug"
+  data, objective, *variants = (
+    "digits-imsvd" if debug or not mode else mode
+  ).split("-")
+  known = data in DATA and objective in OBJECTIVES
+  if not known or any(v not in VARIANTS for v in variants):
+    raise ValueError(
+      f"Unknown mode {mode!r}; known: 'debug', DATA-OBJECTIVE and"
+      f" DATA-imsvd-VARIANT with DATA of {', '.join(DATA)}; OBJECTIVE of"
+      f" {', '.join(OBJECTIVES)}; VARIANT of {', '.join(VARIANTS)}."
+    )
+  recipe, settings = DATA[data]
+  c = recipe.get_config()
+  c.objective.name = objective
+  for changes in (
+    settings,
+    OBJECTIVES[objective],
+    *map(VARIANTS.get, variants),
+  ):
+    c.update_from_flattened_dict(changes)
+  c.eval.every_epochs = 0.0
+  # The same for all that share the data: measured once.
+  c.eval.baselines = objective == "imsvd" and not variants
+  return common.finish(c, "debug" if debug else "")
