@@ -142,6 +142,17 @@ def _factors(source: Any) -> dict[str, np.ndarray]:
   return found
 
 
+def _num_variables(subject: Subject, settings: Any) -> int:
+  """M, known before any image is read; 0 without a code."""
+  shape = (1, settings.crop, settings.crop, settings.channels)
+  encoding = jax.eval_shape(
+    subject.encode, subject.variables, jax.ShapeDtypeStruct(shape, np.uint8)
+  )
+  return (
+    0 if encoding.probabilities is None else encoding.probabilities.shape[1]
+  )
+
+
 def _views(config: Any) -> tuple[Callable, Callable]:
   return view_of(config.views.view1), view_of(config.views.view2)
 
@@ -201,6 +212,7 @@ def explain_run(
   mesh = sharding.make_mesh(jax.local_devices())
   batch_size = math.ceil(_BATCH_SIZE / mesh.size) * mesh.size
   subject = subject_of(encoder, f"{run.name}, step {encoder.step}")
+  report.check_variables(_num_variables(subject, settings), figure_variables)
   lines = run / metrics.METRICS_FILE
 
   def batches() -> Iterator[dict[str, np.ndarray]]:

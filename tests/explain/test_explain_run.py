@@ -137,6 +137,7 @@ def test_variables_are_numbers():
     ({"step": 7}, "7"),
     ({"data_set": "nonsense"}, r"'nonsense'.*shapes"),
     ({"use_target": True}, "no EMA target"),
+    ({"figure_variables": [1, 2]}, r"no variable 2; .* numbered 0\.\.1"),
     ({"workdir": __file__}, "is a file.*import_weights --file="),
   ],
 )
