@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -20,14 +20,36 @@ from imsvd_jax.errors import UserError, suggestion
 EXIT_USAGE = 2
 
 
+def command(known: Iterable[str]) -> str:
+  """Returns the command line's first word, before its flags are defined.
+
+  For mains with several commands, each with flags of its own. Where the first
+  word is none of them, exits: with the module's docstring after --help, else
+  with one line.
+
+  Args:
+    known: The commands.
+  """
+  known = list(known)
+  word = sys.argv[1] if len(sys.argv) > 1 else ""
+  if word in known:
+    return word
+  if word in ("--help", "-h", "--helpfull", "--helpshort"):
+    print(sys.modules["__main__"].__doc__)
+    sys.exit(0)
+  found = f"Unknown command {word!r}." if word else "The command is missing."
+  hint = suggestion(word, known)
+  sys.exit(_fail(f"{found}{hint} Give one of {', '.join(known)}, or --help."))
+
+
 def run(
-  main: Callable[[Sequence[str]], int | None], *, takes_arguments: bool = False
+  main: Callable[[Sequence[str]], int | None], *, max_arguments: int = 0
 ) -> None:
   """Parses the flags, calls `main(argv)` and exits with its result.
 
   Args:
     main: Given the program's name and what is not a flag.
-    takes_arguments: Whether there may be any of the latter.
+    max_arguments: How many of the latter there may be.
   """
   # TensorFlow's start-up notes drown ours; the user's own setting wins.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -36,8 +58,9 @@ def run(
 
   def guarded(argv):
     _quieten()
-    if len(argv) > 1 and not takes_arguments:
-      return _fail(f"Unexpected argument {argv[1]!r}; flags start with --.")
+    if len(argv) - 1 > max_arguments:
+      extra = argv[1 + max_arguments]
+      return _fail(f"Unexpected argument {extra!r}; flags start with --.")
     try:
       return main(argv)
     except UserError as error:
@@ -49,6 +72,36 @@ def run(
       distributed.leave(1)
 
   app.run(guarded, flags_parser=_parse)
+
+
+def define_cluster_flags() -> Callable[[], None]:
+  """Defines the flags of a run of several processes.
+
+  Returns:
+    A function that joins the other processes, to be called before anything
+    touches a device; alone, it does nothing.
+  """
+  address = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "host:port of process 0, for a run of several processes. Found by itself on"
+    " TPU pods and under SLURM and Open MPI, like the two that follow.",
+  )
+  count = flags.DEFINE_integer(
+    "num_processes", None, "Number of processes of the run.", lower_bound=1
+  )
+  number = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, from 0.", lower_bound=0
+  )
+  seconds = flags.DEFINE_float(
+    "join_seconds", 300.0, "How long to wait for the other processes."
+  )
+  return lambda: distributed.initialize(
+    address.value,
+    count.value,
+    number.value,
+    timeout_seconds=seconds.value,
+  )
 
 
 def _quieten() -> None:

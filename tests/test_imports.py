@@ -43,6 +43,7 @@ ALLOWED = {
     "jax",
     "sklearn",
     "threadpoolctl",
+    "scipy",  # It comes with scikit-learn and jax.
     "data",
     "evaluators",
   },
@@ -56,13 +57,42 @@ ALLOWED = {
     "data",
     "explain",
   },
-  "evaluation": {
+  "augmented_views": {
     "jax",
     "numpy",
     "data",
     "evaluators",
+    *BELOW_TRAIN_STEP,
+  },
+  "evaluation": {
+    "jax",
+    "numpy",
+    "augmented_views",
+    "data",
+    "evaluators",
     "metrics",
     *BELOW_TRAIN_STEP,
+  },
+  "finetuning": {
+    "jax",
+    "numpy",
+    "optax",
+    "data",
+    "encoder",
+    "evaluators",
+    *BELOW_TRAIN_STEP,
+  },
+  "evaluating": {
+    "jax",
+    "numpy",
+    "etils",
+    "augmented_views",
+    "data",
+    "encoder",
+    "evaluators",
+    "finetuning",
+    "metrics",
+    "sharding",
   },
   "encoder": {
     "jax",
@@ -125,8 +155,17 @@ MAIN_COMMON = {
 }
 ALLOWED["main"] = MAIN_COMMON | {"train", "distributed"}
 ALLOWED["costs"] = COSTS
+ALLOWED["data_benchmark"] = {"jax", "numpy", "data", "train_step"}
+ALLOWED["benchmarks"] = COSTS | {"optax", "torch", "benchmarks"}
+ALLOWED["benchmark"] = MAIN_COMMON | {
+  "benchmarks",
+  "costs",
+  "data_benchmark",  # These two inside a function, when asked.
+  "evaluators",
+}
 ALLOWED["preflight"] = MAIN_COMMON | {"costs"}
 ALLOWED["export"] = MAIN_COMMON | {"exporting"}
+ALLOWED["evaluate"] = MAIN_COMMON | {"evaluating", "evaluators"}
 ALLOWED["embed"] = MAIN_COMMON | {"embedding", "output_files"}
 ALLOWED["import_weights"] = MAIN_COMMON | {"importing"}
 ALLOWED["explain.__main__"] = MAIN_COMMON | {"explaining"}
@@ -134,7 +173,6 @@ ALLOWED["compare"] = MAIN_COMMON | {"comparing"}
 ALLOWED["comparing"] = {
   "jax",
   "numpy",
-  "scipy",  # It comes with scikit-learn and jax.
   "data",
   "evaluators",
   "metrics",
@@ -230,7 +268,9 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 import imsvd_jax
 from imsvd_jax import augment, models, objectives, optim, sharding
-from imsvd_jax import train_state, train_step
+from imsvd_jax import benchmark, preflight, train_state, train_step
+from imsvd_jax.benchmarks import loss, precision, step
+from imsvd_jax.costs import slices
 from configs import digits
 experiment = train_step.build(digits.get_config("debug"), 16)
 print(experiment.total_steps)
