@@ -133,6 +133,18 @@ def _factors(source: Any) -> dict[str, np.ndarray]:
   return found
 
 
+def batches_of(
+  source: Any, settings: Any, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """Each image once, prepared as in evaluation, with at most one label."""
+  for batch in pipeline.eval_batches(
+    source, batch_size=batch_size, resize=settings.resize, crop=settings.crop
+  ):
+    if source.multi_label:
+      del batch["label"]
+    yield batch
+
+
 def _num_variables(subject: Subject, settings: Any) -> int:
   """M, known before any image is read; 0 without a code."""
   shape = (1, settings.crop, settings.crop, settings.channels)
@@ -206,18 +218,13 @@ def explain_run(
   report.check_variables(_num_variables(subject, settings), figure_variables)
   lines = run / metrics.METRICS_FILE
 
-  def batches() -> Iterator[dict[str, np.ndarray]]:
-    return pipeline.eval_batches(
-      source,
-      batch_size=batch_size,
-      resize=settings.resize,
-      crop=settings.crop,
-    )
+  if source.multi_label:
+    metrics.say("These images have several labels each; they are left out.")
 
   try:
     return report.explain(
       subject,
-      batches,
+      lambda: batches_of(source, settings, batch_size),
       output,
       num_images=source.num_examples,
       views=_views(encoder.config) if two_views else None,
