@@ -32,8 +32,8 @@ def in_place_when_done(path: str | os.PathLike[str]) -> Iterator[str]:
     yield unfinished
     os.replace(unfinished, path)
   except OSError as error:
-    if error.filename not in (None, unfinished):
-      raise  # Not of this file.
+    if str(error.filename) not in ("None", unfinished):
+      raise  # Of another file.
     raise UserError(f"Cannot write {path}: {error.strerror}.") from error
   finally:
     if os.path.exists(unfinished):
