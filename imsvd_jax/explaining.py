@@ -133,6 +133,29 @@ def _factors(source: Any) -> dict[str, np.ndarray]:
   return found
 
 
+def batches_of(
+  source: Any, settings: Any, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """Each image once, prepared as in evaluation, with at most one label."""
+  for batch in pipeline.eval_batches(
+    source, batch_size=batch_size, resize=settings.resize, crop=settings.crop
+  ):
+    if source.multi_label:
+      del batch["label"]
+    yield batch
+
+
+def _num_variables(subject: Subject, settings: Any) -> int:
+  """M, known before any image is read; 0 without a code."""
+  shape = (1, settings.crop, settings.crop, settings.channels)
+  encoding = jax.eval_shape(
+    subject.encode, subject.variables, jax.ShapeDtypeStruct(shape, np.uint8)
+  )
+  return (
+    0 if encoding.probabilities is None else encoding.probabilities.shape[1]
+  )
+
+
 def _views(config: Any) -> tuple[Callable, Callable]:
   return view_of(config.views.view1), view_of(config.views.view2)
 
@@ -192,20 +215,16 @@ def explain_run(
   mesh = sharding.make_mesh(jax.local_devices())
   batch_size = math.ceil(_BATCH_SIZE / mesh.size) * mesh.size
   subject = subject_of(encoder, f"{run.name}, step {encoder.step}")
+  report.check_variables(_num_variables(subject, settings), figure_variables)
   lines = run / metrics.METRICS_FILE
 
-  def batches() -> Iterator[dict[str, np.ndarray]]:
-    return pipeline.eval_batches(
-      source,
-      batch_size=batch_size,
-      resize=settings.resize,
-      crop=settings.crop,
-    )
+  if source.multi_label:
+    metrics.say("These images have several labels each; they are left out.")
 
   try:
     return report.explain(
       subject,
-      batches,
+      lambda: batches_of(source, settings, batch_size),
       output,
       num_images=source.num_examples,
       views=_views(encoder.config) if two_views else None,

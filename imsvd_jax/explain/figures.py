@@ -311,7 +311,8 @@ def factor_table(
     The figure; variables are sorted by their best factor, then by NMI.
   """
   with _style():
-    figure = _figure(1.6 + 0.24 * len(factors) * len(tables), 3.6)
+    width = 1.6 + 0.24 * len(factors) * len(tables)
+    figure = _figure(max(width, 4.4), 3.6)  # The title needs 4.4.
     all_axes = figure.subplots(1, len(tables), squeeze=False)[0]
     top = max(float(np.max(t)) for t in tables.values())
     for axes, (name, table) in zip(all_axes, tables.items(), strict=True):

@@ -124,7 +124,7 @@ def explain(
     mesh=mesh,
     progress=progress,
   )
-  _check_variables(result, figure_variables)
+  check_variables(result.num_variables, figure_variables)
   if untrained is not None and result.nmi is not None:
     result.nmi_untrained = analysis.analyse(
       untrained,
@@ -205,8 +205,8 @@ def _figure_variables(result, chosen) -> list[int]:
   return sorted(int(m) for m in order)
 
 
-def _check_variables(result, chosen) -> None:
-  count = result.num_variables
+def check_variables(count: int, chosen: Sequence[int] | None) -> None:
+  """Raises UserError if one of the chosen variables is not in 0..count - 1."""
   wrong = [m for m in chosen or () if not 0 <= m < count]
   if wrong:
     known = f"numbered 0..{count - 1}" if count else "none, without a code"

@@ -1,5 +1,6 @@
 """The command that explains a run, on a run of three steps."""
 
+import dataclasses
 import json
 import re
 
@@ -96,6 +97,18 @@ def test_the_factors_of_the_shapes_are_named(report):
   assert all(path.stat().st_size > 1000 for path in report.figures)
 
 
+def test_several_labels_are_left_out(run):
+  settings = load_encoder(run).config.data
+  source = data.make_source(settings, "train")
+  (one,) = explaining.batches_of(source, settings, 48)
+  np.testing.assert_array_equal(one["label"], source.labels)
+  labels = np.eye(source.num_classes, dtype=np.int32)[source.labels]
+  several = dataclasses.replace(source, multi_label=True, labels=labels)
+  (batch,) = explaining.batches_of(several, settings, 48)
+  assert "label" not in batch
+  np.testing.assert_array_equal(batch["image"], one["image"])
+
+
 def test_a_view_follows_its_recipe(run):
   config = load_encoder(run).config
   images = np.full((6, 32, 32, 3), 200, np.uint8)
@@ -137,6 +150,7 @@ def test_variables_are_numbers():
     ({"step": 7}, "7"),
     ({"data_set": "nonsense"}, r"'nonsense'.*shapes"),
     ({"use_target": True}, "no EMA target"),
+    ({"figure_variables": [1, 2]}, r"no variable 2; .* numbered 0\.\.1"),
     ({"workdir": __file__}, "is a file.*import_weights --file="),
   ],
 )
