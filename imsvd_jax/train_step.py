@@ -346,6 +346,7 @@ def embed_views(
   Returns:
     Embeddings [B, D] per view, and the running statistics after all of them.
   """
+  params = _in_compute_type(model, params)
 
   def apply(images, batch_stats):
     (_, z), updated = model.apply(
@@ -368,6 +369,17 @@ def embed_views(
     z = z.reshape(size, num_crops, -1)
     embeddings.extend(z[:, i] for i in range(num_crops))
   return embeddings, batch_stats
+
+
+def _in_compute_type(model: Encoder, params: Any) -> Any:
+  """Casts weight matrices and kernels once for all views, as each layer would.
+
+  The views' gradients then meet before they are added up over the devices,
+  and not after it: in bfloat16 that halves what training sends. Vectors, among
+  them those of BatchNorm, stay in float32.
+  """
+  dtype = model.backbone.dtype
+  return jax.tree.map(lambda p: p.astype(dtype) if p.ndim > 1 else p, params)
 
 
 def _target_pass(

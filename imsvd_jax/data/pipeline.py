@@ -86,10 +86,10 @@ class Batches(Iterator[dict[str, Any]]):
   def _report(self, indices: np.ndarray) -> None:
     """Names each unreadable image once in the log, or stops the run."""
     for index in map(int, indices):
-      if index in self._source.named:
-        continue
-      self._source.named.add(index)
       name = self._source.describe(index)
+      if name in self._source.named:
+        continue
+      self._source.named.add(name)
       if self._source.on_bad_image == "error":
         raise UserError(
           f"Cannot read image {name}; repair or remove it, or set"

@@ -78,7 +78,8 @@ class Source:
     factors: float32 [num_examples, len(factor_names)]: what the images were
       drawn from, or None.
     factor_names: Names of the columns of `factors`.
-    named: Records that could not be read and that the log has named already.
+    named: What `describe` calls the records that the log has named already as
+      unreadable; parts of a source share it.
     factor_values: By name of a column of class numbers, the classes' names.
   """
 
@@ -98,7 +99,7 @@ class Source:
   stamp: Callable[[], str] = lambda: ""
   factors: np.ndarray | None = None
   factor_names: tuple[str, ...] = ()
-  named: set[int] = dataclasses.field(default_factory=set, compare=False)
+  named: set[str] = dataclasses.field(default_factory=set, compare=False)
   factor_values: Mapping[str, tuple[str, ...]] = dataclasses.field(
     default_factory=dict
   )
