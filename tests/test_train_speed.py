@@ -128,19 +128,6 @@ def test_bfloat16_is_the_models_alone():
   assert len(products) > 3
 
 
-def test_weights_are_cast_once_for_all_views():
-  """So that one gradient, not one per view, is added up over the devices."""
-  experiment, state, batch = abstract(**{"model.dtype": "bfloat16"})
-  step = functools.partial(step_lib.train_step, experiment)
-  text = jax.jit(step).lower(state, batch).as_text()
-  kernel = state.params["projector"]["dense_1"]["kernel"]
-  shape = "x".join(map(str, kernel.shape))
-  down = f"(tensor<{shape}xf32>) -> tensor<{shape}xbf16>"
-  up = f"(tensor<{shape}xbf16>) -> tensor<{shape}xf32>"
-  assert text.count(down) == 1
-  assert text.count(up) == 1
-
-
 def residuals(remat):
   """Bytes that the forward pass keeps for the backward pass."""
   model = models.Encoder(
@@ -163,6 +150,19 @@ def residuals(remat):
 def test_remat_keeps_less_for_the_backward_pass():
   """Of the program as written: XLA for CPUs undoes the recomputation."""
   assert residuals(remat=True) < 0.7 * residuals(remat=False)
+
+
+def test_weights_are_cast_once_for_all_views():
+  """So that one gradient, not one per view, is added up over the devices."""
+  experiment, state, batch = abstract(**{"model.dtype": "bfloat16"})
+  step = functools.partial(step_lib.train_step, experiment)
+  text = jax.jit(step).lower(state, batch).as_text()
+  kernel = state.params["projector"]["dense_1"]["kernel"]
+  shape = "x".join(map(str, kernel.shape))
+  down = f"(tensor<{shape}xf32>) -> tensor<{shape}xbf16>"
+  up = f"(tensor<{shape}xbf16>) -> tensor<{shape}xf32>"
+  assert text.count(down) == 1
+  assert text.count(up) == 1
 
 
 def test_metrics_of_other_steps_would_be_seen():
