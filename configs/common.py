@@ -163,11 +163,13 @@ def base() -> ConfigDict:
   )
   c.eval = ConfigDict(
     dict(
-      every_epochs=10.0,  # Online k-NN; 0: never.
+      every_epochs=10.0,  # Online numbers; 0: never.
       batch_size=1024,
       num_neighbors=20,
       temperature=0.07,
-      bank_examples=0,  # Images of the train split in the bank; 0: all.
+      bank_examples=0,  # Train images that k-NN and linear use online; 0: all.
+      linear_epochs=10,  # Of the online linear head; 0: none.
+      collapse_images=1024,  # For RankMe, LiDAR, entropies online; 0: none.
       final=False,  # At the end: k-NN and linear accuracy.
       baselines=True,  # There: of raw pixels and random weights too.
     )
@@ -242,4 +244,6 @@ def _shrink(c: ConfigDict) -> None:
   c.eval.every_epochs = 1.0
   c.eval.num_neighbors = 3
   c.eval.batch_size = 16
+  c.eval.linear_epochs = 0  # More to compile than all else.
+  c.eval.collapse_images = 0
   c.eval.final = False

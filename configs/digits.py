@@ -45,5 +45,6 @@ def get_config(mode: str = ""):
   c.log.every_steps = 10
   c.checkpoint.every_steps = 100
   c.eval.every_epochs = 25.0
+  c.eval.collapse_images = 512
   c.eval.final = True
   return common.finish(c, mode)

@@ -51,5 +51,6 @@ def get_config(mode: str = ""):
   c.log.every_steps = 20
   c.checkpoint.every_steps = 200
   c.eval.every_epochs = 6.0
+  c.eval.collapse_images = 512
   c.eval.final = True
   return common.finish(c, mode)

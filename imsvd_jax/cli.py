@@ -74,6 +74,36 @@ def run(
   app.run(guarded, flags_parser=_parse)
 
 
+def define_cluster_flags() -> Callable[[], None]:
+  """Defines the flags of a run of several processes.
+
+  Returns:
+    A function that joins the other processes, to be called before anything
+    touches a device; alone, it does nothing.
+  """
+  address = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "host:port of process 0, for a run of several processes. Found by itself on"
+    " TPU pods and under SLURM and Open MPI, like the two that follow.",
+  )
+  count = flags.DEFINE_integer(
+    "num_processes", None, "Number of processes of the run.", lower_bound=1
+  )
+  number = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, from 0.", lower_bound=0
+  )
+  seconds = flags.DEFINE_float(
+    "join_seconds", 300.0, "How long to wait for the other processes."
+  )
+  return lambda: distributed.initialize(
+    address.value,
+    count.value,
+    number.value,
+    timeout_seconds=seconds.value,
+  )
+
+
 def _quieten() -> None:
   """Shows our own notes but only warnings of libraries; --verbosity=0: all."""
   if not flags.FLAGS["verbosity"].present:

@@ -14,11 +14,11 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.stats
 
 from imsvd_jax import data, metrics, sharding
 from imsvd_jax import train_step as step_lib
 from imsvd_jax.errors import UserError
+from imsvd_jax.evaluators.comparison import seed_interval
 from imsvd_jax.evaluators.metrics import wilson_interval
 
 ACCURACIES = {"knn": "k-NN", "linear": "linear"}
@@ -362,9 +362,8 @@ def format_mean(values: Sequence[float], num_images: int) -> str:
   if len(values) == 1:
     low, high = wilson_interval(round(mean * num_images), num_images)
   else:
-    error = statistics.stdev(values) / len(values) ** 0.5
-    half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
-    low, high = max(0.0, mean - half), min(1.0, mean + half)
+    _, (low, high) = seed_interval(values)
+    low, high = max(0.0, low), min(1.0, high)
   return f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 

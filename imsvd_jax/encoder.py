@@ -279,6 +279,35 @@ def _fetch(result: Any, count: int) -> Any:
   return jax.tree.map(lambda x: np.asarray(x)[:count], result)
 
 
+def data_settings(encoder: LoadedEncoder, chosen: str = "") -> Any:
+  """Returns the run's data settings, with another data set if one is given.
+
+  Args:
+    encoder: Loaded from a run or a file.
+    chosen: "NAME" or "NAME=PATH"; the run's own data set if empty.
+
+  Returns:
+    As config.data; the name is empty where neither says one.
+  """
+  data = encoder.config.copy_and_resolve_references().data.to_dict()
+  settings = ml_collections.ConfigDict(
+    {
+      "name": "",
+      "path": "",
+      "train_split": "train",
+      "eval_split": "test",
+      "num_examples": 0,
+      "image_size": data["crop"],
+      "on_bad_image": "replace",
+      **data,
+    }
+  )
+  if chosen:
+    name, _, path = chosen.partition("=")
+    settings.name, settings.path, settings.num_examples = name, path, 0
+  return settings
+
+
 def fit_images(
   variables: Any, images: jax.Array, *, resize: int, crop: int
 ) -> jax.Array:

@@ -1,31 +1,44 @@
-"""Evaluation inside a pretraining run: online k-NN, and the closing table.
+"""Evaluation inside a pretraining run: online numbers, and the closing table.
 
-Binds the run's model and data to the evaluators, which see neither.
+Binds the run's model and data to the evaluators, which see neither. The online
+linear head is fitted to the features of the online k-NN: no gradient reaches
+the encoder, and the training step needs no label and does no work for it.
 """
 
+import dataclasses
 import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from imsvd_jax import augment, data, metrics, sharding
+from imsvd_jax import augment, augmented_views, data, metrics, sharding
 from imsvd_jax import train_step as step_lib
 from imsvd_jax.data import pipeline
 from imsvd_jax.errors import UserError
-from imsvd_jax.evaluators import features, knn, linear
+from imsvd_jax.evaluators import (
+  PROTOCOLS,
+  collapse,
+  features,
+  inputs,
+  knn,
+  linear,
+  probe,
+  results,
+)
 
 
 class Evaluation:
-  """k-NN and linear accuracy of a run's encoder on its own data set.
+  """Numbers of a run's encoder on its own data set.
 
-  The bank and the probe's training set are the train split, the queries are
-  the eval split. Says once, and does nothing, where there is no eval split or
-  there are no labels.
+  With labels, k-NN and linear accuracy: the bank and the probe's training set
+  are the train split, the queries are the eval split. Says once where there is
+  no eval split or there are no labels. Without labels, how much of its space
+  the embedding uses.
 
   Each process embeds its own share of the images on its own devices, then all
   gather the features of all and evaluate them alike.
@@ -43,28 +56,90 @@ class Evaluation:
     source = data.make_source(self._config.data, "eval")
     if not train_source.num_classes:
       self._skip("the images have no labels")
+    elif train_source.multi_label:
+      self._skip("the images have several labels each")
     elif source is None:
       self._skip("there is no evaluation split (data.eval_split)")
     else:
       self._eval = source
 
   def online(self, step: int, state: Any, writer: metrics.MetricWriter) -> None:
-    """Measures and logs k-NN accuracy of the encoder as it is now."""
-    if self._eval is None or not self._config.eval.every_epochs:
+    """Measures and logs the encoder as it is now."""
+    if not self._config.eval.every_epochs:
       return
     start = time.monotonic()
-    try:
-      accuracy = self._knn(*self._extract(self.embed(state)))
-    except UserError as error:
-      # A measurement that cannot be made is no reason to lose the run.
-      metrics.say(f"WARNING at step {step}: no online k-NN: {error}")
+    found: dict[str, float] = {}
+    for measure in (self._online_probes, self._online_collapse):
+      try:
+        for name, value in measure(state):
+          found[name] = value  # What comes before an error is kept.
+      except UserError as error:
+        # A measurement that cannot be made is no reason to lose the run.
+        metrics.say(f"WARNING at step {step}: no online evaluation: {error}")
+    if not found:
       return
-    writer.write(step, {"knn": accuracy})
+    writer.write(step, {f"online/{name}": v for name, v in found.items()})
     metrics.say(
-      f"step {step}  online k-NN {accuracy:.2%}"
-      f"{' (random init)' if step == 0 else ''}"
-      f"  [{time.monotonic() - start:.1f} s]"
+      f"step {step}  online{' (random init)' if step == 0 else ''}:"
+      f" {_summary(found)}  [{time.monotonic() - start:.1f} s]"
     )
+
+  def _online_probes(self, state: Any) -> Iterator[tuple[str, float]]:
+    """Accuracy of k-NN and of a linear head on features as they are now."""
+    if self._eval is None:
+      return
+    train, test = self._extract(self.embed(state), self._bank)
+    yield "knn", self._knn(train, test)
+    epochs = self._config.eval.linear_epochs
+    if not epochs:
+      return
+    protocol = dataclasses.replace(PROTOCOLS["linear/online"], epochs=epochs)
+    result = probe.linear_probe(
+      train.features,
+      train.labels,
+      test.features,
+      test.labels,
+      **dataclasses.asdict(protocol),
+    )
+    yield "linear", result.accuracy.top1
+
+  def _online_collapse(self, state: Any) -> Iterator[tuple[str, float]]:
+    """What the evaluator `collapse` says of some images of train."""
+    if not self._config.eval.collapse_images:
+      return
+    images, embedder, protocol = self._collapse_subject
+    found = embedder.inputs(self._variables(state), images, protocol)
+    central = features.extract(
+      self.embed(state), self._batches(images), name="images"
+    )
+    given = inputs.Inputs(train=central, **found)
+    for name, value in collapse.run(given, protocol):
+      if not results.is_detail(name):
+        yield f"collapse/{name}", value
+
+  @functools.cached_property
+  def _bank(self) -> Any:
+    """The images that vote and that the linear head learns from, online."""
+    count = self._config.eval.bank_examples or self._train.num_examples
+    return augmented_views.some_images(self._train, count, seed=0)
+
+  @functools.cached_property
+  def _collapse_subject(self) -> tuple[Any, Any, Any]:
+    """Some images, what embeds their views, and the protocol."""
+    count = self._config.eval.collapse_images
+    protocol = dataclasses.replace(
+      PROTOCOLS["collapse/online"],
+      max_images=count,
+      lidar_groups=max(2, count // 8),
+    )
+    embedder = augmented_views.ViewEmbedder(
+      self._experiment.model,
+      self._config,
+      discrete=self._experiment.objective.discrete,
+      batch_size=self._config.eval.batch_size,
+    )
+    images = augmented_views.some_images(self._train, count, seed=0)
+    return images, embedder, protocol
 
   def final(
     self, state: Any, writer: metrics.MetricWriter, workdir: str
@@ -83,7 +158,7 @@ class Evaluation:
     results = {}
     for name, embed in encoders.items():
       metrics.say(f"Evaluating {name} ...")
-      train, test = self._extract(embed)
+      train, test = self._extract(embed, self._train)
       results[name] = {
         "knn": self._knn(train, test),
         "linear": linear.logistic_regression(
@@ -99,19 +174,24 @@ class Evaluation:
 
     Of this process's images; B is a multiple of its devices.
     """
-    variables = sharding.local_view(
-      {"params": state.params, "batch_stats": state.batch_stats}, self._mesh
-    )
+    variables = self._variables(state)
 
     def embed(images):
       return self._apply(variables, sharding.shard_batch(images, self._mesh))
 
     return embed
 
-  def _extract(self, embed) -> tuple[features.Features, features.Features]:
+  def _variables(self, state: Any) -> dict[str, Any]:
+    return sharding.local_view(
+      {"params": state.params, "batch_stats": state.batch_stats}, self._mesh
+    )
+
+  def _extract(
+    self, embed, train: Any
+  ) -> tuple[features.Features, features.Features]:
     return tuple(
       features.extract(embed, self._batches(source))
-      for source in (self._train, self._eval)
+      for source in (train, self._eval)
     )
 
   def _batches(self, source) -> Iterator[dict[str, np.ndarray]]:
@@ -155,6 +235,20 @@ class Evaluation:
 
   def _skip(self, why: str) -> None:
     metrics.say(f"No k-NN or linear evaluation: {why}.")
+
+
+def _summary(found: Mapping[str, float]) -> str:
+  """The few numbers that the console shows."""
+  shown = {
+    "knn": "k-NN {:.2%}",
+    "linear": "linear {:.2%}",
+    "collapse/rank_me/features": "RankMe {:.1f}",
+    "collapse/lidar": "LiDAR {:.1f}",
+    "collapse/codes/entropy_mean": "entropy of a variable {:.2f} nats",
+  }
+  return ", ".join(
+    text.format(found[name]) for name, text in shown.items() if name in found
+  )
 
 
 def _features(model, settings, variables, images) -> jax.Array:

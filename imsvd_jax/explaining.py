@@ -15,7 +15,7 @@ import numpy as np
 from imsvd_jax import augment, data, metrics, sharding
 from imsvd_jax import train_step as step_lib
 from imsvd_jax.data import pipeline
-from imsvd_jax.encoder import LoadedEncoder, load_encoder
+from imsvd_jax.encoder import LoadedEncoder, data_settings, load_encoder
 from imsvd_jax.errors import UserError
 from imsvd_jax.explain import report
 from imsvd_jax.explain.subject import Encoding, Subject
@@ -117,15 +117,6 @@ def view_of(settings: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
     )
 
   return view
-
-
-def data_settings(encoder: LoadedEncoder, chosen: str) -> Any:
-  """Returns the run's data settings, with another data set if one is given."""
-  settings = encoder.config.copy_and_resolve_references().data
-  if chosen:
-    name, _, path = chosen.partition("=")
-    settings.name, settings.path, settings.num_examples = name, path, 0
-  return settings
 
 
 def _factors(source: Any) -> dict[str, np.ndarray]:

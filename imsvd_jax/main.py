@@ -9,7 +9,7 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from imsvd_jax import cli, distributed
+from imsvd_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe file, such as configs/digits.py.", lock_config=True
@@ -20,21 +20,7 @@ _WORKDIR = flags.DEFINE_string(
   "Directory of the run: checkpoints, metrics. Default: runs/NAME, NAME being"
   " the recipe's.",
 )
-_COORDINATOR_ADDRESS = flags.DEFINE_string(
-  "coordinator_address",
-  None,
-  "host:port of process 0, for a run of several processes. Found by itself on"
-  " TPU pods and under SLURM and Open MPI, like the two that follow.",
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-  "num_processes", None, "Number of processes of the run.", lower_bound=1
-)
-_PROCESS_ID = flags.DEFINE_integer(
-  "process_id", None, "Number of this process, from 0.", lower_bound=0
-)
-_JOIN_SECONDS = flags.DEFINE_float(
-  "join_seconds", 300.0, "How long to wait for the other processes."
-)
+_join_cluster = cli.define_cluster_flags()
 
 
 def default_workdir(config_path: str) -> str:
@@ -47,12 +33,7 @@ def default_workdir(config_path: str) -> str:
 def main(argv: list[str]) -> None:
   """Runs the recipe given by --config in --workdir."""
   del argv
-  distributed.initialize(
-    _COORDINATOR_ADDRESS.value,
-    _NUM_PROCESSES.value,
-    _PROCESS_ID.value,
-    timeout_seconds=_JOIN_SECONDS.value,
-  )
+  _join_cluster()
   # Imported late, so that --help and a bad flag answer at once.
   from imsvd_jax.train import train_and_evaluate
 

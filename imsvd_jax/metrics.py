@@ -129,6 +129,21 @@ class MetricWriter:
       ) from error
 
 
+def write_tensorboard(
+  directory: str, step: int, scalars: Mapping[str, float]
+) -> None:
+  """Writes scalars of one step to event files of their own.
+
+  Args:
+    directory: Where the files lie; made if absent.
+    step: Of the scalars.
+    scalars: Finite or not, by tag.
+  """
+  writer = metric_writers.SummaryWriter(directory)
+  writer.write_scalars(step, dict(scalars))
+  writer.close()
+
+
 def _is_of_the_disk(error: BaseException) -> bool:
   # TensorBoard's writer fails later, in a wrapping, with TensorFlow's errors.
   error = _root(error)

@@ -45,9 +45,12 @@ def _from_training(folder: epath.Path, step: int) -> list[Figure]:
   lines = [line for line in _metrics(folder) if line.get("step") == step]
   measured = {key: value for line in lines for key, value in line.items()}
   if "final_knn" not in measured:
-    if "knn" not in measured:
-      return []
-    return [Figure("k-NN during training", data, measured["knn"])]
+    online = {"online/knn": "online k-NN", "online/linear": "online linear"}
+    return [
+      Figure(f"{what} (during training)", data, measured[key])
+      for key, what in online.items()
+      if key in measured
+    ]
   figures = []
   for encoder, row in _json(folder / "final.json").items():
     for probe, name in (("knn", "k-NN"), ("linear", "linear (L-BFGS)")):

@@ -56,7 +56,7 @@ def test_the_debug_form_trains_and_saves(recipe, tmp_path):
   assert int(state.step) == 1
   lines = metrics_lib.read_metrics(str(tmp_path))
   assert any("loss" in line for line in lines)
-  assert any("knn" in line for line in lines)
+  assert any("online/knn" in line for line in lines)
   assert (tmp_path / "checkpoints" / "1").is_dir()
 
 

@@ -388,8 +388,8 @@ def test_metadata(workdir, encoder, tmp_path):
 
 def write_figures(folder: pathlib.Path):
   lines = [
-    {"step": 10, "knn": 0.5},
-    {"step": 20, "knn": 0.6},
+    {"step": 10, "online/knn": 0.5},
+    {"step": 20, "online/knn": 0.6},
     {"step": 20, "final_knn": 0.625, "final_linear": 0.75},
   ]
   text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 21, "k'

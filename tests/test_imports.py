@@ -43,6 +43,7 @@ ALLOWED = {
     "jax",
     "sklearn",
     "threadpoolctl",
+    "scipy",  # It comes with scikit-learn and jax.
     "data",
     "evaluators",
   },
@@ -56,13 +57,42 @@ ALLOWED = {
     "data",
     "explain",
   },
-  "evaluation": {
+  "augmented_views": {
     "jax",
     "numpy",
     "data",
     "evaluators",
+    *BELOW_TRAIN_STEP,
+  },
+  "evaluation": {
+    "jax",
+    "numpy",
+    "augmented_views",
+    "data",
+    "evaluators",
     "metrics",
     *BELOW_TRAIN_STEP,
+  },
+  "finetuning": {
+    "jax",
+    "numpy",
+    "optax",
+    "data",
+    "encoder",
+    "evaluators",
+    *BELOW_TRAIN_STEP,
+  },
+  "evaluating": {
+    "jax",
+    "numpy",
+    "etils",
+    "augmented_views",
+    "data",
+    "encoder",
+    "evaluators",
+    "finetuning",
+    "metrics",
+    "sharding",
   },
   "encoder": {
     "jax",
@@ -135,6 +165,7 @@ ALLOWED["benchmark"] = MAIN_COMMON | {
 }
 ALLOWED["preflight"] = MAIN_COMMON | {"costs"}
 ALLOWED["export"] = MAIN_COMMON | {"exporting"}
+ALLOWED["evaluate"] = MAIN_COMMON | {"evaluating", "evaluators"}
 ALLOWED["embed"] = MAIN_COMMON | {"embedding", "output_files"}
 ALLOWED["import_weights"] = MAIN_COMMON | {"importing"}
 ALLOWED["explain.__main__"] = MAIN_COMMON | {"explaining"}
@@ -142,7 +173,6 @@ ALLOWED["compare"] = MAIN_COMMON | {"comparing"}
 ALLOWED["comparing"] = {
   "jax",
   "numpy",
-  "scipy",  # It comes with scikit-learn and jax.
   "data",
   "evaluators",
   "metrics",

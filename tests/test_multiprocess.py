@@ -96,9 +96,9 @@ def test_two_processes_train_as_one(recipe, tmp_path, capsys):
     assert a.keys() == b.keys()
     for name in a:
       # Rounding may change the neighbours of one image.
-      tolerance = 0.06 if name == "knn" else 1e-4
+      tolerance = 0.06 if name == "online/knn" else 1e-4
       assert a[name] == pytest.approx(b[name], rel=1e-3, abs=tolerance), name
-  assert {line["step"] for line in two if "knn" in line} == {0, 4}
+  assert {line["step"] for line in two if "online/knn" in line} == {0, 4}
 
   # One process goes on with what two began.
   shutil.rmtree(tmp_path / "two" / "checkpoints" / "4")

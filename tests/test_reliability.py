@@ -189,7 +189,7 @@ def test_fewer_devices_change_nothing_but_the_rounding(
     shutil.rmtree(finished / "checkpoints" / str(step))
   make_mesh = sharding.make_mesh
   monkeypatch.setattr(
-    sharding, "make_mesh", lambda d=None: make_mesh(d or jax.devices()[:4])
+    sharding, "make_mesh", lambda d=None: make_mesh((d or jax.devices())[:4])
   )
   train_and_evaluate(small_config(), str(finished))
   said = capsys.readouterr().err

@@ -39,7 +39,14 @@ def run_main(*arguments: str, cwd=ROOT):
 def finished(tmp_path_factory):
   """A run of three steps, never interrupted."""
   workdir = tmp_path_factory.mktemp("run")
-  config = small_config(**{"epochs": 1.0, "eval.every_epochs": 1.0})
+  config = small_config(
+    **{
+      "epochs": 1.0,
+      "eval.every_epochs": 1.0,
+      "eval.linear_epochs": 2,
+      "eval.collapse_images": 16,
+    }
+  )
   return config, workdir, train_and_evaluate(config, str(workdir))
 
 
@@ -51,12 +58,31 @@ def test_a_run_leaves_metrics_tensorboard_and_checkpoints(finished):
   assert steps == [1, 2, 3]
   for line in lines:
     assert all(np.isfinite(value) for value in line.values())
-  assert {line["step"] for line in lines if "knn" in line} >= {0, 3}
+  assert {line["step"] for line in lines if "online/knn" in line} >= {0, 3}
   last = next(x for x in reversed(lines) if "loss" in x)
   assert last["loss"] == pytest.approx(
     last["diagonal"] + last["off_diagonal"] + last["invariance"], rel=1e-5
   )
   assert list((workdir / "tensorboard").glob("events*"))
+
+
+def test_online_numbers_say_that_they_are(finished):
+  """Probes with labels and the use of the space without, at start and end."""
+  _, workdir, _ = finished
+  lines = metrics.read_metrics(str(workdir))
+  online = {
+    line["step"]: {k for k in line if k.startswith("online/")}
+    for line in lines
+    if "online/knn" in line
+  }
+  assert set(online) == {0, 3}
+  assert online[0] == online[3]
+  assert "online/linear" in online[3]
+  names = ("rank_me/features", "rank_me/embeddings", "lidar", "alignment")
+  names += ("uniformity", "codes/entropy_mean", "codes/dead_bins")
+  names += ("codes/mutual_information_mean", "codes/agreement")
+  assert {f"online/collapse/{name}" for name in names} < online[3]
+  assert not any("variable" in name for name in online[3])
 
 
 def test_a_finished_run_changes_nothing(finished):

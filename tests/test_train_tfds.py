@@ -75,7 +75,7 @@ def test_a_run_trains_and_evaluates_on_jpegs(data_dir, tmp_path):
   assert int(state.step) == 3  # Two epochs of 24 images, 16 a step.
   lines = metrics.read_metrics(str(tmp_path))
   assert all(np.isfinite(x["loss"]) for x in lines if "loss" in x)
-  assert sum("knn" in x for x in lines) >= 2
+  assert sum("online/knn" in x for x in lines) >= 2
 
 
 def test_a_missing_data_set_is_said_at_once(tmp_path):

@@ -17,6 +17,7 @@ first frame. Orientation tags (EXIF) are not applied, as in torchvision.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -171,4 +172,14 @@ def _source(
     labels=labels,
     fetch=lambda index: tf.io.read_file(table[index]),
     describe=lambda index: paths[index],
+    stamp=lambda: _stamp(files, paths),
   )
+
+
+def _stamp(files: list[str], paths: list[str]) -> str:
+  """Names, sizes and times of all files: one that is replaced has others."""
+  digest = hashlib.sha256()
+  for name, path in zip(files, paths, strict=True):
+    found = tf.io.gfile.stat(path)
+    digest.update(f"{name} {found.length} {found.mtime_nsec}\n".encode())
+  return digest.hexdigest()

@@ -11,6 +11,7 @@ computed without the steps before it.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -85,10 +86,10 @@ class Batches(Iterator[dict[str, Any]]):
   def _report(self, indices: np.ndarray) -> None:
     """Names each unreadable image once in the log, or stops the run."""
     for index in map(int, indices):
-      if index in self._source.named:
-        continue
-      self._source.named.add(index)
       name = self._source.describe(index)
+      if name in self._source.named:
+        continue
+      self._source.named.add(name)
       if self._source.on_bad_image == "error":
         raise UserError(
           f"Cannot read image {name}; repair or remove it, or set"
@@ -131,14 +132,20 @@ def view_crops(views: Any) -> list[crops.Crop]:
 
 
 def _view_crop(view: Any) -> crops.Crop:
-  scale, ratio = tuple(view.crop_scale), tuple(view.crop_ratio)
-  if not 0 < scale[0] <= scale[1] <= 1:
+  crop = crops.Crop(
+    view.size, tuple(view.crop_scale), tuple(view.crop_ratio), view.flip_prob
+  )
+  _check_crop(crop)
+  return crop
+
+
+def _check_crop(crop: crops.Crop) -> None:
+  if not 0 < crop.scale[0] <= crop.scale[1] <= 1:
     raise UserError(
-      f"crop_scale is {scale}; expected 0 < smallest <= largest <= 1."
+      f"crop_scale is {crop.scale}; expected 0 < smallest <= largest <= 1."
     )
-  if not 0 < ratio[0] <= ratio[1]:
-    raise UserError(f"crop_ratio is {ratio}; expected 0 < low <= high.")
-  return crops.Crop(view.size, scale, ratio, view.flip_prob)
+  if not 0 < crop.ratio[0] <= crop.ratio[1]:
+    raise UserError(f"crop_ratio is {crop.ratio}; expected 0 < low <= high.")
 
 
 def local_batch_size(batch_size: int, process_count: int) -> int:
@@ -184,7 +191,85 @@ def train_batches(
     "bad": bool [B / P], which images could not be read and were replaced;
     absent where the source holds its images decoded.
   """
-  view_list = view_crops(views)
+  remedy = f"{'a black' if source.stream else 'another'} image takes its place"
+  return _cropped_batches(
+    source,
+    view_crops(views),
+    remedy=remedy,
+    batch_size=batch_size,
+    seed=seed,
+    start_step=start_step,
+    process_index=process_index,
+    process_count=process_count,
+  )
+
+
+def labelled_epochs(
+  source: Source,
+  *,
+  crop: crops.Crop,
+  batch_size: int,
+  seed: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+  """Returns epochs of what `train_batches` gives, of one crop with its label.
+
+  A batch may reach from one epoch into the next, so that the first E epochs
+  show every image E times, but for the rounding of the last batch.
+
+  Args:
+    source: Where images come from; it has labels.
+    crop: What to cut.
+    batch_size: See `train_batches`, as all that follow.
+    seed: Seed of the order and of the crops.
+    process_index: Which process this is.
+    process_count: Number of processes.
+
+  Returns:
+    A function to be called with 0, 1, 2, ... in turn, each time for the batches
+    {"image": uint8 [b, S, S, C], "label": int32 [b], "index": int32 [b],
+    "epoch": int32 [b], "mask": bool [b]} of that epoch, b = B / P; mask is
+    False where an image cannot be read.
+  """
+  _check_crop(crop)
+  batches = _cropped_batches(
+    source,
+    [crop],
+    remedy="it teaches nothing",
+    with_labels=True,
+    batch_size=batch_size,
+    seed=seed,
+    start_step=0,
+    process_index=process_index,
+    process_count=process_count,
+  )
+
+  def epoch_of(epoch: int) -> Iterator[dict[str, np.ndarray]]:
+    ends = [
+      round(e * source.num_examples / batch_size) for e in (epoch, epoch + 1)
+    ]
+    for batch in itertools.islice(batches, ends[1] - ends[0]):
+      views = batch.pop("views")
+      batch.pop("bad", None)  # `mask` says it.
+      yield {"image": views[0][:, 0], **batch}
+
+  return epoch_of
+
+
+def _cropped_batches(
+  source: Source,
+  view_list: list[crops.Crop],
+  *,
+  remedy: str,
+  with_labels: bool = False,
+  batch_size: int,
+  seed: int,
+  start_step: int,
+  process_index: int,
+  process_count: int,
+) -> Batches:
+  """Batches of the given crops; see `train_batches`."""
   size = local_batch_size(batch_size, process_count)
 
   def build(step: int, careful: bool) -> tf.data.Dataset:
@@ -197,12 +282,20 @@ def train_batches(
       process_index=process_index,
       process_count=process_count,
     )
+    label_of = _label_reader(source) if with_labels else None
     if source.small_images:
-      return _crop_arrays(dataset, source, view_list)
-    return _crop_records(dataset, source, view_list, size, careful)
+      return _crop_arrays(dataset, source, view_list, label_of)
+    return _crop_records(dataset, source, view_list, size, careful, label_of)
 
-  remedy = f"{'a black' if source.stream else 'another'} image takes its place"
   return Batches(build, source, start_step, remedy)
+
+
+def _label_reader(source: Source) -> Callable[[dict[str, tf.Tensor]], Any]:
+  """Returns a function of a record, or of a batch of them, to its labels."""
+  if source.labels is None:
+    return lambda record: source.stream.parse(record["serialized"])["label"]
+  labels = tf.constant(source.labels, tf.int32)
+  return lambda record: tf.gather(labels, record["index"])
 
 
 def ordered_records(
@@ -257,7 +350,10 @@ def _add_uniforms(
 
 
 def _crop_arrays(
-  dataset: tf.data.Dataset, source: Source, view_list: list[crops.Crop]
+  dataset: tf.data.Dataset,
+  source: Source,
+  view_list: list[crops.Crop],
+  label_of: Callable[[dict[str, tf.Tensor]], Any] | None,
 ) -> tf.data.Dataset:
   """Cuts every view of a whole batch out of images of one size."""
   pixels = tf.constant(source.images)
@@ -278,7 +374,11 @@ def _crop_arrays(
       for number, crop in enumerate(view_list)
     ]
     groups = [views[:2], views[2:]] if len(views) > 2 else [views]
-    return _train_element(batch, [tf.stack(g, axis=1) for g in groups])
+    element = _train_element(batch, [tf.stack(g, axis=1) for g in groups])
+    if label_of is not None:
+      readable = tf.ones_like(element["index"], tf.bool)
+      element |= {"label": label_of(batch), "mask": readable}
+    return element
 
   return dataset.map(cut, num_parallel_calls=num_threads())
 
@@ -289,6 +389,7 @@ def _crop_records(
   view_list: list[crops.Crop],
   size: int,
   careful: bool,
+  label_of: Callable[[dict[str, tf.Tensor]], Any] | None,
 ) -> tf.data.Dataset:
   """Reads images one by one, cuts their views, and batches them again."""
   blank = _blank_views(source, view_list)
@@ -302,7 +403,10 @@ def _crop_records(
       views, bad = _first_readable(views_of, record, source, blank)
     else:
       views, bad = views_of(record), tf.constant(False)
-    return _train_element(record, views) | {"bad": bad}
+    element = _train_element(record, views) | {"bad": bad}
+    if label_of is not None:
+      element |= {"label": label_of(record), "mask": ~bad}
+    return element
 
   dataset = dataset.unbatch().map(cut, num_parallel_calls=num_threads())
   return dataset.batch(size, drop_remainder=True)
@@ -385,9 +489,10 @@ def eval_batches(
 
   Returns:
     Batches {"image": uint8 [b, crop, crop, C], "label": int32 [b] (absent when
-    the source has none), "index": int32 [b], "mask": bool [b]}. Padding has
-    mask False, label -1 and index -1; an image that cannot be read has mask
-    False. "bad": bool [b] says which (absent as in training).
+    the source has none; [b, classes] where an image may have several),
+    "index": int32 [b], "mask": bool [b]}. Padding has mask False, label -1 and
+    index -1; an image that cannot be read has mask False. "bad": bool [b] says
+    which (absent as in training).
   """
   if crop > resize:
     raise UserError(
@@ -460,6 +565,7 @@ def _eval_records(
   careful: bool,
 ) -> tf.data.Dataset:
   blank = tf.zeros([crop, crop, source.channels], tf.uint8)
+  label_shape = [source.num_classes] if source.multi_label else []
   read = source.reader()
   view_of = lambda record: [
     decode.eval_view(source, read(record), resize, crop)
@@ -480,17 +586,19 @@ def _eval_records(
     element = _eval_element(record, image)
     element = element | {"mask": element["mask"] & ~bad, "bad": bad}
     if source.stream is not None and source.num_classes:
-      element["label"] = _stream_label(source, record)
+      element["label"] = _stream_label(source, record, label_shape)
     return element
 
   return dataset.map(cut, num_parallel_calls=num_threads())
 
 
-def _stream_label(source: Source, record: dict[str, tf.Tensor]) -> tf.Tensor:
+def _stream_label(
+  source: Source, record: dict[str, tf.Tensor], shape: list[int]
+) -> tf.Tensor:
   return tf.cond(
     record["index"] >= 0,
     lambda: source.stream.parse(record["serialized"])["label"],
-    lambda: -1,
+    lambda: tf.fill(shape, -1),
   )
 
 
@@ -508,4 +616,7 @@ def _add_labels(
   batch: dict[str, tf.Tensor], labels: tf.Tensor
 ) -> dict[str, tf.Tensor]:
   label = tf.gather(labels, tf.maximum(batch["index"], 0))
-  return batch | {"label": tf.where(batch["index"] >= 0, label, -1)}
+  known = batch["index"] >= 0
+  if labels.shape.rank == 2:
+    known = known[:, tf.newaxis]
+  return batch | {"label": tf.where(known, label, -1)}

@@ -15,6 +15,7 @@ three ways, fastest first; the pipeline takes the first that is set:
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ class Stream:
       of {"serialized", "index", "epoch"}, this process's part.
     evaluate: (first, last) -> dataset of {"serialized", "index"}, in order.
     parse: serialized -> {"image": string scalar or uint8 [height, width,
-      channels], "label": int32, if there are labels}.
+      channels], "label": int32, if there are labels (see `Source.labels`)}.
   """
 
   train: Callable[[tf.Tensor, int, int, int], tf.data.Dataset]
@@ -65,14 +66,20 @@ class Source:
     on_bad_image: "replace" or "error", for a record that cannot be decoded.
     images: uint8 [num_examples, height, width, channels], or None.
     labels: int32 [num_examples], or None when unlabelled or only in the stream.
+      With `multi_label` [num_examples, num_classes]: 1 where the image has the
+      class, 0 where it has not, -1 where that does not count.
+    multi_label: Whether an image may have several classes.
     fetch: (index, int64 scalar) -> string scalar, or uint8 [height, width,
       channels]; runs inside tf.data. None if not available.
     stream: Records in order, if they cannot be taken by index.
     describe: index -> a name for a message, such as the path of a file.
+    stamp: () -> what tells these data from others of that name and size, where
+      they are not in memory: versions, or sizes and times of files.
     factors: float32 [num_examples, len(factor_names)]: what the images were
       drawn from, or None.
     factor_names: Names of the columns of `factors`.
-    named: Records that could not be read and that the log has named already.
+    named: What `describe` calls the records that the log has named already as
+      unreadable; parts of a source share it.
     factor_values: By name of a column of class numbers, the classes' names.
   """
 
@@ -85,12 +92,14 @@ class Source:
   on_bad_image: str = "replace"
   images: np.ndarray | None = None
   labels: np.ndarray | None = None
+  multi_label: bool = False
   fetch: Callable[[tf.Tensor], tf.Tensor] | None = None
   stream: Stream | None = None
   describe: Callable[[int], str] = lambda index: f"record {index}"
+  stamp: Callable[[], str] = lambda: ""
   factors: np.ndarray | None = None
   factor_names: tuple[str, ...] = ()
-  named: set[int] = dataclasses.field(default_factory=set, compare=False)
+  named: set[str] = dataclasses.field(default_factory=set, compare=False)
   factor_values: Mapping[str, tuple[str, ...]] = dataclasses.field(
     default_factory=dict
   )
@@ -117,6 +126,15 @@ class Source:
     if self.images is None:
       return False
     return max(self.images.shape[1:3]) <= MAX_SMALL_SIDE
+
+  def fingerprint(self) -> str:
+    """Returns a digest that another version of the data would not have."""
+    digest = hashlib.sha256(f"{self.name} {self.num_examples} ".encode())
+    digest.update(self.stamp().encode())
+    for array in (self.images, self.labels):
+      if array is not None:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
   def reader(self) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
     """Returns a function of a record {"index" or "serialized"} to its image."""

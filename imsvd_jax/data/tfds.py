@@ -23,6 +23,11 @@ exact and the same for any number of processes. A larger one is a stream:
   and the rest of one group undecoded.
 
 A record's index is its position in the split, the same in both cases.
+
+Labels are the feature "label", or the only one of type ClassLabel. Without one,
+a list of classes ("labels", or the only one of its kind) gives every image a 1
+or 0 for each class; where there is also "labels_no_difficult", as in VOC, a
+class that is in the first list alone gets -1: it does not count.
 """
 
 from __future__ import annotations
@@ -53,21 +58,25 @@ def make(settings: Any, split: str) -> source_lib.Source:
   source_lib.reject_num_examples(settings)
   builder = _builder(settings)
   files = _Files(builder, split)
-  parse, image, label = _parser(builder, settings)
+  parse, image, label, several = _parser(builder, settings)
   source = source_lib.Source(
     name=f"{settings.name} {split}",
     num_examples=files.num_examples,
     num_classes=label.num_classes or 0 if label else 0,
     label_names=tuple(label.names or ()) if label else (),
+    multi_label=several,
     channels=settings.channels,
     interpolation=settings.interpolation,
     on_bad_image=settings.on_bad_image,
     stream=source_lib.Stream(files.train_stream, files.eval_stream, parse),
     describe=lambda index: f"{index} of {settings.name} {split}",
+    # Versions are fixed; two preparations may still differ in their shards.
+    stamp=lambda: f"{builder.info.full_name} {split} {files.num_bytes}",
   )
   if files.num_bytes > MAX_BYTES_IN_MEMORY:
     return source
-  return _hold_in_memory(source, image.shape)
+  records = source.stream.evaluate(0, source.num_examples)
+  return hold_in_memory(source, records, image.shape)
 
 
 # --- What the data set is -----------------------------------------------------
@@ -112,8 +121,13 @@ def _builder(settings: Any) -> Any:
 
 def _parser(
   builder: Any, settings: Any
-) -> tuple[Callable[[tf.Tensor], _Example], Any, Any]:
-  """A parser of serialized examples, the image's and the label's feature."""
+) -> tuple[Callable[[tf.Tensor], _Example], Any, Any, bool]:
+  """A parser of serialized examples, and what is in them.
+
+  Returns:
+    The parser, the image's and the label's feature, and whether an image may
+    have several labels.
+  """
   import tensorflow_datasets as tfds
 
   features = builder.info.features
@@ -124,9 +138,20 @@ def _parser(
       " a feature of type Image, or a uint8 Tensor of rank 3."
     )
   is_label = lambda feature: isinstance(feature, tfds.features.ClassLabel)
+  is_several = lambda feature: (
+    isinstance(feature, tfds.features.Sequence) and is_label(feature.feature)
+  )
   label_key = _only_key(features, "label", is_label)
+  several = label_key is None
+  if several:
+    label_key = _only_key(features, "labels", is_several)
   image = features[image_key]
   label = features[label_key] if label_key else None
+  several = several and label is not None
+  label = label.feature if several else label
+  # Of the classes present, those that count (VOC's "difficult" ones do not).
+  counted_key = f"{label_key}_no_difficult"
+  counted_key = counted_key if several and counted_key in features else None
   encoded = isinstance(image, tfds.features.Image)
   if encoded:
     source_lib.check_encoded_channels(settings)
@@ -135,18 +160,31 @@ def _parser(
       f"data.channels is {settings.channels}, but images of {settings.name!r}"
       f" have {image.shape[-1]} channels."
     )
-  wanted = {key: True for key in (image_key, label_key) if key}
+  wanted = {key: True for key in (image_key, label_key, counted_key) if key}
   wanted = tfds.decode.PartialDecoding(wanted).extract_features(features)
   decoders = {image_key: tfds.decode.SkipDecoding()} if encoded else None
 
   def parse(serialized: tf.Tensor) -> _Example:
     example = wanted.deserialize_example(serialized, decoders=decoders)
     parsed = {"image": example[image_key]}
-    if label_key:
+    if several:
+      present = _indicator(example[label_key], label.num_classes)
+      parsed["label"] = present
+      if counted_key:
+        counted = _indicator(example[counted_key], label.num_classes)
+        parsed["label"] = tf.where(counted < present, -1, present)
+    elif label_key:
       parsed["label"] = tf.cast(example[label_key], tf.int32)
     return parsed
 
-  return parse, image, label
+  return parse, image, label, several
+
+
+def _indicator(labels: tf.Tensor, num_classes: int) -> tf.Tensor:
+  """Classes, in any number, to int32 [num_classes] of 1 and 0."""
+  # The sum of no rows is 0, where their maximum would be the least integer.
+  counts = tf.reduce_sum(tf.one_hot(labels, num_classes, dtype=tf.int32), 0)
+  return tf.minimum(counts, 1)
 
 
 def _is_image(feature: Any) -> bool:
@@ -172,12 +210,19 @@ def _only_key(
 
 
 @tf.autograph.experimental.do_not_convert
-def _hold_in_memory(
-  source: source_lib.Source, shape: tuple[int | None, ...]
+def hold_in_memory(
+  source: source_lib.Source,
+  records: tf.data.Dataset,
+  shape: tuple[int | None, ...],
 ) -> source_lib.Source:
-  """Reads all records once; decodes them if they are small and of one size."""
+  """Reads all records once; decodes them if they are small and of one size.
+
+  Args:
+    source: Its stream says how to parse a record.
+    records: The `source.num_examples` records of the stream that are wanted.
+    shape: Of every image; None where they differ.
+  """
   parse = source.stream.parse
-  records = source.stream.evaluate(0, source.num_examples)
   serialized = _gather(records.map(lambda r: r["serialized"]), source)
   labels = None
   if source.num_classes:

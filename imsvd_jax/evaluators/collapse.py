@@ -21,28 +21,31 @@ def run(
   """Yields whatever the inputs allow; at least one of them must be given.
 
   RankMe of the backbone's features needs `train` or `test`; RankMe of the
-  embeddings, LiDAR, alignment and uniformity need `embeddings`; the statistics
-  of codes need `codes`.
+  embeddings, alignment and uniformity need `embeddings`; LiDAR needs
+  `view_groups`; the statistics of codes need `codes`. The entropy of each
+  variable is "codes/variable/0/entropy" and so on.
   """
   part = inputs.test if inputs.train is None else inputs.train
-  if part is None and inputs.embeddings is None and inputs.codes is None:
-    inputs.need("train", "embeddings", "codes")
+  views, groups, codes = inputs.embeddings, inputs.view_groups, inputs.codes
+  if part is None and views is None and groups is None and codes is None:
+    inputs.need("train", "embeddings", "view_groups", "codes")
   if part is not None:
     yield "rank_me/features", rank_me(_some(part.features, protocol))
-  if inputs.embeddings is not None:
-    views = inputs.embeddings
+  if views is not None:
     yield "rank_me/embeddings", rank_me(_some(views[:, 0], protocol))
     if views.shape[1] > 1:
-      groups = views[: protocol.lidar_groups, : protocol.lidar_views]
-      yield "lidar", lidar(groups, delta=protocol.lidar_delta)
       yield "alignment", alignment(views[:, 0], views[:, 1])
     yield "uniformity", uniformity(_some(views[:, 0], protocol))
-  if inputs.codes is not None:
+  if groups is not None:
+    yield "lidar", lidar(groups, delta=protocol.lidar_delta)
+  if codes is not None:
     statistics = code_statistics(
-      inputs.codes, saturated_share=protocol.saturated_share, seed=protocol.seed
+      codes, saturated_share=protocol.saturated_share, seed=protocol.seed
     )
     for name, value in statistics.summary().items():
       yield f"codes/{name}", value
+    for m, entropy in enumerate(statistics.entropies.tolist()):
+      yield f"codes/variable/{m}/entropy", entropy
 
 
 def rank_me(features: np.ndarray, *, epsilon: float = 1e-7) -> float:
@@ -96,6 +99,10 @@ def lidar(
   """
   views = _checked_views(views)
   means = views.mean(axis=1, dtype=np.float64)  # [N, D]
+  centred = means - means.mean(axis=0)
+  if views.shape[0] * views.shape[1] < views.shape[2]:
+    eigenvalues = _lidar_of_few(views, means, centred, delta)
+    return effective_rank(np.maximum(eigenvalues, 0), epsilon=epsilon)
   within = np.zeros((views.shape[2], views.shape[2]))
   for start in range(0, len(views), 64):  # A float64 copy of all is too large.
     block = views[start : start + 64] - means[start : start + 64, None]
@@ -103,7 +110,6 @@ def lidar(
     within += block.T @ block
   within /= views.shape[0] * views.shape[1]
   within += delta * np.eye(len(within))
-  centred = means - means.mean(axis=0)
   values, vectors = np.linalg.eigh(within)
   # The nonzero eigenvalues are the squared singular values of the whitened
   # means, which never forms the ill-conditioned product.
@@ -112,6 +118,23 @@ def lidar(
     whitened = whitened.T
   eigenvalues = np.linalg.eigvalsh(whitened.T @ whitened)
   return effective_rank(np.maximum(eigenvalues, 0), epsilon=epsilon)
+
+
+def _lidar_of_few(
+  views: np.ndarray, means: np.ndarray, centred: np.ndarray, delta: float
+) -> np.ndarray:
+  """LiDAR's nonzero eigenvalues where there are fewer views than dimensions.
+
+  With A [N V, D] the deviations of the views from their mean over sqrt(N V),
+  S_w^{-1} = (I - A^T (delta I + A A^T)^{-1} A) / delta, so that all matrices
+  are of images and views and none is D x D.
+  """
+  deviations = (views - means[:, None]).reshape(-1, views.shape[2])
+  deviations /= np.sqrt(len(deviations))
+  gram = deviations @ deviations.T + delta * np.eye(len(deviations))
+  mixed = deviations @ centred.T  # [N V, N]
+  inner = centred @ centred.T - mixed.T @ np.linalg.solve(gram, mixed)
+  return np.linalg.eigvalsh(inner / delta)
 
 
 def alignment(first: np.ndarray, second: np.ndarray) -> float:

@@ -20,8 +20,9 @@ class Inputs:
     num_classes: Classes of the labels.
     embed: From uint8 [B, H, W, C] to features float32 [B, F].
     train_epoch: From an epoch to batches of random crops, as `sgd.TrainEpoch`.
-    embeddings: float32 [N, V, D]: V augmented views of N images, as the
+    embeddings: float32 [N, 2, D]: two augmented views of N images, as the
       objective sees them (after the projector).
+    view_groups: float32 [n, V, D]: many views of fewer images.
     codes: float32 [N, V, M, b]: the probabilities of M variables of b bins.
     report: Takes progress lines.
   """
@@ -32,6 +33,7 @@ class Inputs:
   embed: Embed | None = None
   train_epoch: Callable[[int], Iterable[Mapping[str, np.ndarray]]] | None = None
   embeddings: np.ndarray | None = None
+  view_groups: np.ndarray | None = None
   codes: np.ndarray | None = None
   report: Callable[[str], None] = progress.print_line
 

@@ -123,7 +123,7 @@ def knn_ranks(
   query_labels = checks.check_labels(query_labels, len(queries), "test")
   num_classes = checks.check_classes(bank_labels, query_labels)
   neighbor_counts = sorted({int(k) for k in num_neighbors})
-  _check_settings(neighbor_counts, temperatures, len(bank))
+  check_settings(neighbor_counts, temperatures, len(bank))
   similarities, indices = nearest_neighbors(
     bank,
     queries,
@@ -238,9 +238,16 @@ def merge_block(
   )(best, tiles)
 
 
-def _check_settings(
+def check_settings(
   num_neighbors: Sequence[int], temperatures: Sequence[float], bank_size: int
 ) -> None:
+  """Raises UserError unless every k fits the bank and every T is positive.
+
+  Args:
+    num_neighbors: Values of k, in increasing order.
+    temperatures: Values of T.
+    bank_size: Images in the bank.
+  """
   if not num_neighbors or not temperatures:
     raise UserError(
       "k-NN needs at least one number of neighbours and one temperature."

@@ -5,9 +5,14 @@ A protocol says which evaluator runs it (`evaluators.EVALUATORS`) and with what.
 `dataclasses.replace` makes a variant.
 """
 
+import ast
 import dataclasses
 import math
-from typing import ClassVar
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from imsvd_jax.errors import UserError, lookup, suggestion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +87,18 @@ class Linear:
   seed: int = 0
   evaluator: ClassVar[str] = "linear"
 
+  def __post_init__(self):
+    for name, known in (
+      ("optimizer", ("sgd", "lars")),
+      ("schedule", ("cosine", "steps")),
+    ):
+      value = getattr(self, name)
+      if value not in known:
+        raise UserError(
+          f"A linear protocol has {name}={value!r}; expected one of"
+          f" {', '.join(known)}."
+        )
+
   def learning_rate_at(self, epoch: int) -> float:
     """Returns the learning rate of an epoch, counted from 0."""
     base = self.learning_rate
@@ -96,8 +113,9 @@ class Linear:
 class FineTune:
   """Semi-supervised training of backbone and head: a training run.
 
-  It is data only; the part of train is `subsets.subset(labels, fraction,
-  seed=seed)`. Learning rates are VICReg's published ones, cosine per epoch.
+  It is data only (`imsvd_jax.finetuning` runs it); the part of train is
+  `subsets.subset(labels, fraction, seed=seed)`. Learning rates are VICReg's
+  published ones, for 256 images and as they are, cosine per epoch.
   """
 
   fraction: float
@@ -108,6 +126,7 @@ class FineTune:
   weight_decay: float = 0.0
   batch_size: int = 256
   epochs: int = 20
+  initial_deviation: float = 0.01  # head ~ N(0, .01), bias 0
   seed: int = 0
   evaluator: ClassVar[str] = "finetune"
 
@@ -118,7 +137,7 @@ class Collapse:
 
   max_images: int = 25_600  # RankMe's own choice; more changes little
   lidar_groups: int = 1_000  # images ...
-  lidar_views: int = 50  # ... and augmented views of each
+  lidar_views: int = 50  # ... and augmented views of each; an even number
   lidar_delta: float = 1e-4
   saturated_share: float = 0.9  # of the images in one bin
   seed: int = 0
@@ -153,6 +172,8 @@ PROTOCOLS: dict[str, Protocol] = {
   ),
   "linear/lbfgs": Lbfgs(),
   "linear/probe": Probe(),
+  # Those of the online numbers during pretraining.
+  "linear/online": Probe(learning_rates=(0.03, 0.1, 0.3, 1.0), epochs=10),
   "knn/imsvd": Knn(num_neighbors=(20,), temperatures=(0.07,)),
   "knn/mveb": Knn(num_neighbors=(200,), temperatures=(0.1,)),
   # 20 stands first, so it is the one reported: DINO's paper recommends it.
@@ -170,4 +191,138 @@ PROTOCOLS: dict[str, Protocol] = {
     crops=_IMAGENET,
   ),
   "collapse": Collapse(),
+  "collapse/online": Collapse(max_images=1024, lidar_groups=128, lidar_views=8),
 }
+
+
+def with_settings(
+  chosen: Mapping[str, Protocol],
+  settings: Sequence[str],
+  *,
+  run_crops: Crops | None = None,
+) -> dict[str, Protocol]:
+  """Returns the protocols with some hyper-parameters set to other values.
+
+  Args:
+    chosen: Protocols by name.
+    settings: Each "KEY=VALUE", for every protocol that has the key, or
+      "PROTOCOL:KEY=VALUE", for one. "crops.size=32" sets one value of the
+      crops; "crops=run" takes those that the run itself was trained with.
+    run_crops: The crops of the run, where it says.
+
+  Raises:
+    UserError: No protocol has such a key, or the value is of another type.
+  """
+  result = dict(chosen)
+  for setting in settings:
+    path, equals, text = setting.partition("=")
+    name, colon, key = path.rpartition(":")
+    if not equals or not key:
+      raise UserError(
+        f"--set={setting} is not KEY=VALUE, such as --set=epochs=10."
+      )
+    names = [name] if colon else list(result)
+    if colon:
+      lookup(result, name, "protocol in --set")
+    having = [n for n in names if key.partition(".")[0] in _keys(result[n])]
+    if not having:
+      known = sorted({k for n in names for k in _keys(result[n])})
+      raise UserError(
+        f"--set={setting}: {' and '.join(names)} have no {key!r}."
+        f"{suggestion(key, known)} Known: {', '.join(known)}."
+      )
+    for n in having:
+      result[n] = _with_value(result[n], key, text, run_crops)
+  return result
+
+
+def describe(protocols: Mapping[str, Protocol]) -> Iterator[str]:
+  """Yields each protocol's name and every hyper-parameter, in lines of 80."""
+  for name, protocol in protocols.items():
+    shown = {k: v for k, v in _flat(protocol).items() if v != ()}
+    values = [f"{k}={_shown(v)}" for k, v in shown.items()]
+    yield textwrap.fill(
+      " ".join([f"{name:15}", *values]), 80, subsequent_indent=" " * 16
+    )
+
+
+def _keys(settings: Any) -> list[str]:
+  return [field.name for field in dataclasses.fields(settings)]
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for key in _keys(settings):
+    value = getattr(settings, key)
+    if dataclasses.is_dataclass(value):
+      flat |= _flat(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def _shown(value: Any) -> str:
+  if isinstance(value, tuple):
+    return ",".join(map(_shown, value))
+  return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _with_value(
+  settings: Any, key: str, text: str, run_crops: Crops | None
+) -> Any:
+  """Returns a protocol, or its crops, with one value replaced."""
+  first, _, rest = key.partition(".")
+  if first not in _keys(settings):
+    known = _keys(settings)
+    raise UserError(
+      f"--set: crops have no {first!r}.{suggestion(first, known)} Known:"
+      f" {', '.join(known)}."
+    )
+  value = getattr(settings, first)
+  if rest and dataclasses.is_dataclass(value):
+    value = _with_value(value, rest, text, run_crops)
+  elif dataclasses.is_dataclass(value) and text == "run":
+    if run_crops is None:
+      raise UserError(
+        "--set=crops=run: these weights do not say with what crops they were"
+        " trained; set crops.size and crops.test_resize instead."
+      )
+    value = run_crops
+  elif dataclasses.is_dataclass(value):
+    raise UserError(
+      f"--set: {key}={text!r}; expected 'run', or one of"
+      f" {', '.join(f'{key}.{k}' for k in _keys(value))}."
+    )
+  else:
+    value = _parsed(key, text, value)
+  return dataclasses.replace(settings, **{first: value})
+
+
+def _parsed(key: str, text: str, like: Any) -> Any:
+  """Returns `text` as a value of the type that `like` has."""
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = text
+  if isinstance(like, tuple) and not isinstance(value, tuple):
+    value = tuple(value) if isinstance(value, list) else (value,)
+  if isinstance(like, tuple):
+    kind = type(like[0]) if like else int
+    if all(_fits(v, kind) for v in value):
+      return tuple(kind(v) for v in value)
+  elif _fits(value, type(like)) and not _too_small(value, like):
+    return type(like)(value)
+  raise UserError(
+    f"--set: {key}={text!r}; expected a value like {_shown(like)!r}."
+  )
+
+
+def _too_small(value: Any, like: Any) -> bool:
+  """Numbers of epochs, images and pixels are at least 1; a seed may be 0."""
+  return isinstance(like, int) and like > 0 and value < 1
+
+
+def _fits(value: Any, kind: type) -> bool:
+  if isinstance(value, bool) or kind is bool:
+    return isinstance(value, bool) and kind is bool
+  return isinstance(value, kind) or (kind is float and isinstance(value, int))

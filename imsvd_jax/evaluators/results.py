@@ -36,6 +36,7 @@ class Result:
     online: Measured during pretraining, not by this evaluation.
     skipped: Why there are no numbers; None if there are.
     version: Of this package.
+    weights: Checksum of the encoder's; None where there is none.
   """
 
   protocol: str
@@ -53,11 +54,11 @@ class Result:
   online: bool = False
   skipped: str | None = None
   version: str = imsvd_jax.__version__
+  weights: str | None = None
 
   def key(self) -> str:
     """Returns what makes two results the same measurement."""
-    parts = (self.protocol, self.hyperparameters, self.data, self.step)
-    return json.dumps((*parts, self.seed, self.online), sort_keys=True)
+    return _key(dataclasses.asdict(self))
 
 
 def make_result(
@@ -91,8 +92,7 @@ def write_results(path: Path, new: Iterable[Result]) -> None:
   """
   known = {_key(entry): entry for entry in read_results(path)}
   for result in new:
-    entry = _plain(dataclasses.asdict(result))
-    known[result.key()] = {**entry, "written": _now()}
+    known[result.key()] = {**as_entry(result), "written": _now()}
   text = json.dumps(
     {"schema": SCHEMA, "results": list(known.values())}, indent=1
   )
@@ -128,6 +128,47 @@ def read_results(path: Path) -> list[dict[str, Any]]:
   return entries
 
 
+def as_entry(result: Result) -> dict[str, Any]:
+  """Returns a result as `read_results` does."""
+  return _plain(dataclasses.asdict(result))
+
+
+def find(
+  entries: Iterable[Mapping[str, Any]], planned: Result
+) -> Result | None:
+  """Returns the result of a measurement that was made already, if any.
+
+  Args:
+    entries: From `read_results`.
+    planned: What is to be measured, of which weights; no numbers yet.
+  """
+  for entry in entries:
+    same = _key(entry) == planned.key() and not entry["skipped"]
+    if same and all(
+      entry.get(name) == getattr(planned, name)
+      for name in ("weights", "version")
+    ):
+      fields = {f.name for f in dataclasses.fields(Result)}
+      return Result(**{k: v for k, v in entry.items() if k in fields})
+  return None
+
+
+def scalars(result: Result) -> dict[str, float]:
+  """Returns the numbers of a result by tag, for TensorBoard."""
+  found = {"final": result.final, "best": result.best}
+  found |= {k: v for k, v in result.values.items() if not is_detail(k)}
+  return {
+    f"{result.protocol}/{name}": value
+    for name, value in found.items()
+    if value is not None
+  }
+
+
+def is_detail(name: str) -> bool:
+  """Returns whether a number is one of very many: for results.json alone."""
+  return "/variable/" in name
+
+
 def table(results: Iterable[Result]) -> str:
   """Returns results as lines of a table for the console; numbers in percent."""
   rows = [("protocol", "data", "final", "95% interval", "best", "images", "s")]
@@ -151,7 +192,11 @@ def table(results: Iterable[Result]) -> str:
       )
     )
     if result.final is None:
-      notes.extend(f"{name} {k} {v:.4g}" for k, v in result.values.items())
+      shown = {k: v for k, v in result.values.items() if not is_detail(k)}
+      notes.extend(
+        f"{name} {k} {'none' if v is None else format(v, '.4g')}"
+        for k, v in shown.items()
+      )
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = [
     "  ".join(
@@ -175,6 +220,7 @@ def _interval(interval: tuple[float, float] | None) -> str:
 
 def _key(entry: Mapping[str, Any]) -> str:
   names = ("protocol", "hyperparameters", "data", "step", "seed", "online")
+  # As it is read back: tuples are lists in JSON.
   return json.dumps([entry[name] for name in names], sort_keys=True)
 
 

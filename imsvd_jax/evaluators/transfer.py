@@ -8,8 +8,9 @@ never start by themselves.
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from imsvd_jax.errors import UserError, lookup
 from imsvd_jax.evaluators import linear, protocols, results
@@ -122,6 +123,9 @@ def run_transfer(
   names: tuple[str, ...] = tuple(TRANSFER),
   protocol: protocols.Lbfgs = protocols.PROTOCOLS["linear/lbfgs"],
   step: int | None = None,
+  weights: str | None = None,
+  preparation: Mapping[str, Any] | None = None,
+  known: Callable[[results.Result], results.Result | None] | None = None,
 ) -> Iterator[results.Result]:
   """Yields the result of every named set; skipped ones say why.
 
@@ -131,6 +135,9 @@ def run_transfer(
     names: Which sets.
     protocol: Hyper-parameters; each set replaces the metric by its own.
     step: Of the checkpoint, for the record.
+    weights: Checksum of the encoder's, for the record.
+    preparation: How images are prepared, for the record.
+    known: Returns the result of a planned measurement that is there already.
   """
   data_dir = str(data_dir or default_data_dir())
   for name in names:
@@ -140,10 +147,19 @@ def run_transfer(
       "protocol": f"transfer/{name}",
       "evaluator": own.evaluator,
       "hyperparameters": dataclasses.asdict(own),
-      "data": {"name": chosen.tfds or name, **dataclasses.asdict(chosen)},
+      "data": {
+        "name": chosen.tfds or name,
+        **dataclasses.asdict(chosen),
+        "preprocessing": dict(preparation or {}),
+      },
       "step": step,
       "seed": own.seed,
+      "weights": weights,
     }
+    before = known and known(results.Result(**common))
+    if before:
+      yield before
+      continue
     if not is_prepared(name, data_dir):
       how = chosen.how_to_prepare(data_dir)
       yield results.Result(**common, skipped=f"{name} is not prepared; {how}")

@@ -40,22 +40,27 @@ def views():
   return (means + noise).astype(np.float32)
 
 
-def test_lidar_equals_the_direct_formula(views):
+def lidar_by_definition(views):
   z = views.astype(np.float64)
+  num_images, num_views, size = z.shape
   means = z.mean(axis=1)
-  between = np.zeros((6, 6))
-  within = 1e-4 * np.eye(6)
-  for x in range(90):
+  between = np.zeros((size, size))
+  within = 1e-4 * np.eye(size)
+  for x in range(num_images):
     d = means[x] - means.mean(axis=0)
-    between += np.outer(d, d) / 90
-    for v in range(4):
+    between += np.outer(d, d) / num_images
+    for v in range(num_views):
       d = z[x, v] - means[x]
-      within += np.outer(d, d) / (90 * 4)
+      within += np.outer(d, d) / (num_images * num_views)
   values, vectors = np.linalg.eigh(within)
   root = vectors @ np.diag(values**-0.5) @ vectors.T
   eigenvalues = np.linalg.eigvalsh(root @ between @ root)
   p = eigenvalues / eigenvalues.sum() + 1e-7
-  expected = np.exp(-(p * np.log(p)).sum())
+  return np.exp(-(p * np.log(p)).sum())
+
+
+def test_lidar_equals_the_direct_formula(views):
+  expected = lidar_by_definition(views)
   assert collapse.lidar(views) == pytest.approx(expected, rel=1e-6)
 
 
@@ -70,6 +75,16 @@ def test_lidar_sees_what_rank_me_does_not(views):
 def test_lidar_of_fewer_images_than_dimensions():
   views = np.random.default_rng(2).normal(size=(5, 3, 12))
   assert 1 < collapse.lidar(views) <= 4.001  # five means span four dimensions
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 16), (12, 2, 25), (8, 2, 15)])
+def test_lidar_of_fewer_views_than_dimensions(shape):
+  generator = np.random.default_rng(7)
+  scales = generator.uniform(0.1, 3, size=shape[2])
+  views = scales * generator.normal(size=(shape[0], 1, shape[2]))
+  views = (views + 0.3 * generator.normal(size=shape)).astype(np.float32)
+  expected = lidar_by_definition(views)
+  assert collapse.lidar(views) == pytest.approx(expected, rel=1e-4)
 
 
 def test_alignment_and_uniformity_equal_their_definitions(views):
@@ -194,11 +209,19 @@ def test_run_yields_what_its_inputs_allow(views):
   codes = one_hot(np.random.default_rng(6).integers(0, 3, (90, 2, 4)), 3)
   found = dict(
     collapse.run(
-      Inputs(train=features, embeddings=views, codes=codes), protocol
+      Inputs(
+        train=features,
+        embeddings=views[:, :2],
+        view_groups=views,
+        codes=codes,
+      ),
+      protocol,
     )
   )
   assert found["lidar"] == pytest.approx(collapse.lidar(views))
   assert {"alignment", "uniformity", "codes/kappa"} < set(found)
+  entropies = [found[f"codes/variable/{m}/entropy"] for m in range(4)]
+  assert found["codes/entropy_mean"] == pytest.approx(np.mean(entropies))
   assert all(isinstance(value, float) for value in found.values())
 
 

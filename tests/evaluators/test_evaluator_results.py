@@ -49,12 +49,14 @@ PUBLISHED = {
   },
   "linear/lbfgs": {"metric": "top1"},
   "linear/probe": {},
+  "linear/online": {"epochs": 10},
   "knn/imsvd": {"num_neighbors": (20,), "temperatures": (0.07,)},
   "knn/mveb": {"num_neighbors": (200,), "temperatures": (0.1,)},
   "knn/dino": {"num_neighbors": (20, 10, 100, 200), "temperatures": (0.07,)},
   "finetune/1pct": {"fraction": 0.01},
   "finetune/10pct": {"fraction": 0.1},
-  "collapse": {},
+  "collapse": {"lidar_groups": 1000, "lidar_views": 50},
+  "collapse/online": {},
 }
 
 
@@ -103,6 +105,7 @@ def inputs():
     embed=jnp.asarray,
     train_epoch=train_epoch,
     embeddings=embeddings,
+    view_groups=embeddings,
     codes=codes,
   )
 
@@ -198,6 +201,7 @@ def test_results_say_how_they_were_made(tmp_path):
     "online": False,
     "skipped": None,
     "version": entry["version"],
+    "weights": None,
   }
   assert [p.name for p in path.parent.iterdir()] == ["results.json"]
 
@@ -211,6 +215,26 @@ def test_a_repeated_measurement_replaces_its_last(tmp_path):
   assert [e["seconds"] for e in entries] == [9.0, 1.234]
   results.write_results(path, [some_result(online=True), some_result(seed=1)])
   assert len(results.read_results(path)) == 4
+
+
+def test_a_measurement_is_found_again_for_the_same_weights_alone(tmp_path):
+  path = tmp_path / "results.json"
+  made = some_result(weights="abc")
+  results.write_results(path, [made])
+  entries = results.read_results(path)
+  planned = dataclasses.replace(made, final=None, interval=None)
+  assert results.find(entries, planned).final == 0.9
+  for change in ({"weights": "abd"}, {"step": 1}, {"version": "0"}):
+    other = dataclasses.replace(planned, **change)
+    assert results.find(entries, other) is None
+  results.write_results(path, [dataclasses.replace(made, skipped="no")])
+  assert results.find(results.read_results(path), planned) is None
+
+
+def test_scalars_leave_out_the_very_many():
+  values = {"final": 0.5, "top5": 0.75, "codes/variable/3/entropy": 1.0}
+  found = results.scalars(some_result(values=values))
+  assert found == {"knn/imsvd/final": 0.5, "knn/imsvd/top5": 0.75}
 
 
 def test_a_number_that_is_none_is_null(tmp_path):

@@ -95,9 +95,7 @@ class Run:
     return any(self._folder.glob("*.orbax-checkpoint-tmp"))
 
   def last_saved(self) -> int:
-    return max(
-      map(int, (p.name for p in self._folder.glob("[0-9]*[0-9]"))), default=0
-    )
+    return max(steps_of(self._workdir), default=0)
 
   def kill(self):
     self._process.send_signal(signal.SIGKILL)
@@ -122,11 +120,16 @@ def kill_at(moment, run, rng):
   run.kill()
 
 
+def steps_of(workdir):
+  folder = workdir / "checkpoints"
+  return [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+
+
 def state_of(workdir):
   """The last step, and the checksum of each leaf of the state."""
-  folder = workdir / "checkpoints"
-  newest = max(folder.glob("[0-9]*[0-9]"), key=lambda path: int(path.name))
-  return newest.name, checkpoint._read_meta(newest)["leaves"]
+  step = max(steps_of(workdir))
+  meta = checkpoint._read_meta(workdir / "checkpoints" / str(step))
+  return step, meta["leaves"]
 
 
 @pytest.mark.slow
@@ -143,7 +146,9 @@ def test_twenty_kills_change_nothing(tmp_path):
   for number, moment in enumerate(moments, 1):
     run = start("killed")
     kill_at(moment, run, rng)
-    step, saved, saving = run.last_step(), run.last_saved(), run.saving()
+    step, saved = run.last_step(), run.last_saved()
+    # At a start-up the traces of the kill before may still be there.
+    saving = moment != "start-up" and run.saving()
     lost.append(step - saved)
     seen["during a save"] += saving
     seen["in the middle of an epoch"] += bool(step % STEPS_PER_EPOCH)

@@ -1,0 +1,178 @@
+"""Parts, labels and labelled crops, however a source keeps its records."""
+
+import helpers
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from imsvd_jax import data
+from imsvd_jax.data import crops, part, pipeline
+from imsvd_jax.data import tfds as tfds_source
+from imsvd_jax.errors import UserError
+
+CROP = crops.Crop(size=8, scale=(0.5, 1.0), ratio=(1.0, 1.0), flip_prob=0.0)
+CHOSEN = np.array([1, 2, 3, 5, 8, 13, 21, 34])
+
+
+class TinySeveral(tfds.core.GeneratorBasedBuilder):
+  """Images with several classes each, some of which do not count."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  LABELS = ([0, 2, 2], [], [1], [2, 1, 0])
+  COUNTED = ([0], [], [1], [2, 0])
+
+  def _info(self):
+    label = tfds.features.ClassLabel(names=["a", "b", "c"])
+    features = tfds.features.FeaturesDict(
+      {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "labels": tfds.features.Sequence(label),
+        "labels_no_difficult": tfds.features.Sequence(label),
+      }
+    )
+    return tfds.core.DatasetInfo(builder=self, features=features)
+
+  def _split_generators(self, dl_manager):
+    return {"train": self._examples(), "test": self._examples()}
+
+  def _generate_examples(self):
+    raise NotImplementedError
+
+  def _examples(self):
+    for i, labels in enumerate(self.LABELS):
+      image = np.full((12, 10, 3), 50 * i, np.uint8)
+      counted = self.COUNTED[i]
+      example = {"labels": labels, "labels_no_difficult": counted}
+      yield i, {"image": image, **example}
+
+
+@pytest.fixture(scope="module")
+def several_dir(tmp_path_factory):
+  root = tmp_path_factory.mktemp("several")
+  TinySeveral(data_dir=root).download_and_prepare()
+  return root
+
+
+@pytest.fixture(params=["arrays", "files", "records", "stream"])
+def source(request, photo_folder, tfds_dir, monkeypatch):
+  """The ways in which a source keeps its records."""
+  if request.param == "arrays":
+    settings = helpers.data_settings("digits")
+  elif request.param == "files":
+    settings = helpers.data_settings("folder", path=str(photo_folder))
+  else:
+    settings = helpers.data_settings("tfds:tiny_photos", path=str(tfds_dir))
+  if request.param == "stream":
+    monkeypatch.setattr(tfds_source, "MAX_BYTES_IN_MEMORY", 0)
+  made = data.make_source(settings, "train")
+  assert (made.stream is not None) == (request.param == "stream")
+  return made
+
+
+def everything(source):
+  batches = pipeline.eval_batches(source, batch_size=16, resize=8, crop=8)
+  rows = [{k: v[b["mask"]] for k, v in b.items()} for b in batches]
+  return {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+
+
+def test_a_part_holds_the_chosen_images_and_labels(source):
+  whole, some = everything(source), everything(part.take(source, CHOSEN))
+  np.testing.assert_array_equal(some["index"], np.arange(len(CHOSEN)))
+  for name in ("image", "label"):
+    np.testing.assert_array_equal(some[name], whole[name][CHOSEN])
+  np.testing.assert_array_equal(part.labels_of(source), whole["label"])
+
+
+def test_a_part_has_a_fingerprint_of_its_own(source):
+  marks = {
+    source.fingerprint(),
+    part.take(source, CHOSEN).fingerprint(),
+    part.take(source, CHOSEN[:-1]).fingerprint(),
+  }
+  assert len(marks) == 3
+  again = part.take(source, CHOSEN).fingerprint()
+  assert again == part.take(source, CHOSEN).fingerprint()
+
+
+def test_a_replaced_file_changes_the_fingerprint(tmp_path):
+  for name in ("a", "b"):
+    (tmp_path / f"{name}.png").write_bytes(
+      helpers.encode(helpers.photograph(0), "PNG")
+    )
+  settings = helpers.data_settings("folder", path=str(tmp_path))
+  before = data.make_source(settings, "train").fingerprint()
+  assert data.make_source(settings, "train").fingerprint() == before
+  (tmp_path / "a.png").write_bytes(helpers.encode(helpers.photograph(1), "PNG"))
+  assert data.make_source(settings, "train").fingerprint() != before
+
+
+def test_epochs_show_every_image_once_with_its_label(source):
+  labels = part.labels_of(source)
+  size = len(labels)
+  epochs = [
+    pipeline.labelled_epochs(
+      source,
+      crop=CROP,
+      batch_size=16,
+      seed=3,
+      process_index=index,
+      process_count=2,
+    )
+    for index in range(2)
+  ]
+  rows = []
+  for epoch in range(2):
+    halves = [list(epoch_of(epoch)) for epoch_of in epochs]
+    ends = [round(e * size / 16) for e in (epoch, epoch + 1)]
+    assert [len(half) for half in halves] == [ends[1] - ends[0]] * 2
+    rows += [batch for half in halves for batch in half]
+  index = np.concatenate([batch["index"] for batch in rows])
+  label = np.concatenate([batch["label"] for batch in rows])
+  np.testing.assert_array_equal(label, labels[index])
+  assert all(batch["image"].shape == (8, 8, 8, 3) for batch in rows)
+  assert all(batch["mask"].all() for batch in rows)
+  # Two epochs, but for the rounding of the last batch.
+  counts = np.bincount(index, minlength=size)
+  assert counts.sum() == 16 * round(2 * size / 16)
+  assert counts.min() >= 1
+  assert counts.max() <= 3
+
+
+def test_an_unreadable_image_teaches_nothing(bad_folder):
+  settings = helpers.data_settings("folder", path=str(bad_folder))
+  source = data.make_source(settings, "train")
+  epoch_of = pipeline.labelled_epochs(source, crop=CROP, batch_size=20, seed=0)
+  batches = list(epoch_of(0))
+  masked = sum(int((~batch["mask"]).sum()) for batch in batches)
+  assert masked == 6
+
+
+def test_impossible_crops_are_refused(source):
+  crop = CROP._replace(scale=(0.5, 2.0))
+  with pytest.raises(UserError, match="crop_scale is"):
+    pipeline.labelled_epochs(source, crop=crop, batch_size=8, seed=0)
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 0], ids=["memory", "stream"])
+def test_several_labels_per_image(several_dir, monkeypatch, limit):
+  monkeypatch.setattr(tfds_source, "MAX_BYTES_IN_MEMORY", limit)
+  settings = helpers.data_settings("tfds:tiny_several", path=str(several_dir))
+  source = data.make_source(settings, "train")
+  assert source.multi_label
+  assert source.num_classes == 3
+  assert source.label_names == ("a", "b", "c")
+  rows = everything(source)
+  number = rows["image"][:, 4, 4, 0].astype(int) // 49  # Which example it is.
+  expected = np.array([[1, 0, -1], [0, 0, 0], [0, 1, 0], [1, -1, 1]])
+  np.testing.assert_array_equal(rows["label"], expected[number])
+  np.testing.assert_array_equal(part.labels_of(source), rows["label"])
+  (padded,) = pipeline.eval_batches(source, batch_size=6, resize=8, crop=8)
+  np.testing.assert_array_equal(padded["label"][4:], np.full((2, 3), -1))
+
+
+def test_labels_of_unlabelled_images_are_asked_for(photo_folder, tmp_path):
+  name = "one.jpg"
+  (tmp_path / name).write_bytes(next(photo_folder.rglob("*.jpg")).read_bytes())
+  settings = helpers.data_settings("folder", path=str(tmp_path))
+  with pytest.raises(UserError, match="has no labels"):
+    part.labels_of(data.make_source(settings, "train"))
