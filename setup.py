@@ -49,6 +49,14 @@ setuptools.setup(
     "cuda13": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
     "torch": ["torch>=2.5"],
-    "test": ["pillow>=10", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.15"],
+    "test": [
+      "ipykernel>=6.29",  # With the two that follow: the Colab notebook.
+      "nbclient>=0.10",
+      "nbformat>=5.10",
+      "pillow>=10",
+      "pytest>=8",
+      "pytest-xdist>=3.5",
+      "ruff>=0.15",
+    ],
   },
 )
