@@ -186,16 +186,17 @@ class Checkpointer:
 
   def _check_writable(self) -> None:
     if jax.process_index() == 0:
-      probe = self.workdir / "write-test.tmp"
-      probe.write_text("The run checks that it may write here.")
-      probe.unlink()
+      for folder in (self.workdir, self._root):
+        probe = folder / "write-test.tmp"
+        probe.write_text("The run checks that it may write here.")
+        probe.unlink()
 
   def _write_config(self) -> None:
     if jax.process_index() == 0:
       text = json.dumps(self._config, indent=2, sort_keys=True) + "\n"
       scratch = self.workdir / "config.json.tmp"
       scratch.write_text(text)
-      scratch.rename(self.workdir / "config.json")
+      scratch.replace(self.workdir / "config.json")
 
   def _set_aside(self, steps: Sequence[int]) -> None:
     if jax.process_index() == 0:
@@ -327,11 +328,15 @@ class InitReport(NamedTuple):
   unused: list[str]
 
   def __str__(self) -> str:
-    return (
+    """Counts in the first line, then a line for each leaf left out."""
+    lines = [
       f"step {self.step}: {len(self.loaded)} leaves loaded;"
-      f" {len(self.not_loaded)} left as initialized ({_some(self.not_loaded)});"
-      f" {len(self.unused)} of the other run unused ({_some(self.unused)})"
-    )
+      f" {len(self.not_loaded)} left as initialized;"
+      f" {len(self.unused)} of the other run unused"
+    ]
+    lines += [f"  left as initialized: {name}" for name in self.not_loaded]
+    lines += [f"  unused: {name}" for name in self.unused]
+    return "\n".join(lines)
 
 
 def load_variables(

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -20,14 +20,36 @@ from imsvd_jax.errors import UserError, suggestion
 EXIT_USAGE = 2
 
 
+def command(known: Iterable[str]) -> str:
+  """Returns the command line's first word, before its flags are defined.
+
+  For mains with several commands, each with flags of its own. Where the first
+  word is none of them, exits: with the module's docstring after --help, else
+  with one line.
+
+  Args:
+    known: The commands.
+  """
+  known = list(known)
+  word = sys.argv[1] if len(sys.argv) > 1 else ""
+  if word in known:
+    return word
+  if word in ("--help", "-h", "--helpfull", "--helpshort"):
+    print(sys.modules["__main__"].__doc__)
+    sys.exit(0)
+  found = f"Unknown command {word!r}." if word else "The command is missing."
+  hint = suggestion(word, known)
+  sys.exit(_fail(f"{found}{hint} Give one of {', '.join(known)}, or --help."))
+
+
 def run(
-  main: Callable[[Sequence[str]], int | None], *, takes_arguments: bool = False
+  main: Callable[[Sequence[str]], int | None], *, max_arguments: int = 0
 ) -> None:
   """Parses the flags, calls `main(argv)` and exits with its result.
 
   Args:
     main: Given the program's name and what is not a flag.
-    takes_arguments: Whether there may be any of the latter.
+    max_arguments: How many of the latter there may be.
   """
   # TensorFlow's start-up notes drown ours; the user's own setting wins.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -36,8 +58,9 @@ def run(
 
   def guarded(argv):
     _quieten()
-    if len(argv) > 1 and not takes_arguments:
-      return _fail(f"Unexpected argument {argv[1]!r}; flags start with --.")
+    if len(argv) - 1 > max_arguments:
+      extra = argv[1 + max_arguments]
+      return _fail(f"Unexpected argument {extra!r}; flags start with --.")
     try:
       return main(argv)
     except UserError as error:

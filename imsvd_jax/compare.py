@@ -8,6 +8,8 @@ Markdown tables of all of them: DIR/comparison.md. A run that has ended is not
 repeated and one that was interrupted continues.
 """
 
+import sys
+
 from absl import flags
 
 from imsvd_jax import cli
@@ -39,4 +41,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("workdir")
-  cli.run(main, takes_arguments=True)
+  cli.run(main, max_arguments=sys.maxsize)

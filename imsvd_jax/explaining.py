@@ -1,10 +1,11 @@
 """Binds a run to the functions of images that `explain` looks at."""
 
+import dataclasses
 import functools
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imsvd_jax import augment, data, metrics, sharding
+from imsvd_jax import train_step as step_lib
 from imsvd_jax.data import pipeline
 from imsvd_jax.encoder import LoadedEncoder, data_settings, load_encoder
 from imsvd_jax.errors import UserError
@@ -62,7 +64,19 @@ def subject_of(encoder: LoadedEncoder, name: str) -> Subject:
     bin_log_probabilities=bin_log_probabilities if encoder.discrete else None,
     variables=encoder.variables,
     name=name,
-    objective=encoder.config.objective.name,
+    # A backbone alone has not what its objective would train.
+    objective=encoder.config.objective.name if encoder.has_projector else "",
+  )
+
+
+def untrained_subject(subject: Subject, encoder: LoadedEncoder) -> Subject:
+  """The same functions with the weights that the run's seed begins from."""
+  experiment = step_lib.build(encoder.config, encoder.config.batch_size)
+  state = jax.jit(lambda: step_lib.init_state(experiment))()
+  return dataclasses.replace(
+    subject,
+    variables={"params": state.params, "batch_stats": state.batch_stats},
+    name=f"{subject.name}, random weights",
   )
 
 
@@ -109,16 +123,41 @@ def _factors(source: Any) -> dict[str, np.ndarray]:
   """The factors that the images were drawn from, where they are known."""
   if source.factors is None:
     return {}
-  columns = zip(source.factor_names, source.factors.T, strict=True)
-  whole = lambda column: np.array_equal(column, np.round(column))
-  return {
-    name: column.astype(np.int32) if whole(column) else column
-    for name, column in columns
-  }
+  found = {}
+  for name, column in zip(source.factor_names, source.factors.T, strict=True):
+    if np.array_equal(column, np.round(column)):
+      column = column.astype(np.int32)
+    if name in source.factor_values:
+      column = np.array(source.factor_values[name])[column]
+    found[name.replace("_", " ")] = column
+  return found
 
 
-def _names(source: Any, count: int) -> Mapping[int, str]:
-  return {index: source.describe(index) for index in range(count)}
+def batches_of(
+  source: Any, settings: Any, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """Each image once, prepared as in evaluation, with at most one label."""
+  for batch in pipeline.eval_batches(
+    source, batch_size=batch_size, resize=settings.resize, crop=settings.crop
+  ):
+    if source.multi_label:
+      del batch["label"]
+    yield batch
+
+
+def _num_variables(subject: Subject, settings: Any) -> int:
+  """M, known before any image is read; 0 without a code."""
+  shape = (1, settings.crop, settings.crop, settings.channels)
+  encoding = jax.eval_shape(
+    subject.encode, subject.variables, jax.ShapeDtypeStruct(shape, np.uint8)
+  )
+  return (
+    0 if encoding.probabilities is None else encoding.probabilities.shape[1]
+  )
+
+
+def _views(config: Any) -> tuple[Callable, Callable]:
+  return view_of(config.views.view1), view_of(config.views.view2)
 
 
 def explain_run(
@@ -132,7 +171,10 @@ def explain_run(
   max_images: int = 50_000,
   num_top: int = 12,
   integrated_per_bin: int = 2,
+  two_views: bool = True,
+  untrained: bool = True,
   figure_format: str = "pdf",
+  figure_variables: Sequence[int] | None = None,
 ) -> report.Report:
   """Analyses a run's encoder on a data set and writes all there is to see.
 
@@ -145,13 +187,24 @@ def explain_run(
     output: Directory; workdir/explain-STEP by default.
     max_images: Images shown in the explorer; the numbers are of all.
     num_top: Best images shown for each bin, with Grad-CAM.
-    integrated_per_bin: Of these, how many get integrated gradients too: about
-      32 forward and backward passes each.
+    integrated_per_bin: Of these, how many get integrated gradients too:
+      16 forward and backward passes each.
+    two_views: Look at two augmented views of every image as well, for the
+      cross-joint matrix and agreement: two more forward passes.
+    untrained: Where labels or factors are known, measure what the network
+      with random weights tells of them: one more forward pass.
     figure_format: "pdf", "svg" or "png".
+    figure_variables: Variables of the figures; by default the 8 that know
+      most of a factor, or of highest entropy.
 
   Raises:
     UserError: The run, the data or the directory does not fit.
   """
+  if os.path.isfile(os.path.expanduser(workdir)):
+    raise UserError(
+      f"{workdir} is a file; make a run of it first: `python -m"
+      f" imsvd_jax.import_weights --file={workdir} --workdir=NEW`."
+    )
   encoder = load_encoder(workdir, step, use_target=use_target)
   settings = data_settings(encoder, data_set)
   source = data.make_source(settings, split)
@@ -161,33 +214,33 @@ def explain_run(
   output = output or run / f"explain-{encoder.step}"
   mesh = sharding.make_mesh(jax.local_devices())
   batch_size = math.ceil(_BATCH_SIZE / mesh.size) * mesh.size
-  views = encoder.config.views
+  subject = subject_of(encoder, f"{run.name}, step {encoder.step}")
+  report.check_variables(_num_variables(subject, settings), figure_variables)
   lines = run / metrics.METRICS_FILE
 
-  def batches() -> Iterator[dict[str, np.ndarray]]:
-    return pipeline.eval_batches(
-      source,
-      batch_size=batch_size,
-      resize=settings.resize,
-      crop=settings.crop,
-    )
+  if source.multi_label:
+    metrics.say("These images have several labels each; they are left out.")
 
   try:
     return report.explain(
-      subject_of(encoder, f"{run.name}, step {encoder.step}"),
-      batches,
+      subject,
+      lambda: batches_of(source, settings, batch_size),
       output,
       num_images=source.num_examples,
-      views=(view_of(views.view1), view_of(views.view2)),
+      views=_views(encoder.config) if two_views else None,
       key=jax.random.key(encoder.config.seed),
+      untrained=untrained_subject(subject, encoder)
+      if untrained and encoder.discrete
+      else None,
       factors=_factors(source),
       label_names=source.label_names or None,
-      names=_names(source, min(source.num_examples, max_images)),
+      names=source.describe,
       num_top=num_top,
       grad_cam_per_bin=num_top,
       integrated_per_bin=integrated_per_bin,
       max_images=max_images,
       figure_format=figure_format,
+      figure_variables=figure_variables,
       metrics=lines if lines.exists() else None,
       title=f"{run.name} at step {encoder.step}",
       mesh=mesh,

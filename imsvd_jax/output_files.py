@@ -31,6 +31,10 @@ def in_place_when_done(path: str | os.PathLike[str]) -> Iterator[str]:
   try:
     yield unfinished
     os.replace(unfinished, path)
+  except OSError as error:
+    if str(error.filename) not in ("None", unfinished):
+      raise  # Of another file.
+    raise UserError(f"Cannot write {path}: {error.strerror}.") from error
   finally:
     if os.path.exists(unfinished):
       os.remove(unfinished)

@@ -187,7 +187,7 @@ def _restore_or_init(
     return restored
   if config.init_from:
     state, report = checkpoint.init_from(config.init_from, state)
-    metrics.say(f"Weights from {config.init_from}, {report}.")
+    metrics.say(f"Weights from {config.init_from}, {report}")
   return state, 0
 
 

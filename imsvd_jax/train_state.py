@@ -67,6 +67,9 @@ class TrainState:
       the objective has none.
     rng: Typed key of the run; never changes, only folded into.
     skips: Updates thrown away; they count as steps, and change nothing else.
+    bad_images: int32 scalar; images so far, of all processes, that could not
+      be read and were replaced. Here, so that no step waits for the host and a
+      resumed run counts on.
   """
 
   step: jax.Array
@@ -76,6 +79,7 @@ class TrainState:
   target: Any
   rng: jax.Array
   skips: Skips
+  bad_images: jax.Array
 
 
 def target_momentum(

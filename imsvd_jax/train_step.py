@@ -116,6 +116,14 @@ def _check(config: Any, objective: Objective) -> None:
       f" views.view2.size={config.views.view2.size}; the two global views"
       " need one size."
     )
+  for key in ("mean", "std"):
+    count = len(config.data[key])
+    if count not in (1, config.data.channels):
+      raise UserError(
+        f"data.{key} has {count} values, but data.channels is"
+        f" {config.data.channels}; expected one value per channel, or a single"
+        " one for all."
+      )
   name = config.objective.name
   if objective.discrete:
     width = config.model.projector[-1]
@@ -150,6 +158,7 @@ def init_state(experiment: Experiment) -> TrainState:
     target=target,
     rng=run_key,
     skips=Skips.none(),
+    bad_images=jnp.zeros((), jnp.int32),
   )
 
 
@@ -196,13 +205,15 @@ def train_step(
     experiment: From `build`; static.
     state: The state so far; donate it.
     batch: {"views": (uint8 [B, 2, S, S, C], [uint8 [B, L, s, s, C]]),
-      "index": int32 [B], "epoch": int32 [B]}.
+      "index": int32 [B], "epoch": int32 [B]}; from a source of files also
+      "bad": bool [B], which images were replaced.
 
   Returns:
     The new state, and scalars: "loss", the objective's "terms" (nats where
     they are entropies), "diagnostics", "learning_rate" and "gradient_norm";
-    "skips" as in the state. Where the loss or the gradient's norm is not
-    finite, the new state is the old one but for `step` and `skips`.
+    "skips" and "bad_images" as in the state. Where the loss or the gradient's
+    norm is not finite, the new state is the old one but for `step`, `skips` and
+    `bad_images`.
   """
   # Scopes name the parts in profiles and in preflight's table; the model's
   # modules name their own.
@@ -254,7 +265,10 @@ def train_step(
     # The optimizer's own count does not see the steps that were skipped.
     "learning_rate": experiment.schedule(state.step - state.skips.total),
     "gradient_norm": optax.tree.norm(gradients),
+    "bad_images": state.bad_images,
   }
+  if "bad" in batch:
+    metrics["bad_images"] += jnp.sum(batch["bad"], dtype=jnp.int32)
   new_state = state.replace(
     params=params,
     batch_stats=batch_stats,
@@ -288,7 +302,9 @@ def _discard_unless_finite(
     new.replace(rng=None),
     old.replace(rng=None),
   )
-  new = kept.replace(step=step, skips=skips, rng=old.rng)
+  new = kept.replace(
+    step=step, skips=skips, rng=old.rng, bad_images=metrics["bad_images"]
+  )
   return new, {**metrics, "skips": skips}
 
 
@@ -330,6 +346,7 @@ def embed_views(
   Returns:
     Embeddings [B, D] per view, and the running statistics after all of them.
   """
+  params = _in_compute_type(model, params)
 
   def apply(images, batch_stats):
     (_, z), updated = model.apply(
@@ -352,6 +369,17 @@ def embed_views(
     z = z.reshape(size, num_crops, -1)
     embeddings.extend(z[:, i] for i in range(num_crops))
   return embeddings, batch_stats
+
+
+def _in_compute_type(model: Encoder, params: Any) -> Any:
+  """Casts weight matrices and kernels once for all views, as each layer would.
+
+  The views' gradients then meet before they are added up over the devices,
+  and not after it: in bfloat16 that halves what training sends. Vectors, among
+  them those of BatchNorm, stay in float32.
+  """
+  dtype = model.backbone.dtype
+  return jax.tree.map(lambda p: p.astype(dtype) if p.ndim > 1 else p, params)
 
 
 def _target_pass(

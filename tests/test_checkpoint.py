@@ -129,6 +129,14 @@ def test_workdir_without_checkpoints_restores_none(tmp_path):
   assert not any(stray.exists() for stray in strays)
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
+  for seed in (1, 2):  # Between two starts one may mend the config, too.
+    run = open_run(tmp_path, config={"seed": seed})
+    assert run.restore(make_state(0)) is None
+    run.close()
+  assert checkpoint.load_config(tmp_path) == {"seed": 2}
+
+
 def test_keeps_the_last_and_every_mth(tmp_path):
   save_run(tmp_path, range(1, 8), keep_last=2, keep_every=3)
   kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
@@ -489,7 +497,11 @@ def test_init_from_takes_the_weights_and_reports(run_copy):
     "params/projector/bias [3], there [16]",
     "params/projector/extra [2], there absent",
   ]
-  assert "2 leaves loaded; 2 left as initialized" in str(report)
+  assert str(report).splitlines() == [
+    "step 2: 2 leaves loaded; 2 left as initialized; 0 of the other run unused",
+    "  left as initialized: params/projector/bias [3], there [16]",
+    "  left as initialized: params/projector/extra [2], there absent",
+  ]
 
 
 def test_init_from_reports_what_the_other_run_had_more(run_copy):
@@ -498,6 +510,7 @@ def test_init_from_reports_what_the_other_run_had_more(run_copy):
   _, report = checkpoint.init_from(run_copy / "checkpoints" / "1", state)
   assert report.step == 1
   assert report.unused == ["params/projector/bias"]
+  assert str(report).endswith("\n  unused: params/projector/bias")
   other = state.replace(params={"head": jnp.ones(2)}, batch_stats={})
   with pytest.raises(UserError, match="Nothing in"):
     checkpoint.init_from(run_copy, other)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from imsvd_jax import embedding
+from imsvd_jax import embedding, output_files
 from imsvd_jax import train_step as step_lib
 from imsvd_jax.checkpoint import Checkpointer, load_variables
 from imsvd_jax.encoder import load_encoder
@@ -157,3 +157,17 @@ def test_the_command_checks_the_output_before_the_work(workdir, tmp_path):
   assert result.stderr == (
     f"error: The folder {tmp_path}/none does not exist; create it.\n"
   )
+
+
+def test_an_output_that_cannot_be_made_is_one_line(tmp_path):
+  path = tmp_path / ("x" * 300)  # Longer than a file's name may be.
+  with (
+    pytest.raises(UserError, match=r"Cannot write .*: File name too long"),
+    output_files.in_place_when_done(path) as unfinished,
+  ):
+    pathlib.Path(unfinished).write_bytes(b"")
+  with (
+    pytest.raises(FileNotFoundError),
+    output_files.in_place_when_done(tmp_path / "y"),
+  ):
+    (tmp_path / "another").read_bytes()

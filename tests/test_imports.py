@@ -155,6 +155,14 @@ MAIN_COMMON = {
 }
 ALLOWED["main"] = MAIN_COMMON | {"train", "distributed"}
 ALLOWED["costs"] = COSTS
+ALLOWED["data_benchmark"] = {"jax", "numpy", "data", "train_step"}
+ALLOWED["benchmarks"] = COSTS | {"optax", "torch", "benchmarks"}
+ALLOWED["benchmark"] = MAIN_COMMON | {
+  "benchmarks",
+  "costs",
+  "data_benchmark",  # These two inside a function, when asked.
+  "evaluators",
+}
 ALLOWED["preflight"] = MAIN_COMMON | {"costs"}
 ALLOWED["export"] = MAIN_COMMON | {"exporting"}
 ALLOWED["evaluate"] = MAIN_COMMON | {"evaluating", "evaluators"}
@@ -180,6 +188,7 @@ ALLOWED["explaining"] = {
   "metrics",
   "objectives",
   "sharding",
+  "train_step",
 }
 # Importing these inside a function only: heavy, or optional.
 LATE_ONLY = {"torch", "PIL"}
@@ -259,7 +268,9 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 import imsvd_jax
 from imsvd_jax import augment, models, objectives, optim, sharding
-from imsvd_jax import train_state, train_step
+from imsvd_jax import benchmark, preflight, train_state, train_step
+from imsvd_jax.benchmarks import loss, precision, step
+from imsvd_jax.costs import slices
 from configs import digits
 experiment = train_step.build(digits.get_config("debug"), 16)
 print(experiment.total_steps)

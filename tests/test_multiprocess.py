@@ -7,6 +7,7 @@ the feeding, the evaluation and the checkpoints are all the real ones.
 import importlib
 import os
 import pathlib
+import shutil
 import subprocess
 
 import jax
@@ -29,6 +30,7 @@ OVERRIDES = {
   "views.view1.size": 16,
   "views.view2.size": 16,
   "eval.every_epochs": 100.0,  # At the start and at the end.
+  "checkpoint.every_steps": 2,
 }
 
 
@@ -66,7 +68,7 @@ def train_one_process(recipe: str, workdir: pathlib.Path):
 @pytest.mark.parametrize(
   "recipe", ["digits", pytest.param("cifar10_r18", marks=pytest.mark.slow)]
 )
-def test_two_processes_train_as_one(recipe, tmp_path):
+def test_two_processes_train_as_one(recipe, tmp_path, capsys):
   assert jax.device_count() == 8
   said = train_two_processes(recipe, tmp_path / "two")
   state = train_one_process(recipe, tmp_path / "one")
@@ -98,10 +100,22 @@ def test_two_processes_train_as_one(recipe, tmp_path):
       assert a[name] == pytest.approx(b[name], rel=1e-3, abs=tolerance), name
   assert {line["step"] for line in two if "online/knn" in line} == {0, 4}
 
+  # One process goes on with what two began.
+  shutil.rmtree(tmp_path / "two" / "checkpoints" / "4")
+  state = train_one_process(recipe, tmp_path / "two")
+  assert "from the checkpoint of step 2." in capsys.readouterr().err
+  for a, b in zip(
+    jax.tree.leaves((state.params, state.batch_stats)),
+    jax.tree.leaves((other.params, other.batch_stats)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
-def test_the_processes_share_every_epoch_out():
+
+@pytest.mark.parametrize("recipe", ["digits", "cifar10_r18"])
+def test_the_processes_share_every_epoch_out(recipe):
   """What each process is fed: each image once per epoch, over all of them."""
-  config = importlib.import_module("configs.digits").get_config("debug")
+  config = importlib.import_module(f"configs.{recipe}").get_config("debug")
   config.update_from_flattened_dict(OVERRIDES)
   source = data.make_source(config.data, "train")
 

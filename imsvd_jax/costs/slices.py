@@ -80,6 +80,9 @@ def _tpu_devices(name: str, chip: Chip, shape: tuple[int, ...]) -> list[Any]:
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  # Nor does it run anything: a second preflight, or a run on the TPU of this
+  # machine, need not exclude it.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   options: dict[str, Any] = {}
   if chip.name == "v4":  # As on Cloud TPU: a chip's two cores are one device.
     options["chip_config_name"] = "megacore_dense"

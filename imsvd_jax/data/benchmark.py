@@ -3,7 +3,8 @@
 Speeds are given per second of CPU time as well as per second: what else runs on
 the machine changes the latter much more. The reference is what a PyTorch
 pipeline does with the same images and the same boxes: PIL decodes an image
-once, then cuts, resizes and flips it for each view, on one core.
+once, then cuts, resizes and flips it for each view, on one core. It takes turns
+with the pipeline, batch by batch, so that both meet the same disturbances.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,10 @@ from imsvd_jax.data import crops, decode, make_source, pipeline
 from imsvd_jax.data.source import Source
 
 _SEED = 0
+_ROUNDS = 3  # Each stage is measured so often; the least counts.
+_PIL_IMAGES = 64  # Read once; the reference goes through them in turn.
+_WAIT_SECONDS, _MAX_WAITS = 0.2, 50  # For threads to come to rest.
+_PIL_TURN = 16  # Images of the reference between two batches.
 
 
 def write_photographs(
@@ -49,8 +54,8 @@ def run(
   views: Any,
   *,
   batch_size: int,
-  num_batches: int = 20,
-  with_pil: bool = True,
+  seconds: float = 5.0,
+  reference: bool = False,
 ) -> dict[str, float]:
   """Measures the training pipeline alone.
 
@@ -58,51 +63,68 @@ def run(
     settings: config.data.
     views: config.views.
     batch_size: Images per batch.
-    num_batches: Batches to measure.
-    with_pil: Whether to measure the reference too; needs Pillow.
+    seconds: How long each of a handful of measurements lasts, at least.
+    reference: Whether to measure PIL too; needs Pillow.
 
   Returns:
     images_per_second, views_per_second, views_per_cpu_second; threads;
-    bad_images; the shares of the CPU time share_reading, share_decode,
-    share_crop and share_batching; and from PIL, with one decoding per image or
-    one per view, pil_views_per_cpu_second, pil_per_view_views_per_cpu_second,
-    and speedup, the ratio of views_per_cpu_second to the former.
+    images and, of these, bad_images (each time that one came), bad_files
+    (different ones); where images are decoded one by one the shares of the CPU
+    time share_reading, share_decode, share_crop and share_batching; from PIL,
+    with one decoding per image or one per view, pil_views_per_cpu_second and
+    pil_per_view_views_per_cpu_second, and the ratios of the pipeline's views
+    per CPU second in the same minutes to them, speedup and speedup_per_view.
   """
   source = make_source(settings, "train")
   view_list = pipeline.view_crops(views)
   batches = pipeline.train_batches(
     source, views=views, batch_size=batch_size, seed=_SEED
   )
-  images = batch_size * num_batches
-  seconds, cpu_seconds = _time(batches, num_batches)
+  images, wall, cpu = _time(batches, batch_size, seconds)
+  per_image = len(view_list)
   result = {
-    "images_per_second": images / seconds,
-    "views_per_second": images * len(view_list) / seconds,
-    "views_per_cpu_second": images * len(view_list) / cpu_seconds,
+    "images_per_second": images / wall,
+    "views_per_second": images * per_image / wall,
+    "views_per_cpu_second": images * per_image / cpu,
     "threads": pipeline.num_threads(),
+    "images": images,
     "bad_images": batches.bad_images,
+    "bad_files": len(source.named),
   }
+  if reference:
+    result |= _beside_pil(source, batches, view_list, batch_size, seconds)
   del batches  # Stops its threads.
   if not source.small_images:
-    result |= _shares(
-      source, view_list, batch_size, num_batches, cpu_seconds / images
-    )
-  if with_pil:
-    result |= _pil(source, view_list, min(images, 400))
-    result["speedup"] = (
-      result["views_per_cpu_second"] / result["pil_views_per_cpu_second"]
-    )
+    result |= _shares(source, views, view_list, batch_size, seconds)
   return result
 
 
-def _time(iterator: Iterator[Any], count: int) -> tuple[float, float]:
-  """Wall and CPU seconds of `count` elements, after two to warm up."""
+def _time(
+  iterator: Iterator[Any], batch_size: int, seconds: float
+) -> tuple[int, float, float]:
+  """Images of some seconds; wall and CPU seconds for that many."""
+  next(iterator)  # Starts the threads.
+  _settle()
+  cpu = time.process_time()
   for _ in range(2):
     next(iterator)
-  wall, cpu = time.perf_counter(), time.process_time()
-  for _ in range(count):
+  images, wall = 0, time.perf_counter()
+  while images == 0 or time.perf_counter() - wall < seconds:
     next(iterator)
-  return time.perf_counter() - wall, time.process_time() - cpu
+    images += batch_size
+  wall = time.perf_counter() - wall
+  _settle()
+  cpu = time.process_time() - cpu
+  return images, wall, cpu * images / (images + 2 * batch_size)
+
+
+def _settle() -> None:
+  """Waits until all buffers are full: what is made then, was taken before."""
+  for _ in range(_MAX_WAITS):
+    before = time.process_time()
+    time.sleep(_WAIT_SECONDS)
+    if time.process_time() - before < 0.01 * _WAIT_SECONDS:
+      return
 
 
 # --- Shares -------------------------------------------------------------------
@@ -110,10 +132,10 @@ def _time(iterator: Iterator[Any], count: int) -> tuple[float, float]:
 
 def _shares(
   source: Source,
+  views: Any,
   view_list: list[crops.Crop],
   batch_size: int,
-  num_batches: int,
-  total: float,
+  seconds: float,
 ) -> dict[str, float]:
   """What each stage adds to the CPU time of the stages before it."""
   read = source.reader()
@@ -134,13 +156,21 @@ def _shares(
     )
     return tuple(view[:, 0, 0] for view in views)
 
-  measure = lambda stage: _stage(
-    source, stage, len(view_list), batch_size, num_batches
+  stages = [
+    lambda stage=stage: _stage(source, stage, len(view_list), batch_size)
+    for stage in (reading, decoding, cropping)
+  ]
+  stages.append(
+    lambda: pipeline.train_batches(
+      source, views=views, batch_size=batch_size, seed=_SEED
+    )
   )
-  until = [measure(stage) for stage in (reading, decoding, cropping)]
-  until.append(total)
+  until = np.full([_ROUNDS, len(stages)], np.inf)
+  for round_, number in np.ndindex(until.shape):
+    images, _, cpu = _time(stages[number](), batch_size, seconds / _ROUNDS)
+    until[round_, number] = cpu / images
   names = ("share_reading", "share_decode", "share_crop", "share_batching")
-  added = np.maximum(np.diff([0.0, *until]), 0.0)
+  added = np.maximum(np.diff([0.0, *until.min(axis=0)]), 0.0)
   return dict(zip(names, (added / added.sum()).tolist(), strict=True))
 
 
@@ -150,10 +180,20 @@ def _stage(
   stage: Callable[[dict[str, tf.Tensor]], Any],
   num_views: int,
   batch_size: int,
-  num_batches: int,
-) -> float:
-  """CPU seconds per image of a pipeline that ends with `stage`."""
-  records = pipeline.ordered_records(
+) -> Iterator[Any]:
+  """A pipeline that ends with `stage`."""
+  records = _records(source, batch_size, num_views).map(
+    stage, num_parallel_calls=pipeline.num_threads()
+  )
+  records = records.ignore_errors(log_warning=False).batch(batch_size)
+  return iter(records.with_options(pipeline.options()))
+
+
+def _records(
+  source: Source, batch_size: int, num_views: int
+) -> tf.data.Dataset:
+  """Records in the order of training, one by one."""
+  return pipeline.ordered_records(
     source,
     batch_size=batch_size,
     num_views=num_views,
@@ -161,35 +201,56 @@ def _stage(
     start_step=0,
     process_index=0,
     process_count=1,
-  )
-  records = records.unbatch().map(
-    stage, num_parallel_calls=pipeline.num_threads()
-  )
-  records = records.ignore_errors(log_warning=False).batch(batch_size)
-  records = records.with_options(pipeline.options())
-  _, cpu_seconds = _time(iter(records), num_batches)
-  return cpu_seconds / (batch_size * num_batches)
+  ).unbatch()
 
 
 # --- The reference ------------------------------------------------------------
 
 
-def _pil(
-  source: Source, view_list: list[crops.Crop], count: int
+def _beside_pil(
+  source: Source,
+  batches: pipeline.Batches,
+  view_list: list[crops.Crop],
+  batch_size: int,
+  seconds: float,
 ) -> dict[str, float]:
-  """Views per CPU second of PIL, one decoding per image or per view."""
-  work = list(_pil_work(source, view_list, count))
-  num_views = len(work) * len(view_list)
-  once = _cpu_seconds(lambda item: _pil_views(*item, view_list), work)
-  singles = [
-    (contents, [box], [crop])
-    for contents, boxes in work
-    for box, crop in zip(boxes, view_list, strict=True)
-  ]
-  per_view = _cpu_seconds(lambda item: _pil_views(*item), singles)
+  """The pipeline and PIL by turns, with one decoding per image or per view.
+
+  PIL works in this thread, whose CPU time is its own; what else the process
+  used, the pipeline did.
+  """
+  work = list(_pil_work(source, view_list, _PIL_IMAGES))
+  if not work:
+    return {}
+  num_views = len(view_list)
+  pil = {"once": 0.0, "per_view": 0.0}
+  images = turns = 0
+  _settle()
+  wall, cpu = time.perf_counter(), time.process_time()
+  while turns < 2 or time.perf_counter() - wall < 2 * seconds:
+    next(batches)
+    images += batch_size
+    start = time.thread_time()
+    for turn in range(turns * _PIL_TURN, (turns + 1) * _PIL_TURN):
+      contents, boxes = work[turn % len(work)]
+      _pil_views(contents, boxes, view_list)
+      middle = time.thread_time()
+      for box, crop in zip(boxes, view_list, strict=True):
+        _pil_views(contents, [box], [crop])
+      end = time.thread_time()
+      pil["once"] += middle - start
+      pil["per_view"] += end - middle
+      start = end
+    turns += 1
+  _settle()
+  cpu = time.process_time() - cpu - sum(pil.values())
+  ours = images * num_views / cpu
+  once, per_view = (turns * _PIL_TURN * num_views / s for s in pil.values())
   return {
-    "pil_views_per_cpu_second": num_views / once,
-    "pil_per_view_views_per_cpu_second": num_views / per_view,
+    "pil_views_per_cpu_second": once,
+    "pil_per_view_views_per_cpu_second": per_view,
+    "speedup": ours / once,
+    "speedup_per_view": ours / per_view,
   }
 
 
@@ -197,26 +258,17 @@ def _pil_work(
   source: Source, view_list: list[crops.Crop], count: int
 ) -> Iterator[tuple[bytes, list[tuple[int, ...]]]]:
   """Encoded images with the boxes that the pipeline cuts out of them."""
-  from PIL import Image, UnidentifiedImageError
+  from PIL import Image
 
-  records = pipeline.ordered_records(
-    source,
-    batch_size=count,
-    num_views=len(view_list),
-    seed=_SEED,
-    start_step=0,
-    process_index=0,
-    process_count=1,
-  )
   read = source.reader()
-  for record in records.unbatch().take(count):
+  for record in _records(source, count, len(view_list)).take(count):
     contents = read(record)
     if contents.dtype == tf.uint8:
       contents = tf.io.encode_png(contents)
     contents = contents.numpy()
     try:
-      width, height = Image.open(io.BytesIO(contents)).size
-    except (UnidentifiedImageError, OSError):
+      width, height = Image.open(io.BytesIO(contents)).convert("RGB").size
+    except (OSError, SyntaxError):  # PIL's errors for what it cannot read.
       continue
     sides = tf.constant(float(height)), tf.constant(float(width))
     boxes = crops.random_boxes(record["uniforms"], *sides, view_list)
@@ -242,11 +294,3 @@ def _pil_views(
       view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     views.append(np.asarray(view))
   return views
-
-
-def _cpu_seconds(function: Callable[[Any], Any], items: Iterable[Any]) -> float:
-  function(next(iter(items)))
-  start = time.process_time()
-  for item in items:
-    function(item)
-  return time.process_time() - start

@@ -55,7 +55,6 @@ class Batches(Iterator[dict[str, Any]]):
     self._source = source
     self._step = first_step
     self._remedy = remedy
-    self._named: set[int] = set()
     self._careful = False
     self._batches = self._open()
 
@@ -78,7 +77,7 @@ class Batches(Iterator[dict[str, Any]]):
       self._batches = self._open()
       batch = next(self._batches)
     self._step += 1
-    bad = batch.pop("bad", None)
+    bad = batch.get("bad")
     if bad is not None and bad.any():
       self.bad_images += int(bad.sum())
       self._report(batch["index"][bad])
@@ -87,10 +86,10 @@ class Batches(Iterator[dict[str, Any]]):
   def _report(self, indices: np.ndarray) -> None:
     """Names each unreadable image once in the log, or stops the run."""
     for index in map(int, indices):
-      if index in self._named:
-        continue
-      self._named.add(index)
       name = self._source.describe(index)
+      if name in self._source.named:
+        continue
+      self._source.named.add(name)
       if self._source.on_bad_image == "error":
         raise UserError(
           f"Cannot read image {name}; repair or remove it, or set"
@@ -188,7 +187,9 @@ def train_batches(
 
   Returns:
     Batches {"views": (uint8 [B / P, 2, S, S, C], and with local views uint8
-    [B / P, L, s, s, C]), "index": int32 [B / P], "epoch": int32 [B / P]}.
+    [B / P, L, s, s, C]), "index": int32 [B / P], "epoch": int32 [B / P]}, and
+    "bad": bool [B / P], which images could not be read and were replaced;
+    absent where the source holds its images decoded.
   """
   remedy = f"{'a black' if source.stream else 'another'} image takes its place"
   return _cropped_batches(
@@ -250,6 +251,7 @@ def labelled_epochs(
     ]
     for batch in itertools.islice(batches, ends[1] - ends[0]):
       views = batch.pop("views")
+      batch.pop("bad", None)  # `mask` says it.
       yield {"image": views[0][:, 0], **batch}
 
   return epoch_of
@@ -489,7 +491,8 @@ def eval_batches(
     Batches {"image": uint8 [b, crop, crop, C], "label": int32 [b] (absent when
     the source has none; [b, classes] where an image may have several),
     "index": int32 [b], "mask": bool [b]}. Padding has mask False, label -1 and
-    index -1; an image that cannot be read has mask False.
+    index -1; an image that cannot be read has mask False. "bad": bool [b] says
+    which (absent as in training).
   """
   if crop > resize:
     raise UserError(

@@ -72,6 +72,7 @@ def make(settings: Any, split: str) -> source_lib.Source:
     labels=(factors[:, 0] * len(TEXTURES) + factors[:, 1]).astype(np.int32),
     factors=factors,
     factor_names=FACTORS,
+    factor_values={"shape": SHAPES, "texture": TEXTURES},
   )
 
 

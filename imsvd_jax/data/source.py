@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,9 @@ class Source:
     factors: float32 [num_examples, len(factor_names)]: what the images were
       drawn from, or None.
     factor_names: Names of the columns of `factors`.
+    named: What `describe` calls the records that the log has named already as
+      unreadable; parts of a source share it.
+    factor_values: By name of a column of class numbers, the classes' names.
   """
 
   name: str
@@ -96,6 +99,10 @@ class Source:
   stamp: Callable[[], str] = lambda: ""
   factors: np.ndarray | None = None
   factor_names: tuple[str, ...] = ()
+  named: set[str] = dataclasses.field(default_factory=set, compare=False)
+  factor_values: Mapping[str, tuple[str, ...]] = dataclasses.field(
+    default_factory=dict
+  )
 
   def __post_init__(self):
     if self.num_examples < 1:

@@ -7,6 +7,7 @@ opens from disk; `figures/`, for papers; `analysis.npz`, every number.
 from absl import flags
 
 from imsvd_jax import cli
+from imsvd_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _STEP = flags.DEFINE_integer(
@@ -42,9 +43,39 @@ _INTEGRATED = flags.DEFINE_integer(
   "Images of each bin that get integrated gradients too, the dearest part.",
   lower_bound=0,
 )
+_TWO_VIEWS = flags.DEFINE_bool(
+  "two_views",
+  True,
+  "Look at two augmented views of every image too, for the cross-joint matrix"
+  " and agreement: two more forward passes.",
+)
+_UNTRAINED = flags.DEFINE_bool(
+  "untrained",
+  True,
+  "Where labels or factors are known, measure what random weights tell of them"
+  " too: one more forward pass.",
+)
+_VARIABLES = flags.DEFINE_list(
+  "variables",
+  None,
+  "Numbers of the variables in the figures: 3,7,12. By default the 8 that know"
+  " most of a label or factor, or of highest entropy.",
+)
 _FORMAT = flags.DEFINE_enum(
   "figure_format", "pdf", ["pdf", "svg", "png"], "Of the figures."
 )
+
+
+def _numbers(names: list[str] | None) -> list[int] | None:
+  if names is None:
+    return None
+  wrong = [name for name in names if not name.strip().isdecimal()]
+  if wrong or not names:
+    raise UserError(
+      f"--variables takes numbers of variables, such as 3,7; found"
+      f" {wrong[0] if wrong else 'nothing'!r}."
+    )
+  return [int(name) for name in names]
 
 
 def main(argv: list[str]) -> None:
@@ -63,7 +94,10 @@ def main(argv: list[str]) -> None:
     max_images=_MAX_IMAGES.value,
     num_top=_NUM_TOP.value,
     integrated_per_bin=_INTEGRATED.value,
+    two_views=_TWO_VIEWS.value,
+    untrained=_UNTRAINED.value,
     figure_format=_FORMAT.value,
+    figure_variables=_numbers(_VARIABLES.value),
   )
 
 

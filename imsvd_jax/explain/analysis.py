@@ -52,6 +52,8 @@ class Analysis:
     class_counts: By factor, [M, b, K] images by bin and value.
     nmi: [M, number of factors].
     nmi_chance: [M, number of factors], of independent variables.
+    nmi_untrained: [M, number of factors], of the same network with random
+      weights; filled by `explain`.
     feature_mean: [F] float64.
     feature_covariance: [F, F] float64, or None when not asked for.
     sample_indices: [S] int64, ascending, a uniform sample of the images.
@@ -84,6 +86,7 @@ class Analysis:
   class_counts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   nmi: np.ndarray | None = None
   nmi_chance: np.ndarray | None = None
+  nmi_untrained: np.ndarray | None = None
   flip_rates: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   seconds: float = 0.0
   images_per_second: float = 0.0
@@ -375,6 +378,7 @@ def analyse(
   sample_size: int = DEFAULT_SAMPLE,
   mesh: Mesh | None = None,
   progress: Callable[[str], None] | None = None,
+  what: str = "analysis",
 ) -> Analysis:
   """Streams over a data set once.
 
@@ -396,6 +400,7 @@ def analyse(
     sample_size: Images whose features are kept, chosen uniformly.
     mesh: Devices, along axis "data"; by default all local ones.
     progress: Called with a line of text every few seconds.
+    what: What these lines call the pass.
 
   Returns:
     The analysis.
@@ -420,7 +425,7 @@ def analyse(
     key=key,
   )
   start = time.monotonic()
-  meter = Progress("analysis", num_images, progress)
+  meter = Progress(what, num_images, progress)
   host = _Host(UniformSample(sample_size))
   state, encoding = _stream(
     accumulator, subject, padded_batches(batches, mesh.size), host, meter

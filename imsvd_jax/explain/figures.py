@@ -311,7 +311,8 @@ def factor_table(
     The figure; variables are sorted by their best factor, then by NMI.
   """
   with _style():
-    figure = _figure(1.2 + 0.42 * len(factors) * len(tables), 3.6)
+    width = 1.6 + 0.24 * len(factors) * len(tables)
+    figure = _figure(max(width, 4.4), 3.6)  # The title needs 4.4.
     all_axes = figure.subplots(1, len(tables), squeeze=False)[0]
     top = max(float(np.max(t)) for t in tables.values())
     for axes, (name, table) in zip(all_axes, tables.items(), strict=True):
@@ -457,7 +458,15 @@ def training_curves(
     for axes, name in zip(panels, chosen, strict=False):
       for run, metrics in curves.items():
         if name in metrics:
-          axes.plot(*metrics[name].T, linewidth=1.1, label=run or None)
+          # One value, such as a final accuracy, is no line.
+          marker = "o" if len(metrics[name]) == 1 else None
+          axes.plot(
+            *metrics[name].T,
+            linewidth=1.1,
+            marker=marker,
+            markersize=3,
+            label=run or None,
+          )
       axes.set_title(name)
       axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
     for axes in panels[len(chosen) :]:

@@ -164,7 +164,11 @@ def summary(analysis: Analysis) -> str:
 
 
 def best_factors(analysis: Analysis, count: int = 5) -> list[dict]:
-  """By factor, the variables that know most of it."""
+  """By factor, the variables that know most of it.
+
+  Beside them goes the best variable of the network with random weights, None
+  where that was not measured.
+  """
   if analysis.nmi is None:
     return []
   table = []
@@ -177,6 +181,9 @@ def best_factors(analysis: Analysis, count: int = 5) -> list[dict]:
         "variables": [int(m) for m in order],
         "nmi": [float(analysis.nmi[m, number]) for m in order],
         "chance": float(analysis.nmi_chance[order[0], number]),
+        "untrained": None
+        if analysis.nmi_untrained is None
+        else float(analysis.nmi_untrained[:, number].max()),
       }
     )
   return table

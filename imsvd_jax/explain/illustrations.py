@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
+from jax.sharding import Mesh
 
 from imsvd_jax.errors import UserError
 from imsvd_jax.explain import attribution
@@ -23,6 +24,7 @@ from imsvd_jax.explain.subject import Subject
 SHEET_SIDE = 8  # Thumbnails along a side: small sheets decode as needed.
 PER_SHEET = SHEET_SIDE**2
 _RESIZE_BATCH = 64
+_ATTRIBUTION_BATCH = 64  # Targets of one call, rounded up to the devices.
 
 
 @dataclasses.dataclass
@@ -157,22 +159,48 @@ class _Targets:
 
 
 class _MapCollector:
-  """Runs one attribution over the targets that go by."""
+  """Runs one attribution over the targets that go by.
 
-  def __init__(self, subject, compiled, top_indices, per_bin, size=None):
+  Few images of a batch of the data set are wanted, or many times over; they
+  wait until a whole batch of targets is there, so that none is padded but the
+  last.
+  """
+
+  def __init__(self, subject, compiled, targets, *, mesh, size=None):
     self.subject = subject
     self.compiled = compiled
-    self.targets = _Targets(top_indices, per_bin)
+    self.targets = targets
     self.size = size
+    self.mesh = mesh
+    devices = 1 if mesh is None else mesh.size
+    wanted = min(_ATTRIBUTION_BATCH, len(targets.sorted))
+    self.batch_size = wanted + -wanted % devices
     self.maps: np.ndarray | None = None
+    self._images: list[np.ndarray] = []
+    self._targets = np.empty(0, np.int64)
 
   def add(self, images, indices):
     rows, targets = self.targets.of(indices)
-    if not len(rows):
-      return
-    variables, bins, _ = np.unravel_index(targets, self.targets.shape)
+    start = 0
+    while start < len(rows):
+      room = self.batch_size - len(self._targets)
+      part = slice(start, start + room)
+      self._images.append(images[rows[part]])
+      self._targets = np.concatenate([self._targets, targets[part]])
+      start += room
+      if len(self._targets) == self.batch_size:
+        self._attribute()
+
+  def _attribute(self):
+    variables, bins, _ = np.unravel_index(self._targets, self.targets.shape)
     maps = attribution.attribute(
-      self.compiled, self.subject, images[rows], variables, bins
+      self.compiled,
+      self.subject,
+      np.concatenate(self._images),
+      variables,
+      bins,
+      batch_size=self.batch_size,
+      mesh=self.mesh,
     )
     maps = np.maximum(maps, 0)
     if self.size is not None:
@@ -181,15 +209,20 @@ class _MapCollector:
     if self.maps is None:
       count = int(np.prod(self.targets.shape))
       self.maps = np.zeros((count, *levels.shape[1:]), np.uint8)
-    self.maps[targets] = levels
+    self.maps[self._targets] = levels
+    self._images, self._targets = [], np.empty(0, np.int64)
 
   def result(self):
+    if len(self._targets):
+      self._attribute()
     if self.maps is None:
       return None
     return self.maps.reshape(*self.targets.shape, *self.maps.shape[1:])
 
 
-def _collectors(subject, analysis, grad_cam_per_bin, integrated_per_bin, size):
+def _collectors(
+  subject, analysis, grad_cam_per_bin, integrated_per_bin, size, mesh
+):
   """(Grad-CAM, integrated gradients), None where not wanted or possible."""
   if not (analysis.has_codes and subject.has_attribution):
     return None, None
@@ -198,16 +231,16 @@ def _collectors(subject, analysis, grad_cam_per_bin, integrated_per_bin, size):
     coarse = _MapCollector(
       subject,
       attribution.make_grad_cam(subject),
-      analysis.top_indices,
-      grad_cam_per_bin,
+      _Targets(analysis.top_indices, grad_cam_per_bin),
+      mesh=mesh,
     )
   if integrated_per_bin:
     fine = _MapCollector(
       subject,
       attribution.make_integrated_gradients(subject),
-      analysis.top_indices,
-      integrated_per_bin,
-      (size, size),
+      _Targets(analysis.top_indices, integrated_per_bin),
+      mesh=mesh,
+      size=(size, size),
     )
   return coarse, fine
 
@@ -224,6 +257,7 @@ def illustrate(
   integrated_per_bin: int = 2,
   integrated_size: int = 32,
   keep: Sequence[int] = (),
+  mesh: Mesh | None = None,
   progress: Callable[[str], None] | None = None,
 ) -> Illustrations:
   """Streams over the data set a second time and writes sprite sheets.
@@ -236,9 +270,11 @@ def illustrate(
     max_images: Show at most so many (and every bin's best images).
     thumbnail_size: Side in pixels.
     grad_cam_per_bin: Best images of each bin to attribute by Grad-CAM.
-    integrated_per_bin: Same, by integrated gradients (32 times the cost).
+    integrated_per_bin: Same, by integrated gradients
+      (`attribution.DEFAULT_STEPS` forward and backward passes each).
     integrated_size: Side of the stored integrated-gradients maps.
     keep: Indices of images to keep whole, for figures.
+    mesh: Devices to spread the attribution over; None: the default one.
     progress: Called with a line of text every few seconds.
 
   Returns:
@@ -247,7 +283,12 @@ def illustrate(
   indices = shown_images(analysis, max_images)
   writer = SheetWriter(pathlib.Path(directory), indices, thumbnail_size)
   coarse, fine = _collectors(
-    subject, analysis, grad_cam_per_bin, integrated_per_bin, integrated_size
+    subject,
+    analysis,
+    grad_cam_per_bin,
+    integrated_per_bin,
+    integrated_size,
+    mesh,
   )
   result = Illustrations(indices, thumbnail_size)
   wanted = {int(i) for i in keep}
@@ -267,9 +308,9 @@ def illustrate(
       result.kept[int(index[i])] = images[i].copy()
     meter.update(len(index))
   writer.close()
-  meter.finish()
   result.grad_cam = coarse and coarse.result()
   result.integrated = fine and fine.result()
+  meter.finish()
   return result
 
 

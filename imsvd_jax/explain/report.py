@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from imsvd_jax.errors import UserError
 from imsvd_jax.explain import (
   analysis,
-  attribution,
   embedding_map,
   explorer,
   figures,
@@ -47,9 +46,10 @@ def explain(
   num_images: int | None = None,
   views: tuple[Callable, Callable] | None = None,
   key: jax.Array | None = None,
+  untrained: Subject | None = None,
   factors: Mapping[str, Any] | None = None,
   label_names: Sequence[str] | None = None,
-  names: Mapping[int, str] | Sequence[str] | None = None,
+  names: Callable[[int], str] | None = None,
   augmentations: Mapping[str, probes.Probe] | None = None,
   max_flip_images: int = 2048,
   num_top: int = 12,
@@ -72,15 +72,17 @@ def explain(
 
   Args:
     subject: The functions of images.
-    batches: Called twice or thrice; each call gives the data set from the
+    batches: Called two to four times; each call gives the data set from the
       start, as for `analysis.analyse`.
     directory: Where to write.
     num_images: For the time left.
     views: Two augmentations, for cross-joint and agreement; see `analyse`.
     key: Random key of views and augmentations.
+    untrained: The same encoder with random weights: where factors are known,
+      what its variables tell of them is measured too.
     factors: Known factors by name; see `analyse`.
     label_names: Names of the classes.
-    names: File names by image index.
+    names: Image index -> what to call the image, such as its path.
     augmentations: For the flip rates; by default `probes.PROBES`, none: {}.
     max_flip_images: Images of the flip rates.
     num_top: Best images of each bin.
@@ -122,6 +124,22 @@ def explain(
     mesh=mesh,
     progress=progress,
   )
+  check_variables(result.num_variables, figure_variables)
+  if untrained is not None and result.nmi is not None:
+    result.nmi_untrained = analysis.analyse(
+      untrained,
+      batches(),
+      num_images=num_images,
+      num_top=1,
+      joint=False,
+      covariance=False,
+      factors=factors,
+      label_names=label_names,
+      sample_size=1,
+      mesh=mesh,
+      progress=progress,
+      what="random weights",
+    ).nmi
   augmentations = probes.PROBES if augmentations is None else augmentations
   if result.has_codes and augmentations:
     result.flip_rates = probes.flip_rates(
@@ -148,6 +166,7 @@ def explain(
     grad_cam_per_bin=grad_cam_per_bin,
     integrated_per_bin=integrated_per_bin,
     keep=keep,
+    mesh=mesh,
     progress=progress,
   )
   examples = None
@@ -165,11 +184,13 @@ def explain(
     views=examples,
     progress=progress,
   )
-  drawn = _draw(subject, result, pictures, examples, chosen, metrics)
+  drawn = _draw(result, pictures, examples, chosen, metrics)
   paths = []
   for name, figure in drawn.items():
     paths.append(directory / "figures" / f"{name}.{figure_format}")
     figures.save(figure, paths[-1])
+  for line in factor_lines(result):
+    say(line)
   say(f"Open {index_page}")
   return Report(result, index_page, paths)
 
@@ -184,20 +205,36 @@ def _figure_variables(result, chosen) -> list[int]:
   return sorted(int(m) for m in order)
 
 
+def check_variables(count: int, chosen: Sequence[int] | None) -> None:
+  """Raises UserError if one of the chosen variables is not in 0..count - 1."""
+  wrong = [m for m in chosen or () if not 0 <= m < count]
+  if wrong:
+    known = f"numbered 0..{count - 1}" if count else "none, without a code"
+    raise UserError(
+      f"There is no variable {wrong[0]}; the variables are {known}."
+    )
+
+
+def _busiest(result, m, count=10) -> list[int]:
+  """The bins of a variable that its sample grid shows."""
+  order = np.argsort(-result.usage[m], kind="stable")
+  return sorted(int(d) for d in order[:count])
+
+
 def _wanted_images(result, chosen) -> list[int]:
   """Images that the figures need whole."""
   wanted = {int(i) for i in result.sample_indices[:_EXAMPLES]}
   for m in chosen:
-    best = result.top_indices[m, :, :8]
+    best = result.top_indices[m, _busiest(result, m), :8]
     wanted |= {int(i) for i in best.ravel() if i >= 0}
   return sorted(wanted)
 
 
-def _draw(subject, result, pictures, examples, chosen, metrics):
+def _draw(result, pictures, examples, chosen, metrics):
   """Every figure that the run allows, by file name."""
   drawn = {}
   if chosen:
-    drawn |= _code_figures(subject, result, pictures, chosen)
+    drawn |= _code_figures(result, pictures, chosen)
   if examples is not None:
     drawn["embedding_vectors"] = figures.embedding_vectors(
       examples.images, examples.probabilities
@@ -222,7 +259,7 @@ def _draw(subject, result, pictures, examples, chosen, metrics):
   return drawn
 
 
-def _code_figures(subject, result, pictures, chosen):
+def _code_figures(result, pictures, chosen):
   drawn = {}
   bins = result.num_bins
   if result.joint is not None:
@@ -235,51 +272,70 @@ def _code_figures(subject, result, pictures, chosen):
     )
   if result.nmi is not None:
     names = [f.name for f in result.factors]
-    drawn["factors"] = figures.factor_table({"NMI": result.nmi}, names)
+    tables = {"trained": result.nmi}
+    if result.nmi_untrained is not None:
+      tables = {"random weights": result.nmi_untrained, **tables}
+    drawn["factors"] = figures.factor_table(tables, names)
   for m in chosen:
-    busiest = np.argsort(-result.usage[m], kind="stable")[:10]
+    busiest = _busiest(result, m)
     rows = [
       [pictures.kept[int(i)] for i in result.top_indices[m, d, :8] if i >= 0]
-      for d in sorted(busiest)
+      for d in busiest
     ]
-    titles = [f"bin {d}" for d in sorted(busiest)]
+    titles = [f"bin {d}" for d in busiest]
     drawn[f"samples_variable_{m}"] = figures.sample_grid(rows, titles)
-  if subject.has_attribution:
-    drawn["attribution"] = _attribution_figure(
-      subject, result, pictures, chosen
-    )
+  if pictures.grad_cam is not None or pictures.integrated is not None:
+    drawn["attribution"] = _attribution_figure(result, pictures, chosen)
   return drawn
 
 
-def _attribution_figure(subject, result, pictures, chosen):
-  """The best image of the busiest bin of each chosen variable."""
+def _attribution_figure(result, pictures, chosen):
+  """The best image of a busy bin of each chosen variable.
+
+  Of the k-th variable it is the k-th busiest bin: the busiest of all of them
+  often means the same, and shows the same image.
+  """
   variables = np.array(chosen[:_EXAMPLES])
-  bins = result.usage[variables].argmax(1)
+  ranks = np.arange(len(variables)) % result.num_bins
+  order = np.argsort(-result.usage[variables], axis=1, kind="stable")
+  bins = order[np.arange(len(variables)), ranks]
   best = result.top_indices[variables, bins, 0]
-  images = np.stack([pictures.kept[int(i)] for i in best])
   maps = {
-    "Grad-CAM": attribution.make_grad_cam(subject),
-    "integrated gradients": attribution.make_integrated_gradients(subject),
+    "Grad-CAM": pictures.grad_cam,
+    "integrated gradients": pictures.integrated,
   }
   return figures.attribution_rows(
-    images,
+    np.stack([pictures.kept[int(i)] for i in best]),
     {
-      name: attribution.attribute(
-        compiled, subject, images, variables, bins, batch_size=len(images)
-      )
-      for name, compiled in maps.items()
+      name: found[variables, bins, 0].astype(np.float32)
+      for name, found in maps.items()
+      if found is not None
     },
     [f"v{m}, bin {d}" for m, d in zip(variables, bins, strict=True)],
   )
 
 
 def factor_lines(result: analysis.Analysis) -> list[str]:
-  """The table of factors and the variables that know most of them, as text."""
-  lines = []
-  for row in health.best_factors(result):
+  """The table of factors as text: who knows most, and what is to be expected.
+
+  Returns:
+    Lines with a heading, or none without factors or codes.
+  """
+  rows = health.best_factors(result)
+  if not rows:
+    return []
+  width = max(len(row["factor"]) for row in rows)
+  lines = [
+    "Normalized mutual information of single variables with what is known of "
+    "the images"
+  ]
+  for row in rows:
     best = ", ".join(
       f"v{m} {value:.2f}"
       for m, value in zip(row["variables"], row["nmi"], strict=True)
     )
-    lines.append(f"{row['factor']}: {best} (chance {row['chance']:.3f})")
+    beside = f"chance {row['chance']:.3f}"
+    if row["untrained"] is not None:
+      beside = f"random weights {row['untrained']:.2f}, {beside}"
+    lines.append(f"  {row['factor']:<{width}}  {best}  ({beside})")
   return lines

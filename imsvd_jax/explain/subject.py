@@ -62,7 +62,9 @@ class Subject:
 
 def no_code_sentence(subject: Subject) -> str:
   """Says what a run without discrete code shows and what it cannot."""
-  who = f"{subject.objective} trains" if subject.objective else "This run has"
+  who = (
+    f"{subject.objective} trains" if subject.objective else "This encoder has"
+  )
   return (
     f"{who} a continuous embedding without discrete variables, so there are no "
     "bins, codes, joint matrix or per-bin attribution to show. The embedding "

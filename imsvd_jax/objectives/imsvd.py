@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from imsvd_jax.objectives.checks import check_embeddings
 from imsvd_jax.objectives.collectives import AxisName, batch_mean
 from imsvd_jax.objectives.joint_entropy import joint_entropy_terms
+from imsvd_jax.objectives.numerics import log_sum_exp
 from imsvd_jax.objectives.soft_variables import log_soft_discretize
 
 
@@ -43,7 +44,7 @@ def invariance_term(
     log_q2: Logarithms of the second view's soft variables [n, M, b].
     axis_name: Mapped axis over which the batch is split, or None.
   """
-  agreement = jax.nn.logsumexp(log_q1 + log_q2, axis=-1)  # [n, M]
+  agreement = log_sum_exp(log_q1 + log_q2)[..., 0]  # [n, M]
   return -jnp.mean(batch_mean(agreement, axis_name))
 
 

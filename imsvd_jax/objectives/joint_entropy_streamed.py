@@ -24,8 +24,8 @@ Three choices make this cost no more than the plain formula:
 * **Centring.** Near the optimum log Pc is -2 log b everywhere, and the softmax
   before this kernel removes that level from the gradient again. So tiles hold
   log Pc + 2 log b, small numbers, and the level is added after the product in
-  closed form. It is the same gradient, with two to four times smaller rounding
-  errors at every precision of the products (docs/benchmarks.md).
+  closed form. It is the same gradient, with rounding errors at least two times
+  smaller at every precision of the products (docs/benchmarks.md).
 
 The sum over devices is outside the custom gradient on purpose: its own
 transpose is what each idiom (jit, shard_map with and without check_vma, pmap)
@@ -52,9 +52,9 @@ Precision = jax.lax.PrecisionLike
 # (docs/benchmarks.md). Several tiles live at once: Pc, its logarithm, G.
 TILE_SIDES = {"cpu": 1024, "default": 4096}
 
-# TPU: three bfloat16 passes, whose error in the loss and in the gradient is
-# that of float32 (docs/benchmarks.md), at half the cost of "highest". On a GPU
-# "high" would be TF32, with gradients 1e-4 off: a choice for the user.
+# TPU: three bfloat16 passes, with gradients 3e-6 off where float32 is 5e-7 off
+# (docs/benchmarks.md), at half the cost of "highest". On a GPU "high" would be
+# TF32, with gradients 3e-4 off: a choice for the user.
 PRECISIONS: dict[str, Precision] = {"tpu": "high", "default": "highest"}
 
 # What a side is rounded up to where there is more than one tile: the lanes of a
@@ -97,25 +97,28 @@ def off_diagonal_streamed(
     precision: Of the matrix products, as in `jax.lax.dot_general`; None: by
       device, see PRECISIONS.
   """
-  num_variables = q1.shape[1]
-  pairs = max(num_variables * (num_variables - 1), 1)
   share = _share(Plan(axis_name, tile_side, precision), q1, q2)
-  return global_sum(share, axis_name) / pairs
+  return global_sum(share, axis_name)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _share(plan: Plan, q1: jax.Array, q2: jax.Array) -> jax.Array:
-  """Returns this device's share of S."""
+  """Returns this device's share of S / (M (M-1))."""
   rows, columns, first = _exchange(plan, q1, q2)
   run = functools.partial(_sum_tiles, num_bins=q1.shape[2])
-  return _on_this_platform(run, plan, rows, columns, first)
+  return _on_this_platform(run, plan, rows, columns, first) / _pairs(q1)
 
 
 def _share_fwd(plan: Plan, q1: jax.Array, q2: jax.Array):
   rows, columns, first = _exchange(plan, q1, q2)
-  run = functools.partial(_sum_tiles_with_gradients, num_bins=q1.shape[2])
+  # Here and not in the backward pass, where it would cost a pass over [N, D].
+  scale = 1 / (_pairs(q1) * global_rows(q1, plan.axis_name))
+  run = functools.partial(
+    _sum_tiles_with_gradients, num_bins=q1.shape[2], scale=scale
+  )
   value, d_rows, d_columns = _on_this_platform(run, plan, rows, columns, first)
-  return value, _exchange_back(plan, q1, q2, d_rows, d_columns)
+  gradients = _exchange_back(plan, q1, q2, d_rows, d_columns, scale)
+  return value / _pairs(q1), gradients
 
 
 def _share_bwd(plan: Plan, gradients, cotangent: jax.Array):
@@ -124,6 +127,12 @@ def _share_bwd(plan: Plan, gradients, cotangent: jax.Array):
 
 
 _share.defvjp(_share_fwd, _share_bwd)
+
+
+def _pairs(q: jax.Array) -> int:
+  """Returns M (M-1), the ordered pairs of variables of q [n, M, b]."""
+  num_variables = q.shape[1]
+  return max(num_variables * (num_variables - 1), 1)
 
 
 # --- Over devices -------------------------------------------------------------
@@ -155,6 +164,7 @@ def _exchange_back(
   q2: jax.Array,
   d_rows: jax.Array,
   d_columns: jax.Array,
+  scale: float,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the gradients [n, M, b] of this device's images, and finishes them.
 
@@ -162,8 +172,10 @@ def _exchange_back(
     plan: As before.
     q1: Soft variables [n, M, b].
     q2: Soft variables [n, M, b].
-    d_rows: B (log Pc + 2 log b)' for this device's entries [N, D / devices].
-    d_columns: A (log Pc + 2 log b) from this device's entries [N, D].
+    d_rows: scale * B (log Pc + 2 log b)' for this device's entries
+      [N, D / devices].
+    d_columns: scale * A (log Pc + 2 log b) from this device's entries [N, D].
+    scale: 1 / (M (M-1) N).
   """
   axis, shape = plan.axis_name, q1.shape
   if axis is not None:
@@ -172,11 +184,11 @@ def _exchange_back(
     )
     d_columns = jax.lax.psum_scatter(d_columns, axis, tiled=True)
   d_rows = d_rows[:, : shape[1] * shape[2]].reshape(shape)
-  level = 1 - 2 * math.log(shape[2])  # log Pc + 1 is this plus the centred.
-  images = global_rows(q1, axis)
+  # log Pc + 1 is 1 - 2 log b plus the centred.
+  level = scale * (1 - 2 * math.log(shape[2]))
   return (
-    (d_rows + level * _mass_elsewhere(q2)) / images,
-    (d_columns.reshape(shape) + level * _mass_elsewhere(q1)) / images,
+    d_rows + level * _mass_elsewhere(q2),
+    d_columns.reshape(shape) + level * _mass_elsewhere(q1),
   )
 
 
@@ -264,10 +276,11 @@ def _sum_tiles_with_gradients(
   first: jax.Array,
   *,
   num_bins: int,
+  scale: float,
   sides: tuple[int, int],
   precision: Precision,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Returns S, and its centred gradients with respect to rows and columns."""
+  """Returns S, and its scaled, centred gradients by rows and by columns."""
   widths = rows.shape[1], columns.shape[1]
   rows, row_tiles = _tiles(rows, sides[0], first)
   columns, column_tiles = _tiles(columns, sides[1], 0)
@@ -281,9 +294,9 @@ def _sum_tiles_with_gradients(
       other = _read(columns, at_column[0], sides[1])
       at = (at_row[1], at_column[1])
       value, g = _tile(block, other, at, num_bins, precision)
-      d_block += _dot(other, g, 1, 1, precision)
+      d_block += scale * _dot(other, g, 1, 1, precision)
       d_other = _read(d_columns, at_column[0], sides[1])
-      d_other += _dot(block, g, 1, 0, precision)
+      d_other += scale * _dot(block, g, 1, 0, precision)
       d_columns = _write(d_columns, d_other, at_column[0])
       return (d_block, d_columns), value
 

@@ -1,4 +1,4 @@
-"""The precision of loss arithmetic, and unit vectors."""
+"""The precision of loss arithmetic, unit vectors, and lean softmaxes."""
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,31 @@ def as_float32(x: jax.Array) -> jax.Array:
   is meant to end, so a loss never computes in less than float32.
   """
   return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+@jax.custom_jvp
+def log_sum_exp(x: jax.Array) -> jax.Array:
+  """Returns log sum exp(x) over the last axis, kept with size one.
+
+  Keeps nothing but its result for the backward pass, where the library's keeps
+  an array as large as x. A softmax over a wide embedding is made of it.
+  """
+  return jax.nn.logsumexp(x, axis=-1, keepdims=True)
+
+
+@log_sum_exp.defjvp
+def _log_sum_exp_jvp(primals, tangents):
+  (x,), (x_dot,) = primals, tangents
+  result = log_sum_exp(x)
+  return result, jnp.sum(jnp.exp(x - result) * x_dot, axis=-1, keepdims=True)
+
+
+def log_softmax(x: jax.Array) -> jax.Array:
+  """Returns x - log sum exp(x) over the last axis, for finite x."""
+  # The greatest first: the difference of two large numbers has few digits.
+  greatest = jnp.max(x, axis=-1, keepdims=True)
+  shifted = x - jax.lax.stop_gradient(greatest)
+  return shifted - log_sum_exp(shifted)
 
 
 def unit_rows(x: jax.Array) -> jax.Array:

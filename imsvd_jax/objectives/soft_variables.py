@@ -20,7 +20,11 @@ from imsvd_jax.objectives.collectives import (
   global_rows,
   global_sum,
 )
-from imsvd_jax.objectives.numerics import PRECISION, as_float32
+from imsvd_jax.objectives.numerics import (
+  PRECISION,
+  as_float32,
+  log_softmax,
+)
 
 
 def log_soft_discretize(
@@ -31,7 +35,7 @@ def log_soft_discretize(
   check_bins(z.shape[1], num_bins)
   check_positive("temperature", temperature)
   logits = as_float32(z).reshape(z.shape[0], -1, num_bins)  # [B, M, b]
-  return jax.nn.log_softmax(logits / temperature, axis=-1)
+  return log_softmax(logits / temperature)
 
 
 def soft_discretize(

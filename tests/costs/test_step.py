@@ -3,6 +3,10 @@
 import dataclasses
 import importlib.util
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -13,8 +17,12 @@ from imsvd_jax import train_step as step_lib
 from imsvd_jax.costs import chips, slices, step
 from imsvd_jax.errors import UserError
 
-HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+ROOT = pathlib.Path(__file__).parents[2]
 NUM_EXAMPLES = 1437
+needs_libtpu = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None,
+  reason="needs libtpu: pip install 'imsvd_jax[tpu]'",
+)
 
 
 def debug_config(**overrides):
@@ -23,15 +31,28 @@ def debug_config(**overrides):
   return config
 
 
+def run_python(*arguments: str) -> subprocess.CompletedProcess:
+  """Python with the settings for compiling for TPUs that are not there.
+
+  A process of its own: the TPU's library and its settings stay out of this one.
+  """
+  return subprocess.run(
+    [sys.executable, *arguments],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def run_preflight(*flags: str) -> subprocess.CompletedProcess:
+  return run_python("-m", "imsvd_jax.preflight", *flags)
+
+
 @pytest.fixture(scope="module")
 def cpu_report():
   return step.measure(debug_config(), slices.get_slice("cpu:8"), NUM_EXAMPLES)
-
-
-@pytest.fixture(scope="module")
-def tpu_report():
-  pytest.importorskip("libtpu")
-  return step.measure(debug_config(), slices.get_slice("v5e:2x4"), NUM_EXAMPLES)
 
 
 # --- The report ---------------------------------------------------------------
@@ -46,42 +67,68 @@ def expected_state_bytes():
   return size((state.params, state.batch_stats)), size(state.opt_state)
 
 
-def check_report(report):
+def check_figures(figures):
   """What holds for any compiler."""
-  memory = report.memory
-  assert (memory.parameters, memory.optimizer) == expected_state_bytes()
+  memory, parts = figures["memory"], figures["parts"]
+  assert (memory["parameters"], memory["optimizer"]) == expected_state_bytes()
   images = 16 / 8 * 2 * 32 * 32 * 3  # uint8, two views of each.
-  assert memory.batch == images + 2 * 16 / 8 * 4
-  assert memory.peak > memory.parameters + memory.optimizer + memory.batch
-  assert memory.fits
+  assert memory["batch"] == images + 2 * 16 / 8 * 4
+  known = memory["parameters"] + memory["optimizer"] + memory["batch"]
+  assert memory["peak"] > known
+  assert memory["fits"]
   # Backward and forward of two views on two images per chip.
-  assert report.parts["backbone"].flops > 1e6
-  assert report.parts["projector"].flops > 0
-  assert report.parts["objective"].flops > 0
-  assert report.parts["augment"].flops == 0
-  assert report.total("hbm_bytes") > 0
-  # The least that data parallelism must do: all-reduce every gradient.
-  (all_reduce,) = (c for c in report.collectives if c.kind == "all-reduce")
-  assert all_reduce.bytes > memory.optimizer
-  assert all_reduce.sent_bytes == pytest.approx(2 * 7 / 8 * all_reduce.bytes)
-  assert report.unknown_loops == 0
+  assert parts["backbone"]["flops"] > 1e6
+  assert parts["projector"]["flops"] > 0
+  assert parts["objective"]["flops"] > 0
+  assert parts["augment"]["flops"] == 0
+  assert figures["hbm_bytes"] > 0
+  all_reduce = all_reduces(figures)
+  assert all_reduce["sent_bytes"] == pytest.approx(
+    2 * 7 / 8 * all_reduce["bytes"]
+  )
+  assert figures["unknown_loops"] == 0
+
+
+def all_reduces(figures):
+  (found,) = (c for c in figures["collectives"] if c["kind"] == "all-reduce")
+  return found
 
 
 def test_costs_on_the_cpu(cpu_report):
-  check_report(cpu_report)
+  slice_ = slices.get_slice("cpu:8")
+  figures = preflight.as_dict(cpu_report, slice_, NUM_EXAMPLES)
+  check_figures(figures)
+  # The least that data parallelism must do: all-reduce every gradient.
+  assert all_reduces(figures)["bytes"] > figures["memory"]["optimizer"]
   assert cpu_report.bound is None
   assert cpu_report.memory.available is None
 
 
-def test_costs_on_a_tpu_that_is_not_there(tpu_report):
-  check_report(tpu_report)
-  memory, bound = tpu_report.memory, tpu_report.bound
-  assert 15 * chips.GIB < memory.available < 16 * chips.GIB
-  assert tpu_report.memory.temporaries < 100e6
-  assert bound.seconds == max(bound.compute, bound.memory, bound.network) > 0
-  passes = tpu_report.total("passes_flops")
-  assert passes > tpu_report.total("flops")  # The objective's six passes.
-  assert bound.compute == passes / 197e12
+@needs_libtpu
+def test_costs_on_a_tpu_that_is_not_there():
+  result = run_preflight(
+    "--config=configs/digits.py:debug",
+    "--config.model.dtype=bfloat16",
+    "--topology=v5e:2x4",
+    "--json",
+  )
+  assert result.returncode == 0, result.stderr
+  figures = json.loads(result.stdout)
+  check_figures(figures)
+  memory, bound = figures["memory"], figures["bound"]
+  assert 15 * chips.GIB < memory["available"] < 16 * chips.GIB
+  assert memory["temporaries"] < 100e6
+  # Gradients of both views together, in bfloat16, and BatchNorm's statistics.
+  gradients = all_reduces(figures)["bytes"]
+  assert memory["optimizer"] / 2 < gradients < 0.75 * memory["optimizer"]
+  times = [bound[name] for name in ("compute", "memory", "network")]
+  assert bound["seconds"] == max(times) > 0
+  passes = sum(part["passes_flops"] for part in figures["parts"].values())
+  assert passes > figures["flops"]  # The objective's passes.
+  assert bound["compute"] == passes / 197e12
+  # The recipe's own number of images, since its source makes them.
+  assert figures["num_examples"] == 16
+  assert bound["seconds_per_epoch"] == bound["seconds"]
 
 
 def test_the_text_and_the_json_say_the_same(cpu_report):
@@ -196,13 +243,26 @@ def test_without_the_tpu_compiler_it_says_how_to_install_it(monkeypatch):
     slices.get_slice("v5e:4x4")
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
-@pytest.mark.parametrize(
-  ("name", "count"),
-  [("v5e:1x1", 1), ("v5e:16x16", 256), ("v4:2x2x2", 8), ("v5p:2x2x2", 8)],
-)
-def test_a_device_is_a_chip(name, count):
-  assert len(slices.get_slice(name).devices) == count
+SIZES = {
+  "v5e:1x1": 1,
+  "v5e:16x16": 256,
+  "v6e:8x8": 64,
+  "v4:2x2x4": 16,
+  "v5p:2x2x2": 8,
+}
+
+
+@needs_libtpu
+def test_a_device_is_a_chip():
+  result = run_python(
+    "-c",
+    "from imsvd_jax.costs import slices\n"
+    f"for name in {list(SIZES)}:\n"
+    "  print(name, len(slices.get_slice(name).devices))",
+  )
+  assert result.returncode == 0, result.stderr
+  lines = [line.split() for line in result.stdout.splitlines()]
+  assert {name: int(count) for name, count in lines} == SIZES
 
 
 def test_every_chip_says_where_its_figures_come_from():
@@ -266,3 +326,24 @@ def test_a_batch_that_can_never_fit_is_one_clear_line():
   measure, _ = memory_model(5.0, 20000.0, 16000.0)
   with pytest.raises(UserError, match="Not even a batch of 64 fits"):
     step.largest_batch(measure, start=1024, unit=64)
+
+
+# --- The command line ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--topology=v5e:3x3"], "No v5e slice has the shape of 'v5e:3x3'"),
+    (["--topology=cpu:8", "--config.batch_size=20"], "batch_size=20 does not"),
+    (["--topology=cpu:8", "--find-batch"], "needs the memory of a chip"),
+    ([], "--topology"),
+  ],
+)
+def test_a_mistake_is_one_clear_line(flags, message):
+  result = run_preflight("--config=configs/digits.py:debug", *flags)
+  assert result.returncode == 2
+  assert result.stderr.startswith("error: ")
+  assert message in result.stderr
+  assert result.stderr.count("\n") == 1
+  assert result.stdout == ""

@@ -26,7 +26,7 @@ def bad_folder(tmp_path_factory, photo_folder) -> pathlib.Path:
   """The same files, six of them replaced by six kinds of unreadable ones."""
   root = tmp_path_factory.mktemp("bad")
   files = sorted(photo_folder.rglob("*.jpg"))
-  bad = dict(zip((0, 3, 17, 18, 25, 39), helpers.bad_contents(), strict=True))
+  bad = dict(zip(helpers.BAD_KEYS, helpers.bad_contents(), strict=True))
   for number, file in enumerate(files):
     target = root / file.relative_to(photo_folder)
     target.parent.mkdir(exist_ok=True)
@@ -39,8 +39,9 @@ def bad_folder(tmp_path_factory, photo_folder) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def tfds_dir(tmp_path_factory) -> pathlib.Path:
-  """A prepared `tiny_photos`: 40 records in 5 files, and 10 for testing."""
+  """Prepared data sets: 40 records in 5 files, and 10 for testing."""
   root = tmp_path_factory.mktemp("tfds")
   config = tfds.download.DownloadConfig(num_shards=5)
-  helpers.TinyPhotos(data_dir=root).download_and_prepare(download_config=config)
+  for builder in (helpers.TinyPhotos, helpers.TinySpoiledPhotos):
+    builder(data_dir=root).download_and_prepare(download_config=config)
   return root

@@ -23,13 +23,17 @@ CASES = (
   "bad_folder",
   "tfds_memory",
   "tfds_stream",
+  "bad_tfds_memory",
+  "bad_tfds_stream",
 )
+NUM_BAD = len(helpers.BAD_KEYS)
 BATCH = 8  # Divides no epoch of 36 or 40 into whole batches of every process.
 
 
 class Case(NamedTuple):
   settings: object
   stream: bool = False
+  num_bad: int = 0
 
 
 @pytest.fixture(params=CASES)
@@ -48,21 +52,24 @@ def case(request, monkeypatch) -> Case:
   if name == "folder":
     return Case(helpers.data_settings("folder", path=path("photo_folder")))
   if name == "bad_folder":
-    return Case(helpers.data_settings("folder", path=path("bad_folder")))
-  if name == "tfds_stream":
+    settings = helpers.data_settings("folder", path=path("bad_folder"))
+    return Case(settings, num_bad=NUM_BAD)
+  if name.endswith("tfds_stream"):
     monkeypatch.setattr(tfds, "MAX_BYTES_IN_MEMORY", 0)
     monkeypatch.setattr(tfds, "FILES_PER_GROUP", 2)
     monkeypatch.setattr(tfds, "SHUFFLE_BUFFER", 5)
+  bad = name.startswith("bad")
+  data_set = "tfds:tiny_spoiled_photos" if bad else "tfds:tiny_photos"
   return Case(
-    helpers.data_settings("tfds:tiny_photos", path=path("tfds_dir")),
-    stream=name == "tfds_stream",
+    helpers.data_settings(data_set, path=path("tfds_dir")),
+    stream=name.endswith("tfds_stream"),
+    num_bad=NUM_BAD if bad else 0,
   )
 
 
 def test_every_source_is_covered():
-  assert {case.split("_")[0] for case in CASES} - {"bad", "large"} == set(
-    data.SOURCES
-  )
+  parts = {part for case in CASES for part in case.split("_")}
+  assert parts >= set(data.SOURCES)
 
 
 def take(source, steps, **arguments):
@@ -78,6 +85,7 @@ def assert_same(a, b):
   for one, other in zip(a, b, strict=True):
     np.testing.assert_array_equal(one["index"], other["index"])
     np.testing.assert_array_equal(one["epoch"], other["epoch"])
+    np.testing.assert_array_equal(one.get("bad"), other.get("bad"))
     for x, y in zip(one["views"], other["views"], strict=True):
       np.testing.assert_array_equal(x, y)
 
@@ -85,8 +93,10 @@ def assert_same(a, b):
 def concatenate(batches):
   """One global batch from the processes' parts."""
   return {
-    "index": np.concatenate([b["index"] for b in batches]),
-    "epoch": np.concatenate([b["epoch"] for b in batches]),
+    key: np.concatenate([b[key] for b in batches])
+    for key in batches[0]
+    if key != "views"
+  } | {
     "views": tuple(
       np.concatenate(parts)
       for parts in zip(*[b["views"] for b in batches], strict=True)
@@ -105,7 +115,7 @@ def test_epochs_resume_and_processes(case):
   assert len(whole[0]["views"]) == 1
   assert whole[0]["views"][0].dtype == np.uint8
   assert whole[0]["index"].dtype == whole[0]["epoch"].dtype == np.int32
-  assert set(whole[0]) == {"views", "index", "epoch"}
+  assert set(whole[0]) - {"bad"} == {"views", "index", "epoch"}
 
   # Each image exactly once per epoch, in another order in the next.
   everything = concatenate(whole)
@@ -114,12 +124,14 @@ def test_epochs_resume_and_processes(case):
     np.testing.assert_array_equal(np.sort(order), range(source.num_examples))
   assert (orders[0] != orders[1]).any()
   assert (orders[0] != np.sort(orders[0])).any()
+  check_bad(case, source, everything)
 
   # The two views of an image differ, and so do its views in two epochs.
   views = everything["views"][0]
   assert (views[:, 0] != views[:, 1]).any()
-  at = [np.argmax(everything["index"] == 5), -1]
-  at[1] = len(views) - 1 - np.argmax(everything["index"][::-1] == 5)
+  bad = everything.get("bad", np.zeros(len(views), bool))
+  is_one = everything["index"] == everything["index"][~bad][0]
+  at = np.flatnonzero(is_one)[[0, -1]]
   assert everything["epoch"][at[0]] != everything["epoch"][at[1]]
   assert (views[at[0]] != views[at[1]]).any()
 
@@ -135,6 +147,9 @@ def test_epochs_resume_and_processes(case):
     for k in range(4)
   ]
   together = [concatenate(step) for step in zip(*parts, strict=True)]
+  check_bad(case, source, concatenate(together))
+  third = {"batch_size": batch, "process_index": 2, "process_count": 4}
+  assert_same(take(source, range(3, 6), **third), parts[2][3:6])
   if not case.stream:
     if batch == BATCH:
       assert_same(together, whole)
@@ -145,8 +160,19 @@ def test_epochs_resume_and_processes(case):
     for epoch in (0, 1):
       order = everything["index"][everything["epoch"] == epoch]
       np.testing.assert_array_equal(np.sort(order), range(40))
-    resumed = take(source, range(3, 6), process_index=2, process_count=4)
-    assert_same(resumed, parts[2][3:6])
+
+
+def check_bad(case, source, everything):
+  """The same images are bad in every epoch, and no others."""
+  assert ("bad" in everything) == (not source.small_images)
+  if "bad" not in everything:
+    return
+  bad = everything["index"][everything["bad"] & (everything["epoch"] == 0)]
+  again = everything["index"][everything["bad"] & (everything["epoch"] == 1)]
+  assert len(bad) == case.num_bad
+  assert set(bad.tolist()) == set(again.tolist())
+  if source.name.startswith("folder"):
+    assert set(bad.tolist()) in (set(), set(helpers.BAD_KEYS))
 
 
 @pytest.mark.parametrize("processes", [1, 4])
@@ -180,9 +206,10 @@ def test_evaluation_sees_each_image_once(case, processes):
     np.testing.assert_array_equal(
       merged["label"][present], source.labels[merged["index"][present]]
     )
-  bad = {0, 3, 17, 18, 25, 39} if "bad" in case.settings.path else set()
   masked_out = merged["index"][present & ~merged["mask"]]
-  assert set(masked_out.tolist()) == bad
+  assert len(masked_out) == case.num_bad
+  if "bad" in case.settings.path:
+    assert set(masked_out.tolist()) == set(helpers.BAD_KEYS)
 
 
 def test_index_decides_the_views_not_the_batch():
@@ -279,7 +306,7 @@ def test_good_images_do_not_change_beside_bad_ones(photo_folder, bad_folder):
     )
   ]
   changed = set(good["index"][~np.array(same)].tolist())
-  assert changed == {0, 3, 17, 18, 25, 39}
+  assert changed == set(helpers.BAD_KEYS)
 
 
 def test_on_bad_image_error_names_the_file(gray_folder):

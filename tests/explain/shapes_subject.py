@@ -84,7 +84,11 @@ def _maps(_, images):
   """[B, 8, 8, 12]: foreground and its moments, averaged over patches."""
   x = images.astype(jnp.float32) / 255
   height, width = x.shape[1:3]
-  spread = x.max(-1) - x.min(-1)
+  # In pairs: the gradient of `max` divides by how many entries equal it, and
+  # where XLA computes x twice with other rounding that is none of them.
+  red, green, blue = (x[..., k] for k in range(3))
+  spread = jnp.maximum(jnp.maximum(red, green), blue)
+  spread -= jnp.minimum(jnp.minimum(red, green), blue)
   mask = jax.nn.sigmoid((spread - 0.15) * 30)
   u = (jnp.arange(width) + 0.5) / width * jnp.ones((height, 1))
   v = u.T if height == width else (jnp.arange(height)[:, None] + 0.5) / height

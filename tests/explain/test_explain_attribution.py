@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import shapes_subject
+from jax.sharding import AxisType
 
 from imsvd_jax.errors import UserError
 from imsvd_jax.explain import attribution
@@ -147,3 +148,14 @@ def test_needs_feature_maps():
   ):
     with pytest.raises(UserError, match="feature maps"):
       make(subject)
+
+
+def test_a_batch_is_split_over_devices(images):
+  subject = linear_subject()
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+  bins = np.array([0, 1, 0])
+  grad_cam = attribution.make_grad_cam(subject)
+  found = attribution.attribute(
+    grad_cam, subject, images, np.zeros(3, int), bins, batch_size=8, mesh=mesh
+  )
+  np.testing.assert_allclose(found, by_hand(images, bins), rtol=1e-5, atol=1e-7)

@@ -1,5 +1,6 @@
 """The whole report, with and without a discrete code."""
 
+import dataclasses
 import json
 
 import chromium
@@ -18,14 +19,24 @@ def batches():
   return shapes_subject.batches(N, 24)
 
 
+def constant(subject):
+  """The same encoder, untrained: every image falls into the same bins."""
+  variables = subject.variables | {
+    "direction": subject.variables["direction"] * 0
+  }
+  return dataclasses.replace(subject, variables=variables)
+
+
 def test_report_of_a_discrete_code(tmp_path):
   metrics = tmp_path / "metrics.jsonl"
   metrics.write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")
   lines = []
+  subject = shapes_subject.make_subject(3, 4)
   found = explain.explain(
-    shapes_subject.make_subject(3, 4),
+    subject,
     batches,
     tmp_path / "out",
+    untrained=constant(subject),
     num_images=N,
     views=(probes.flip, probes.darken),
     augmentations={"mirror": probes.flip},
@@ -58,7 +69,13 @@ def test_report_of_a_discrete_code(tmp_path):
   np.testing.assert_array_equal(again.joint, found.analysis.joint)
   assert list(again.flip_rates) == ["mirror"]
   assert any("images/s" in line for line in lines)
-  assert any(line.startswith("label: v") for line in report.factor_lines(again))
+  assert (again.nmi_untrained == 0).all()
+  (row,) = health.best_factors(again)
+  assert row["nmi"][0] == again.nmi.max() > row["untrained"] == 0
+  table = report.factor_lines(again)
+  assert table[1].startswith(f"  label  v{row['variables'][0]} ")
+  assert "(random weights 0.00, chance" in table[1]
+  assert set(table) <= set(lines)
   levels = {i.name: i.level for i in health.indicators(again)}
   assert set(levels.values()) <= set(health.LEVELS)
 
@@ -105,6 +122,16 @@ def test_explorer_without_a_code(continuous):
     browser.go("#/variables")
     assert browser.text("h1") == "Not here"
     assert browser.log() == []
+
+
+def test_a_variable_that_is_not_there(tmp_path):
+  with pytest.raises(UserError, match=r"no variable 3; .* numbered 0\.\.2"):
+    explain.explain(
+      shapes_subject.make_subject(3, 4),
+      batches,
+      tmp_path,
+      figure_variables=[1, 3],
+    )
 
 
 def test_user_mistake_is_found_before_the_work(tmp_path):

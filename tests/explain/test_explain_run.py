@@ -1,5 +1,9 @@
 """The command that explains a run, on a run of three steps."""
 
+import dataclasses
+import json
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from imsvd_jax import train_step as step_lib
 from imsvd_jax.checkpoint import Checkpointer
 from imsvd_jax.encoder import load_encoder
 from imsvd_jax.errors import UserError
+from imsvd_jax.explain import __main__ as command
 from imsvd_jax.explain.analysis import Analysis
 
 
@@ -35,7 +40,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(run):
   return explaining.explain_run(
-    run, figure_format="png", num_top=1, integrated_per_bin=0
+    run, figure_format="png", num_top=1, integrated_per_bin=0, max_images=30
   )
 
 
@@ -52,14 +57,56 @@ def test_the_numbers_are_those_of_the_encoder(run, report):
   )
 
 
+def test_random_weights_are_those_of_the_seed(run, report):
+  encoder = load_encoder(run)
+  other = explaining.untrained_subject(
+    explaining.subject_of(encoder, "run"), encoder
+  )
+  # The run was saved at its first step, so trained is untrained.
+  jax.tree.map(
+    np.testing.assert_array_equal, other.variables, encoder.variables
+  )
+  np.testing.assert_array_equal(
+    report.analysis.nmi_untrained, report.analysis.nmi
+  )
+
+
+def test_of_many_images_some_are_shown(report):
+  text = (report.index.parent / "data" / "images.js").read_text()
+  names = json.loads(re.search(r'"names": (\[.*?\])', text)[1])
+  assert len(names) == 30
+  shown = [int(name.removeprefix("record ")) for name in names]
+  # The best of every bin are among them, and they are not just the first.
+  assert set(report.analysis.top_indices.ravel()) <= set(shown)
+  assert max(shown) > 30
+
+
 def test_the_factors_of_the_shapes_are_named(report):
   text = "".join(
     path.read_text() for path in (report.index.parent / "data").glob("*.js")
   )
-  for name in ("shape", "texture", "rotation", "circle/solid"):
+  for name in (
+    "shape",
+    '"texture"',
+    "foreground red",
+    '"stripes"',
+    "ring/dots",
+  ):
     assert name in text
   assert report.index.exists()
   assert all(path.stat().st_size > 1000 for path in report.figures)
+
+
+def test_several_labels_are_left_out(run):
+  settings = load_encoder(run).config.data
+  source = data.make_source(settings, "train")
+  (one,) = explaining.batches_of(source, settings, 48)
+  np.testing.assert_array_equal(one["label"], source.labels)
+  labels = np.eye(source.num_classes, dtype=np.int32)[source.labels]
+  several = dataclasses.replace(source, multi_label=True, labels=labels)
+  (batch,) = explaining.batches_of(several, settings, 48)
+  assert "label" not in batch
+  np.testing.assert_array_equal(batch["image"], one["image"])
 
 
 def test_a_view_follows_its_recipe(run):
@@ -89,15 +136,25 @@ def test_a_run_without_a_code_gets_a_sentence(tmp_path, capsys):
   assert "vicreg" in capsys.readouterr().err
 
 
+def test_variables_are_numbers():
+  assert command._numbers(["3", " 7"]) == [3, 7]
+  assert command._numbers(None) is None
+  for wrong in (["v3"], ["-1"], []):
+    with pytest.raises(UserError, match="such as 3,7; found"):
+      command._numbers(wrong)
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
     ({"step": 7}, "7"),
     ({"data_set": "nonsense"}, r"'nonsense'.*shapes"),
     ({"use_target": True}, "no EMA target"),
+    ({"figure_variables": [1, 2]}, r"no variable 2; .* numbered 0\.\.1"),
+    ({"workdir": __file__}, "is a file.*import_weights --file="),
   ],
 )
 def test_a_mistake_is_one_clear_line(run, arguments, message):
   with pytest.raises(UserError, match=message) as error:
-    explaining.explain_run(run, **arguments)
+    explaining.explain_run(**({"workdir": run} | arguments))
   assert "\n" not in str(error.value)

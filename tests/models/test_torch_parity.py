@@ -39,7 +39,7 @@ def nchw(x):
   ("name", "stem", "sizes"),
   [
     ("resnet18", "imagenet", [64, 65]),
-    ("resnet34", "imagenet", [47]),
+    ("resnet34", "imagenet", [47, 48]),
     ("resnet50", "imagenet", [64, 51]),
     ("resnet18", "cifar", [17]),
     ("resnet10", "small", [16, 15]),
@@ -91,15 +91,28 @@ def statistics_inputs(module):
   return counts
 
 
-@pytest.mark.parametrize("bottleneck", [False, True])
-def test_training_gradients_and_statistics_equal_torch(bottleneck, monkeypatch):
+@pytest.mark.parametrize(
+  "name",
+  [
+    "resnet10",
+    "tiny",
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in ("resnet18", "resnet34", "resnet50")
+    ),
+  ],
+)
+def test_training_gradients_and_statistics_equal_torch(name, monkeypatch):
   # float64, since rounding flips ReLUs and a flip is a jump of the gradient.
-  sizes, filters = (1, 1, 1, 1), 8
-  if bottleneck:
+  filters = 8
+  bottleneck = name in ("tiny", "resnet50")
+  if name == "tiny":
+    sizes = (1, 1, 1, 1)
     tiny = functools.partial(resnet, Bottleneck, sizes)
     monkeypatch.setitem(models.BACKBONES, "tiny", tiny)
-  name = "tiny" if bottleneck else "resnet10"
-  reference = TorchResNet(bottleneck, sizes, filters).double()
+    reference = TorchResNet(bottleneck, sizes, filters).double()
+  else:
+    reference = torch_resnet(name, filters).double()
   randomize(reference).train()
   counts = statistics_inputs(reference)
   before = state_of(reference)

@@ -457,20 +457,26 @@ const explorer = (() => {
   const variableLink = (m) => h("a", { href: `#/variable/${m}` }, `v${m}`);
 
   function bestSection() {
+    const before = core.best.some((row) => row.untrained !== null);
     return h("div", {},
       h("h2", {}, "Which variables know what"),
       h("p", { class: "soft small" }, "Normalized mutual information with "
-        + "everything known about the images; chance is what independent "
-        + "variables would show on so many images."),
+        + "everything known about the images; "
+        + (before ? "random is the best variable of the same network with "
+          + "random weights, " : "")
+        + "chance is what independent variables would show on so many "
+        + "images."),
       h("div", { class: "scroll" }, h("table", {},
         h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Factor"),
           h("th", { scope: "col", class: "text" }, "Best variables"),
+          before && h("th", { scope: "col" }, "Random"),
           h("th", { scope: "col" }, "Chance"))),
         h("tbody", {}, core.best.map((row) => h("tr", {},
           h("th", { scope: "row" }, row.factor),
-          h("td", { class: "text" }, row.variables.slice(0, 4).flatMap(
-            (m, i) => h("span", { class: "item" }, variableLink(m),
-              ` ${row.nmi[i].toFixed(2)}`))),
+          h("td", { class: "text items" }, row.variables.slice(0, 4).flatMap(
+            (m, i) => [h("span", { class: "item" }, variableLink(m),
+              ` ${row.nmi[i].toFixed(2)}`), " "])),
+          before && h("td", {}, row.untrained.toFixed(2)),
           h("td", {}, row.chance.toFixed(3))))))));
   }
 
@@ -789,7 +795,8 @@ const explorer = (() => {
           h("div", { class: "stack", "aria-hidden": "true" }, order.map((k) =>
             h("i", { style: { width: percent(counts[k] / total),
               background: category(k, counts.length) } }))),
-          h("div", {}, order.slice(0, 2).map((k) => `${factor.values[k]} `
+          h("div", {}, order.slice(0, 2).filter((k, i) => i === 0
+            || counts[k] >= 0.005 * total).map((k) => `${factor.values[k]} `
             + `${percent(counts[k] / total, 0)}`).join(", ")));
       }
     }

@@ -16,7 +16,7 @@ import base64
 import json
 import pathlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jinja2
@@ -83,7 +83,7 @@ def build(
   illustrations: Illustrations,
   *,
   title: str | None = None,
-  names: Mapping[int, str] | Sequence[str] | None = None,
+  names: Callable[[int], str] | None = None,
   views: ViewExamples | None = None,
   num_neighbours: int = 12,
   joint_detail: bool = True,
@@ -97,7 +97,8 @@ def build(
     analysis: The first pass.
     illustrations: The second pass.
     title: By default the subject's name.
-    names: File name of each image, by image index.
+    names: Image index -> what to call the image, such as its path; asked for
+      the shown images only.
     views: Examples of two views beside their codes.
     num_neighbours: Nearest neighbours of each sampled image; 0: none.
     joint_detail: Whether to store every cell of the joint matrix (one byte
@@ -281,12 +282,6 @@ def _variable_table(analysis):
   return table
 
 
-def _image_name(names, index: int) -> str | None:
-  if names is None:
-    return None
-  return str(names[index])
-
-
 def _images(analysis, illustrations, names):
   indices = illustrations.indices
   rows = np.searchsorted(analysis.indices, indices)
@@ -297,9 +292,7 @@ def _images(analysis, illustrations, names):
     factors.append({"wide": not small, "values": deflated(values)})
   result = {
     "indices": deflated(indices.astype(np.int32)),
-    "names": None
-    if names is None
-    else [_image_name(names, int(i)) for i in indices],
+    "names": None if names is None else [str(names(int(i))) for i in indices],
     "factors": factors,
   }
   if analysis.has_codes:

@@ -1,0 +1,31 @@
+"""IMSVD with ResNet-18 on your own images: a folder, one GPU, no labels.
+
+  python -m imsvd_jax.main --config=configs/folder_r18.py \
+    --config.data.path=~/images --workdir=runs/mine
+
+Any tree of JPEG, PNG, WebP, BMP or GIF files (docs/data.md). Sub-folders of
+classes and a part named "val" or "test", where there are any, give k-NN
+accuracy every ten epochs; training never looks at them. The widths are those of
+our CIFAR-10 recipe; what they reach depends on the images and is not measured.
+"""
+
+from configs import common
+
+
+def get_config(mode: str = ""):
+  c = common.base()
+  c.batch_size = 256
+  c.epochs = 200.0
+  c.model.backbone = "resnet18"
+  c.model.projector = (2048, 1024)  # 32 variables of 32 bins.
+  c.model.dtype = "bfloat16"
+  c.objective.imsvd.num_bins = 32
+  c.objective.music.num_bins = 32
+  c.optimizer.name = "sgd"
+  c.optimizer.base_learning_rate = 0.1
+  c.optimizer.weight_decay = 1e-4
+  c.data.name = "folder"
+  c.data.eval_split = "val"
+  c.checkpoint.every_steps = 500
+  c.eval.batch_size = 256
+  return common.finish(c, mode)

@@ -1,0 +1,129 @@
+"""Runs contenders in turn and times them."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+# A sample on an accelerator lasts at least this long: shorter ones would
+# measure how fast Python asks for them.
+_SAMPLE_SECONDS = 0.02
+_MAX_CALLS = 1000
+_PROGRESS_SECONDS = 3.0
+
+
+class Spread(NamedTuple):
+  """Median of many numbers, with the least and the greatest."""
+
+  median: float
+  min: float
+  max: float
+
+  @classmethod
+  def of(cls, values: Sequence[float]) -> "Spread":
+    """Returns the spread of at least one number."""
+    return cls(statistics.median(values), min(values), max(values))
+
+
+class Times(NamedTuple):
+  """What each round took, per call.
+
+  Attributes:
+    seconds: By the clock.
+    cpu_seconds: Of all threads of this process: where other programs share
+      the cores, it tells more than the clock.
+  """
+
+  seconds: list[float]
+  cpu_seconds: list[float]
+
+  def scaled(self, factor: float) -> "Times":
+    """Returns the times of `factor` times the work."""
+    return Times(*([factor * seconds for seconds in each] for each in self))
+
+  def minus(self, other: "Times") -> "Times":
+    """Returns what these take more than others, round by round."""
+    pairs = zip(self, other, strict=True)
+    return Times(
+      *([a - b for a, b in zip(x, y, strict=True)] for x, y in pairs)
+    )
+
+  def ratio(self, other: "Times", *, cpu: bool = False) -> Spread:
+    """Returns these times over another's, round by round.
+
+    Args:
+      other: A contender of the same race.
+      cpu: Of the CPU seconds instead of the clock's.
+    """
+    mine, others = (
+      (times.cpu_seconds if cpu else times.seconds) for times in (self, other)
+    )
+    return Spread.of([a / b for a, b in zip(mine, others, strict=True)])
+
+
+def race(
+  runs: Mapping[str, Callable[[], Any]],
+  *,
+  rounds: int,
+  warmup: int = 1,
+  report: Callable[[str], None] | None = None,
+) -> dict[str, Times]:
+  """Times contenders round by round, each once per round.
+
+  Args:
+    runs: By name: starts the work and returns its arrays, which are waited
+      for.
+    rounds: Measured rounds.
+    warmup: Calls of each contender before them, at least one.
+    report: Takes a progress line every few seconds; None: standard error.
+  """
+  calls = {name: _warm_up(run, warmup) for name, run in runs.items()}
+  times = {name: Times([], []) for name in runs}
+  start = last = time.monotonic()
+  for number in range(1, rounds + 1):
+    for name, run in runs.items():
+      seconds, cpu_seconds = _sample(run, calls[name])
+      times[name].seconds.append(seconds)
+      times[name].cpu_seconds.append(cpu_seconds)
+    now = time.monotonic()
+    if now - last >= _PROGRESS_SECONDS and number < rounds:
+      last, per_round = now, (now - start) / number
+      (report or note)(
+        f"round {number}/{rounds}, {per_round:.2g} s each,"
+        f" {per_round * (rounds - number):.0f} s left"
+      )
+  return times
+
+
+def note(message: str) -> None:
+  """Prints a progress line, out of the way of results."""
+  print(message, file=sys.stderr, flush=True)
+
+
+def _warm_up(run: Callable[[], Any], count: int) -> int:
+  """Compiles; returns how many calls make a sample."""
+  for _ in range(max(count, 1)):
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    seconds = time.perf_counter() - start
+  if seconds >= 1:  # Even if most of it was compilation.
+    return 1
+  seconds, _ = _sample(run, 1)
+  if seconds >= _SAMPLE_SECONDS:
+    return 1
+  return min(_MAX_CALLS, int(_SAMPLE_SECONDS / max(seconds, 1e-9)) + 1)
+
+
+def _sample(run: Callable[[], Any], calls: int) -> tuple[float, float]:
+  start, cpu_start = time.perf_counter(), time.process_time()
+  result = None
+  for _ in range(calls):
+    result = run()
+  jax.block_until_ready(result)
+  return (
+    (time.perf_counter() - start) / calls,
+    (time.process_time() - cpu_start) / calls,
+  )
