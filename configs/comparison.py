@@ -44,9 +44,9 @@ VARIANTS = {
 
 def get_config(mode: str = ""):
   debug = mode == "debug"
-  data, objective, *variants = (
-    "digits-imsvd" if debug or not mode else mode
-  ).split("-")
+  name = "digits-imsvd" if debug or not mode else mode
+  data, _, rest = name.partition("-")
+  objective, *variants = rest.split("-")
   known = data in DATA and objective in OBJECTIVES
   if not known or any(v not in VARIANTS for v in variants):
     raise ValueError(

@@ -35,6 +35,8 @@ trap pass_on TERM INT
 for ((try = 0; ; try++)); do
   "$@" &
   child=$!
+  # A signal before the line above found no child to pass it on to.
+  [ "$told_to_stop" = 0 ] || kill -TERM "$child" 2>/dev/null
   # A signal ends `wait` while the command still saves its state.
   while :; do
     wait "$child"
