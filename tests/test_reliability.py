@@ -472,7 +472,7 @@ def mount(*arguments):
 
 @pytest.fixture
 def small_disk(tmp_path):
-  mount("-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path))
+  mount("-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path))
   yield tmp_path
   subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
@@ -494,7 +494,7 @@ def fill(path):
 def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
   never_stopped, small_disk, monkeypatch
 ):
-  """A disk of four megabytes, which somebody else fills."""
+  """A disk of eight megabytes, which somebody else fills."""
   filler = small_disk / "filler"
   at_step(monkeypatch, 5, lambda: fill(filler))
   assert "No space left on device" in fails_with_one_line(small_disk / "run")
