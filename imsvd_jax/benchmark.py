@@ -21,7 +21,7 @@ import json
 from absl import flags
 from ml_collections import config_flags
 
-from imsvd_jax import cli
+from imsvd_jax import cli, cpu_devices
 
 FLAGS = flags.FLAGS
 
@@ -48,10 +48,8 @@ def _config_flag() -> None:
 
 def _use_devices(count: int) -> None:
   """Makes as many CPU devices, before JAX counts them."""
-  import jax
-
   if count > 0:
-    jax.config.update("jax_num_cpu_devices", count)
+    cpu_devices.make(count)
 
 
 def _print(module, *results) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from absl import app, flags
 from absl import logging as absl_logging
 
-from imsvd_jax import distributed
+from imsvd_jax import cpu_devices, distributed
 from imsvd_jax.errors import UserError, suggestion
 
 EXIT_USAGE = 2
@@ -55,6 +55,8 @@ def run(
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   # Nothing here runs on oneDNN, and it announces itself whatever the level.
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+  cpu_devices.spare_threads()
 
   def guarded(argv):
     _quieten()

@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from imsvd_jax import cli
+from imsvd_jax import cli, cpu_devices
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe file, such as configs/digits.py.", lock_config=True
@@ -76,11 +76,9 @@ def main(argv: list[str]) -> None:
 
 def _make_cpu_devices(topology: str) -> None:
   """Makes as many CPU devices as "cpu:N" asks for, before JAX counts them."""
-  import jax
-
   kind, _, count = topology.partition(":")
   if kind == "cpu" and count.isdecimal() and int(count):
-    jax.config.update("jax_num_cpu_devices", int(count))
+    cpu_devices.make(int(count))
 
 
 def _num_examples(config: Any) -> int | None:

@@ -2,6 +2,8 @@
 
 import os
 
+from imsvd_jax import cpu_devices
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -10,3 +12,4 @@ os.environ["XLA_FLAGS"] = (
   # Tests compile far more than they compute.
   + " --xla_backend_optimization_level=0"
 )
+cpu_devices.spare_threads()

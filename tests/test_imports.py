@@ -18,7 +18,8 @@ COSTS = {"jax", "numpy", "costs", *BELOW_TRAIN_STEP}
 ALLOWED = {
   "errors": set(),
   "interruption": {"jax"},
-  "cli": {"absl", "distributed"},
+  "cpu_devices": {"jax"},
+  "cli": {"absl", "cpu_devices", "distributed"},
   "costs": {"jax", "numpy", "costs"},
   "distributed": {"jax"},
   "objectives": {"jax", "numpy", "objectives"},
@@ -160,10 +161,11 @@ ALLOWED["benchmarks"] = COSTS | {"optax", "torch", "benchmarks"}
 ALLOWED["benchmark"] = MAIN_COMMON | {
   "benchmarks",
   "costs",
+  "cpu_devices",
   "data_benchmark",  # These two inside a function, when asked.
   "evaluators",
 }
-ALLOWED["preflight"] = MAIN_COMMON | {"costs"}
+ALLOWED["preflight"] = MAIN_COMMON | {"costs", "cpu_devices"}
 ALLOWED["export"] = MAIN_COMMON | {"exporting"}
 ALLOWED["evaluate"] = MAIN_COMMON | {"evaluating", "evaluators"}
 ALLOWED["embed"] = MAIN_COMMON | {"embedding", "output_files"}
