@@ -8,7 +8,7 @@ Parameter names follow torchvision's (`layer1_0/conv1/kernel` here is
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -27,6 +27,52 @@ STEMS: dict[str, tuple[int, int, bool]] = {
 _kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
+def _convolve(
+  x: jax.Array,
+  kernel: jax.Array,
+  strides: Sequence[int],
+  padding: Sequence[tuple[int, int]],
+  **rest: Any,
+) -> jax.Array:
+  """Does what `jax.lax.conv_general_dilated` does, the smallest maps faster.
+
+  On maps of up to 2x2 positions a 3x3 window reaches all of them: then one
+  product of matrices has half the arithmetic, since it leaves out the padding,
+  and XLA for CPUs, whose convolution is at its worst there, takes a twelfth of
+  the time (forward and backward, 512 maps of 96 channels).
+
+  Args:
+    x: Maps [B, h, w, C].
+    kernel: [k, k, C, F].
+    strides: Of the two dimensions.
+    padding: Before and after, of the two dimensions.
+    **rest: Layout, dilation and precision, at Linen's defaults.
+  """
+  _, height, width, _ = x.shape
+  size = kernel.shape[0]
+  if size == 1 or height * width > 4:
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)
+  starts = [
+    range(-low, length + high - size + 1, stride)
+    for length, (low, high), stride in zip(
+      (height, width), padding, strides, strict=True
+    )
+  ]
+  # The kernel as each output position sees it from the map's own positions.
+  wide = jnp.pad(kernel, ((height,) * 2, (width,) * 2, (0, 0), (0, 0)))
+  matrix = jnp.stack(
+    [
+      jnp.stack(
+        [wide[height - i :, width - j :][:height, :width] for j in starts[1]],
+        axis=3,
+      )
+      for i in starts[0]
+    ],
+    axis=3,
+  )  # [h, w, C, h', w', F]
+  return jnp.einsum("bhwc,hwcijf->bijf", x, matrix)
+
+
 def _conv(
   filters: int, kernel: int, stride: int, dtype: Any, name: str | None = None
 ) -> nn.Conv:
@@ -39,6 +85,7 @@ def _conv(
     use_bias=False,
     dtype=dtype,
     kernel_init=_kernel_init,
+    conv_general_dilated=_convolve,
     name=name,
   )
 

@@ -71,6 +71,45 @@ def test_width_scales_every_stage(width, filters):
   assert net.num_features == 32 * filters
 
 
+@pytest.mark.parametrize(
+  ("height", "width", "size", "stride", "product"),
+  [
+    (2, 2, 3, 1, True),
+    (2, 2, 3, 2, True),
+    (1, 1, 3, 1, True),
+    (1, 3, 3, 2, True),
+    (4, 1, 5, 2, True),
+    (2, 2, 7, 2, True),
+    (2, 2, 1, 2, False),
+    (3, 3, 3, 1, False),
+  ],
+)
+def test_the_smallest_maps_are_convolved_by_one_product(
+  height, width, size, stride, product
+):
+  keys = jax.random.split(jax.random.key(0), 3)
+  x = jax.random.normal(keys[0], (3, height, width, 4))
+  kernel = jax.random.normal(keys[1], (size, size, 4, 5))
+  low = (size - 1) // 2
+  windows = ((stride, stride), ((low, low), (low, low)))
+
+  def bind(convolve):
+    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    return lambda x, kernel: convolve(x, kernel, *windows, **layout)
+
+  def value_and_gradients(convolve):
+    y, transpose = jax.vjp(bind(convolve), x, kernel)
+    return y, transpose(jax.random.normal(keys[2], y.shape))
+
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, atol=2e-5),
+    value_and_gradients(resnet._convolve),
+    value_and_gradients(jax.lax.conv_general_dilated),
+  )
+  program = str(jax.make_jaxpr(bind(resnet._convolve))(x, kernel))
+  assert ("conv_general_dilated" not in program) == product
+
+
 def test_user_mistakes():
   with pytest.raises(UserError, match=r"stem 'cifer'.*'cifar'.*Known: cifar, "):
     models.BACKBONES["resnet18"](stem="cifer")
