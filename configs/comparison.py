@@ -22,7 +22,14 @@ OBJECTIVES = {
   "music": {},
   "mveb": {"target_momentum": 0.99},
   "superinfo": {},
-  "barlow_twins": {"optimizer.base_learning_rate": 0.02},
+  # lambda weighs D (D - 1) entries against D: the paper's, for D = 8192, is too
+  # small for 256. With SGD, at rates of 0.005 to 0.1, it ended at raw pixels or
+  # below.
+  "barlow_twins": {
+    "objective.barlow_twins.redundancy_weight": 0.02,
+    "optimizer.name": "adamw",
+    "optimizer.base_learning_rate": 0.001,
+  },
   "vicreg": {"optimizer.base_learning_rate": 0.02},
   "simclr": {"objective.simclr.temperature": 0.5},
 }
