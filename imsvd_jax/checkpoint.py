@@ -28,6 +28,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from imsvd_jax import workdirs
 from imsvd_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class Checkpointer:
         f"keep_last is {keep_last} and keep_every is {keep_every}; expected at"
         " least 1 and at least 0."
       )
-    self.workdir = _absolute(workdir)
+    self.workdir = workdirs.absolute(workdir)
     self._root = self.workdir / "checkpoints"
     self._config = _as_json(config)
     with _disk_errors_explained(self.workdir):
@@ -693,15 +694,10 @@ def _free_name(root: epath.Path, step: int) -> epath.Path:
 
 def _locate(path: str | os.PathLike) -> tuple[epath.Path, int | None]:
   """Returns (workdir, None), or (workdir, step) for a step's directory."""
-  path = _absolute(path)
+  path = workdirs.absolute(path)
   if path.name.isdigit() and path.parent.name == "checkpoints":
     return path.parent.parent, int(path.name)
   return path, None
-
-
-def _absolute(path: str | os.PathLike) -> epath.Path:
-  path = epath.Path(path)
-  return path if "://" in str(path) else path.expanduser().absolute()
 
 
 def _some(names: Sequence[str], limit: int = 5) -> str:
@@ -752,7 +748,8 @@ def _disk_errors_explained(workdir: epath.Path) -> Iterator[None]:
   except UserError:
     raise
   except Exception as error:
-    reason = _disk_reason(error)
+    remote = workdirs.is_remote(workdir)
+    reason = (workdirs.lasting_reason if remote else _disk_reason)(error)
     if reason is None:
       raise
     raise UserError(

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -13,7 +12,14 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from imsvd_jax import checkpoint, data, interruption, metrics, sharding
+from imsvd_jax import (
+  checkpoint,
+  data,
+  interruption,
+  metrics,
+  sharding,
+  workdirs,
+)
 from imsvd_jax import train_step as step_lib
 from imsvd_jax.data import pipeline
 from imsvd_jax.errors import UserError
@@ -65,7 +71,7 @@ def train_and_evaluate(
   _check_policy(config.not_finite)
   train_source = data.make_source(config.data, "train")
   experiment = step_lib.build(config, train_source.num_examples)
-  workdir = _make_workdir(workdir)
+  workdir = workdirs.make(workdir)
 
   # --- Start or resume -------------------------------------------------------
   checkpointer = checkpoint.Checkpointer(
@@ -149,20 +155,6 @@ def flatten_config(config: Any, prefix: str = "") -> dict[str, Any]:
     else:
       flat[prefix + key] = value
   return flat
-
-
-def _make_workdir(workdir: str) -> str:
-  """Creates the directory; returns its absolute path (gs:// as it is)."""
-  if "://" not in workdir:
-    workdir = os.path.abspath(os.path.expanduser(workdir))
-    try:
-      os.makedirs(workdir, exist_ok=True)
-    except OSError as error:
-      raise UserError(
-        f"Cannot create the workdir {workdir}: {error.strerror}."
-        " Choose another with --workdir."
-      ) from error
-  return workdir
 
 
 def _check_policy(settings) -> None:

@@ -14,6 +14,7 @@ import sys
 import time
 from unittest import mock
 
+import fake_bucket
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,6 +181,18 @@ def test_an_interrupt_stops_after_the_step_and_the_run_goes_on(
   train_and_evaluate(small_config(), str(tmp_path))
   assert f"from the checkpoint of step {saved}." in capsys.readouterr().err
   assert_same_run(never_stopped, tmp_path)
+
+
+def test_a_run_in_a_bucket_is_stopped_and_goes_on(
+  never_stopped, tmp_path, monkeypatch
+):
+  fake_bucket.install(monkeypatch, tmp_path / "buckets")
+  workdir = "gs://bucket/some/run"
+  at_step(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGINT))
+  with pytest.raises(interruption.Stopped):
+    train_and_evaluate(small_config(), workdir)
+  train_and_evaluate(small_config(), workdir)
+  assert_same_run(never_stopped, tmp_path / "buckets" / "bucket/some/run")
 
 
 def test_fewer_devices_change_nothing_but_the_rounding(
@@ -548,8 +561,8 @@ def test_metrics_that_cannot_be_written_end_the_run(tmp_path, monkeypatch):
 
   def fill_the_disk(self, step, *args, **kwargs):
     if step == 5:
-      self._file.close()
-      self._file = open("/dev/full", "w")  # noqa: SIM115
+      self._lines.file.close()
+      self._lines.file = open("/dev/full", "w")  # noqa: SIM115
     write(self, step, *args, **kwargs)
 
   monkeypatch.setattr(metrics.MetricWriter, "write", fill_the_disk)
