@@ -7,6 +7,7 @@ them and, when the newest step is damaged, walks back to the newest good one
 and says so. In the working directory:
 
   config.json                what the run was started with, for people
+  saved.txt                  there once a step was: the run is worth something
   checkpoints/STEP/state     the train state (Orbax)
   checkpoints/STEP/meta      leaves, checksums, configuration (JSON)
   checkpoints/damaged-STEP   a step that failed verification, set aside
@@ -34,6 +35,8 @@ from imsvd_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 PyTree = Any
+SAVED_FILE = "saved.txt"
+_DAMAGED = "damaged-"  # And the step's number: it is set aside.
 _VARIABLES = ("params", "batch_stats", "target")
 _DISK_ERRNOS = (
   errno.ENOSPC,
@@ -77,12 +80,15 @@ class Checkpointer:
     self.workdir = workdirs.absolute(workdir)
     self._root = self.workdir / "checkpoints"
     self._config = _as_json(config)
+    self._is_marked = False
     with _disk_errors_explained(self.workdir):
+      _check_not_emptied(self.workdir, self._root)
       self._manager = _make_manager(self._root, keep_last, keep_every)
       # Now, rather than at the first save an hour later.
       self._check_writable()
       if not _steps_on_disk(self._root):
         self._write_config()
+      self._mark()
 
   def latest_step(self) -> int | None:
     """Returns the newest step on disk, damaged or not; None if there is none.
@@ -169,11 +175,13 @@ class Checkpointer:
     """Blocks until the last save is on disk; its errors surface here."""
     with _disk_errors_explained(self.workdir):
       self._manager.wait_until_finished()
+      self._mark()
 
   def close(self) -> None:
     """Waits for the last save and frees the threads."""
     with _disk_errors_explained(self.workdir):
       self._manager.close()
+      self._mark()
 
   def _latest_to_follow(self) -> int | None:
     # Orbax would make a removed directory again, and a run whose directory
@@ -191,6 +199,19 @@ class Checkpointer:
         probe = folder / "write-test.tmp"
         probe.write_text("The run checks that it may write here.")
         probe.unlink()
+
+  def _mark(self) -> None:
+    """Leaves a sign that steps were saved, should they ever go missing."""
+    if self._is_marked or not self._root.exists():
+      return
+    if not _steps_on_disk(self._root):
+      return
+    if jax.process_index() == 0:
+      (self.workdir / SAVED_FILE).write_text(
+        "This run has saved checkpoints. Without them it does not start anew:"
+        " it says that they are gone.\n"
+      )
+    self._is_marked = True
 
   def _write_config(self) -> None:
     if jax.process_index() == 0:
@@ -661,6 +682,21 @@ def _newest_usable(
   )
 
 
+def _check_not_emptied(workdir: epath.Path, root: epath.Path) -> None:
+  """Raises UserError where steps were saved and none is left."""
+  found = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
+  damaged = [name for name in found if name.startswith(_DAMAGED)]
+  marker = workdir / SAVED_FILE
+  if not (damaged or marker.exists()) or _steps_on_disk(root):
+    return
+  what = f"only {_some(damaged)}" if damaged else "none"
+  raise UserError(
+    f"This run has saved checkpoints, and {root} holds {what}. Nothing was"
+    f" changed. Put them back, or use a new --workdir; to start over here,"
+    f" remove {workdir}."
+  )
+
+
 def _steps_on_disk(root: epath.Path) -> list[int]:
   """Returns the committed steps, ascending; damaged ones are among them."""
   return sorted(ocp.utils.checkpoint_steps(root))
@@ -685,10 +721,10 @@ def _already_saved(step: int, latest: int, workdir: epath.Path) -> bool:
 
 
 def _free_name(root: epath.Path, step: int) -> epath.Path:
-  path, count = root / f"damaged-{step}", 1
+  path, count = root / f"{_DAMAGED}{step}", 1
   while path.exists():
     count += 1
-    path = root / f"damaged-{step}-{count}"
+    path = root / f"{_DAMAGED}{step}-{count}"
   return path
 
 

@@ -109,24 +109,25 @@ def test_a_bucket_that_refuses_is_one_line(bucket, monkeypatch):
   run = checkpoint.Checkpointer(RUN, keep_last=2, config=CONFIG)
   writer = metrics.MetricWriter(RUN, start_step=0)
   writer.write(1, {"loss": 1.0})
-  monkeypatch.setattr(fake_bucket._Files, "GFile", refuse)
-  monkeypatch.setattr(fake_bucket._Files, "makedirs", refuse, raising=False)
   attempts = (
     lambda: workdirs.make(RUN),
     lambda: checkpoint.Checkpointer(RUN, keep_last=2, config=CONFIG),
     writer.sync,
     lambda: report_final(RUN),
   )
-  for attempt in attempts:
-    with pytest.raises(UserError, match="no access") as error:
-      attempt()
-    assert "\n" not in str(error.value)
-  refusal = tf.errors.UnavailableError(None, None, "try again")
-  for attempt in attempts:
-    with pytest.raises(tf.errors.UnavailableError):
-      attempt()
-  monkeypatch.undo()
+  with monkeypatch.context() as patch:
+    patch.setattr(fake_bucket._Files, "GFile", refuse)
+    patch.setattr(fake_bucket._Files, "makedirs", refuse, raising=False)
+    for attempt in attempts:
+      with pytest.raises(UserError, match="no access") as error:
+        attempt()
+      assert "\n" not in str(error.value)
+    refusal = tf.errors.UnavailableError(None, None, "try again")
+    for attempt in attempts:
+      with pytest.raises(tf.errors.UnavailableError):
+        attempt()
   run.close()
+  writer.close()
 
 
 def test_what_a_bucket_needs_is_said(monkeypatch):
