@@ -69,6 +69,7 @@ def train_and_evaluate(
     config.eval.batch_size, mesh.size, "eval.batch_size"
   )
   _check_policy(config.not_finite)
+  _check_periods(config)
   train_source = data.make_source(config.data, "train")
   experiment = step_lib.build(config, train_source.num_examples)
   workdir = workdirs.make(workdir)
@@ -166,6 +167,18 @@ def _check_policy(settings) -> None:
     raise UserError(
       f"not_finite.max_in_a_row={settings.max_in_a_row}; expected 0 or more."
     )
+
+
+def _check_periods(config) -> None:
+  # Each step asks whether it is time: too late to find a period of nothing.
+  for name, value, least in (
+    ("log.every_steps", config.log.every_steps, 1),
+    ("checkpoint.every_steps", config.checkpoint.every_steps, 0),
+    ("checkpoint.every_minutes", config.checkpoint.every_minutes, 0),
+    ("eval.every_epochs", config.eval.every_epochs, 0),
+  ):
+    if value < least:
+      raise UserError(f"{name}={value}; expected {least} or more.")
 
 
 def _restore_or_init(
@@ -367,8 +380,9 @@ def _checkpoint_hook(config, experiment, saver) -> Hook:
 
   def hook(step, state, step_metrics):
     nonlocal last_save
-    due = step % config.checkpoint.every_steps == 0
-    due |= step == experiment.total_steps
+    every_steps = config.checkpoint.every_steps
+    due = step == experiment.total_steps
+    due |= every_steps > 0 and step % every_steps == 0
     if not due and step % config.log.every_steps == 0:
       due = minutes_have_passed()
     if due:

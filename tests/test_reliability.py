@@ -464,12 +464,40 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
   "override",
-  [{"not_finite.policy": "ignore"}, {"not_finite.max_in_a_row": -1}],
+  [
+    {"not_finite.policy": "ignore"},
+    {"not_finite.max_in_a_row": -1},
+    {"log.every_steps": 0},
+    {"checkpoint.every_steps": -1},
+    {"checkpoint.every_minutes": -1.0},
+    {"eval.every_epochs": -1.0},
+  ],
   ids=lambda override: next(iter(override)),
 )
-def test_a_bad_policy_is_one_clear_line(override, tmp_path):
+def test_a_bad_policy_or_period_is_one_clear_line(
+  override, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(step_lib, "build", None)  # Nothing is begun.
   with pytest.raises(UserError, match=next(iter(override))):
     train_and_evaluate(small_config(**override), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("minutes", "saved"), [(1e9, [4]), (0.0, [2, 4])], ids=["end", "minutes"]
+)
+def test_no_period_saves_by_minutes_and_at_the_end(minutes, saved):
+  config = small_config(
+    **{
+      "checkpoint.every_steps": 0,
+      "checkpoint.every_minutes": minutes,
+      "log.every_steps": 2,
+    }
+  )
+  saver = mock.Mock()
+  hook = train._checkpoint_hook(config, mock.Mock(total_steps=4), saver)
+  for step in range(1, 5):
+    hook(step, None, None)
+  assert [call.args[0] for call in saver.save.call_args_list] == saved
 
 
 # --- Disks -------------------------------------------------------------------
