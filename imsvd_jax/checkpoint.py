@@ -285,18 +285,19 @@ def check_config(
     for key in sorted(old.keys() | new.keys())
     if key not in old or key not in new or old[key] != new[key]
   }
-  refused = []
+  refused = {}
   for key, change in changes.items():
     if _covered(key, harmless):
       logger.info("Resuming with a changed %s (harmless)", change)
     elif _covered(key, allow):
       logger.warning("Resuming with a changed %s (allowed)", change)
     else:
-      refused.append(change)
+      refused[key] = change
   if refused:
     raise UserError(
-      f"This run was started with another configuration: {'; '.join(refused)}."
-      " Restore these keys, allow them by name, or use a new --workdir."
+      "This run was started with another configuration:"
+      f" {'; '.join(refused.values())}. Restore these keys, use a new"
+      f' --workdir, or allow them: --config.allow_changes="{tuple(refused)}".'
     )
   return list(changes)
 

@@ -441,6 +441,8 @@ def test_changed_keys_are_named_and_refused(caplog):
   assert "data.seed: 1 -> 2" in message
   assert "gone: null -> (absent)" in message
   assert "new: (absent) -> {}" in message
+  allow = "('data.seed', 'gone', 'new')"
+  assert message.endswith(f'--config.allow_changes="{allow}".')
   assert "crop" not in message
   assert "log_every" not in message
 

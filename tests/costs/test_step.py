@@ -229,6 +229,7 @@ def test_parts_of_the_step(op_name, part):
     ("v4:0x2x2", "empty"),
     ("cpu:0", "empty"),
     ("cpu:9", "XLA_FLAGS"),
+    ("cpu:2x4", "expected cpu:8"),
   ],
 )
 def test_a_wrong_topology_is_one_clear_line(name, message):
