@@ -699,18 +699,6 @@ def test_a_signal_saves_and_a_second_interrupt_ends_at_once(start, tmp_path):
   assert "nothing saved" in process.log.read_text()
 
 
-def test_with_peers_a_signal_after_the_loop_is_not_swallowed(monkeypatch):
-  swallow = lambda *_: None  # What JAX's preemption service does.
-  before = signal.signal(signal.SIGTERM, swallow)
-  try:
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with interruption.StopRequest():
-      assert signal.getsignal(signal.SIGTERM) is swallow
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-  finally:
-    signal.signal(signal.SIGTERM, before)
-
-
 def ended(processes) -> float:
   begin = time.monotonic()
   for process in processes:
