@@ -728,6 +728,13 @@ def said(processes) -> str:
       id="worker_stopped",
       marks=pytest.mark.slow,
     ),
+    pytest.param(
+      0,
+      signal.SIGSTOP,
+      signal.SIGTERM,
+      id="coordinator_stopped",
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_a_lost_peer_ends_the_others_and_all_resume(
