@@ -1,6 +1,6 @@
 """What never losing a run costs: time per step with and without, as ratios.
 
-  python tests/soak/cost.py [ROUNDS [MODE]]
+  python -m tests.soak.cost [ROUNDS [MODE]]
 
 Trains configs/digits.py (or its form MODE, "debug") on random bytes with the
 trainer's own step. In each round the contenders take turns, each for as many
