@@ -9,6 +9,8 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(
   r'__version__ = "(.+)"', (ROOT / "imsvd_jax/__init__.py").read_text()
 ).group(1)
+# Orbax imports it, undeclared, for checkpoints on gs://.
+GCS = ["google-cloud-storage>=2.18"]
 
 setuptools.setup(
   name="imsvd_jax",
@@ -47,7 +49,8 @@ setuptools.setup(
   extras_require={
     "cuda12": ["jax[cuda12]"],
     "cuda13": ["jax[cuda13]"],
-    "tpu": ["jax[tpu]"],
+    "gcs": GCS,
+    "tpu": ["jax[tpu]", *GCS],  # A pod's runs are in a bucket.
     "torch": ["torch>=2.5"],
     "test": [
       "ipykernel>=6.29",  # With the two that follow: the Colab notebook.

@@ -149,8 +149,8 @@ def base() -> ConfigDict:
   )
   c.checkpoint = ConfigDict(
     dict(
-      every_steps=1000,
-      every_minutes=15.0,
+      every_steps=1000,  # And at the end; 0: by minutes and there only.
+      every_minutes=15.0,  # Looked at when metrics are logged.
       keep_last=3,
       keep_every=0,  # Also keep every m-th step for ever; 0: none.
     )

@@ -71,7 +71,10 @@ def _loss_flags() -> None:
     "precision", "auto", "Of the matrix products: auto, default, high, ..."
   )
   flags.DEFINE_integer(
-    "devices", 1, "Devices to split over; a CPU makes as many."
+    "devices",
+    1,
+    "Devices to split over; a CPU makes as many.",
+    lower_bound=1,
   )
   flags.DEFINE_bool(
     "alternatives", True, "Also run the other kernel and PyTorch."
@@ -151,7 +154,10 @@ def _step_flags() -> None:
   _common_flags(rounds=10)
   _config_flag()
   flags.DEFINE_integer(
-    "devices", 0, "Devices to split over; 0: all. A CPU makes as many."
+    "devices",
+    0,
+    "Devices to split over; 0: all. A CPU makes as many.",
+    lower_bound=0,
   )
 
 

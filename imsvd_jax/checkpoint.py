@@ -7,6 +7,7 @@ them and, when the newest step is damaged, walks back to the newest good one
 and says so. In the working directory:
 
   config.json                what the run was started with, for people
+  saved.txt                  there once a step was: the run is worth something
   checkpoints/STEP/state     the train state (Orbax)
   checkpoints/STEP/meta      leaves, checksums, configuration (JSON)
   checkpoints/damaged-STEP   a step that failed verification, set aside
@@ -28,11 +29,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from imsvd_jax import workdirs
 from imsvd_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 PyTree = Any
+SAVED_FILE = "saved.txt"
+_DAMAGED = "damaged-"  # And the step's number: it is set aside.
 _VARIABLES = ("params", "batch_stats", "target")
 _DISK_ERRNOS = (
   errno.ENOSPC,
@@ -73,15 +77,18 @@ class Checkpointer:
         f"keep_last is {keep_last} and keep_every is {keep_every}; expected at"
         " least 1 and at least 0."
       )
-    self.workdir = _absolute(workdir)
+    self.workdir = workdirs.absolute(workdir)
     self._root = self.workdir / "checkpoints"
     self._config = _as_json(config)
+    self._is_marked = False
     with _disk_errors_explained(self.workdir):
+      _check_not_emptied(self.workdir, self._root)
       self._manager = _make_manager(self._root, keep_last, keep_every)
       # Now, rather than at the first save an hour later.
       self._check_writable()
       if not _steps_on_disk(self._root):
         self._write_config()
+      self._mark()
 
   def latest_step(self) -> int | None:
     """Returns the newest step on disk, damaged or not; None if there is none.
@@ -168,11 +175,13 @@ class Checkpointer:
     """Blocks until the last save is on disk; its errors surface here."""
     with _disk_errors_explained(self.workdir):
       self._manager.wait_until_finished()
+      self._mark()
 
   def close(self) -> None:
     """Waits for the last save and frees the threads."""
     with _disk_errors_explained(self.workdir):
       self._manager.close()
+      self._mark()
 
   def _latest_to_follow(self) -> int | None:
     # Orbax would make a removed directory again, and a run whose directory
@@ -190,6 +199,19 @@ class Checkpointer:
         probe = folder / "write-test.tmp"
         probe.write_text("The run checks that it may write here.")
         probe.unlink()
+
+  def _mark(self) -> None:
+    """Leaves a sign that steps were saved, should they ever go missing."""
+    if self._is_marked or not self._root.exists():
+      return
+    if not _steps_on_disk(self._root):
+      return
+    if jax.process_index() == 0:
+      (self.workdir / SAVED_FILE).write_text(
+        "This run has saved checkpoints. Without them it does not start anew:"
+        " it says that they are gone.\n"
+      )
+    self._is_marked = True
 
   def _write_config(self) -> None:
     if jax.process_index() == 0:
@@ -263,18 +285,19 @@ def check_config(
     for key in sorted(old.keys() | new.keys())
     if key not in old or key not in new or old[key] != new[key]
   }
-  refused = []
+  refused = {}
   for key, change in changes.items():
     if _covered(key, harmless):
       logger.info("Resuming with a changed %s (harmless)", change)
     elif _covered(key, allow):
       logger.warning("Resuming with a changed %s (allowed)", change)
     else:
-      refused.append(change)
+      refused[key] = change
   if refused:
     raise UserError(
-      f"This run was started with another configuration: {'; '.join(refused)}."
-      " Restore these keys, allow them by name, or use a new --workdir."
+      "This run was started with another configuration:"
+      f" {'; '.join(refused.values())}. Restore these keys, use a new"
+      f' --workdir, or allow them: --config.allow_changes="{tuple(refused)}".'
     )
   return list(changes)
 
@@ -660,6 +683,21 @@ def _newest_usable(
   )
 
 
+def _check_not_emptied(workdir: epath.Path, root: epath.Path) -> None:
+  """Raises UserError where steps were saved and none is left."""
+  found = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
+  damaged = [name for name in found if name.startswith(_DAMAGED)]
+  marker = workdir / SAVED_FILE
+  if not (damaged or marker.exists()) or _steps_on_disk(root):
+    return
+  what = f"only {_some(damaged)}" if damaged else "none"
+  raise UserError(
+    f"This run has saved checkpoints, and {root} holds {what}. Nothing was"
+    f" changed. Put them back, or use a new --workdir; to start over here,"
+    f" remove {workdir}."
+  )
+
+
 def _steps_on_disk(root: epath.Path) -> list[int]:
   """Returns the committed steps, ascending; damaged ones are among them."""
   return sorted(ocp.utils.checkpoint_steps(root))
@@ -684,24 +722,19 @@ def _already_saved(step: int, latest: int, workdir: epath.Path) -> bool:
 
 
 def _free_name(root: epath.Path, step: int) -> epath.Path:
-  path, count = root / f"damaged-{step}", 1
+  path, count = root / f"{_DAMAGED}{step}", 1
   while path.exists():
     count += 1
-    path = root / f"damaged-{step}-{count}"
+    path = root / f"{_DAMAGED}{step}-{count}"
   return path
 
 
 def _locate(path: str | os.PathLike) -> tuple[epath.Path, int | None]:
   """Returns (workdir, None), or (workdir, step) for a step's directory."""
-  path = _absolute(path)
+  path = workdirs.absolute(path)
   if path.name.isdigit() and path.parent.name == "checkpoints":
     return path.parent.parent, int(path.name)
   return path, None
-
-
-def _absolute(path: str | os.PathLike) -> epath.Path:
-  path = epath.Path(path)
-  return path if "://" in str(path) else path.expanduser().absolute()
 
 
 def _some(names: Sequence[str], limit: int = 5) -> str:
@@ -752,7 +785,8 @@ def _disk_errors_explained(workdir: epath.Path) -> Iterator[None]:
   except UserError:
     raise
   except Exception as error:
-    reason = _disk_reason(error)
+    remote = workdirs.is_remote(workdir)
+    reason = (workdirs.lasting_reason if remote else _disk_reason)(error)
     if reason is None:
       raise
     raise UserError(

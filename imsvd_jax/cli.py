@@ -1,7 +1,7 @@
 """What all command lines share: one clear line for a user's mistake.
 
 Every `python -m imsvd_jax.<command>` goes through `run`, which turns a
-`UserError` (and a bad flag) into one line on standard error and exit code 2.
+`UserError` (and a bad flag) into one line on standard error and its exit code.
 """
 
 import logging
@@ -17,7 +17,7 @@ from absl import logging as absl_logging
 from imsvd_jax import cpu_devices, distributed
 from imsvd_jax.errors import UserError, suggestion
 
-EXIT_USAGE = 2
+EXIT_USAGE = UserError.exit_code
 
 
 def command(known: Iterable[str]) -> str:
@@ -66,7 +66,7 @@ def run(
     try:
       return main(argv)
     except UserError as error:
-      distributed.leave(_fail(str(error)))
+      distributed.leave(_fail(str(error), error.exit_code))
     except Exception:
       if not distributed.has_peers():
         raise
@@ -148,6 +148,6 @@ def _one_line(error: Exception) -> str:
   return re.sub(r"\s+", " ", text)
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = EXIT_USAGE) -> int:
   print(f"error: {message}", file=sys.stderr, flush=True)
-  return EXIT_USAGE
+  return code

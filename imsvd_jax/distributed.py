@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Mapping
 from typing import NamedTuple, NoReturn
 
-from imsvd_jax.errors import UserError
+from imsvd_jax.errors import PeerError, UserError
 
 FLAGS = "--coordinator_address, --num_processes and --process_id"
 # JAX aborts the process when its own timeout passes; ours comes first.
@@ -65,8 +65,9 @@ def initialize(
     timeout_seconds: How long to wait for the others.
 
   Raises:
-    UserError: The description is incomplete or contradictory, the port is in
-      use, or a process did not come in time.
+    UserError: The description is incomplete or contradictory, or the port is
+      in use.
+    PeerError: A process did not come in time.
   """
   cluster = detect(os.environ, coordinator_address, num_processes, process_id)
   deadline = time.monotonic() + timeout_seconds
@@ -158,7 +159,9 @@ def _slurm(environ: Mapping[str, str]) -> dict | None:
   needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID")
   if any(name not in environ for name in needed):
     return None
-  tasks = environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", "1"))
+  counts = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+  count = next((name for name in counts if name in environ), None)
+  tasks = _int(environ, count) if count else 1
   first = _first_host(environ["SLURM_STEP_NODELIST"])
   # "4(x2),3": four tasks on each of two nodes, three on the next.
   per_node = environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
@@ -166,10 +169,10 @@ def _slurm(environ: Mapping[str, str]) -> dict | None:
   return {
     "source": "SLURM",
     "coordinator_address": f"{first}:{_port(environ['SLURM_JOB_ID'])}",
-    "num_processes": int(tasks),
-    "process_id": int(environ["SLURM_PROCID"]),
+    "num_processes": tasks,
+    "process_id": _int(environ, "SLURM_PROCID"),
     "local_device_ids": _own_device(
-      environ, environ.get("SLURM_LOCALID") if shared else None
+      environ, "SLURM_LOCALID" if shared else None
     ),
   }
 
@@ -185,8 +188,10 @@ def _first_host(node_list: str) -> str:
 def _open_mpi(environ: Mapping[str, str]) -> dict | None:
   if "OMPI_COMM_WORLD_SIZE" not in environ:
     return None
-  size = int(environ["OMPI_COMM_WORLD_SIZE"])
-  local_size = int(environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", size))
+  size = _int(environ, "OMPI_COMM_WORLD_SIZE")
+  local_size = size
+  if "OMPI_COMM_WORLD_LOCAL_SIZE" in environ:
+    local_size = _int(environ, "OMPI_COMM_WORLD_LOCAL_SIZE")
   job = environ.get("OMPI_MCA_ess_base_jobid") or environ.get(
     "PMIX_NAMESPACE", "0"
   )
@@ -198,12 +203,22 @@ def _open_mpi(environ: Mapping[str, str]) -> dict | None:
     "source": "Open MPI",
     "coordinator_address": host and f"{host}:{_port(job)}",
     "num_processes": size,
-    "process_id": int(environ["OMPI_COMM_WORLD_RANK"]),
+    "process_id": _int(environ, "OMPI_COMM_WORLD_RANK"),
     "local_device_ids": _own_device(
-      environ,
-      environ.get("OMPI_COMM_WORLD_LOCAL_RANK") if local_size > 1 else None,
+      environ, "OMPI_COMM_WORLD_LOCAL_RANK" if local_size > 1 else None
     ),
   }
+
+
+def _int(environ: Mapping[str, str], name: str) -> int:
+  text = environ.get(name)
+  if text is None or not text.strip().isdecimal():
+    found = "is missing" if text is None else f"is {text!r}"
+    raise UserError(
+      f"The environment variable {name} {found}; expected a whole number, as"
+      " the launcher of the run's processes sets it."
+    )
+  return int(text)
 
 
 def _port(job: str) -> int:
@@ -213,17 +228,19 @@ def _port(job: str) -> int:
 
 
 def _own_device(
-  environ: Mapping[str, str], local_rank: str | None
+  environ: Mapping[str, str], variable: str | None
 ) -> list[int] | None:
   """One GPU per process where processes share a machine.
 
-  None where the process has the machine to itself, or where the launcher
-  already shows it a single GPU.
+  None where the process has the machine to itself (no variable has its number
+  there), or where the launcher already shows it a single GPU.
   """
   visible = environ.get("CUDA_VISIBLE_DEVICES", "")
-  if local_rank is None or (visible and "," not in visible):
+  if variable is None or variable not in environ:
     return None
-  return [int(local_rank)]
+  if visible and "," not in visible:
+    return None
+  return [_int(environ, variable)]
 
 
 def num_tpu_hosts(environ: Mapping[str, str]) -> int:
@@ -235,7 +252,9 @@ def num_tpu_hosts(environ: Mapping[str, str]) -> int:
   hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get(
     "TPU_WORKER_HOSTNAMES"
   )
-  slices = int(environ.get("MEGASCALE_NUM_SLICES") or 1)
+  slices = 1
+  if environ.get("MEGASCALE_NUM_SLICES"):
+    slices = _int(environ, "MEGASCALE_NUM_SLICES")
   if hosts:
     return slices * len(hosts.split(","))
   if "TPU_SKIP_MDS_QUERY" in environ or not _has_tpu_chips():
@@ -336,7 +355,7 @@ def _wait_for_coordinator(
     except OSError as error:
       reason = error.strerror or str(error)
     if time.monotonic() >= deadline:
-      raise UserError(
+      raise PeerError(
         f"No coordinator at {address} after {timeout_seconds:g} s ({reason});"
         " is process 0 running, and is this its --coordinator_address?"
       )
@@ -369,13 +388,13 @@ def _connect(
   thread.start()
   thread.join(max(1.0, deadline - time.monotonic()))
   if thread.is_alive():
-    raise UserError(
+    raise PeerError(
       f"Waited {timeout_seconds:g} s, and not {everyone} joined; start the"
       " missing ones, or look in their logs for why they stopped."
     )
   if failures:
     reason = " ".join(str(failures[0]).split())
-    raise UserError(f"Could not join {everyone}: {reason}") from failures[0]
+    raise PeerError(f"Could not join {everyone}: {reason}") from failures[0]
 
 
 def has_peers() -> bool:

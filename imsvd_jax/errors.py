@@ -16,6 +16,17 @@ class UserError(ValueError):
   The message says what was found, what was expected and what to do.
   """
 
+  exit_code = 2
+
+
+class PeerError(UserError):
+  """Another process of the run did not come: one line too, and exit code 4.
+
+  Unlike a mistake it is worth another try, which launchers make.
+  """
+
+  exit_code = 4
+
 
 def suggestion(name: str, known: Iterable[str]) -> str:
   """Returns " Did you mean 'x'?" for a near miss, else an empty string."""

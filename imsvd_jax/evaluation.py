@@ -8,13 +8,13 @@ the encoder, and the training step needs no label and does no work for it.
 import dataclasses
 import functools
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from imsvd_jax import augment, augmented_views, data, metrics, sharding
 from imsvd_jax import train_step as step_lib
@@ -229,9 +229,10 @@ class Evaluation:
     for name, row in results.items():
       metrics.say(f"{name:14}{row['knn']:9.2%}{row['linear']:9.2%}")
     if jax.process_index() == 0:
-      with open(os.path.join(workdir, "final.json"), "w") as file:
-        rows = {k: {**row, "num_images": test} for k, row in results.items()}
-        json.dump(rows, file, indent=2)
+      rows = {k: {**row, "num_images": test} for k, row in results.items()}
+      folder = epath.Path(workdir)
+      with metrics.writing(folder):
+        (folder / "final.json").write_text(json.dumps(rows, indent=2))
 
   def _skip(self, why: str) -> None:
     metrics.say(f"No k-NN or linear evaluation: {why}.")

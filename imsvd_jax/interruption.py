@@ -2,7 +2,7 @@
 
 2    the user's to fix: config, data, disk (one line says what)
 3    the numbers went wrong: too many non-finite updates
-4    this process, or a peer, failed in a run of several processes
+4    in a run of several processes this one or a peer failed, or none came
 75   SIGTERM or SIGINT: saved; the same command resumes (EX_TEMPFAIL)
 130  a second SIGINT: at once, nothing saved
 """
@@ -19,10 +19,10 @@ from collections.abc import Callable
 import jax
 from jax.experimental import multihost_utils
 
-from imsvd_jax.errors import UserError
+from imsvd_jax.errors import PeerError, UserError
 
 EXIT_NOT_FINITE = 3
-EXIT_PEERS = 4
+EXIT_PEERS = PeerError.exit_code
 EXIT_SAVED = 75
 EXIT_AT_ONCE = 130
 
@@ -36,7 +36,8 @@ class StopRequest:
 
   A context manager. Outside the main thread, where Python takes no signals,
   it hears nothing. With peers, JAX's preemption service owns SIGTERM and makes
-  all processes stop at the same step; a SIGINT is turned into one.
+  all processes stop at the same step; a SIGINT is turned into one. Afterwards
+  SIGTERM ends the process, as it does any: the service would swallow it.
 
   Signals are read by a thread: the main one may sit in a compilation for
   minutes, and a second SIGINT must end that too.
@@ -70,6 +71,9 @@ class StopRequest:
     for number, handler in self._handlers.items():
       # None: a handler that was not set from Python and cannot be set again.
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if self._has_peers:
+      # Nobody asks the service any more; a handler of ours disables it.
+      signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.set_wakeup_fd(self._old_fd)
     self._writer.close()
     self._thread.join()

@@ -7,7 +7,6 @@ clock, so that a resumed run writes the very lines of one that never stopped.
 import contextlib
 import json
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,9 @@ from typing import Any
 
 import jax
 from clu import metric_writers, parameter_overview
+from etils import epath
 
+from imsvd_jax import workdirs
 from imsvd_jax.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
@@ -70,12 +71,13 @@ class MetricWriter:
     self._is_main = jax.process_index() == 0
     if not self._is_main:
       return
-    self._path = pathlib.Path(workdir) / METRICS_FILE
-    with self._writing():
-      _drop_lines_after(self._path, start_step)
-      self._file = self._path.open("a")
+    workdir = epath.Path(workdir)
+    self._path = workdir / METRICS_FILE
+    lines = _Rewritten if workdirs.is_remote(workdir) else _Appended
+    with writing(workdir):
+      self._lines = lines(self._path, start_step)
       self._tensorboard = metric_writers.AsyncWriter(
-        metric_writers.SummaryWriter(os.path.join(workdir, "tensorboard"))
+        metric_writers.SummaryWriter(os.fspath(workdir / "tensorboard"))
       )
 
   def write(
@@ -87,24 +89,23 @@ class MetricWriter:
     with self._writing():
       self._tensorboard.write_scalars(step, dict(scalars))
       if not timing:
-        line = {"step": step, **scalars}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
 
   def sync(self) -> None:
-    """Waits until the lines are on disk.
+    """Waits until the lines are on disk, or in the bucket.
 
     A checkpoint must not outlive, in a crash of the machine, the lines before
     it. Nor may a run go on writing to a file that somebody removed.
     """
     if self._is_main:
-      with self._writing():
-        os.fsync(self._file.fileno())
+      # First: a bucket would make the file anew.
       if not self._path.exists():
         raise UserError(
           f"{self._path} is gone: the working directory was removed while the"
           " run was writing to it. Restart with another --workdir."
         )
+      with self._writing():
+        self._lines.sync()
 
   def close(self) -> None:
     """Flushes and closes both files."""
@@ -113,20 +114,78 @@ class MetricWriter:
         try:
           self._tensorboard.close()
         finally:
-          self._file.close()
+          self._lines.close()
 
-  @contextlib.contextmanager
-  def _writing(self) -> Iterator[None]:
-    try:
-      yield
-    except Exception as error:
-      if not _is_of_the_disk(error):
-        raise
-      raise UserError(
-        f"Cannot write the metrics in {self._path.parent}: {_reason(error)}."
-        " The checkpoints are intact; make room or mend the directory, and run"
-        " the same command again to resume."
-      ) from error
+  def _writing(self) -> contextlib.AbstractContextManager:
+    return writing(self._path.parent)
+
+
+class _Appended:
+  """Lines of a file of this machine, each there as soon as it is written."""
+
+  def __init__(self, path: epath.Path, start_step: int):
+    if path.exists():
+      partial = path.with_suffix(".partial")
+      partial.write_text("".join(_lines_to_keep(path, start_step)))
+      partial.replace(path)  # Atomic: a kill here loses nothing.
+    self.file = path.open("a")
+
+  def write(self, line: str) -> None:
+    self.file.write(line)
+    self.file.flush()
+
+  def sync(self) -> None:
+    os.fsync(self.file.fileno())
+
+  def close(self) -> None:
+    self.file.close()
+
+
+class _Rewritten:
+  """Lines of an object in a bucket, there after the next `sync`.
+
+  Nothing can be appended to an object, so it is written anew, whole.
+  """
+
+  def __init__(self, path: epath.Path, start_step: int):
+    self._path = path
+    self._lines = _lines_to_keep(path, start_step) if path.exists() else []
+    self._path.write_text("".join(self._lines))
+    self._num_written = len(self._lines)
+
+  def write(self, line: str) -> None:
+    self._lines.append(line)
+
+  def sync(self) -> None:
+    if self._num_written < len(self._lines):
+      self._path.write_text("".join(self._lines))
+      self._num_written = len(self._lines)
+
+  def close(self) -> None:
+    self.sync()
+
+
+@contextlib.contextmanager
+def writing(workdir: epath.Path) -> Iterator[None]:
+  """Makes one clear line of what a disk or a bucket refuses.
+
+  Raises:
+    UserError: It is for the user to mend.
+  """
+  try:
+    yield
+  except Exception as error:
+    if workdirs.is_remote(workdir):
+      reason = workdirs.lasting_reason(error)
+    else:
+      reason = _disk_reason(error)
+    if reason is None:
+      raise
+    raise UserError(
+      f"Cannot write the metrics in {workdir}: {reason}."
+      " The checkpoints are intact; make room or mend the directory, and run"
+      " the same command again to resume."
+    ) from error
 
 
 def write_tensorboard(
@@ -144,33 +203,25 @@ def write_tensorboard(
   writer.close()
 
 
-def _is_of_the_disk(error: BaseException) -> bool:
+def _disk_reason(error: BaseException) -> str | None:
+  """Returns why the disk refused; None if it was something else."""
   # TensorBoard's writer fails later, in a wrapping, with TensorFlow's errors.
-  error = _root(error)
-  return isinstance(error, OSError) or (
-    type(error).__module__.partition(".")[0] == "tensorflow"
-  )
-
-
-def _root(error: BaseException) -> BaseException:
   while error.__cause__ is not None:
     error = error.__cause__
-  return error
-
-
-def _reason(error: BaseException) -> str:
-  error = _root(error)
+  is_tensorflows = type(error).__module__.partition(".")[0] == "tensorflow"
+  if not (isinstance(error, OSError) or is_tensorflows):
+    return None
   text = getattr(error, "strerror", None) or str(error) or repr(error)
   return text.splitlines()[0].rstrip(".")
 
 
-def read_metrics(workdir: str) -> list[dict[str, float]]:
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
   """Returns the lines of a run's metrics.jsonl, oldest first."""
-  path = pathlib.Path(workdir) / METRICS_FILE
+  path = epath.Path(workdir) / METRICS_FILE
   return [line for _, line in _parse(path)] if path.exists() else []
 
 
-def _parse(path: pathlib.Path):
+def _parse(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   for text in path.read_text().splitlines():
     try:
       yield text, json.loads(text)
@@ -178,9 +229,8 @@ def _parse(path: pathlib.Path):
       continue  # A line cut short by a kill; its step will come again.
 
 
-def _drop_lines_after(path: pathlib.Path, step: int) -> None:
-  if not path.exists():
-    return
+def _lines_to_keep(path: epath.Path, step: int) -> list[str]:
+  """Returns the lines, each with its end, that will not come again."""
 
   def is_kept(line):
     # A run from the beginning writes step 0 again, and any writes the results
@@ -188,10 +238,7 @@ def _drop_lines_after(path: pathlib.Path, step: int) -> None:
     is_final = any(name.startswith("final_") for name in line)
     return step > 0 and line["step"] <= step and not is_final
 
-  kept = [text for text, line in _parse(path) if is_kept(line)]
-  partial = path.with_suffix(".partial")
-  partial.write_text("".join(f"{text}\n" for text in kept))
-  partial.replace(path)  # Atomic: a kill here loses nothing.
+  return [f"{text}\n" for text, line in _parse(path) if is_kept(line)]
 
 
 class Progress:

@@ -42,10 +42,10 @@ def check_batch_size(batch_size: int, num_devices: int, name: str) -> None:
   """Raises UserError unless the batch divides evenly over the devices."""
   if batch_size % num_devices:
     low = batch_size // num_devices * num_devices
+    near = f"{low} or {low + num_devices}" if low else f"{num_devices}"
     raise UserError(
       f"{name}={batch_size} does not divide over {num_devices} devices;"
-      f" use a multiple of {num_devices}, such as {low or num_devices}"
-      f" or {low + num_devices}."
+      f" use a multiple of {num_devices}, such as {near}."
     )
 
 

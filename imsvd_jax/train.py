@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -13,7 +12,14 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from imsvd_jax import checkpoint, data, interruption, metrics, sharding
+from imsvd_jax import (
+  checkpoint,
+  data,
+  interruption,
+  metrics,
+  sharding,
+  workdirs,
+)
 from imsvd_jax import train_step as step_lib
 from imsvd_jax.data import pipeline
 from imsvd_jax.errors import UserError
@@ -63,9 +69,10 @@ def train_and_evaluate(
     config.eval.batch_size, mesh.size, "eval.batch_size"
   )
   _check_policy(config.not_finite)
+  _check_periods(config)
   train_source = data.make_source(config.data, "train")
   experiment = step_lib.build(config, train_source.num_examples)
-  workdir = _make_workdir(workdir)
+  workdir = workdirs.make(workdir)
 
   # --- Start or resume -------------------------------------------------------
   checkpointer = checkpoint.Checkpointer(
@@ -151,20 +158,6 @@ def flatten_config(config: Any, prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def _make_workdir(workdir: str) -> str:
-  """Creates the directory; returns its absolute path (gs:// as it is)."""
-  if "://" not in workdir:
-    workdir = os.path.abspath(os.path.expanduser(workdir))
-    try:
-      os.makedirs(workdir, exist_ok=True)
-    except OSError as error:
-      raise UserError(
-        f"Cannot create the workdir {workdir}: {error.strerror}."
-        " Choose another with --workdir."
-      ) from error
-  return workdir
-
-
 def _check_policy(settings) -> None:
   if settings.policy not in ("skip", "stop"):
     raise UserError(
@@ -174,6 +167,18 @@ def _check_policy(settings) -> None:
     raise UserError(
       f"not_finite.max_in_a_row={settings.max_in_a_row}; expected 0 or more."
     )
+
+
+def _check_periods(config) -> None:
+  # Each step asks whether it is time: too late to find a period of nothing.
+  for name, value, least in (
+    ("log.every_steps", config.log.every_steps, 1),
+    ("checkpoint.every_steps", config.checkpoint.every_steps, 0),
+    ("checkpoint.every_minutes", config.checkpoint.every_minutes, 0),
+    ("eval.every_epochs", config.eval.every_epochs, 0),
+  ):
+    if value < least:
+      raise UserError(f"{name}={value}; expected {least} or more.")
 
 
 def _restore_or_init(
@@ -375,8 +380,9 @@ def _checkpoint_hook(config, experiment, saver) -> Hook:
 
   def hook(step, state, step_metrics):
     nonlocal last_save
-    due = step % config.checkpoint.every_steps == 0
-    due |= step == experiment.total_steps
+    every_steps = config.checkpoint.every_steps
+    due = step == experiment.total_steps
+    due |= every_steps > 0 and step % every_steps == 0
     if not due and step % config.log.every_steps == 0:
       due = minutes_have_passed()
     if due:

@@ -22,6 +22,15 @@ fi
 }
 config=$1
 shift
+# As the trainer's own flag it is welcome too.
+config=${config#--config=}
+case $config in
+  -*)
+    echo "error: found $config where CONFIG is expected, a file; flags of" \
+      "imsvd_jax.main come after it." >&2
+    exit 2
+    ;;
+esac
 python=${PYTHON:-python}
 here=$(dirname "$0")
 # Nobody else is on these GPUs: take most of the memory at once.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains with N processes on this machine, over loopback, as a pod would.
 #
-#   launch/local.sh N CONFIG [flags of imsvd_jax.main ...]
+#   launch/local.sh [--dry-run] N CONFIG [flags of imsvd_jax.main ...]
 #   launch/local.sh 2 configs/digits.py --workdir=runs/two
 #
 # With N GPUs or more each process gets one of its own; set JAX_PLATFORMS=cpu to
@@ -17,12 +17,26 @@ usage() {
   exit 2
 }
 
+dry_run=0
+if [ "${1:-}" = --dry-run ]; then
+  dry_run=1
+  shift
+fi
 [ $# -ge 2 ] || usage
 count=$1 config=$2
 shift 2
 case $count in
   '' | *[!0-9]* | 0)
     echo "error: $count is not a number of processes; expected 1 or more." >&2
+    exit 2
+    ;;
+esac
+# As the trainer's own flag it is welcome too.
+config=${config#--config=}
+case $config in
+  -*)
+    echo "error: found $config where CONFIG is expected, a file; flags of" \
+      "imsvd_jax.main come after it." >&2
     exit 2
     ;;
 esac
@@ -76,14 +90,24 @@ for ((process = 0; process < count; process++)); do
     environment=("CUDA_VISIBLE_DEVICES=$process")
   fi
   # A session of its own: Ctrl-C then comes once, from here.
-  env "${environment[@]}" PYTHONUNBUFFERED=1 setsid "$python" \
-    -m imsvd_jax.main --config="$config" \
-    --coordinator_address="127.0.0.1:$port" \
-    --num_processes="$count" --process_id="$process" "$@" \
+  command=(
+    env "${environment[@]}" PYTHONUNBUFFERED=1 setsid "$python"
+    -m imsvd_jax.main --config="$config"
+    --coordinator_address="127.0.0.1:$port"
+    --num_processes="$count" --process_id="$process" "$@"
+  )
+  if [ "$dry_run" = 1 ]; then
+    printf '+'
+    printf ' %q' "${command[@]}"
+    printf '\n'
+    continue
+  fi
+  "${command[@]}" \
     > >(sed -u "s/^/[$process] /") 2> >(sed -u "s/^/[$process] /" >&2) &
   pids+=($!)
 done
 
+[ "$dry_run" = 0 ] || exit 0
 result=0
 left=$count
 while [ "$left" -gt 0 ]; do

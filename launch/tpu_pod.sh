@@ -78,9 +78,9 @@ for action in "${actions[@]}"; do
     fail "--type is missing: what to create, such as v5litepod-16."
   fi
   if [ "$action" = run ]; then
-    [[ " ${flags[*]} " == *" --config="* ]] ||
+    [[ " ${flags[*]} " == *" --config"[=\ ]* ]] ||
       fail "run needs the trainer's flags after --: --config and --workdir."
-    [[ " ${flags[*]} " == *" --workdir=gs://"* ]] ||
+    [[ " ${flags[*]} " == *" --workdir"[=\ ]gs://* ]] ||
       fail "run needs --workdir=gs://BUCKET/DIR after --; a worker's own disk" \
         "is neither shared nor kept."
   fi

@@ -48,6 +48,10 @@ case ${1:-} in
     exit 1
     ;;
   logs)
+    [ -f "$run_dir/pid" ] || {
+      echo "error: no run was started here, on $(hostname)." >&2
+      exit 2
+    }
     tail --lines=50 --follow=name --pid="$(cat "$run_dir/pid")" "$run_dir/log"
     ;;
   stop)

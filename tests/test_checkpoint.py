@@ -137,6 +137,38 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
   assert checkpoint.load_config(tmp_path) == {"seed": 2}
 
 
+@pytest.mark.parametrize("what", ["removed", "emptied", "damaged"])
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(run_copy, what):
+  root = run_copy / "checkpoints"
+  shutil.rmtree(root)
+  left = "none"
+  if what == "emptied":
+    root.mkdir()
+  elif what == "damaged":
+    (root / "damaged-2").mkdir(parents=True)
+    (run_copy / checkpoint.SAVED_FILE).unlink()  # A sign of its own.
+    left = "only damaged-2"
+  before = files_of(run_copy)
+  with pytest.raises(UserError, match=f"holds {left}.*Put them back") as error:
+    open_run(run_copy)
+  assert "\n" not in str(error.value)
+  assert files_of(run_copy) == before
+  assert root.exists() == (what != "removed")
+
+
+def test_a_run_is_marked_when_its_first_checkpoint_is_written(tmp_path):
+  marker = tmp_path / checkpoint.SAVED_FILE
+  run = open_run(tmp_path)
+  run.save(1, make_state(1))
+  assert not marker.exists()
+  run.wait()
+  assert marker.exists()
+  run.close()
+  marker.unlink()  # Killed just before it was written.
+  open_run(tmp_path).close()
+  assert marker.exists()
+
+
 def test_keeps_the_last_and_every_mth(tmp_path):
   save_run(tmp_path, range(1, 8), keep_last=2, keep_every=3)
   kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
@@ -409,6 +441,8 @@ def test_changed_keys_are_named_and_refused(caplog):
   assert "data.seed: 1 -> 2" in message
   assert "gone: null -> (absent)" in message
   assert "new: (absent) -> {}" in message
+  allow = "('data.seed', 'gone', 'new')"
+  assert message.endswith(f'--config.allow_changes="{allow}".')
   assert "crop" not in message
   assert "log_every" not in message
 

@@ -59,9 +59,9 @@ def start_main(port: int, count: int, process_id: int, seconds: float):
   )
 
 
-def assert_one_line(process: subprocess.Popen, *words: str) -> None:
+def assert_one_line(process: subprocess.Popen, *words: str, code: int) -> None:
   _, stderr = process.communicate(timeout=300)  # A loaded machine is slow.
-  assert process.returncode == 2, stderr
+  assert process.returncode == code, stderr
   assert stderr.startswith("error: "), stderr
   assert stderr.count("\n") == 1, stderr
   for word in words:
@@ -159,6 +159,29 @@ def test_open_mpi_describes_a_run():
   assert distributed.detect(alone).coordinator_address.startswith("127.0.0.1:")
 
 
+@pytest.mark.parametrize(
+  ("environ", "name", "value"),
+  [
+    (SLURM, "SLURM_PROCID", "x"),
+    (SLURM, "SLURM_STEP_NUM_TASKS", ""),
+    (SLURM, "SLURM_LOCALID", "1.5"),
+    (OPEN_MPI, "OMPI_COMM_WORLD_SIZE", "four"),
+    (OPEN_MPI, "OMPI_COMM_WORLD_RANK", None),
+    (OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE", "?"),
+    (OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_RANK", "-1"),
+  ],
+)
+def test_an_environment_that_is_no_number_is_one_clear_line(
+  environ, name, value
+):
+  environ = {**environ, name: value}
+  if value is None:
+    del environ[name]
+  with pytest.raises(UserError, match=f"{name} is .*whole number") as error:
+    distributed.detect(environ)
+  assert "\n" not in str(error.value)
+
+
 def test_flags_override_the_environment():
   cluster = distributed.detect(SLURM, coordinator_address="10.0.0.1:99")
   assert cluster.coordinator_address == "10.0.0.1:99"
@@ -224,12 +247,13 @@ def test_the_coordinator_listens_on_its_own_address(monkeypatch):
 
 
 # --- Processes that do not come ---------------------------------------------
+# Code 4, not 2: the launchers try again when a peer is late.
 
 
 def test_a_missing_coordinator_is_one_line():
   port = free_port()
   process = start_main(port, 2, 1, 1.0)
-  assert_one_line(process, "No coordinator", f"127.0.0.1:{port}", "1 s")
+  assert_one_line(process, "No coordinator", f"127.0.0.1:{port}", "1 s", code=4)
 
 
 def test_a_port_in_use_is_one_line():
@@ -238,7 +262,7 @@ def test_a_port_in_use_is_one_line():
     other.listen()
     port = other.getsockname()[1]
     process = start_main(port, 2, 0, 5.0)
-    assert_one_line(process, f"127.0.0.1:{port}", "in use")
+    assert_one_line(process, f"127.0.0.1:{port}", "in use", code=2)
 
 
 @pytest.fixture
@@ -260,9 +284,13 @@ def coordinator():
 
 def test_a_process_that_never_joins_is_one_line_from_the_coordinator():
   process = start_main(free_port(), 3, 0, 1.0)
-  assert_one_line(process, "Waited 1 s", "not all 3 processes", "0 to 2")
+  assert_one_line(
+    process, "Waited 1 s", "not all 3 processes (--process_id 0 to 2)", code=4
+  )
 
 
 def test_a_process_that_never_joins_is_one_line_from_the_others(coordinator):
   process = start_main(coordinator, 3, 1, 1.0)
-  assert_one_line(process, "Waited 1 s", "not all 3 processes", "0 to 2")
+  assert_one_line(
+    process, "Waited 1 s", "not all 3 processes (--process_id 0 to 2)", code=4
+  )

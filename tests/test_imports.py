@@ -36,9 +36,10 @@ ALLOWED = {
     "data",
   },
   "train_state": {"jax", "flax", "optax", "orbax", "sharding"},
-  "checkpoint": {"jax", "orbax", "etils", "numpy"},
+  "workdirs": {"etils"},
+  "checkpoint": {"jax", "orbax", "etils", "numpy", "workdirs"},
   "train_step": {"jax", "flax", "optax", *HOT},
-  "metrics": {"jax", "numpy", "clu"},
+  "metrics": {"jax", "numpy", "clu", "etils", "workdirs"},
   "evaluators": {
     "numpy",
     "jax",
@@ -68,6 +69,7 @@ ALLOWED = {
   "evaluation": {
     "jax",
     "numpy",
+    "etils",
     "augmented_views",
     "data",
     "evaluators",
@@ -143,6 +145,7 @@ ALLOWED = {
     "evaluators",
     "interruption",
     "metrics",
+    "workdirs",
     *BELOW_TRAIN_STEP,
   },
 }

@@ -14,6 +14,7 @@ import sys
 import time
 from unittest import mock
 
+import fake_bucket
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,6 +181,18 @@ def test_an_interrupt_stops_after_the_step_and_the_run_goes_on(
   train_and_evaluate(small_config(), str(tmp_path))
   assert f"from the checkpoint of step {saved}." in capsys.readouterr().err
   assert_same_run(never_stopped, tmp_path)
+
+
+def test_a_run_in_a_bucket_is_stopped_and_goes_on(
+  never_stopped, tmp_path, monkeypatch
+):
+  fake_bucket.install(monkeypatch, tmp_path / "buckets")
+  workdir = "gs://bucket/some/run"
+  at_step(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGINT))
+  with pytest.raises(interruption.Stopped):
+    train_and_evaluate(small_config(), workdir)
+  train_and_evaluate(small_config(), workdir)
+  assert_same_run(never_stopped, tmp_path / "buckets" / "bucket/some/run")
 
 
 def test_fewer_devices_change_nothing_but_the_rounding(
@@ -451,12 +464,40 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
   "override",
-  [{"not_finite.policy": "ignore"}, {"not_finite.max_in_a_row": -1}],
+  [
+    {"not_finite.policy": "ignore"},
+    {"not_finite.max_in_a_row": -1},
+    {"log.every_steps": 0},
+    {"checkpoint.every_steps": -1},
+    {"checkpoint.every_minutes": -1.0},
+    {"eval.every_epochs": -1.0},
+  ],
   ids=lambda override: next(iter(override)),
 )
-def test_a_bad_policy_is_one_clear_line(override, tmp_path):
+def test_a_bad_policy_or_period_is_one_clear_line(
+  override, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(step_lib, "build", None)  # Nothing is begun.
   with pytest.raises(UserError, match=next(iter(override))):
     train_and_evaluate(small_config(**override), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("minutes", "saved"), [(1e9, [4]), (0.0, [2, 4])], ids=["end", "minutes"]
+)
+def test_no_period_saves_by_minutes_and_at_the_end(minutes, saved):
+  config = small_config(
+    **{
+      "checkpoint.every_steps": 0,
+      "checkpoint.every_minutes": minutes,
+      "log.every_steps": 2,
+    }
+  )
+  saver = mock.Mock()
+  hook = train._checkpoint_hook(config, mock.Mock(total_steps=4), saver)
+  for step in range(1, 5):
+    hook(step, None, None)
+  assert [call.args[0] for call in saver.save.call_args_list] == saved
 
 
 # --- Disks -------------------------------------------------------------------
@@ -548,8 +589,8 @@ def test_metrics_that_cannot_be_written_end_the_run(tmp_path, monkeypatch):
 
   def fill_the_disk(self, step, *args, **kwargs):
     if step == 5:
-      self._file.close()
-      self._file = open("/dev/full", "w")  # noqa: SIM115
+      self._lines.file.close()
+      self._lines.file = open("/dev/full", "w")  # noqa: SIM115
     write(self, step, *args, **kwargs)
 
   monkeypatch.setattr(metrics.MetricWriter, "write", fill_the_disk)
@@ -685,6 +726,13 @@ def said(processes) -> str:
       signal.SIGSTOP,
       signal.SIGTERM,
       id="worker_stopped",
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      0,
+      signal.SIGSTOP,
+      signal.SIGTERM,
+      id="coordinator_stopped",
       marks=pytest.mark.slow,
     ),
   ],

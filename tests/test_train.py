@@ -107,7 +107,8 @@ def test_the_workdir_of_another_config_is_refused(finished):
 @pytest.mark.parametrize(
   ("overrides", "message"),
   [
-    ({"batch_size": 12}, r"batch_size=12 .*8 devices"),
+    ({"batch_size": 12}, r"batch_size=12 .*8 devices.* such as 8 or 16\.$"),
+    ({"batch_size": 4}, r"batch_size=4 .* such as 8\.$"),
     ({"objective.name": "imsvdd"}, r"objective 'imsvdd'.*imsvd"),
     ({"model.backbone": "resnet"}, r"backbone 'resnet'.*resnet50"),
     ({"data.name": "shape"}, r"source 'shape'.*shapes"),

@@ -42,6 +42,11 @@ def get_slice(name: str) -> Slice:
     raise UserError(f"Unknown topology {name!r}; expected such as {EXAMPLES}.")
   kind = match[1]
   shape = tuple(int(size) for size in match[2].split("x"))
+  if kind == "cpu" and len(shape) > 1:
+    raise UserError(
+      f"Topology {name!r}: CPU devices have no shape; expected"
+      f" cpu:{math.prod(shape)}."
+    )
   if kind == "cpu":
     return Slice(name, None, shape, _cpu_devices(name, math.prod(shape)))
   chip = lookup(CHIPS, kind, "chip")

@@ -57,6 +57,8 @@ def test_help_lists_the_commands():
   [
     (("loss", "--num_images=1"), "--num_images=1; expected at least 2."),
     (("step", "--confg=x"), "Unknown flag --confg. Did you mean 'config'?"),
+    (("step", "--config=configs/digits.py", "--devices=-3"), "--devices=-3"),
+    (("loss", "--devices=0"), "--devices=0"),
     (("loss", "now"), "Unexpected argument 'now'"),
   ],
 )

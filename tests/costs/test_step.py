@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -131,6 +132,24 @@ def test_costs_on_a_tpu_that_is_not_there():
   assert bound["seconds_per_epoch"] == bound["seconds"]
 
 
+@needs_libtpu
+def test_a_batch_that_does_not_fit_is_told_by_a_real_compilation():
+  result = run_preflight(
+    "--config=configs/digits.py:debug",
+    "--config.batch_size=400000",
+    "--topology=v5e:1x1",
+  )
+  assert result.returncode == 0, result.stderr
+  said = re.search(
+    r"DOES NOT FIT: needs (\S+) GiB of 15\.75 GiB, (\S+) GiB too much\.",
+    result.stdout,
+  )
+  assert said, result.stdout
+  needed, too_much = map(float, said.groups())
+  assert needed > 15.75
+  assert too_much == pytest.approx(needed - 15.75, abs=0.011)
+
+
 def test_the_text_and_the_json_say_the_same(cpu_report):
   slice_ = slices.get_slice("cpu:8")
   text = preflight.as_text(cpu_report, slice_, NUM_EXAMPLES)
@@ -229,6 +248,7 @@ def test_parts_of_the_step(op_name, part):
     ("v4:0x2x2", "empty"),
     ("cpu:0", "empty"),
     ("cpu:9", "XLA_FLAGS"),
+    ("cpu:2x4", "expected cpu:8"),
   ],
 )
 def test_a_wrong_topology_is_one_clear_line(name, message):

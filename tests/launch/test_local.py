@@ -5,6 +5,7 @@ tests/test_multiprocess.py runs it for real.
 
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import time
@@ -73,6 +74,25 @@ def test_every_process_runs_with_its_number(launch):
   assert sorted(stderr.splitlines()) == [f"[{i}] {i} warns" for i in range(3)]
 
 
+def test_a_dry_run_prints_every_process_and_starts_none(launch):
+  process = launch("exit 3", "--dry-run", "2", "configs/a b.py", "--x=1")
+  stdout, stderr = process.communicate(timeout=60)
+  assert process.returncode == 0, stderr
+  lines = stdout.splitlines()
+  assert len(lines) == 2
+  for number, line in enumerate(lines):
+    words = shlex.split(line.removeprefix("+ "))
+    assert words[words.index("-m") :] == [
+      "-m",
+      "imsvd_jax.main",
+      "--config=configs/a b.py",
+      "--coordinator_address=127.0.0.1:4242",
+      "--num_processes=2",
+      f"--process_id={number}",
+      "--x=1",
+    ]
+
+
 def test_one_that_fails_ends_the_others(launch):
   body = '[ "$process" = 1 ] && exit 3; exec sleep 60'
   start = time.monotonic()
@@ -130,4 +150,6 @@ def test_wrong_arguments_say_what_was_expected(launch, arguments):
   process = launch("exit 0", *arguments)
   _, stderr = process.communicate(timeout=20)
   assert process.returncode == 2
-  assert "launch/local.sh N CONFIG" in stderr or "number of processes" in stderr
+  assert (
+    "local.sh [--dry-run] N CONFIG" in stderr or "number of processes" in stderr
+  )

@@ -99,8 +99,10 @@ def test_the_container_copies_what_exists():
     for source in line.split()[1:-1]
   ]
   assert len(copied) > 4
+  sent = (ROOT / ".dockerignore").read_text().splitlines()
   for source in copied:
     assert (ROOT / source).exists(), source
+    assert f"!{source.split('/')[0]}" in sent, source
   assert 'ENTRYPOINT ["python", "-m", "imsvd_jax.main"]' in text
 
 
@@ -163,6 +165,17 @@ def test_a_mistake_is_one_clear_line(arguments, message):
   assert message in result.stderr
   assert result.stderr.count("\n") == 1
   assert result.stdout == ""
+
+
+def test_flags_may_be_two_words():
+  """As absl reads them; the slice is not asked what it thinks of them."""
+  words = ["--", "--config", "configs/x.py", "--workdir", "gs://b/run"]
+  result = run("tpu_pod.sh", "--dry-run", *POD, "run", *words)
+  assert result.returncode == 0, result.stderr
+  assert r"--config\ configs/x.py\ --workdir\ gs://b/run" in result.stdout
+  result = run("tpu_pod.sh", "--dry-run", *POD, "run", *words[:-1], "runs/x")
+  assert result.returncode == 2
+  assert "gs://" in result.stderr
 
 
 # A cloud of one machine, this one: `ssh` runs here, in a home of its own, and
@@ -267,6 +280,13 @@ def test_a_detached_run_tells_its_log_and_its_result(worker):
   assert "hello" in worker("logs").stdout
 
 
+def test_the_log_of_no_run_is_one_line(worker):
+  result = worker("logs")
+  assert result.returncode == 2
+  assert "no run was started here" in result.stderr
+  assert result.stderr.count("\n") == 1
+
+
 def test_a_detached_run_is_stopped_and_may_save(worker, tmp_path):
   script = (
     "trap 'echo saved; exit 75' TERM; echo up; while :; do sleep .1; done"
@@ -360,6 +380,19 @@ def test_slurm_requeues_what_another_try_can_mend(
     assert (tmp_path / "scontrol").read_text() == "requeue 77\n"
 
 
+def test_a_dry_run_prints_what_slurm_would_run():
+  result = run("slurm.sbatch", "--dry-run", "--config=configs/a b.py")
+  assert result.returncode == 0, result.stderr
+  (words,) = commands(result.stdout)
+  assert words[0] == "srun"
+  assert words[-4:] == [
+    "python",
+    "-m",
+    "imsvd_jax.main",
+    "--config=configs/a b.py",
+  ]
+
+
 def test_slurm_signals_the_tasks_before_the_time_limit():
   lines = (LAUNCH / "slurm.sbatch").read_text().splitlines()
   settings = [x.split(None, 1)[1] for x in lines if x.startswith("#SBATCH")]
@@ -383,6 +416,21 @@ def test_a_gpu_machine_is_one_supervised_process():
     "--config.seed=1",
   ]
   assert any(word.endswith("supervise.sh") for word in words)
+
+
+@pytest.mark.parametrize(
+  ("script", "before"), [("gpu_node.sh", []), ("local.sh", ["2"])]
+)
+def test_the_config_may_be_the_trainers_flag_and_no_other(script, before):
+  python = {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
+  result = run(script, "--dry-run", *before, "--config=configs/x.py", **python)
+  assert result.returncode == 0, result.stderr
+  for words in commands(result.stdout):
+    assert "--config=configs/x.py" in words
+  result = run(script, *before, "--workdir=x", "configs/x.py", **python)
+  assert result.returncode == 2
+  assert "found --workdir=x where CONFIG is expected" in result.stderr
+  assert result.stderr.count("\n") == 1
 
 
 def test_a_machine_without_gpus_is_told(path_with):

@@ -1,0 +1,100 @@
+"""Where a run's files are: a directory of this machine, or one in a bucket.
+
+Objects in a bucket are written whole or not at all. Nothing can be appended to
+them, and what has been closed is there to stay.
+"""
+
+import importlib.util
+import os
+
+from etils import epath
+
+from imsvd_jax.errors import UserError
+
+# What no other try can mend, by the names of the errors of TensorFlow, Google's
+# libraries and Python. Any other may be the network's, and is worth one.
+_LASTING = {
+  "DefaultCredentialsError",
+  "FileNotFoundError",
+  "Forbidden",
+  "NotFound",
+  "NotFoundError",
+  "PermissionDeniedError",
+  "PermissionError",
+  "Unauthorized",
+  "UnauthenticatedError",
+  "UnimplementedError",
+}
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+  """True of gs://BUCKET/DIR and the like."""
+  return "://" in os.fspath(path)
+
+
+def absolute(path: str | os.PathLike) -> epath.Path:
+  """Returns the path with ~ expanded; a remote one as it is.
+
+  Raises:
+    UserError: Nothing here reads this kind of path.
+  """
+  if not is_remote(path):
+    return epath.Path(path).expanduser().absolute()
+  try:
+    return epath.Path(path)
+  except KeyError:
+    raise UserError(
+      f"{os.fspath(path)} is of no known kind; expected a directory, or"
+      " gs://BUCKET/DIR."
+    ) from None
+
+
+def make(path: str) -> str:
+  """Creates a run's directory; returns its absolute path.
+
+  Raises:
+    UserError: It cannot be created.
+  """
+  directory = absolute(path)
+  if os.fspath(directory).startswith("gs://") and not _has_cloud_storage():
+    raise UserError(
+      f"Checkpoints in {directory} need google-cloud-storage, which Orbax asks"
+      " about the bucket: pip install 'imsvd_jax[gcs]'."
+    )
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+  except Exception as error:
+    reason = _reason_to_give_up(error, directory)
+    if reason is None:
+      raise
+    raise UserError(
+      f"Cannot create the workdir {directory}: {reason}."
+      " Choose another with --workdir."
+    ) from error
+  return os.fspath(directory)
+
+
+def lasting_reason(error: BaseException | None) -> str | None:
+  """Returns why a remote path will refuse another try too; None if it may not.
+
+  Args:
+    error: What reading or writing it raised; its causes count.
+  """
+  while error is not None:
+    if type(error).__name__ in _LASTING:
+      return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    error = error.__cause__ or error.__context__
+  return None
+
+
+def _reason_to_give_up(error: Exception, path: epath.Path) -> str | None:
+  if is_remote(path):
+    return lasting_reason(error)
+  return error.strerror if isinstance(error, OSError) else None
+
+
+def _has_cloud_storage() -> bool:
+  try:
+    return importlib.util.find_spec("google.cloud.storage") is not None
+  except ModuleNotFoundError:
+    return False  # Nor "google.cloud".
