@@ -66,7 +66,9 @@ def export_encoder(
     )
   metadata = describe(
     encoder,
-    model_card.evaluation_figures(workdir, encoder.step),
+    model_card.evaluation_figures(
+      workdir, encoder.step, encoder.variables, use_target=use_target
+    ),
     use_target=use_target,
     licence=licence,
   )
