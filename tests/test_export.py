@@ -508,6 +508,8 @@ def test_the_card_shows_the_figures_and_a_copy_keeps_them(
     ({"format_name": "detectron2"}, "detectron2 has no resnet8"),
     ({"output": "none/encoder"}, r"folder .*none does not exist"),
     ({"output": "."}, "is a folder"),
+    ({"output": "/dev/null"}, "/dev/null is no regular file"),
+    ({"output": "x" * 300}, "Cannot write .*: File name too long"),
     ({"step": 77}, r"no step 77; it holds \[10, 20, 22\]"),
     ({"use_target": True}, "no EMA target"),
     ({"workdir": "nowhere"}, "holds no checkpoints"),
@@ -521,6 +523,13 @@ def test_mistakes_are_one_line(options, message, workdir, tmp_path):
     exporting.export_encoder(**arguments)
   assert "\n" not in str(error.value)
   assert list(tmp_path.iterdir()) == []
+
+
+def test_a_card_that_cannot_be_written_is_one_line(two_steps, tmp_path):
+  (tmp_path / "encoder.numpy.md").mkdir()
+  with pytest.raises(UserError, match=r"Cannot write .*encoder\.numpy\.md: "):
+    export(two_steps[0], tmp_path, "numpy")
+  assert not list(tmp_path.glob("*.unfinished"))
 
 
 def test_files_without_a_recipe(tmp_path):

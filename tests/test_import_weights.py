@@ -13,6 +13,7 @@ import pytest
 
 from configs import imagenet_r50
 from imsvd_jax import checkpoint, interop
+from imsvd_jax import encoder as encoder_lib
 from imsvd_jax import train_step as step_lib
 from imsvd_jax.encoder import load_encoder
 from imsvd_jax.errors import UserError
@@ -179,6 +180,41 @@ def test_an_exported_file_needs_no_recipe(tmp_path):
   )
   with pytest.raises(UserError, match="holds a run already"):
     import_weights(str(tmp_path / "exported"), str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(("written", "step"), [("12k", 0), ("1e3", 0), (7, 7)])
+def test_steps_of_foreign_files(written, step, tmp_path):
+  architecture = network()
+  write_safetensors(tmp_path / "file", fake(architecture), {"step": written})
+  imported = interop.read_file(tmp_path / "file")
+  assert encoder_lib.stored_step(imported) == step
+
+
+@pytest.mark.parametrize("part", ["model", "data", "objective"])
+def test_a_recipe_with_holes_is_refused(part, tmp_path):
+  config = recipe().to_dict()
+  path = str(tmp_path / "file")
+  for hole in ({}, []):
+    stored = {"config": {**config, part: hole}}
+    write_safetensors(path, fake(network()), stored)
+    for load in (load_encoder, lambda p: import_weights(p, f"{p}.run")):
+      with pytest.raises(UserError, match=rf"lacks {part}\.") as error:
+        load(path)
+      assert "\n" not in str(error.value)
+  assert not (tmp_path / "file.run").exists()
+
+
+def test_what_functions_need_is_not_what_training_needs(tmp_path):
+  config = {
+    "model": {"dtype": "float32"},
+    "data": encoder_lib.IMAGENET_DATA,
+    "objective": {"name": "vicreg"},
+  }
+  path = str(tmp_path / "file")
+  write_safetensors(path, fake(network()), {"config": config})
+  with pytest.raises(UserError, match=r"is not complete .*--config") as error:
+    import_weights(path, str(tmp_path / "run"))
+  assert "\n" not in str(error.value)
 
 
 class Attack:

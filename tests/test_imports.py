@@ -48,7 +48,14 @@ ALLOWED = {
     "data",
     "evaluators",
   },
-  "interop": {"numpy", "models", "interop", "torch", "safetensors"},
+  "interop": {
+    "numpy",
+    "models",
+    "interop",
+    "output_files",
+    "torch",
+    "safetensors",
+  },
   "explain": {
     "numpy",
     "jax",
@@ -93,6 +100,7 @@ ALLOWED = {
     "evaluators",
     "finetuning",
     "metrics",
+    "output_files",
     "sharding",
   },
   "encoder": {
@@ -183,7 +191,9 @@ ALLOWED["comparing"] = {
 ALLOWED["explaining"] = {
   "jax",
   "numpy",
+  "etils",
   "augment",
+  "augmented_views",
   "data",
   "encoder",
   "explain",

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import textwrap
@@ -510,6 +511,29 @@ def test_numpy_files_of_other_things(variables, tmp_path):
   refuse(path, r"missing params/backbone/bn1/bias; mis.*bn1/var is \[9\]")
 
 
+@pytest.mark.parametrize(
+  ("arrays", "message"),
+  [
+    ({"params/cls": np.ones(3)}, "not a ResNet's"),  # big_vision's ViTs.
+    ({"params": np.ones(3)}, r"params is an array; expected .* params/\.\.\."),
+    ({"a": np.ones(3), "a/b": np.ones(3)}, "a is an array; expected"),
+    ({"a/b": np.ones(3), "a": np.ones(3)}, "a is an array; expected"),
+    ({"metadata": np.array("[1]")}, "metadata is a list in JSON"),
+  ],
+)
+def test_numpy_files_with_other_names(arrays, message, tmp_path):
+  np.savez(tmp_path / "x.npz", **arrays)
+  refuse(tmp_path / "x.npz", message)
+
+
+def test_what_others_call_metadata_is_left_out(variables, tmp_path):
+  state = interop.to_torchvision(variables)
+  save({"model": state, "metadata": "hello"}, tmp_path / "x.pth")
+  imported = interop.read_file(tmp_path / "x.pth")
+  assert imported.metadata == {}
+  assert imported.ignored == ("metadata",)
+
+
 def test_no_file(tmp_path):
   refuse(tmp_path / "none.pth", "does not exist")
   refuse(tmp_path, "is a folder")
@@ -525,6 +549,25 @@ def test_nowhere_to_write(variables, tmp_path):
     write(tmp_path)
   with pytest.raises(UserError, match=r"'nunpy'.*Did you mean 'numpy'"):
     write(tmp_path / "x", "nunpy")
+  os.mkfifo(tmp_path / "pipe")
+  with pytest.raises(UserError, match="pipe is no regular file"):
+    write(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("format_name", interop.FORMATS, indirect=True)
+def test_a_disk_that_fills_up_is_one_line(format_name, standard, tmp_path):
+  path = tmp_path / "encoder"
+  path.write_text("before")
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+  try:
+    with pytest.raises(UserError, match=r"Cannot write .*: .*large") as error:
+      interop.write_file(path, standard, format_name=format_name, metadata={})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert "\n" not in str(error.value)
+  assert [p.name for p in tmp_path.iterdir()] == ["encoder"]
+  assert path.read_text() == "before"
 
 
 # ---- code that loads a file elsewhere --------------------------------------
