@@ -76,6 +76,12 @@ def run(
   app.run(guarded, flags_parser=_parse)
 
 
+def print_line(text: str) -> None:
+  """Prints names of files too that are not UTF-8, whatever stdout takes."""
+  encoding = sys.stdout.encoding or "utf-8"
+  print(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
 def define_cluster_flags() -> Callable[[], None]:
   """Defines the flags of a run of several processes.
 

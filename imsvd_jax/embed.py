@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
   unreadable = arrays["unreadable"]
   if len(unreadable):
     shown = ", ".join(unreadable[:5]) + (" ..." if len(unreadable) > 5 else "")
-    print(f"Left out {len(unreadable)} unreadable images: {shown}")
+    cli.print_line(f"Left out {len(unreadable)} unreadable images: {shown}")
 
 
 if __name__ == "__main__":

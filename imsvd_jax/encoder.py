@@ -35,6 +35,13 @@ IMAGENET_DATA = {
   "std": (0.229, 0.224, 0.225),
 }
 
+# What a recipe needs for functions of images.
+_RECIPE = {
+  "model": ("dtype",),
+  "data": tuple(IMAGENET_DATA),
+  "objective": ("name",),
+}
+
 
 class LoadedEncoder:
   """A frozen encoder: jitted functions of uint8 images.
@@ -102,16 +109,16 @@ class LoadedEncoder:
   def __call__(self, images: np.ndarray) -> np.ndarray:
     """Maps uint8 images [B, H, W, C] of any size to features [B, F].
 
-    Images of another size than the recipe's are resized (shorter side to
-    data.resize, antialiased bicubic) and cropped to the centre first.
+    Images are resized (shorter side to data.resize, antialiased bicubic) and
+    cropped to the centre first, as in evaluation.
     """
     return self._in_blocks(self._features, self.preprocess(images))
 
   def preprocess(self, images: np.ndarray) -> np.ndarray:
     """Resizes and crops uint8 [B, H, W, C] to the recipe's evaluation size."""
     images = self._check(images)
-    crop = self.config.data.crop
-    if images.shape[1:3] == (crop, crop):
+    resize, crop = self.config.data.resize, self.config.data.crop
+    if images.shape[1:3] == (resize, resize) == (crop, crop):
       return images
     return self._in_blocks(self._fit, images)
 
@@ -394,20 +401,42 @@ def load_encoder(
 # -----------------------------------------------------------------------------
 
 
-def stored_config(imported: interop.Imported) -> dict[str, Any] | None:
-  """Returns the recipe that a file carries, if it does."""
+def stored_config(
+  path: str, imported: interop.Imported
+) -> dict[str, Any] | None:
+  """Returns the recipe that a file carries, if it does.
+
+  Raises:
+    UserError: It is one of ours, but not all of it.
+  """
   config = (imported.metadata or {}).get("config")
-  parts = {"model", "data", "objective"}
-  if isinstance(config, Mapping) and parts <= config.keys():
-    return dict(config)
-  return None
+  if not isinstance(config, Mapping) or not _RECIPE.keys() <= config.keys():
+    return None
+  for part, keys in _RECIPE.items():
+    found = config[part] if isinstance(config[part], Mapping) else {}
+    missing = [f"{part}.{key}" for key in keys if key not in found]
+    if missing:
+      raise UserError(
+        f"The recipe in {path} lacks {', '.join(missing)}; give another one as"
+        " the config."
+      )
+  return dict(config)
+
+
+def stored_step(imported: interop.Imported) -> int:
+  """Returns the training steps that a file tells of; 0 if it does not.
+
+  Other people's metadata may say "12k".
+  """
+  step = str((imported.metadata or {}).get("step", ""))
+  return int(step) if step.isdecimal() else 0
 
 
 def _load_file(
   path: str, config: Mapping[str, Any] | None, batch_size: int
 ) -> LoadedEncoder:
   imported = interop.read_file(path)
-  config = config or stored_config(imported)
+  config = config or stored_config(path, imported)
   if config is None:
     config = _imagenet_config(path, imported.architecture)
   config = ml_collections.ConfigDict(config)
@@ -420,7 +449,7 @@ def _load_file(
   return LoadedEncoder(
     config,
     imported.variables,
-    int((imported.metadata or {}).get("step", 0)),
+    stored_step(imported),
     model=_network(imported.architecture, config.model.dtype),
     metadata=imported.metadata,
     batch_size=batch_size,

@@ -37,6 +37,7 @@ from imsvd_jax.evaluators import (
 )
 from imsvd_jax.evaluators.features import Features, extract
 from imsvd_jax.evaluators.inputs import Inputs
+from imsvd_jax.output_files import check_directory
 
 RESULTS_FILE = "results.json"
 TRANSFER_PREFIX = "transfer"
@@ -305,7 +306,8 @@ class Run:
 
   def _transfer(self, name: str, protocol: protocols.Lbfgs) -> results.Result:
     own = data_settings(self.encoder)
-    data_dir = self._options.data_dir or transfer.default_data_dir()
+    data_dir = os.path.expanduser(self._options.data_dir)
+    data_dir = data_dir or transfer.default_data_dir()
 
     def load(set_name: str, chosen: transfer.TransferSet):
       settings = own.copy_and_resolve_references()
@@ -493,6 +495,7 @@ def _output_directory(workdir: str, output: str) -> epath.Path:
       f"{workdir} is a file of weights; name a directory for its results with"
       " --output."
     )
+  check_directory(path)
   return path
 
 

@@ -2,17 +2,19 @@
 
 import dataclasses
 import functools
+import hashlib
 import math
 import os
-import pathlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
-from imsvd_jax import augment, data, metrics, sharding
+from imsvd_jax import augment, augmented_views, data, metrics, sharding
 from imsvd_jax import train_step as step_lib
 from imsvd_jax.data import pipeline
 from imsvd_jax.encoder import LoadedEncoder, data_settings, load_encoder
@@ -160,6 +162,31 @@ def _views(config: Any) -> tuple[Callable, Callable]:
   return view_of(config.views.view1), view_of(config.views.view2)
 
 
+def folder_name(
+  step: int, *, use_target: bool, split: str, data_set: str
+) -> str:
+  """Returns a name that two different reports of a run do not share."""
+  parts = [f"explain-{step}"]
+  if use_target:
+    parts.append("target")
+  if data_set:
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", data_set).strip("-.")
+    # What was replaced may have been all the difference.
+    digest = hashlib.sha256(data_set.encode()).hexdigest()[:6]
+    parts.append(name if name == data_set else f"{name}-{digest}")
+  if split != "train":
+    parts.append(split)
+  return "-".join(parts)
+
+
+def some_batches(
+  source: Any, settings: Any, batch_size: int, count: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """Batches of `count` images from everywhere in the source."""
+  some = augmented_views.some_images(source, count, seed=0)
+  return batches_of(some, settings, batch_size)
+
+
 def explain_run(
   workdir: str,
   *,
@@ -184,7 +211,7 @@ def explain_run(
     use_target: Look at the EMA target network.
     data_set: NAME or NAME=PATH of another data set than the run's own.
     split: "train" or "eval".
-    output: Directory; workdir/explain-STEP by default.
+    output: Local directory; `folder_name` in the workdir by default.
     max_images: Images shown in the explorer; the numbers are of all.
     num_top: Best images shown for each bin, with Grad-CAM.
     integrated_per_bin: Of these, how many get integrated gradients too:
@@ -205,13 +232,21 @@ def explain_run(
       f"{workdir} is a file; make a run of it first: `python -m"
       f" imsvd_jax.import_weights --file={workdir} --workdir=NEW`."
     )
+  output = os.path.expanduser(output)
+  if "://" in output or ("://" in workdir and not output):
+    raise UserError(
+      f"{output or workdir} is not on this machine, and the report is written"
+      " to local files; name a local directory with --output."
+    )
   encoder = load_encoder(workdir, step, use_target=use_target)
   settings = data_settings(encoder, data_set)
   source = data.make_source(settings, split)
   if source is None:
     raise UserError(f"The data have no {split!r} split; use --split=train.")
-  run = pathlib.Path(os.path.expanduser(workdir))
-  output = output or run / f"explain-{encoder.step}"
+  run = epath.Path(os.path.expanduser(workdir))
+  output = output or run / folder_name(
+    encoder.step, use_target=use_target, split=split, data_set=data_set
+  )
   mesh = sharding.make_mesh(jax.local_devices())
   batch_size = math.ceil(_BATCH_SIZE / mesh.size) * mesh.size
   subject = subject_of(encoder, f"{run.name}, step {encoder.step}")
@@ -227,6 +262,9 @@ def explain_run(
       lambda: batches_of(source, settings, batch_size),
       output,
       num_images=source.num_examples,
+      some_batches=functools.partial(
+        some_batches, source, settings, batch_size
+      ),
       views=_views(encoder.config) if two_views else None,
       key=jax.random.key(encoder.config.seed),
       untrained=untrained_subject(subject, encoder)

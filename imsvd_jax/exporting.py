@@ -13,7 +13,7 @@ from imsvd_jax import __version__, interop, model_card, stablehlo
 from imsvd_jax import train_step as step_lib
 from imsvd_jax.encoder import LoadedEncoder, load_encoder
 from imsvd_jax.errors import UserError, lookup
-from imsvd_jax.output_files import check_output
+from imsvd_jax.output_files import check_output, in_place_when_done
 
 
 class Written(NamedTuple):
@@ -66,7 +66,9 @@ def export_encoder(
     )
   metadata = describe(
     encoder,
-    model_card.evaluation_figures(workdir, encoder.step),
+    model_card.evaluation_figures(
+      workdir, encoder.step, encoder.variables, use_target=use_target
+    ),
     use_target=use_target,
     licence=licence,
   )
@@ -86,8 +88,7 @@ def export_encoder(
     language=language,
     again=format_name != "stablehlo",
   )
-  with open(f"{output}.md", "w", encoding="utf-8") as file:
-    file.write(card)
+  _write_text(f"{output}.md", card)
   return Written([*written, f"{output}.md"], _note(encoder, format_name))
 
 
@@ -167,8 +168,7 @@ def _write_weights(
     config = interop.detectron2_config(
       architecture, name, mean=metadata["mean"], std=metadata["std"]
     )
-    with open(f"{output}.yaml", "w", encoding="utf-8") as file:
-      file.write(config)
+    _write_text(f"{output}.yaml", config)
     return [output, f"{output}.yaml"], config, "yaml"
   code = interop.loading_code(
     format_name,
@@ -180,6 +180,14 @@ def _write_weights(
   if format_name != "numpy":
     code += _usage(metadata, projector, num_classes)
   return [output], code, "python"
+
+
+def _write_text(path: str, text: str) -> None:
+  with (
+    in_place_when_done(path) as unfinished,
+    open(unfinished, "w", encoding="utf-8") as file,
+  ):
+    file.write(text)
 
 
 def _usage(metadata, projector: bool, num_classes: int) -> str:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from imsvd_jax import checkpoint, interop
 from imsvd_jax import train_step as step_lib
-from imsvd_jax.encoder import stored_config
+from imsvd_jax.encoder import stored_config, stored_step
 from imsvd_jax.errors import UserError, lookup
 from imsvd_jax.objectives import OBJECTIVES
 
@@ -33,15 +33,23 @@ def import_weights(
   workdir = os.path.expanduser(workdir)
   file = os.path.expanduser(file)
   imported = interop.read_file(file)
-  config = config or stored_config(imported)
+  given, config = config, config or stored_config(file, imported)
   if config is None:
     raise UserError(
       f"{file} does not say how it was trained; give a recipe, such as"
       " --config=configs/imagenet_r50.py."
     )
   config = ConfigDict(copy.deepcopy(config))
-  changes = _fit_config(config, imported.architecture, file)
-  step = int((imported.metadata or {}).get("step", 0))
+  try:
+    changes = _fit_config(config, imported.architecture, file)
+  except (AttributeError, KeyError) as error:  # ConfigDict's, of a key.
+    if given is not None:
+      raise
+    raise UserError(
+      f"The recipe in {file} is not complete ({str(error).splitlines()[0]});"
+      " give one with --config."
+    ) from error
+  step = stored_step(imported)
   checkpointer = checkpoint.Checkpointer(
     workdir, keep_last=1, config=config.to_dict()
   )

@@ -20,12 +20,23 @@ class Figure(NamedTuple):
 
 
 def evaluation_figures(
-  workdir: str | os.PathLike[str], step: int
+  workdir: str | os.PathLike[str],
+  step: int,
+  variables: Mapping[str, Any],
+  *,
+  use_target: bool = False,
 ) -> list[Figure]:
-  """Returns the accuracies that a run's files hold for one of its steps.
+  """Returns the accuracies that a run's files hold for one set of weights.
 
   They come from `results.json` (`evaluate`), and from `final.json` and
   `metrics.jsonl` (training).
+
+  Args:
+    workdir: The run's directory; nothing is known about a file.
+    step: Of the weights.
+    variables: The weights, whose checksum `evaluate` has written.
+    use_target: Whether they are the EMA target network's; training measures
+      the trained network alone.
 
   Raises:
     UserError: One of the files is not what it should be.
@@ -33,10 +44,8 @@ def evaluation_figures(
   folder = epath.Path(workdir)
   if not folder.is_dir():
     return []
-  return [
-    *_from_training(folder, step),
-    *_from_results(folder / "results.json", step),
-  ]
+  trained = [] if use_target else _from_training(folder, step)
+  return [*trained, *_from_results(folder / "results.json", variables)]
 
 
 def _from_training(folder: epath.Path, step: int) -> list[Figure]:
@@ -59,16 +68,20 @@ def _from_training(folder: epath.Path, step: int) -> list[Figure]:
   return figures
 
 
-def _from_results(path: epath.Path, step: int) -> list[Figure]:
-  """What `evaluate` measured at this step."""
+def _from_results(
+  path: epath.Path, variables: Mapping[str, Any]
+) -> list[Figure]:
+  """What `evaluate` measured of these very weights."""
   if not path.exists():
     return []
   # Imported late: scikit-learn comes with it, and most runs have no such file.
+  from imsvd_jax.evaluators.cache import checksum
   from imsvd_jax.evaluators.results import read_results
 
+  weights = checksum(variables)
   figures = []
   for entry in read_results(path):
-    if entry["step"] != step or entry.get("final") is None:
+    if entry.get("weights") != weights or entry.get("final") is None:
       continue
     interval = entry.get("interval")
     figures.append(
@@ -175,7 +188,7 @@ The configuration of the run is in the file's metadata.
 
 def _evaluation(figures: Sequence[Mapping[str, Any]]) -> str:
   if not figures:
-    return "The run has no evaluation of this step.\n"
+    return "The run has no evaluation of these weights.\n"
   lines = ["| what | data | accuracy | 95% interval |", "|---|---|---|---|"]
   for figure in figures:
     interval = ""

@@ -19,9 +19,32 @@ def check_output(path: str) -> str:
     raise UserError(f"The folder {folder} does not exist; create it.")
   if os.path.isdir(path):
     raise UserError(f"{path} is a folder; give the name of a file.")
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise UserError(
+      f"{path} is no regular file and would be replaced by one; choose another"
+      " --output."
+    )
   if not os.access(folder, os.W_OK):
     raise UserError(f"May not write into {folder}; choose another --output.")
   return path
+
+
+def check_directory(path: str | os.PathLike[str]) -> None:
+  """Checks that a directory is there, or can be made, to write files into.
+
+  Raises:
+    UserError: It cannot; better known before the work than after.
+  """
+  existing = os.fspath(path)
+  if "://" in existing:
+    return
+  existing = os.path.abspath(existing)
+  while not os.path.exists(existing):
+    existing = os.path.dirname(existing)
+  if not os.path.isdir(existing):
+    raise UserError(f"{existing} is a file; --output names a directory.")
+  if not os.access(existing, os.W_OK):
+    raise UserError(f"May not write into {existing}; choose another --output.")
 
 
 @contextlib.contextmanager

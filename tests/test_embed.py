@@ -1,5 +1,7 @@
 """Features of a folder: the run's own, in order, with what is broken named."""
 
+import io
+import os
 import pathlib
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from imsvd_jax import embedding, output_files
+from imsvd_jax import cli, embedding, output_files
 from imsvd_jax import train_step as step_lib
 from imsvd_jax.checkpoint import Checkpointer, load_variables
 from imsvd_jax.encoder import load_encoder
@@ -157,6 +159,14 @@ def test_the_command_checks_the_output_before_the_work(workdir, tmp_path):
   assert result.stderr == (
     f"error: The folder {tmp_path}/none does not exist; create it.\n"
   )
+
+
+def test_names_that_are_not_utf8_are_printed(monkeypatch):
+  stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+  monkeypatch.setattr(sys, "stdout", stream)
+  cli.print_line(f"{os.fsdecode(bytes([0xFF]))}.png, é.png")
+  stream.flush()
+  assert stream.buffer.getvalue() == "\\udcff.png, é.png\n".encode()
 
 
 def test_an_output_that_cannot_be_made_is_one_line(tmp_path):

@@ -61,12 +61,15 @@ def test_blocks_do_not_change_the_result(encoder):
   assert whole.shape[0] == 300
 
 
-def test_other_sizes_are_resized_and_cropped_like_pil(encoder):
-  smooth = np.linspace(0, 255, 48 * 60 * 3).reshape(1, 48, 60, 3)
-  images = smooth.astype(np.uint8)
+# Images of the crop's own size too: evaluation enlarges them first.
+@pytest.mark.parametrize(("height", "width"), [(48, 60), (32, 32)])
+def test_images_are_resized_and_cropped_like_pil(encoder, height, width):
+  smooth = np.linspace(0, 255, height * width * 3)
+  images = smooth.reshape(1, height, width, 3).astype(np.uint8)
   fitted = encoder.preprocess(images)
   data = encoder.config.data
-  width = round(60 * data.resize / 48)
+  assert data.resize > data.crop == 32
+  width = round(width * data.resize / height)
   resized = Image.fromarray(images[0]).resize((width, data.resize), 3)
   top, left = (data.resize - data.crop) // 2, (width - data.crop) // 2
   expected = np.asarray(resized)[top : top + 32, left : left + 32]

@@ -385,6 +385,22 @@ class TinyScenes(tfds.core.GeneratorBasedBuilder):
       )
 
 
+def test_transfer_sets_lie_where_the_user_says(workdir, monkeypatch, tmp_path):
+  asked = []
+
+  def run_transfer(load, *, data_dir, names, **fields):
+    asked.append(data_dir)
+    return [evaluating.results.Result(names[0], "lbfgs", {}, {}, 7, 0)]
+
+  monkeypatch.setattr(evaluating.transfer, "run_transfer", run_transfer)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  chosen = options(
+    "transfer/dtd", data_dir="~/sets", output=str(tmp_path / "output")
+  )
+  evaluating.evaluate_runs([workdir], chosen)
+  assert asked == [f"{tmp_path}/sets"]
+
+
 def test_transfer_runs_what_is_prepared(workdir, tmp_path, monkeypatch, capsys):
   TinyScenes(data_dir=tmp_path).download_and_prepare()
   scenes = TRANSFER["voc2007"]
@@ -438,6 +454,10 @@ def test_a_mistake_is_one_clear_line(workdir, tmp_path, monkeypatch):
   refused("Unknown data source 'digit'", run, knn, data="digit")
   refused("expected two names", run, knn, splits=["train"])
   refused("has no split 'val'", run, knn, splits=["train", "val"])
+  refused("seed='-1'; expected from 0", run, "linear/online", seed=-1)
+  (tmp_path / "file").write_text("")
+  for output in ("file", "file/below"):
+    refused("file is a file; --output", run, knn, output=str(tmp_path / output))
   refused("--output=x for 2 runs", [workdir] * 2, knn, output="x")
   refused(
     r"knn/imsvd: k-NN with k = 2000 over a bank of 1437 images",

@@ -19,12 +19,13 @@ from imsvd_jax import data, exporting, interop, model_card, stablehlo
 from imsvd_jax.checkpoint import Checkpointer, load_variables
 from imsvd_jax.encoder import load_encoder
 from imsvd_jax.errors import UserError
+from imsvd_jax.evaluators.cache import checksum
 from imsvd_jax.evaluators.results import Result, write_results
+from imsvd_jax.interop.safetensors_files import (
+  read_safetensors,
+  write_safetensors,
+)
 from imsvd_jax.train import train_and_evaluate
-
-torch = pytest.importorskip("torch")
-
-from torch_resnet import torch_projector, torch_resnet  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Formats that hold any network and the projector.
@@ -64,6 +65,8 @@ def images(splits):
 
 
 def export(workdir, folder, format_name, **options):
+  if format_name in ("torchvision", "timm", "detectron2"):
+    pytest.importorskip("torch")
   path = folder / f"encoder.{format_name}"
   exporting.export_encoder(workdir, format_name, str(path), **options)
   return path
@@ -94,6 +97,9 @@ def nearest_neighbours(bank, labels, queries, k=20, temperature=0.07):
 def test_pytorch_gives_the_same_predictions(
   format_name, workdir, encoder, splits, tmp_path
 ):
+  torch = pytest.importorskip("torch")
+  from torch_resnet import torch_projector, torch_resnet
+
   path = export(workdir, tmp_path, format_name, with_projector=True)
   if format_name == "torchvision":
     state = torch.load(path, weights_only=True)
@@ -126,6 +132,7 @@ def test_pytorch_gives_the_same_predictions(
 
 
 def test_a_network_torchvision_lacks_is_one_line(workdir, tmp_path):
+  pytest.importorskip("torch")
   path = str(tmp_path / "encoder.pth")
   written = exporting.export_encoder(workdir, "torchvision", path)
   assert written.files == [path, f"{path}.md"]
@@ -174,13 +181,14 @@ def test_a_backbone_alone_has_features_and_says_what_it_lacks(
 
 @pytest.mark.parametrize("format_name", ["timm", "detectron2", "torchvision"])
 def test_files_convert_to_networks_that_libraries_have(format_name, tmp_path):
+  pytest.importorskip("torch")
   architecture = interop.Architecture("resnet18")
   rng = np.random.default_rng(0)
   state = {
     key: rng.normal(size=shape).astype(np.float32)
     for key, shape in torch_shapes("resnet18").items()
   }
-  torch.save({k: torch.from_numpy(v) for k, v in state.items()}, tmp_path / "a")
+  write_safetensors(tmp_path / "a", state, {})
   path = export(tmp_path / "a", tmp_path, format_name, licence="CC0-1.0")
   imported = interop.read_file(path)
   assert imported.architecture == architecture
@@ -192,7 +200,7 @@ def test_files_convert_to_networks_that_libraries_have(format_name, tmp_path):
   card = (tmp_path / f"encoder.{format_name}.md").read_text()
   assert "CC0-1.0" in card
   assert "0.229, 0.224, 0.225" in card
-  assert "no evaluation of this step" in card
+  assert "no evaluation of these weights" in card
   if format_name == "detectron2":
     config = (tmp_path / "encoder.detectron2.yaml").read_text()
     assert config.rstrip() in card
@@ -201,6 +209,8 @@ def test_files_convert_to_networks_that_libraries_have(format_name, tmp_path):
 
 
 def torch_shapes(name):
+  from torch_resnet import torch_resnet
+
   module = torch_resnet(name)
   return {
     key: tuple(value.shape)
@@ -235,8 +245,18 @@ def two_steps(workdir, tmp_path_factory):
     ({"step": 3, "use_target": True}, 30, 3),
   ],
 )
-def test_step_and_target(options, amount, step, two_steps, tmp_path):
+def test_step_and_target(
+  options, amount, step, two_steps, tmp_path, monkeypatch
+):
   folder, bias = two_steps
+  asked = []
+
+  def figures(workdir, step, variables, *, use_target):
+    found = variables["params"]["backbone"]["bn1"]["bias"]
+    asked.append((step, np.asarray(found), use_target))
+    return []
+
+  monkeypatch.setattr(model_card, "evaluation_figures", figures)
   path = export(folder, tmp_path, "safetensors", **options)
   imported = interop.read_file(path)
   found = imported.variables["params"]["backbone"]["bn1"]["bias"]
@@ -244,6 +264,9 @@ def test_step_and_target(options, amount, step, two_steps, tmp_path):
   assert imported.metadata["step"] == str(step)
   target = "use_target" in options
   assert imported.metadata["weights"].startswith("EMA") == target
+  ((step_asked, bias_asked, target_asked),) = asked
+  assert (step_asked, target_asked) == (step, target)
+  np.testing.assert_array_equal(bias_asked, found)
 
 
 def test_classifier(workdir, tmp_path):
@@ -254,11 +277,11 @@ def test_classifier(workdir, tmp_path):
   }
   np.savez(tmp_path / "head.npz", **head)
   classifier = exporting.read_classifier(str(tmp_path / "head.npz"))
-  path = export(workdir, tmp_path, "torchvision", classifier=classifier)
-  state = torch.load(path, weights_only=True)
-  np.testing.assert_array_equal(state["fc.weight"].numpy(), head["kernel"].T)
-  np.testing.assert_array_equal(state["fc.bias"].numpy(), head["bias"])
-  code = code_of(tmp_path / "encoder.torchvision.md")
+  path = export(workdir, tmp_path, "safetensors", classifier=classifier)
+  state, _, _ = read_safetensors(path)
+  np.testing.assert_array_equal(state["fc.weight"], head["kernel"].T)
+  np.testing.assert_array_equal(state["fc.bias"], head["bias"])
+  code = code_of(tmp_path / "encoder.safetensors.md")
   assert "model.fc = torch.nn.Linear(96, 10)" in code
   assert "scores = model(images)" in code
   wrong = [
@@ -268,13 +291,13 @@ def test_classifier(workdir, tmp_path):
   ]
   for classifier in wrong:
     with pytest.raises(UserError, match=r"kernel \[96, K\] and bias \[K\]"):
-      export(workdir, tmp_path, "torchvision", classifier=classifier)
+      export(workdir, tmp_path, "safetensors", classifier=classifier)
   nan = {**head, "bias": head["bias"] * np.nan}
   with pytest.raises(UserError, match="bias is not finite"):
-    export(workdir, tmp_path, "torchvision", classifier=nan)
+    export(workdir, tmp_path, "safetensors", classifier=nan)
   with pytest.raises(UserError, match="leave out --classifier"):
     export(workdir, tmp_path, "stablehlo", classifier=head)
-  for name in ("encoder.torchvision", "none.npz"):
+  for name in ("encoder.safetensors", "none.npz"):
     with pytest.raises(UserError, match=r"not an \.npz file of kernel"):
       exporting.read_classifier(str(tmp_path / name))
 
@@ -386,6 +409,10 @@ def test_metadata(workdir, encoder, tmp_path):
   assert metadata["imsvd_jax_version"]
 
 
+def weights_of(number):
+  return {"params": {"kernel": np.full(3, number, np.float32)}}
+
+
 def write_figures(folder: pathlib.Path):
   lines = [
     {"step": 10, "online/knn": 0.5},
@@ -405,17 +432,33 @@ def write_figures(folder: pathlib.Path):
     seed=0,
     final=0.875,
     interval=(0.85, 0.9),
+    weights=checksum(weights_of(20)),
   )
-  other = dataclasses.replace(result, step=10, final=0.125)
+  target = dataclasses.replace(
+    result, final=0.375, weights=checksum(weights_of(-20))
+  )
+  # Of weights that were here before, at the same step.
+  former = dataclasses.replace(result, final=0.75, weights="former")
+  other = dataclasses.replace(
+    result, step=10, final=0.125, weights=checksum(weights_of(10))
+  )
   skipped = dataclasses.replace(
     result, protocol="knn/dino", final=None, skipped="not prepared"
   )
-  write_results(folder / "results.json", [result, other, skipped])
+  write_results(
+    folder / "results.json", [result, target, former, other, skipped]
+  )
 
 
-def test_figures_are_those_of_the_step(tmp_path):
+def test_figures_are_those_of_the_weights(tmp_path):
   write_figures(tmp_path)
-  figures = model_card.evaluation_figures(tmp_path, 20)
+
+  def figures_of(step, number, **options):
+    return model_card.evaluation_figures(
+      tmp_path, step, weights_of(number), **options
+    )
+
+  figures = figures_of(20, 20)
   found = {(figure.what, figure.value) for figure in figures}
   assert found == {
     ("random init, k-NN", 0.25),
@@ -423,26 +466,31 @@ def test_figures_are_those_of_the_step(tmp_path):
     ("linear/imsvd", 0.875),
   }
   assert figures[-1].interval == (0.85, 0.9)
-  figures = model_card.evaluation_figures(tmp_path, 10)
-  assert [figure.value for figure in figures] == [0.5, 0.125]
-  assert model_card.evaluation_figures(tmp_path, 11) == []
+  assert [figure.value for figure in figures_of(10, 10)] == [0.5, 0.125]
+  assert figures_of(11, 11) == []
+  # Training measures the trained network alone.
+  (target,) = figures_of(20, -20, use_target=True)
+  assert target.value == 0.375
+  assert figures_of(10, -10, use_target=True) == []
   (tmp_path / "final.json").write_text("{")
   with pytest.raises(UserError, match=r"final\.json is not JSON"):
-    model_card.evaluation_figures(tmp_path, 20)
+    figures_of(20, 20)
 
 
 def test_the_card_shows_the_figures_and_a_copy_keeps_them(
   two_steps, tmp_path, monkeypatch
 ):
   figure = model_card.Figure("linear/imsvd", "digits", 0.875, (0.85, 0.9))
-  monkeypatch.setattr(model_card, "evaluation_figures", lambda *_: [figure])
+  monkeypatch.setattr(
+    model_card, "evaluation_figures", lambda *_, **__: [figure]
+  )
   path = export(two_steps[0], tmp_path, "numpy", licence="MIT")
   row = "| linear/imsvd | digits | 87.50% | 85.00% to 90.00% |"
   card = (tmp_path / "encoder.numpy.md").read_text()
   assert row in card
   assert "| Licence | MIT |" in card
   assert 'load_encoder("encoder.numpy")' in card
-  monkeypatch.setattr(model_card, "evaluation_figures", lambda *_: [])
+  monkeypatch.setattr(model_card, "evaluation_figures", lambda *_, **__: [])
   export(path, tmp_path, "safetensors")
   card = (tmp_path / "encoder.safetensors.md").read_text()
   assert row in card
@@ -460,6 +508,8 @@ def test_the_card_shows_the_figures_and_a_copy_keeps_them(
     ({"format_name": "detectron2"}, "detectron2 has no resnet8"),
     ({"output": "none/encoder"}, r"folder .*none does not exist"),
     ({"output": "."}, "is a folder"),
+    ({"output": "/dev/null"}, "/dev/null is no regular file"),
+    ({"output": "x" * 300}, "Cannot write .*: File name too long"),
     ({"step": 77}, r"no step 77; it holds \[10, 20, 22\]"),
     ({"use_target": True}, "no EMA target"),
     ({"workdir": "nowhere"}, "holds no checkpoints"),
@@ -475,15 +525,22 @@ def test_mistakes_are_one_line(options, message, workdir, tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
+def test_a_card_that_cannot_be_written_is_one_line(two_steps, tmp_path):
+  (tmp_path / "encoder.numpy.md").mkdir()
+  with pytest.raises(UserError, match=r"Cannot write .*encoder\.numpy\.md: "):
+    export(two_steps[0], tmp_path, "numpy")
+  assert not list(tmp_path.glob("*.unfinished"))
+
+
 def test_files_without_a_recipe(tmp_path):
-  path = tmp_path / "cifar.pth"
-  shapes = {
-    e.key.removeprefix("backbone."): torch.zeros(e.shape)
+  path = tmp_path / "cifar.safetensors"
+  state = {
+    e.key.removeprefix("backbone."): np.zeros(e.shape, np.float32)
     for e in interop.architecture.entries(
       interop.Architecture("resnet8", 1 / 16, "cifar")
     )
   }
-  torch.save(shapes, path)
+  write_safetensors(path, state, {})
   with pytest.raises(UserError, match=r"does not say how.*give config="):
     load_encoder(path)
   config = digits.get_config()

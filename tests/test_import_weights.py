@@ -13,13 +13,13 @@ import pytest
 
 from configs import imagenet_r50
 from imsvd_jax import checkpoint, interop
+from imsvd_jax import encoder as encoder_lib
 from imsvd_jax import train_step as step_lib
 from imsvd_jax.encoder import load_encoder
 from imsvd_jax.errors import UserError
 from imsvd_jax.importing import import_weights
 from imsvd_jax.interop.architecture import entries
-
-torch = pytest.importorskip("torch")
+from imsvd_jax.interop.safetensors_files import write_safetensors
 
 ROOT = pathlib.Path(__file__).parents[1]
 WIDTH = 1 / 16  # The layouts are those of full width, and quick.
@@ -44,9 +44,24 @@ def fake(architecture, prefix=""):
     value = rng.uniform(0.5, 1, size=entry.shape)
     if len(entry.shape) > 1:
       value = rng.normal(size=entry.shape) / np.prod(entry.shape[1:]) ** 0.5
-    tensor = torch.tensor(value, dtype=torch.float32)
-    state[prefix + key] = torch.tensor(5) if entry.path is None else tensor
+    counter = entry.path is None
+    state[prefix + key] = np.array(5) if counter else value.astype(np.float32)
   return state
+
+
+def save(content, path):
+  """Writes a file as people have it: a checkpoint with torch, as it must be.
+
+  A state dict alone goes into safetensors, which every machine reads.
+  """
+  if "model" not in content:
+    write_safetensors(path, content, {})
+    return
+  torch = pytest.importorskip("torch")
+  model = {
+    k: torch.from_numpy(np.array(v)) for k, v in content["model"].items()
+  }
+  torch.save({**content, "model": model}, path)
 
 
 def network(*projector, hidden_bias=True):
@@ -58,14 +73,15 @@ def network(*projector, hidden_bias=True):
 def barlow():
   state = fake(network(32, 32, 16, hidden_bias=False), "module.")
   for name, value in (("mean", 0.0), ("var", 1.0)):
-    state[f"module.bn.running_{name}"] = torch.full((16,), value)
-  state["module.bn.num_batches_tracked"] = torch.tensor(5)
+    state[f"module.bn.running_{name}"] = np.full(16, value, np.float32)
+  state["module.bn.num_batches_tracked"] = np.array(5)
   return {"epoch": 1000, "model": state, "optimizer": {}}
 
 
 def torchvision():
   state = fake(network())
-  state["fc.weight"], state["fc.bias"] = torch.ones(10, 128), torch.ones(10)
+  state["fc.weight"] = np.ones((10, 128), np.float32)
+  state["fc.bias"] = np.ones(10, np.float32)
   return state
 
 
@@ -97,7 +113,7 @@ OFFICIAL = {
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_official_files_become_runs(name, tmp_path):
   content, objective, projector, note = OFFICIAL[name]
-  torch.save(content, tmp_path / "file")
+  save(content, tmp_path / "file")
   workdir = tmp_path / "run"
   config = recipe(**{"objective.name": objective})
   notes = import_weights(str(tmp_path / "file"), str(workdir), config)
@@ -110,7 +126,7 @@ def test_official_files_become_runs(name, tmp_path):
   state = content.get("model", content)
   prefix = "module.backbone." if "model" in content else ""
   kernel = stored.params["backbone"]["layer3_0"]["conv2"]["kernel"]
-  expected = state[f"{prefix}layer3.0.conv2.weight"].numpy()
+  expected = state[f"{prefix}layer3.0.conv2.weight"]
   np.testing.assert_array_equal(kernel, expected.transpose(2, 3, 1, 0))
   model = stored.config["model"]
   assert model["backbone"] == "resnet50"
@@ -143,8 +159,7 @@ def check_run(workdir):
 
 
 def test_an_exported_file_needs_no_recipe(tmp_path):
-  torch.save(checkpoint_of(32, 16), tmp_path / "file")
-  imported = interop.read_file(tmp_path / "file")
+  imported = interop.from_torchvision(checkpoint_of(32, 16)["model"])
   config = recipe()
   config.model.width_multiplier = WIDTH
   interop.write_file(
@@ -167,6 +182,41 @@ def test_an_exported_file_needs_no_recipe(tmp_path):
     import_weights(str(tmp_path / "exported"), str(tmp_path / "run"))
 
 
+@pytest.mark.parametrize(("written", "step"), [("12k", 0), ("1e3", 0), (7, 7)])
+def test_steps_of_foreign_files(written, step, tmp_path):
+  architecture = network()
+  write_safetensors(tmp_path / "file", fake(architecture), {"step": written})
+  imported = interop.read_file(tmp_path / "file")
+  assert encoder_lib.stored_step(imported) == step
+
+
+@pytest.mark.parametrize("part", ["model", "data", "objective"])
+def test_a_recipe_with_holes_is_refused(part, tmp_path):
+  config = recipe().to_dict()
+  path = str(tmp_path / "file")
+  for hole in ({}, []):
+    stored = {"config": {**config, part: hole}}
+    write_safetensors(path, fake(network()), stored)
+    for load in (load_encoder, lambda p: import_weights(p, f"{p}.run")):
+      with pytest.raises(UserError, match=rf"lacks {part}\.") as error:
+        load(path)
+      assert "\n" not in str(error.value)
+  assert not (tmp_path / "file.run").exists()
+
+
+def test_what_functions_need_is_not_what_training_needs(tmp_path):
+  config = {
+    "model": {"dtype": "float32"},
+    "data": encoder_lib.IMAGENET_DATA,
+    "objective": {"name": "vicreg"},
+  }
+  path = str(tmp_path / "file")
+  write_safetensors(path, fake(network()), {"config": config})
+  with pytest.raises(UserError, match=r"is not complete .*--config") as error:
+    import_weights(path, str(tmp_path / "run"))
+  assert "\n" not in str(error.value)
+
+
 class Attack:
   def __reduce__(self):
     return os.system, ("exit 1",)
@@ -186,12 +236,14 @@ WRONG = {
   "is a web page": b"<!DOCTYPE html>",
   "would have to be executed|not a torch file": Attack(),
   "missing layer2.0.bn1.bias": without("layer2.0.bn1.bias"),
-  "unexpected predictor.weight": with_value("predictor.weight", torch.ones(2)),
-  r"layer1.0.bn1.bias is \[7\] instead of": with_value(
-    "layer1.0.bn1.bias", torch.ones(7)
+  "unexpected predictor.weight": with_value(
+    "predictor.weight", np.ones(2, np.float32)
   ),
-  "not finite": with_value("bn1.weight", torch.full((4,), torch.nan)),
-  "not a ResNet's": {"blocks.0.attn.qkv.weight": torch.ones(2)},
+  r"layer1.0.bn1.bias is \[7\] instead of": with_value(
+    "layer1.0.bn1.bias", np.ones(7, np.float32)
+  ),
+  "not finite": with_value("bn1.weight", np.full(4, np.nan, np.float32)),
+  "not a ResNet's": {"blocks.0.attn.qkv.weight": np.ones(2, np.float32)},
   "multiple of objective.imsvd.num_bins": checkpoint_of(32, 20),
   "1 channels, the recipe for 3": fake(
     interop.Architecture("resnet50", WIDTH, channels=1)
@@ -205,9 +257,10 @@ def test_wrong_files_are_refused(message, tmp_path):
   if isinstance(content, bytes):
     path.write_bytes(content)
   elif isinstance(content, Attack):
+    pytest.importorskip("torch")
     path.write_bytes(pickle.dumps(content))
   else:
-    torch.save(content, path)
+    save(content, path)
   with pytest.raises(UserError, match=message) as error:
     import_weights(str(path), str(tmp_path / "run"), recipe())
   assert "\n" not in str(error.value)
@@ -215,19 +268,19 @@ def test_wrong_files_are_refused(message, tmp_path):
 
 
 def test_a_file_without_a_recipe_asks_for_one(tmp_path):
-  torch.save(fake(network()), tmp_path / "file")
+  save(fake(network()), tmp_path / "file")
   with pytest.raises(UserError, match=r"give a recipe.*--config="):
     import_weights(str(tmp_path / "file"), str(tmp_path / "run"))
 
 
 def test_the_command(tmp_path):
-  torch.save(fake(network()), tmp_path / "model_final.pth")
+  save(fake(network()), tmp_path / "model_final.safetensors")
   result = subprocess.run(
     [
       sys.executable,
       "-m",
       "imsvd_jax.import_weights",
-      f"--file={tmp_path}/model_final.pth",
+      f"--file={tmp_path}/model_final.safetensors",
       f"--workdir={tmp_path}/run",
       "--config=configs/imagenet_r50.py",
       "--config.objective.name=vicreg",

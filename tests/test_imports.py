@@ -49,7 +49,14 @@ ALLOWED = {
     "data",
     "evaluators",
   },
-  "interop": {"numpy", "models", "interop", "torch", "safetensors"},
+  "interop": {
+    "numpy",
+    "models",
+    "interop",
+    "output_files",
+    "torch",
+    "safetensors",
+  },
   "explain": {
     "numpy",
     "jax",
@@ -95,6 +102,7 @@ ALLOWED = {
     "evaluators",
     "finetuning",
     "metrics",
+    "output_files",
     "sharding",
   },
   "encoder": {
@@ -186,7 +194,9 @@ ALLOWED["comparing"] = {
 ALLOWED["explaining"] = {
   "jax",
   "numpy",
+  "etils",
   "augment",
+  "augmented_views",
   "data",
   "encoder",
   "explain",

@@ -55,8 +55,8 @@ def markdown_table(
 
   Runs that differ in their seed alone are one row. A cell is the mean in
   percent and its 95% interval: over seeds (Student's t) where there are two or
-  more, over the test images where there is one. Of the measurements of a
-  protocol, those of a run's newest step count.
+  more, over the test images where there is one. Of a run one set of weights
+  counts: of the newest step measured, and there what was measured last.
 
   Args:
     runs: The runs.
@@ -94,13 +94,19 @@ def markdown_table(
 
 
 def _newest(entries: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-  """Leaves out what has no number, and steps before the newest measured."""
+  """Leaves out what has no number, and all weights but the newest measured."""
   entries = [e for e in entries if e.get("final") is not None]
-  last: dict[str, int] = {}
-  for entry in entries:
-    name = entry["protocol"]
-    last[name] = max(last.get(name, -1), entry["step"] or 0)
-  return [e for e in entries if (e["step"] or 0) == last[e["protocol"]]]
+  if not entries:
+    return []
+  # Of what was written in one second, the last in the file.
+  newest = max(
+    reversed(entries), key=lambda e: (e["step"] or 0, e.get("written", ""))
+  )
+  return [e for e in entries if _weights(e) == _weights(newest)]
+
+
+def _weights(entry: Mapping[str, Any]) -> tuple[int | None, str | None]:
+  return entry["step"], entry.get("weights")
 
 
 def _cell(group: Sequence[Run], protocol: str) -> str:

@@ -9,14 +9,73 @@ import ast
 import dataclasses
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from imsvd_jax.errors import UserError, lookup, suggestion
 
 
+def _each(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+  """A condition on every entry of a list that is not empty."""
+  return lambda values: bool(values) and all(map(fits, values))
+
+
+def _is_range(low: float, high: float) -> Callable[[Any], bool]:
+  return lambda pair: len(pair) == 2 and low < pair[0] <= pair[1] <= high
+
+
+_POSITIVE = ("a number above 0", lambda v: v > 0)
+_NOT_NEGATIVE = ("0 or more", lambda v: v >= 0)
+_PART = ("a number above 0 and below 1", lambda v: 0 < v < 1)
+
+# What a hyper-parameter may be, in words and as a condition; a name means the
+# same in every protocol. Numbers are finite besides.
+_LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+  "num_neighbors": ("whole numbers from 1", _each(lambda v: v >= 1)),
+  "temperatures": ("numbers above 0", _each(lambda v: v > 0)),
+  "inverse_penalties": ("numbers above 0", _each(lambda v: v > 0)),
+  "learning_rates": ("numbers above 0", _each(lambda v: v > 0)),
+  "learning_rate": _POSITIVE,
+  "backbone_learning_rate": _NOT_NEGATIVE,
+  "head_learning_rate": _POSITIVE,
+  "tolerance": _POSITIVE,
+  "trust_coefficient": _POSITIVE,
+  "lidar_delta": _POSITIVE,
+  "weight_decay": _NOT_NEGATIVE,
+  "initial_deviation": _NOT_NEGATIVE,
+  "momentum": ("from 0 and below 1", lambda v: 0 <= v < 1),
+  "held_out": _PART,
+  "saturated_share": _PART,
+  "fraction": ("a number above 0, at most 1", lambda v: 0 < v <= 1),
+  "flip_probability": ("from 0 to 1", lambda v: 0 <= v <= 1),
+  "scale": ("two parts of the area, the smaller first", _is_range(0, 1)),
+  "ratio": ("two numbers above 0, the smaller first", _is_range(0, math.inf)),
+  "seed": ("from 0 to 2^32 - 1", lambda v: 0 <= v < 2**32),
+  "optimizer": ("one of sgd, lars", lambda v: v in ("sgd", "lars")),
+  "schedule": ("one of cosine, steps", lambda v: v in ("cosine", "steps")),
+}
+
+
+class _Checked:
+  """Settings whose values are possible; others raise UserError."""
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      name = field.name
+      if name not in _LIMITS:
+        continue
+      expected, fits = _LIMITS[name]
+      value = getattr(self, name)
+      numbers = value if isinstance(value, tuple) else (value,)
+      finite = all(
+        math.isfinite(v) for v in numbers if isinstance(v, float | int)
+      )
+      if not finite or not fits(value):
+        raise UserError(f"{name}={_shown(value)!r}; expected {expected}.")
+
+
 @dataclasses.dataclass(frozen=True)
-class Knn:
+class Knn(_Checked):
   """Weighted k-NN on L2-normalized features; all of train is the bank.
 
   With several pairs (k, T) the first is the one reported as final.
@@ -28,7 +87,7 @@ class Knn:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lbfgs:
+class Lbfgs(_Checked):
   """L2 logistic regression on frozen features, C chosen on part of train."""
 
   inverse_penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -41,7 +100,7 @@ class Lbfgs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
+class Probe(_Checked):
   """Linear heads on cached features, one per learning rate, all at once.
 
   The learning rate is chosen on a held-out part of train, not on test.
@@ -58,7 +117,7 @@ class Probe:
 
 
 @dataclasses.dataclass(frozen=True)
-class Crops:
+class Crops(_Checked):
   """The images of a protocol: random crops to train, central ones to test."""
 
   size: int
@@ -69,7 +128,7 @@ class Crops:
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
+class Linear(_Checked):
   """A linear head trained by SGD on crops of a frozen backbone."""
 
   learning_rate: float  # per 256 images if scale_by_batch, else as it is
@@ -87,18 +146,6 @@ class Linear:
   seed: int = 0
   evaluator: ClassVar[str] = "linear"
 
-  def __post_init__(self):
-    for name, known in (
-      ("optimizer", ("sgd", "lars")),
-      ("schedule", ("cosine", "steps")),
-    ):
-      value = getattr(self, name)
-      if value not in known:
-        raise UserError(
-          f"A linear protocol has {name}={value!r}; expected one of"
-          f" {', '.join(known)}."
-        )
-
   def learning_rate_at(self, epoch: int) -> float:
     """Returns the learning rate of an epoch, counted from 0."""
     base = self.learning_rate
@@ -110,7 +157,7 @@ class Linear:
 
 
 @dataclasses.dataclass(frozen=True)
-class FineTune:
+class FineTune(_Checked):
   """Semi-supervised training of backbone and head: a training run.
 
   It is data only (`imsvd_jax.finetuning` runs it); the part of train is
@@ -132,7 +179,7 @@ class FineTune:
 
 
 @dataclasses.dataclass(frozen=True)
-class Collapse:
+class Collapse(_Checked):
   """Numbers without labels: how much of its space an embedding uses."""
 
   max_images: int = 25_600  # RankMe's own choice; more changes little

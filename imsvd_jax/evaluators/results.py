@@ -144,10 +144,7 @@ def find(
   """
   for entry in entries:
     same = _key(entry) == planned.key() and not entry["skipped"]
-    if same and all(
-      entry.get(name) == getattr(planned, name)
-      for name in ("weights", "version")
-    ):
+    if same and entry.get("version") == planned.version:
       fields = {f.name for f in dataclasses.fields(Result)}
       return Result(**{k: v for k, v in entry.items() if k in fields})
   return None
@@ -220,8 +217,10 @@ def _interval(interval: tuple[float, float] | None) -> str:
 
 def _key(entry: Mapping[str, Any]) -> str:
   names = ("protocol", "hyperparameters", "data", "step", "seed", "online")
-  # As it is read back: tuples are lists in JSON.
-  return json.dumps([entry[name] for name in names], sort_keys=True)
+  # As it is read back: tuples are lists in JSON. A step has two sets of weights
+  # where there is a target network, and others after a new run.
+  values = [*(entry[name] for name in names), entry.get("weights")]
+  return json.dumps(values, sort_keys=True)
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Shows what a run has learned: `python -m imsvd_jax.explain --workdir=RUN`.
 
-Writes into WORKDIR/explain-STEP (or --output): `explorer/index.html`, which
+Writes into WORKDIR/explain-STEP (or --output), which gets the names of another
+split, data set or network appended: `explorer/index.html`, which
 opens from disk; `figures/`, for papers; `analysis.npz`, every number.
 """
 
@@ -26,7 +27,10 @@ _DATA = flags.DEFINE_string(
   " run's own by default.",
 )
 _OUTPUT = flags.DEFINE_string(
-  "output", "", "Directory to write to. Default: WORKDIR/explain-STEP."
+  "output",
+  "",
+  "Local directory to write to. Default: WORKDIR/explain-STEP, with the names"
+  " of another data set, split or network.",
 )
 _MAX_IMAGES = flags.DEFINE_integer(
   "max_images",

@@ -327,6 +327,15 @@ def hash_index(indices: np.ndarray) -> np.ndarray:
   return x ^ (x >> np.uint64(31))
 
 
+def some_of(indices: np.ndarray, count: int) -> np.ndarray:
+  """Returns at most `count` of the indices, ascending, chosen by their hash.
+
+  Not the first ones: data sets lie sorted by class.
+  """
+  order = np.argsort(hash_index(indices), kind="stable")
+  return np.sort(np.asarray(indices)[order[:count]])
+
+
 # --- The pass -----------------------------------------------------------------
 
 

@@ -396,7 +396,8 @@ def read_metrics(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     By name, [n, 2] float64: step and value, by step; of a step written twice
     (a resumed run) the later line counts.
   """
-  path = pathlib.Path(path)
+  if isinstance(path, str):  # Else any path with pathlib's methods.
+    path = pathlib.Path(path)
   if not path.is_file():
     raise UserError(f"Found no metrics at {path}; train first.")
   lines = path.read_text(encoding="utf-8").splitlines()

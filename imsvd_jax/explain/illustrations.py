@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from imsvd_jax.errors import UserError
 from imsvd_jax.explain import attribution
 from imsvd_jax.explain.accumulate import view_keys
-from imsvd_jax.explain.analysis import Analysis, Progress, hash_index
+from imsvd_jax.explain.analysis import Analysis, Progress, some_of
 from imsvd_jax.explain.subject import Subject
 
 SHEET_SIDE = 8  # Thumbnails along a side: small sheets decode as needed.
@@ -61,9 +61,8 @@ def shown_images(analysis: Analysis, max_images: int) -> np.ndarray:
   if analysis.top_indices is not None:
     best = np.unique(analysis.top_indices[analysis.top_indices >= 0])
   others = np.setdiff1d(analysis.indices, best, assume_unique=True)
-  order = np.argsort(hash_index(others), kind="stable")
   room = max(max_images - len(best), 0)
-  return np.sort(np.concatenate([best, others[order[:room]]]))
+  return np.sort(np.concatenate([best, some_of(others, room)]))
 
 
 class SheetWriter:

@@ -149,7 +149,7 @@ def flip_rates(
   *,
   probes: Mapping[str, Probe] | None = None,
   key: jax.Array | None = None,
-  max_images: int | None = 2048,
+  num_images: int | None = None,
   mesh: Mesh | None = None,
   progress: Callable[[str], None] | None = None,
 ) -> dict[str, np.ndarray]:
@@ -157,10 +157,11 @@ def flip_rates(
 
   Args:
     subject: The functions of images.
-    batches: As for `analyse`.
+    batches: As for `analyse`; all of their images count. To look at fewer,
+      give some from everywhere in the data set: it may be sorted by class.
     probes: Augmentations by name; by default `PROBES`.
     key: Random key; an image's draw depends on the key and its index.
-    max_images: Stop after the batch that reaches this many; None: all.
+    num_images: For the time left.
     mesh: Devices, along axis "data".
     progress: Called with a line of text every few seconds.
 
@@ -173,7 +174,7 @@ def flip_rates(
   changed = _compile_changes(subject, probes)
   sharding = NamedSharding(mesh, P(accumulate.AXIS))
   variables = jax.device_put(subject.variables, NamedSharding(mesh, P()))
-  meter = analysis.Progress("augmentations", max_images, progress)
+  meter = analysis.Progress("augmentations", num_images, progress)
   total = None
   for batch in analysis.padded_batches(batches, mesh.size):
     index = batch["index"].astype(np.int32)
@@ -181,8 +182,6 @@ def flip_rates(
     counts = np.asarray(changed(variables, key, *data), np.int64)
     total = counts if total is None else total + counts
     meter.update(int(batch["mask"].sum()))
-    if max_images is not None and meter.done >= max_images:
-      break
   if not meter.done:
     raise UserError("Found no images to augment. Give at least one image.")
   meter.finish()

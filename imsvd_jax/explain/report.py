@@ -1,7 +1,9 @@
 """Everything at once: analysis, figures and explorer in one folder."""
 
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +23,12 @@ from imsvd_jax.explain import (
 from imsvd_jax.explain.subject import Subject, no_code_sentence
 
 Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
+ANALYSIS = "analysis.npz"
+_FIGURE = re.compile(
+  r"(joint|cross_joint|mutual_information|factors|samples_variable_\d+"
+  r"|attribution|embedding_vectors|embedding_map|training_curves)"
+  rf"\.({'|'.join(figures.FORMATS)})"
+)
 _EXAMPLES = 6  # Images shown with two views, and with attribution.
 
 
@@ -52,6 +60,7 @@ def explain(
   names: Callable[[int], str] | None = None,
   augmentations: Mapping[str, probes.Probe] | None = None,
   max_flip_images: int = 2048,
+  some_batches: Callable[[int], Iterable] | None = None,
   num_top: int = 12,
   joint: bool = True,
   max_images: int = 50_000,
@@ -67,12 +76,13 @@ def explain(
 ) -> Report:
   """Analyses a data set and writes numbers, figures and explorer.
 
-  Writes `analysis.npz` (every array, the joint matrices in float32 among
+  What an earlier report left in `directory` is removed first. Writes
+  `analysis.npz` (every array, the joint matrices in float32 among
   them), `figures/*` and `explorer/index.html` under `directory`.
 
   Args:
     subject: The functions of images.
-    batches: Called two to four times; each call gives the data set from the
+    batches: Called two to five times; each call gives the data set from the
       start, as for `analysis.analyse`.
     directory: Where to write.
     num_images: For the time left.
@@ -85,6 +95,9 @@ def explain(
     names: Image index -> what to call the image, such as its path.
     augmentations: For the flip rates; by default `probes.PROBES`, none: {}.
     max_flip_images: Images of the flip rates.
+    some_batches: From a number n to batches of n images from everywhere in the
+      data set, for the flip rates; by default one more pass over `batches`,
+      of which images are chosen by the hash of their index.
     num_top: Best images of each bin.
     joint: Whether to accumulate the joint matrices.
     max_images: Images shown in the explorer.
@@ -109,6 +122,7 @@ def explain(
       + "."
     )
   directory = pathlib.Path(directory)
+  _remove_former(directory)
   (directory / "explorer").mkdir(parents=True, exist_ok=True)
   say = progress or (lambda line: None)
   result = analysis.analyse(
@@ -142,18 +156,23 @@ def explain(
     ).nmi
   augmentations = probes.PROBES if augmentations is None else augmentations
   if result.has_codes and augmentations:
+    count = min(max_flip_images, result.num_images)
+    if some_batches is not None:
+      some = some_batches(count)
+    else:
+      some = only(batches(), analysis.some_of(result.indices, count))
     result.flip_rates = probes.flip_rates(
       subject,
-      batches(),
+      some,
       probes=augmentations,
       key=key,
-      max_images=min(max_flip_images, result.num_images),
+      num_images=count,
       mesh=mesh,
       progress=progress,
     )
   if not result.has_codes:
     say(no_code_sentence(subject))
-  result.save(directory / "analysis.npz")
+  result.save(directory / ANALYSIS)
   chosen = _figure_variables(result, figure_variables)
   keep = _wanted_images(result, chosen)
   pictures = illustrations.illustrate(
@@ -171,7 +190,7 @@ def explain(
   )
   examples = None
   if views is not None and result.has_codes:
-    index = result.sample_indices[:_EXAMPLES]
+    index = _examples(result)
     images = np.stack([pictures.kept[int(i)] for i in index])
     examples = illustrations.view_examples(subject, images, index, views, key)
   index_page = explorer.build(
@@ -193,6 +212,49 @@ def explain(
     say(line)
   say(f"Open {index_page}")
   return Report(result, index_page, paths)
+
+
+def _remove_former(directory: pathlib.Path) -> None:
+  """Removes what an earlier report wrote there, which may be of other images.
+
+  Only by the names of our own files, and only where there was a report.
+  """
+  if not (directory / ANALYSIS).exists():
+    return
+  for name in ("data", "sprites"):
+    shutil.rmtree(directory / "explorer" / name, ignore_errors=True)
+  for path in (directory / "figures").glob("*"):
+    if _FIGURE.fullmatch(path.name):
+      path.unlink()
+  (directory / ANALYSIS).unlink()  # Last: it says that there was one.
+
+
+def only(
+  batches: Iterable[Mapping[str, np.ndarray]], chosen: np.ndarray
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields the images of chosen indices, in batches of the first one's size."""
+  size, images, indices = 0, [], []
+  for batch in batches:
+    size = size or len(batch["image"])
+    keep = np.isin(batch["index"], chosen)
+    if "mask" in batch:
+      keep &= batch["mask"]
+    images.extend(batch["image"][keep])
+    indices.extend(batch["index"][keep])
+    while len(images) >= size:
+      yield _batch(images[:size], indices[:size])
+      images, indices = images[size:], indices[size:]
+  if images:
+    yield _batch(images, indices)
+
+
+def _batch(images, indices):
+  return {"image": np.stack(images), "index": np.array(indices)}
+
+
+def _examples(result) -> np.ndarray:
+  """Indices of the images that are shown with two views."""
+  return analysis.some_of(result.sample_indices, _EXAMPLES)
 
 
 def _figure_variables(result, chosen) -> list[int]:
@@ -223,7 +285,7 @@ def _busiest(result, m, count=10) -> list[int]:
 
 def _wanted_images(result, chosen) -> list[int]:
   """Images that the figures need whole."""
-  wanted = {int(i) for i in result.sample_indices[:_EXAMPLES]}
+  wanted = {int(i) for i in _examples(result)}
   for m in chosen:
     best = result.top_indices[m, _busiest(result, m), :8]
     wanted |= {int(i) for i in best.ravel() if i >= 0}

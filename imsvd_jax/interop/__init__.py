@@ -7,7 +7,6 @@ A new format is one function here and one line in FORMATS.
 
 import dataclasses
 import os
-import pathlib
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -42,6 +41,7 @@ from imsvd_jax.interop.torchvision import (
   from_torchvision,
   to_torchvision,
 )
+from imsvd_jax.output_files import check_output, in_place_when_done
 
 __all__ = [
   "FORMATS",
@@ -168,14 +168,11 @@ def write_file(
     The architecture, for the model card.
 
   Raises:
-    UserError: The format cannot hold these weights, or the folder is missing.
+    UserError: The format cannot hold these weights, or the file cannot be
+      written.
   """
   write = lookup(FORMATS, format_name, "format")
-  path = pathlib.Path(path)
-  if not path.parent.is_dir():
-    raise UserError(f"The folder {path.parent} does not exist; create it.")
-  if path.is_dir():
-    raise UserError(f"{path} is a folder; give the name of a file.")
+  path = check_output(os.fspath(path))
   architecture = architecture_of(variables)
   if projector and not architecture.projector:
     raise UserError(
@@ -196,12 +193,8 @@ def write_file(
     "format_name": format_name,
     "imsvd_jax_version": imsvd_jax.__version__,
   }
-  unfinished = path.with_name(path.name + ".unfinished")
-  try:
-    write(os.fspath(unfinished), weights, metadata)
-    os.replace(unfinished, path)
-  finally:
-    unfinished.unlink(missing_ok=True)
+  with in_place_when_done(path) as unfinished:
+    write(unfinished, weights, metadata)
   return architecture
 
 

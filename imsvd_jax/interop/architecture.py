@@ -267,7 +267,7 @@ def flatten(
 def _torch_key(path: tuple[str, ...]) -> str:
   """Renames a path of ours well enough to recognise the network."""
   *modules, leaf = path[1:]
-  if modules[0] == "projector" and len(modules) > 1:
+  if len(modules) > 1 and modules[0] == "projector":
     kind, _, number = modules[1].rpartition("_")
     if number.isdigit():
       modules[1] = str(3 * int(number) + (kind == "bn"))

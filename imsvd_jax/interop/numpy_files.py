@@ -87,4 +87,9 @@ def _metadata(
     metadata = json.loads(str(value))
   except json.JSONDecodeError as error:
     raise UserError(f"{path}: its metadata is not JSON ({error}).") from error
-  return dict(metadata)
+  if not isinstance(metadata, dict):
+    raise UserError(
+      f"{path}: its metadata is a {type(metadata).__name__} in JSON; expected"
+      " an object."
+    )
+  return metadata

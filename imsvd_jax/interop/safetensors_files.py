@@ -16,6 +16,7 @@ def write_safetensors(
   metadata: Mapping[str, Any],
 ) -> None:
   """Writes a state dict; metadata values that are no strings become JSON."""
+  from safetensors import SafetensorError
   from safetensors.numpy import save_file
 
   strings = {
@@ -25,7 +26,10 @@ def write_safetensors(
   # The library writes memory as it lies: a transposed view would be scrambled.
   arrays = {key: np.array(value, order="C") for key, value in state.items()}
   # "format" is what libraries of the ecosystem look for.
-  save_file(arrays, path, metadata={"format": "pt", **strings})
+  try:
+    save_file(arrays, path, metadata={"format": "pt", **strings})
+  except SafetensorError as error:  # Names are unique, types known: the disk.
+    raise OSError(None, str(error)) from error
 
 
 def read_safetensors(

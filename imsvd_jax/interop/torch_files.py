@@ -53,7 +53,7 @@ def write_torch(
     (key, torch.from_numpy(np.array(value))) for key, value in state.items()
   )
   tensors.metadata = dict(metadata)
-  torch.save(tensors, path)
+  _save(torch, tensors, path)
 
 
 def write_torch_nested(
@@ -72,7 +72,21 @@ def write_torch_nested(
     "matching_heuristics": True,
     "metadata": dict(metadata),
   }
-  torch.save(file, path)
+  _save(torch, file, path)
+
+
+def _save(torch: Any, content: Any, path: str | os.PathLike[str]) -> None:
+  """Saves; what keeps the file from being written is an OSError.
+
+  torch's own message of a full disk is one of C++.
+  """
+  try:
+    with open(path, "wb") as file:
+      torch.save(content, file)
+  except RuntimeError as error:
+    if isinstance(error.__context__, OSError):
+      raise error.__context__ from error
+    raise
 
 
 def read_torch(
@@ -141,16 +155,15 @@ def _state_dict(
     )
 
   if is_state(loaded):
-    metadata = getattr(loaded, "metadata", {})
-    return _arrays(loaded, torch), dict(metadata), ()
+    metadata = getattr(loaded, "metadata", None)
+    return _arrays(loaded, torch), _own(metadata) or {}, ()
   if isinstance(loaded, Mapping):
     for name in ("model", "state_dict"):
       if is_state(loaded.get(name)):
-        others = tuple(
-          str(key) for key in loaded if key not in (name, "metadata")
-        )
-        metadata = loaded.get("metadata") or {}
-        return _arrays(loaded[name], torch), dict(metadata), others
+        metadata = _own(loaded.get("metadata"))
+        known = (name,) if metadata is None else (name, "metadata")
+        others = tuple(str(key) for key in loaded if key not in known)
+        return _arrays(loaded[name], torch), metadata or {}, others
     held = f"entries {', '.join(map(repr, loaded))}"[:200]
     if not loaded:
       held = "nothing"
@@ -160,6 +173,11 @@ def _state_dict(
     f"{path} holds {held}; expected a state dict, or one under 'model' or "
     "'state_dict'."
   )
+
+
+def _own(metadata: Any) -> dict[str, Any] | None:
+  """Returns metadata as we write it; None for what others call by that name."""
+  return dict(metadata) if isinstance(metadata, Mapping) else None
 
 
 def _arrays(state: Mapping[str, Any], torch: Any) -> dict[str, np.ndarray]:

@@ -182,10 +182,25 @@ def _our_shape(entry: Entry) -> tuple[int, ...]:
 
 
 def insert(tree: Variables, path: tuple[str, ...], value: Any) -> None:
-  """Puts a leaf into nested dictionaries."""
-  for name in path[:-1]:
+  """Puts a leaf into nested dictionaries.
+
+  Raises:
+    UserError: The path goes through a leaf, or ends where others go on.
+  """
+  for depth, name in enumerate(path[:-1], 1):
     tree = tree.setdefault(name, {})
+    if not isinstance(tree, dict):
+      raise _no_folder(path[:depth])
+  if isinstance(tree.get(path[-1]), dict):
+    raise _no_folder(path)
   tree[path[-1]] = value
+
+
+def _no_folder(path: tuple[str, ...]) -> UserError:
+  name = "/".join(path)
+  return UserError(
+    f"{name} is an array; expected arrays below that name, such as {name}/..."
+  )
 
 
 # ---- names -----------------------------------------------------------------

@@ -68,6 +68,17 @@ def test_rows_of_one_objective_say_what_differs():
   assert first.endswith("|  |")
 
 
+def test_of_a_run_one_set_of_weights_counts():
+  """Neither two numbers of one protocol nor two networks in one row."""
+  one = run("imsvd", 0, 0.9)
+  target = {**one.results[1], "weights": "target", "written": "2026-02"}
+  trained = {**one.results[1], "weights": "trained", "written": "2026-01"}
+  linear = {**trained, "protocol": "linear/lbfgs"}
+  one = one._replace(results=[{**target, "final": 0.8}, trained, linear])
+  (row,) = comparison.markdown_table([one]).splitlines()[2:]
+  assert row == "| imsvd | digits | 1 | 80.0 (70.0 to 96.0) |"
+
+
 def test_a_seed_that_was_not_measured_is_said():
   runs = [run("imsvd", s, 0.9 + s / 100) for s in range(3)]
   runs[2] = runs[2]._replace(results=[])

@@ -217,6 +217,16 @@ def test_a_repeated_measurement_replaces_its_last(tmp_path):
   assert len(results.read_results(path)) == 4
 
 
+def test_other_weights_of_a_step_are_another_measurement(tmp_path):
+  path = tmp_path / "results.json"
+  trained, target = some_result(weights="abc"), some_result(weights="abd")
+  results.write_results(path, [trained])
+  results.write_results(path, [target])
+  results.write_results(path, [trained])
+  found = [entry["weights"] for entry in results.read_results(path)]
+  assert found == ["abc", "abd"]
+
+
 def test_a_measurement_is_found_again_for_the_same_weights_alone(tmp_path):
   path = tmp_path / "results.json"
   made = some_result(weights="abc")

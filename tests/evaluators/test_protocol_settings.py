@@ -7,7 +7,14 @@ from imsvd_jax.evaluators import protocols
 
 CHOSEN = {
   name: protocols.PROTOCOLS[name]
-  for name in ("linear/imsvd", "linear/cifar", "knn/dino")
+  for name in (
+    "linear/imsvd",
+    "linear/cifar",
+    "linear/lbfgs",
+    "linear/probe",
+    "knn/dino",
+    "finetune/1pct",
+  )
 }
 OWN = protocols.Crops(size=16, scale=(0.4, 1.0), test_resize=18)
 
@@ -56,12 +63,34 @@ def test_crops_one_by_one_or_the_runs_own():
     ("crops.side=3", "crops have no 'side'"),
     ("optimizer=adam", "optimizer='adam'; expected one of sgd, lars"),
     ("schedule=linear", "schedule='linear'; expected one of cosine, steps"),
+    ("inverse_penalties=-1.0", "inverse_penalties='-1'; expected numbers ab"),
+    ("inverse_penalties=()", "inverse_penalties=''; expected numbers above 0"),
+    ("inverse_penalties=1,1e999", "inverse_penalties='1,inf'; expected"),
+    ("held_out=2.0", "held_out='2'; expected a number above 0 and below 1"),
+    ("held_out=0.0", "held_out='0'; expected a number above 0 and below 1"),
+    ("learning_rates=-1.0", "learning_rates='-1'; expected numbers above 0"),
+    ("learning_rate=-1", "learning_rate='-1'; expected a number above 0"),
+    ("momentum=1", "momentum='1'; expected from 0 and below 1"),
+    ("weight_decay=-1", "weight_decay='-1'; expected 0 or more"),
+    ("num_neighbors=0", "num_neighbors='0'; expected whole numbers from 1"),
+    ("fraction=2", "fraction='2'; expected a number above 0, at most 1"),
+    ("crops.scale=0.5", "scale='0.5'; expected two parts of the area"),
+    ("crops.ratio=2,1", "ratio='2,1'; expected two numbers above 0"),
+    ("crops.flip_probability=2", "flip_probability='2'; expected from 0 to 1"),
+    ("linear/probe:seed=-1", "seed='-1'; expected from 0 to 2"),
   ],
 )
 def test_a_mistake_is_one_clear_line(setting, message):
   with pytest.raises(UserError, match=message) as error:
     with_settings(setting)
   assert "\n" not in str(error.value)
+
+
+def test_every_limit_is_of_a_hyper_parameter():
+  known = set()
+  for protocol in protocols.PROTOCOLS.values():
+    known |= {key.rpartition(".")[2] for key in protocols._flat(protocol)}
+  assert set(protocols._LIMITS) <= known
 
 
 def test_weights_that_know_no_crops_have_none_of_their_own():

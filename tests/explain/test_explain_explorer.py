@@ -333,6 +333,26 @@ def test_variable_page_shows_best_images_lazily(browser, built):
 
 
 @needs_chromium
+def test_pictures_outside_of_a_small_bin_are_marked(browser, built):
+  usage = built.analysis.usage
+  m, d = np.argwhere((usage > 0) & (usage < 8))[0]
+  browser.go(f"#/variable/{m}")
+  bin_of = f"document.querySelector('[data-bin=\"{d}\"]')"
+  browser.script(f"{bin_of}.scrollIntoView()")
+  browser.wait(f"{bin_of}.querySelector('.thumb')")
+  shown = browser.script(
+    f"return [...{bin_of}.querySelectorAll('.thumb')].map((n) =>"
+    " [n.ariaLabel.includes('not in this bin'), +getComputedStyle(n).opacity])"
+  )
+  best = built.analysis.top_indices[m, d]
+  outside = built.analysis.codes[best, m] != d
+  assert outside.sum() == 8 - usage[m, d]
+  assert [label for label, _ in shown] == outside.tolist()
+  assert [opacity < 1 for _, opacity in shown] == outside.tolist()
+  assert "Dimmed: not in this bin" in browser.text(f"[data-bin='{d}'] .what")
+
+
+@needs_chromium
 def test_hover_and_focus_show_attribution(browser):
   browser.go("#/variable/2")
   browser.wait("document.querySelector('[data-bin=\"0\"] .thumb')")

@@ -43,6 +43,24 @@ def test_a_line_cut_short_by_a_crash(metrics):
     figures.read_metrics(metrics)
 
 
+def test_metrics_are_read_with_the_paths_own_methods(metrics):
+  """A run in a bucket has a path that is not pathlib's."""
+
+  class Remote:
+    name = "metrics.jsonl"
+
+    def is_file(self):
+      return True
+
+    def read_text(self, encoding):
+      return metrics.read_text(encoding)
+
+  found = figures.read_metrics(Remote())
+  np.testing.assert_array_equal(
+    found["loss"], figures.read_metrics(metrics)["loss"]
+  )
+
+
 def test_training_curves(metrics, tmp_path):
   figure = figures.training_curves({"a": metrics, "b": metrics}, ["loss"])
   lines = figure.axes[0].lines

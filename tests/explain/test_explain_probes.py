@@ -88,18 +88,6 @@ def test_flip_rates_against_numpy(table):
       np.testing.assert_allclose(found[name], expected)
 
 
-def test_flip_rates_stop_early(table):
-  lines = []
-  probes.flip_rates(
-    table_subject(),
-    table_batches(table, np.arange(50), 8),
-    probes={"nothing": probes.identity},
-    max_images=16,
-    progress=lines.append,
-  )
-  assert lines[-1].startswith("augmentations: 16 images")
-
-
 def test_flip_rates_need_a_code(images):
   subject = shapes_subject.make_continuous_subject()
   with pytest.raises(UserError, match="discrete code"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import chromium
 import numpy as np
@@ -40,6 +41,7 @@ def test_report_of_a_discrete_code(tmp_path):
     num_images=N,
     views=(probes.flip, probes.darken),
     augmentations={"mirror": probes.flip},
+    max_flip_images=30,
     label_names=shapes_subject.SHAPES,
     num_top=3,
     thumbnail_size=16,
@@ -50,6 +52,7 @@ def test_report_of_a_discrete_code(tmp_path):
     metrics=metrics,
     progress=lines.append,
   )
+  assert all(report._FIGURE.fullmatch(path.name) for path in found.figures)
   stems = {path.stem for path in found.figures}
   assert stems == {
     "joint",
@@ -68,6 +71,14 @@ def test_report_of_a_discrete_code(tmp_path):
   again = analysis.Analysis.load(tmp_path / "out" / "analysis.npz")
   np.testing.assert_array_equal(again.joint, found.analysis.joint)
   assert list(again.flip_rates) == ["mirror"]
+  chosen = analysis.some_of(np.arange(N), 30)
+  expected = probes.flip_rates(
+    subject,
+    report.only(batches(), chosen),
+    probes={"mirror": probes.flip},
+  )
+  np.testing.assert_array_equal(again.flip_rates["mirror"], expected["mirror"])
+  assert chosen.max() > 30
   assert any("images/s" in line for line in lines)
   assert (again.nmi_untrained == 0).all()
   (row,) = health.best_factors(again)
@@ -78,6 +89,49 @@ def test_report_of_a_discrete_code(tmp_path):
   assert set(table) <= set(lines)
   levels = {i.name: i.level for i in health.indicators(again)}
   assert set(levels.values()) <= set(health.LEVELS)
+
+
+def test_a_former_report_is_removed_and_nothing_else(tmp_path):
+  ours = ["figures/samples_variable_7.pdf", "explorer/data/variable_9.js"]
+  ours += ["explorer/sprites/5.png"]
+  others = ["figures/mine.pdf", "notes.txt", "explorer/index.html"]
+  for name in (*ours, *others):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("x")
+  report._remove_former(tmp_path)
+  assert all((tmp_path / name).exists() for name in ours), "not a report yet"
+  (tmp_path / report.ANALYSIS).write_text("x")
+  report._remove_former(tmp_path)
+  assert not any((tmp_path / name).exists() for name in ours)
+  assert not (tmp_path / report.ANALYSIS).exists()
+  assert all((tmp_path / name).exists() for name in others)
+
+
+def test_images_are_chosen_from_all_classes():
+  """In a folder sorted by class, the first images are of one class."""
+  labels = np.repeat(np.arange(10), 100)
+  chosen = analysis.some_of(np.arange(1000), 200)
+  assert len(np.unique(chosen)) == 200
+  counts = np.bincount(labels[chosen])
+  assert counts.min() >= 8
+  assert counts.max() <= 32
+  pixels = np.arange(1000, dtype=np.uint16)[:, None, None, None]
+  given = [
+    {
+      "image": pixels[start : start + 64],
+      "index": np.arange(start, start + 64),
+      "mask": np.arange(start, start + 64) < 1000,
+    }
+    for start in range(0, 960, 64)
+  ]
+  found = list(report.only(given, chosen))
+  assert {len(batch["image"]) for batch in found[:-1]} == {64}
+  wanted = chosen[chosen < 960]
+  for name in ("image", "index"):
+    values = np.concatenate([batch[name].ravel() for batch in found])
+    np.testing.assert_array_equal(values, wanted)
+  rows = types.SimpleNamespace(sample_indices=np.arange(1000))
+  assert len(np.unique(labels[report._examples(rows)])) >= 4
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import pathlib
 import re
+import string
 
 import jax
 import numpy as np
@@ -136,6 +138,51 @@ def test_a_run_without_a_code_gets_a_sentence(tmp_path, capsys):
   assert "vicreg" in capsys.readouterr().err
 
 
+def test_flip_rates_look_at_all_classes(run):
+  """The data lie sorted by class, as in a folder."""
+  settings = load_encoder(run).config.data
+  source = data.make_source(settings, "train")
+  order = np.argsort(source.labels, kind="stable")
+  source = dataclasses.replace(
+    source, images=source.images[order], labels=source.labels[order]
+  )
+  (batch,) = explaining.some_batches(source, settings, 16, 12)
+  labels = batch["label"][batch["mask"]]
+  assert len(labels) == 12
+  assert labels.max() > source.labels[23]  # Beyond the first half.
+
+
+def test_reports_do_not_share_a_folder():
+  made = [
+    explaining.folder_name(3, use_target=target, split=split, data_set=name)
+    for target in (False, True)
+    for split in ("train", "eval")
+    for name in ("", "digits", "folder=a/b", "folder=a-b", "folder=~/x")
+  ]
+  assert len(set(made)) == len(made)
+  assert made[0] == "explain-3"
+  assert made[1] == "explain-3-digits"
+  assert all(
+    set(name) <= set("-._" + string.ascii_letters + string.digits)
+    for name in made
+  )
+
+
+def test_the_output_is_where_the_user_says(run, monkeypatch, tmp_path):
+  asked = {}
+
+  def explain(subject, batches, output, **options):
+    asked.update(options, output=output)
+
+  monkeypatch.setattr(explaining.report, "explain", explain)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  explaining.explain_run(run, output="~/x", untrained=False)
+  assert asked["output"] == f"{tmp_path}/x"
+  assert asked["some_batches"] is not None
+  explaining.explain_run(run, split="eval", untrained=False)
+  assert asked["output"] == pathlib.Path(run) / "explain-3-eval"
+
+
 def test_variables_are_numbers():
   assert command._numbers(["3", " 7"]) == [3, 7]
   assert command._numbers(None) is None
@@ -152,6 +199,8 @@ def test_variables_are_numbers():
     ({"use_target": True}, "no EMA target"),
     ({"figure_variables": [1, 2]}, r"no variable 2; .* numbered 0\.\.1"),
     ({"workdir": __file__}, "is a file.*import_weights --file="),
+    ({"output": "gs://bucket/x"}, "gs://bucket/x is not .*local directory"),
+    ({"workdir": "gs://bucket/x"}, "gs://bucket/x is not .*local directory"),
   ],
 )
 def test_a_mistake_is_one_clear_line(run, arguments, message):

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import textwrap
@@ -17,16 +18,6 @@ from imsvd_jax.errors import UserError
 from imsvd_jax.interop.architecture import entries
 from imsvd_jax.interop.safetensors_files import write_safetensors
 
-torch = pytest.importorskip("torch")
-
-from torch_resnet import (  # noqa: E402
-  import_or_skip,
-  randomize,
-  state_of,
-  torch_projector,
-  torch_resnet,
-)
-
 Architecture = interop.Architecture
 METADATA = {
   "step": 120,
@@ -34,6 +25,43 @@ METADATA = {
   "mean": [0.485, 0.456, 0.406],
   "licence": "CC-BY-4.0",
 }
+
+
+WITHOUT_TORCH = ("safetensors", "numpy")
+
+
+@pytest.fixture
+def torch():
+  """PyTorch; the tests that use it are skipped where there is none."""
+  return pytest.importorskip("torch")
+
+
+@pytest.fixture
+def torch_nets(torch):
+  """The independent networks in PyTorch."""
+  import torch_resnet
+
+  return torch_resnet
+
+
+@pytest.fixture
+def format_name(request):
+  """A format; skipped where what it needs is not installed."""
+  if request.param not in WITHOUT_TORCH:
+    pytest.importorskip("torch")
+  return request.param
+
+
+def tensors(content):
+  """Copies nested arrays as tensors of torch."""
+  torch = pytest.importorskip("torch")
+  if isinstance(content, dict):
+    return {key: tensors(value) for key, value in content.items()}
+  if isinstance(content, list):
+    return [tensors(value) for value in content]
+  if isinstance(content, np.ndarray):
+    return torch.from_numpy(np.array(content))
+  return content
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +89,7 @@ def backbone_of(variables):
 # ---- round trips -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("format_name", interop.FORMATS)
+@pytest.mark.parametrize("format_name", interop.FORMATS, indirect=True)
 def test_round_trip_is_bit_exact(format_name, standard, tmp_path):
   path = tmp_path / "encoder.bin"
   rng = np.random.default_rng(0)
@@ -95,7 +123,7 @@ def test_round_trip_is_bit_exact(format_name, standard, tmp_path):
     assert_same(imported.classifier, classifier)
 
 
-@pytest.mark.parametrize("format_name", interop.FORMATS)
+@pytest.mark.parametrize("format_name", interop.FORMATS, indirect=True)
 def test_projector_round_trips_or_is_refused(format_name, variables, tmp_path):
   path = tmp_path / "encoder.bin"
 
@@ -119,7 +147,9 @@ def test_projector_round_trips_or_is_refused(format_name, variables, tmp_path):
   assert imported.architecture == TINY
 
 
-@pytest.mark.parametrize("format_name", ["torchvision", "safetensors", "numpy"])
+@pytest.mark.parametrize(
+  "format_name", ["torchvision", "safetensors", "numpy"], indirect=True
+)
 def test_three_stages_round_trip(format_name, tmp_path):
   """The backbone of the digits recipe, which torchvision does not have."""
   architecture = Architecture("resnet8", 0.375, "small", projector=(8, 4))
@@ -133,12 +163,16 @@ def test_three_stages_round_trip(format_name, tmp_path):
   assert_same(imported.variables, tree)
 
 
-def test_torch_loads_strictly(tmp_path):
+def test_torch_loads_strictly(torch, torch_nets, tmp_path):
   """Torch -> ours -> file -> torch gives the same outputs."""
   reference = torch.nn.Module()
-  reference.backbone = randomize(torch_resnet("resnet10", 8, "small"))
-  reference.projector = randomize(torch_projector([64, 24, 12]))
-  imported = interop.from_torchvision(state_of(reference))
+  reference.backbone = torch_nets.randomize(
+    torch_nets.torch_resnet("resnet10", 8, "small")
+  )
+  reference.projector = torch_nets.randomize(
+    torch_nets.torch_projector([64, 24, 12])
+  )
+  imported = interop.from_torchvision(torch_nets.state_of(reference))
   path = tmp_path / "encoder.pth"
   interop.write_file(
     path,
@@ -151,8 +185,8 @@ def test_torch_loads_strictly(tmp_path):
   assert loaded.metadata["step"] == 7
   assert set(loaded) == set(reference.state_dict())
   again = torch.nn.Module()
-  again.backbone = torch_resnet("resnet10", 8, "small")
-  again.projector = torch_projector([64, 24, 12])
+  again.backbone = torch_nets.torch_resnet("resnet10", 8, "small")
+  again.projector = torch_nets.torch_projector([64, 24, 12])
   again.load_state_dict(loaded, strict=True)
   for key, value in reference.state_dict().items():
     assert torch.equal(again.state_dict()[key], value), key
@@ -161,22 +195,23 @@ def test_torch_loads_strictly(tmp_path):
 @pytest.mark.parametrize(
   "name", ["resnet8", "resnet18", "resnet34", "resnet50"]
 )
-def test_names_and_shapes_are_torchs(name):
-  module = torch_resnet(name, 8)
+def test_names_and_shapes_are_torchs(name, torch_nets):
+  module = torch_nets.torch_resnet(name, 8)
   expected = {k: tuple(v.shape) for k, v in module.state_dict().items()}
   table = entries(Architecture(name, 8 / 64))
   found = {e.key.removeprefix("backbone."): e.shape for e in table}
   assert found == expected
 
 
-def test_safetensors_loads_in_torch(variables, tmp_path):
+def test_safetensors_loads_in_torch(torch_nets, variables, tmp_path):
   load_file = pytest.importorskip("safetensors.torch").load_file
   path = tmp_path / "encoder.safetensors"
   interop.write_file(
     path, variables, format_name="safetensors", metadata=METADATA
   )
   state = load_file(path)
-  torch_resnet("resnet10", 4, "small").load_state_dict(state, strict=True)
+  network = torch_nets.torch_resnet("resnet10", 4, "small")
+  network.load_state_dict(state, strict=True)
 
 
 def test_safetensors_writes_views_as_they_read(tmp_path):
@@ -190,11 +225,10 @@ def test_safetensors_writes_views_as_they_read(tmp_path):
 
 @pytest.mark.parametrize("kind", ["torch", "safetensors"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_other_precisions_become_float32(kind, dtype, variables, tmp_path):
-  state = {
-    key: torch.from_numpy(np.array(value))
-    for key, value in interop.to_torchvision(variables).items()
-  }
+def test_other_precisions_become_float32(
+  kind, dtype, torch, variables, tmp_path
+):
+  state = tensors(interop.to_torchvision(variables))
   state = {
     key: v.to(getattr(torch, dtype)) if v.is_floating_point() else v
     for key, v in state.items()
@@ -247,6 +281,10 @@ def test_formats_without_torch(tmp_path):
 # ---- files that the official code writes -----------------------------------
 
 
+def save(content, path):
+  pytest.importorskip("torch").save(tensors(content), path)
+
+
 def fake(architecture, prefix="", seed=0, rename=lambda key: key):
   """A state dict with an official layout, made from shapes alone."""
   rng = np.random.default_rng(seed)
@@ -254,10 +292,8 @@ def fake(architecture, prefix="", seed=0, rename=lambda key: key):
   for entry in entries(architecture):
     key = entry.key if prefix else entry.key.removeprefix("backbone.")
     value = rng.normal(size=entry.shape)
-    tensor = torch.tensor(value, dtype=torch.float32)
-    if entry.path is None:
-      tensor = torch.tensor(5)
-    state[prefix + rename(key)] = tensor
+    value = np.array(5) if entry.path is None else value.astype(np.float32)
+    state[prefix + rename(key)] = value
   return state
 
 
@@ -266,7 +302,7 @@ def exclude_bias_and_norm(p):
 
 
 @pytest.fixture
-def lars_state(monkeypatch):
+def lars_state(torch, monkeypatch):
   """What the official optimizer's state_dict() holds: functions too."""
   function = exclude_bias_and_norm
   monkeypatch.setattr(function, "__module__", "__main__")
@@ -287,20 +323,20 @@ def test_official_imsvd_checkpoint(lars_state, tmp_path):
   assert "module.backbone.layer4.2.bn3.running_var" in state
   assert "module.projector.3.weight" in state
   path = tmp_path / "model.pth"
-  torch.save({"epoch": 100, "model": state, "optimizer": lars_state}, path)
+  save({"epoch": 100, "model": state, "optimizer": lars_state}, path)
   imported = interop.read_file(path)
   assert imported.architecture == architecture
   assert imported.ignored == ("epoch", "optimizer")
   assert set(imported.variables["params"]) == {"backbone", "projector"}
   np.testing.assert_array_equal(
     imported.variables["params"]["projector"]["dense_1"]["kernel"],
-    state["module.projector.3.weight"].numpy().T,
+    state["module.projector.3.weight"].T,
   )
   np.testing.assert_array_equal(
     imported.variables["batch_stats"]["backbone"]["layer1_0"]["downsample_bn"][
       "var"
     ],
-    state["module.backbone.layer1.0.downsample.1.running_var"].numpy(),
+    state["module.backbone.layer1.0.downsample.1.running_var"],
   )
 
 
@@ -309,7 +345,7 @@ def test_backbone_files(width, tmp_path):
   """IMSVD's model_final.pth; VICReg's and Barlow Twins' resnet50.pth."""
   architecture = Architecture("resnet50", width)
   path = tmp_path / "model_final.pth"
-  torch.save(fake(architecture), path)
+  save(fake(architecture), path)
   imported = interop.read_file(path)
   assert imported.architecture == architecture
   assert imported.ignored == ()
@@ -325,11 +361,11 @@ def test_official_imsvd_cifar_checkpoint(tmp_path):
   )
   assert "module.backbone.layer2.0.shortcut.0.weight" in state
   path = tmp_path / "model.pth"
-  torch.save({"epoch": 800, "model": state, "optimizer": {}}, path)
+  save({"epoch": 800, "model": state, "optimizer": {}}, path)
   assert interop.read_file(path).architecture == architecture
   key = "module.backbone.layer2.0.shortcut.1.bias"
   del state[key]
-  torch.save({"epoch": 800, "model": state}, path)
+  save({"epoch": 800, "model": state}, path)
   with pytest.raises(UserError, match=rf"missing {key}\."):
     interop.read_file(path)
 
@@ -340,24 +376,24 @@ def test_official_barlow_twins_checkpoint(lars_state, tmp_path):
     "resnet50", projector=(32, 32, 32), hidden_bias=False
   )
   state = fake(architecture, "module.")
-  state["module.bn.running_mean"] = torch.zeros(32)
-  state["module.bn.running_var"] = torch.ones(32)
-  state["module.bn.num_batches_tracked"] = torch.tensor(5)
+  state["module.bn.running_mean"] = np.zeros(32, np.float32)
+  state["module.bn.running_var"] = np.ones(32, np.float32)
+  state["module.bn.num_batches_tracked"] = np.array(5)
   path = tmp_path / "checkpoint.pth"
-  torch.save({"epoch": 1, "model": state, "optimizer": lars_state}, path)
+  save({"epoch": 1, "model": state, "optimizer": lars_state}, path)
   imported = interop.read_file(path)
   assert imported.architecture == architecture
   assert "module.bn.running_var" in imported.ignored
 
 
-def test_files_of_old_torch(variables, tmp_path):
+def test_files_of_old_torch(torch, variables, tmp_path):
   path = tmp_path / "old.pth"
   state = {
-    key: torch.from_numpy(np.array(value))
+    key: value
     for key, value in interop.to_torchvision(variables).items()
     if not key.endswith("num_batches_tracked")
   }
-  torch.save(state, path, _use_new_zipfile_serialization=False)
+  torch.save(tensors(state), path, _use_new_zipfile_serialization=False)
   assert_same(interop.read_file(path).variables, backbone_of(variables))
 
 
@@ -383,7 +419,7 @@ def refuse(path, message):
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_code_is_refused_and_not_run(zipped, protocol, tmp_path):
+def test_code_is_refused_and_not_run(zipped, protocol, torch, tmp_path):
   trace, path = tmp_path / "trace", tmp_path / "model.pth"
   if zipped:
     torch.save({"a": Attack(trace)}, path, pickle_protocol=protocol)
@@ -393,12 +429,13 @@ def test_code_is_refused_and_not_run(zipped, protocol, tmp_path):
   assert not trace.exists()
 
 
-def test_whole_modules_are_refused(tmp_path):
+def test_whole_modules_are_refused(torch, tmp_path):
   path = tmp_path / "model.pth"
   torch.save(torch.nn.Linear(2, 2), path)
   refuse(path, r"refers to torch\.nn.*Save model\.state_dict\(\)")
 
 
+@pytest.mark.usefixtures("torch")
 def test_torchscript_is_refused(tmp_path):
   path = tmp_path / "model.pt"
   with zipfile.ZipFile(path, "w") as archive:
@@ -422,12 +459,14 @@ def test_torchscript_is_refused(tmp_path):
   ],
 )
 def test_other_files_are_refused(content, message, tmp_path):
+  if "torch file" in message:  # Torch has to be asked.
+    pytest.importorskip("torch")
   path = tmp_path / "weights"
   path.write_bytes(content)
   refuse(path, message)
 
 
-@pytest.mark.parametrize("format_name", interop.FORMATS)
+@pytest.mark.parametrize("format_name", interop.FORMATS, indirect=True)
 @pytest.mark.parametrize("part", [0.3, 0.9])
 def test_truncated_files_are_refused(format_name, part, standard, tmp_path):
   path = tmp_path / f"encoder.{format_name}.npz"
@@ -440,18 +479,18 @@ def test_truncated_files_are_refused(format_name, part, standard, tmp_path):
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    ([torch.ones(2)], "holds a list"),
-    (torch.ones(2), "holds a Tensor"),
+    ([np.ones(2)], "holds a list"),
+    (np.ones(2), "holds a Tensor"),
     ({}, "holds nothing"),
     ({"epoch": 3, "lr": 0.1}, "holds entries 'epoch', 'lr'"),
-    ({1: torch.ones(2)}, "holds entries 1"),
-    ({"blocks.0.attn.qkv.weight": torch.ones(2)}, "not a ResNet's"),
-    ({"model": {"fc.weight": torch.ones(2, 2)}}, "fc.bias"),
+    ({1: np.ones(2)}, "holds entries 1"),
+    ({"blocks.0.attn.qkv.weight": np.ones(2)}, "not a ResNet's"),
+    ({"model": {"fc.weight": np.ones((2, 2))}}, "fc.bias"),
   ],
 )
 def test_torch_files_of_other_things(content, message, tmp_path):
   path = tmp_path / "model.pth"
-  torch.save(content, path)
+  save(content, path)
   refuse(path, message)
 
 
@@ -472,6 +511,29 @@ def test_numpy_files_of_other_things(variables, tmp_path):
   refuse(path, r"missing params/backbone/bn1/bias; mis.*bn1/var is \[9\]")
 
 
+@pytest.mark.parametrize(
+  ("arrays", "message"),
+  [
+    ({"params/cls": np.ones(3)}, "not a ResNet's"),  # big_vision's ViTs.
+    ({"params": np.ones(3)}, r"params is an array; expected .* params/\.\.\."),
+    ({"a": np.ones(3), "a/b": np.ones(3)}, "a is an array; expected"),
+    ({"a/b": np.ones(3), "a": np.ones(3)}, "a is an array; expected"),
+    ({"metadata": np.array("[1]")}, "metadata is a list in JSON"),
+  ],
+)
+def test_numpy_files_with_other_names(arrays, message, tmp_path):
+  np.savez(tmp_path / "x.npz", **arrays)
+  refuse(tmp_path / "x.npz", message)
+
+
+def test_what_others_call_metadata_is_left_out(variables, tmp_path):
+  state = interop.to_torchvision(variables)
+  save({"model": state, "metadata": "hello"}, tmp_path / "x.pth")
+  imported = interop.read_file(tmp_path / "x.pth")
+  assert imported.metadata == {}
+  assert imported.ignored == ("metadata",)
+
+
 def test_no_file(tmp_path):
   refuse(tmp_path / "none.pth", "does not exist")
   refuse(tmp_path, "is a folder")
@@ -487,6 +549,25 @@ def test_nowhere_to_write(variables, tmp_path):
     write(tmp_path)
   with pytest.raises(UserError, match=r"'nunpy'.*Did you mean 'numpy'"):
     write(tmp_path / "x", "nunpy")
+  os.mkfifo(tmp_path / "pipe")
+  with pytest.raises(UserError, match="pipe is no regular file"):
+    write(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("format_name", interop.FORMATS, indirect=True)
+def test_a_disk_that_fills_up_is_one_line(format_name, standard, tmp_path):
+  path = tmp_path / "encoder"
+  path.write_text("before")
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+  try:
+    with pytest.raises(UserError, match=r"Cannot write .*: .*large") as error:
+      interop.write_file(path, standard, format_name=format_name, metadata={})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert "\n" not in str(error.value)
+  assert [p.name for p in tmp_path.iterdir()] == ["encoder"]
+  assert path.read_text() == "before"
 
 
 # ---- code that loads a file elsewhere --------------------------------------
@@ -504,18 +585,20 @@ CASES = [
 ]
 
 
-def export_and_execute(format_name, architecture, num_classes, folder):
+def export_and_execute(nets, format_name, architecture, num_classes, folder):
   """Returns the torch reference and what the loading code makes of the file."""
   filters = round(64 * architecture.width_multiplier)
-  reference = torch.nn.Module()
-  reference.backbone = torch_resnet(
+  reference = nets.nn.Module()
+  reference.backbone = nets.torch_resnet(
     architecture.backbone, filters, architecture.stem, architecture.channels
   )
   features = architecture.network().num_features
   if architecture.projector:
-    reference.projector = torch_projector([features, *architecture.projector])
-  randomize(reference).eval()
-  imported = interop.from_torchvision(state_of(reference))
+    reference.projector = nets.torch_projector(
+      [features, *architecture.projector]
+    )
+  nets.randomize(reference).eval()
+  imported = interop.from_torchvision(nets.state_of(reference))
   path = folder / "encoder.bin"
   classifier = {
     "kernel": np.eye(features, num_classes, dtype=np.float32),
@@ -542,14 +625,18 @@ def export_and_execute(format_name, architecture, num_classes, folder):
 
 
 @pytest.mark.parametrize(("architecture", "num_classes"), CASES)
-@pytest.mark.parametrize("format_name", ["torchvision", "safetensors", "timm"])
-def test_loading_code(format_name, architecture, num_classes, tmp_path):
+@pytest.mark.parametrize(
+  "format_name", ["torchvision", "safetensors", "timm"], indirect=True
+)
+def test_loading_code(
+  format_name, architecture, num_classes, torch, torch_nets, tmp_path
+):
   narrow = architecture.width_multiplier != 1 or architecture.projector
   if format_name == "timm" and narrow:
     pytest.skip("timm has no such network")
-  import_or_skip("timm" if format_name == "timm" else "torchvision")
+  torch_nets.import_or_skip("timm" if format_name == "timm" else "torchvision")
   reference, model = export_and_execute(
-    format_name, architecture, num_classes, tmp_path
+    torch_nets, format_name, architecture, num_classes, tmp_path
   )
   images = torch.randn(2, architecture.channels, 49, 49)
   with torch.no_grad():
@@ -565,11 +652,11 @@ def test_loading_code(format_name, architecture, num_classes, tmp_path):
 
 @pytest.mark.parametrize(("architecture", "num_classes"), CASES)
 @pytest.mark.parametrize(
-  "format_name", ["torchvision", "safetensors", "timm", "numpy"]
+  "name", ["torchvision", "safetensors", "timm", "numpy"]
 )
-def test_loading_code_is_python(format_name, architecture, num_classes):
+def test_loading_code_is_python(name, architecture, num_classes):
   code = interop.loading_code(
-    format_name, architecture, "encoder.pth", num_classes=num_classes
+    name, architecture, "encoder.pth", num_classes=num_classes
   )
   compile(code, "model card", "exec")
   assert "encoder.pth" in code

@@ -264,7 +264,8 @@ const explorer = (() => {
     const label = [imageName(all, slot), ...imageFacts(all, slot)];
     if (options.note) label.push(options.note);
     const node = h("a", {
-      class: "thumb", href: `#/image/${all.indices[slot]}`,
+      class: options.outside ? "thumb outside" : "thumb",
+      href: `#/image/${all.indices[slot]}`,
       "aria-label": label.join(", "),
     });
     sprite(node, slot, "var(--thumb)");
@@ -801,12 +802,19 @@ const explorer = (() => {
       }
     }
     const strip = h("div", { class: "strip" });
+    // A bin of few images shows the likeliest others too.
+    const isMember = (slot) => all.codes[m * all.indices.length + slot] === d;
     data.slots[d].forEach((slot, rank) => {
       if (slot < 0) return;
+      const q = `q = ${data.scores[d][rank].toFixed(3)}`;
+      const outside = !isMember(slot);
       strip.append(thumb(all, slot, {
-        note: `q = ${data.scores[d][rank].toFixed(3)}`,
+        note: outside ? `${q}, not in this bin` : q, outside,
         attribution: { data, bin: d, rank } }));
     });
+    if (strip.querySelector(".outside")) {
+      what.append(h("div", {}, "Dimmed: not in this bin"));
+    }
     node.replaceChildren(what, strip);
   }
 

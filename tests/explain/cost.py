@@ -1,0 +1,96 @@
+"""What the analysis costs beside plain features, as ratios within one process.
+
+  python tests/explain/cost.py [ROUNDS]
+
+The network of configs/shapes.py with random weights, over 4096 of its images;
+CPU time, so that other programs on the machine do not count. Features, and the
+analysis without and with two views, take turns; the medians are compared.
+Compilation does not count: the clock starts after the first batch.
+"""
+
+import itertools
+import statistics
+import sys
+import time
+
+import jax
+import numpy as np
+
+from configs import shapes
+from imsvd_jax import data, explaining
+from imsvd_jax import train_step as step_lib
+from imsvd_jax.encoder import LoadedEncoder
+from imsvd_jax.explain import analysis
+
+NUM_IMAGES, BATCH_SIZE = 4096, 256
+
+
+def untrained_encoder():
+  config = shapes.get_config()
+  config.data.num_examples = NUM_IMAGES
+  experiment = step_lib.build(config, NUM_IMAGES)
+  state = jax.jit(lambda: step_lib.init_state(experiment))()
+  variables = {"params": state.params, "batch_stats": state.batch_stats}
+  return LoadedEncoder(config, variables, 0, batch_size=BATCH_SIZE)
+
+
+class Clock:
+  """Batches that note the CPU time from the second one to the end."""
+
+  def __init__(self, batches):
+    self._batches = batches
+    self.seconds = None
+
+  def __iter__(self):
+    for number, batch in enumerate(self._batches):
+      if number == 1:
+        begin = time.process_time()
+      yield batch
+    self.seconds = time.process_time() - begin
+
+
+def main():
+  rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+  encoder = untrained_encoder()
+  settings = encoder.config.data
+  source = data.make_source(settings, "train")
+  subject = explaining.subject_of(encoder, "untrained")
+  # In memory: reading the images is the same for all.
+  batches = list(explaining.batches_of(source, settings, BATCH_SIZE))
+
+  def features(batches):
+    for batch in batches:
+      encoder.features(batch["image"])
+
+  def analyse(batches, views=None):
+    analysis.analyse(
+      subject, batches, views=views, key=jax.random.key(0), progress=None
+    )
+
+  views = tuple(
+    explaining.view_of(view)
+    for view in (encoder.config.views.view1, encoder.config.views.view2)
+  )
+  passes = {
+    "features": features,
+    "analysis": analyse,
+    "analysis of two views": lambda batches: analyse(batches, views),
+  }
+  times = {name: [] for name in passes}
+  for _, (name, run) in itertools.product(range(rounds), passes.items()):
+    clock = Clock(batches)
+    run(clock)
+    times[name].append(clock.seconds)
+  count = NUM_IMAGES - BATCH_SIZE
+  median = {name: statistics.median(found) for name, found in times.items()}
+  for name, found in times.items():
+    spread = np.array([min(found), max(found)]) * 1000 / count
+    print(
+      f"{name}: {1000 * median[name] / count:.3f} CPU seconds per 1000 images"
+      f" ({spread[0]:.3f} to {spread[1]:.3f}),"
+      f" {median[name] / median['features']:.2f} times features"
+    )
+
+
+if __name__ == "__main__":
+  main()
