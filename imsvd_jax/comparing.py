@@ -1,6 +1,7 @@
 """Trains recipes with several seeds and puts what they reached side by side."""
 
 import dataclasses
+import importlib.machinery
 import importlib.util
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from imsvd_jax import data, metrics, sharding
+from imsvd_jax import data, metrics, recipe_files, sharding
 from imsvd_jax import train_step as step_lib
 from imsvd_jax.errors import UserError
 from imsvd_jax.evaluators.comparison import seed_interval
@@ -155,17 +156,19 @@ def load_recipe(argument: str) -> Recipe:
   """Returns the recipe that `FILE.py[:MODE]` names.
 
   Raises:
-    UserError: There is no such file, or it does not know the mode.
+    UserError: There is no such file, it imports what is not there, or it does
+      not know the mode.
   """
-  path, _, mode = argument.partition(":")
-  spec = importlib.util.spec_from_file_location("recipe", path)
-  if spec is None or not os.path.isfile(path):
-    raise UserError(f"No recipe {path!r}; expected a file FILE.py[:MODE].")
+  path, mode = recipe_files.locate(argument)
+  loader = importlib.machinery.SourceFileLoader("recipe", path)
+  spec = importlib.util.spec_from_loader("recipe", loader)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
   try:
+    loader.exec_module(module)
     config = module.get_config(mode)
-  except (AttributeError, ValueError) as error:
+  except ImportError as error:
+    raise UserError(recipe_files.import_failed(error)) from error
+  except (AttributeError, SyntaxError, ValueError) as error:
     raise UserError(f"{argument}: {error}") from error
   return Recipe(argument, mode or pathlib.Path(path).stem, config)
 
