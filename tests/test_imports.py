@@ -176,6 +176,7 @@ ALLOWED["compare"] = MAIN_COMMON | {"comparing"}
 ALLOWED["comparing"] = {
   "jax",
   "numpy",
+  "checkpoint",
   "data",
   "evaluators",
   "metrics",
