@@ -43,7 +43,7 @@ def _config_flag() -> None:
   config_flags.DEFINE_config_file(
     "config", None, "Recipe file, such as configs/digits.py.", lock_config=True
   )
-  flags.mark_flag_as_required("config")
+  cli.require_config()
 
 
 def _use_devices(count: int) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from absl import app, flags
 from absl import logging as absl_logging
 
-from imsvd_jax import cpu_devices, distributed
+from imsvd_jax import cpu_devices, distributed, recipe_files
 from imsvd_jax.errors import UserError, suggestion
 
 EXIT_USAGE = UserError.exit_code
@@ -112,6 +112,15 @@ def define_cluster_flags() -> Callable[[], None]:
   )
 
 
+def require_config() -> None:
+  """Makes --config required, and says what it wants where it is missing."""
+  flags.register_validator(
+    "config",
+    lambda config: config is not None,
+    message=f"Give a recipe, for example --config={recipe_files.EXAMPLE}.",
+  )
+
+
 def _quieten() -> None:
   """Shows our own notes but only warnings of libraries; --verbosity=0: all."""
   if not flags.FLAGS["verbosity"].present:
@@ -121,6 +130,9 @@ def _quieten() -> None:
 
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
+    if "config" in flags.FLAGS:
+      for recipe in _recipes(argv):
+        recipe_files.locate(recipe)
     rest = flags.FLAGS(list(argv))
     if "config" in flags.FLAGS:
       # A missing file shows only when its config is looked at.
@@ -140,9 +152,22 @@ def _parse(argv: Sequence[str]) -> list[str]:
     message = (
       f"Unknown config key '{key} Every key is described in configs/common.py."
     )
+  except ImportError as error:
+    message = recipe_files.import_failed(error)
   except (flags.Error, OSError, TypeError, ValueError, SyntaxError) as error:
     message = _one_line(error)
   sys.exit(_fail(message))
+
+
+def _recipes(argv: Sequence[str]) -> list[str]:
+  """What --config is given as: `--config=X` or `--config X`."""
+  found = re.compile("--?config(?:=(.*))?")
+  values = []
+  for word, following in zip(argv, [*argv[1:], None], strict=True):
+    match = found.fullmatch(word)
+    if match:
+      values.append(following if match[1] is None else match[1])
+  return [value for value in values if value is not None]
 
 
 def _one_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Trains recipes with several seeds and puts what they reached side by side."""
 
 import dataclasses
+import importlib.machinery
 import importlib.util
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from imsvd_jax import data, metrics, sharding
+from imsvd_jax import checkpoint, data, metrics, recipe_files, sharding
 from imsvd_jax import train_step as step_lib
 from imsvd_jax.errors import UserError
 from imsvd_jax.evaluators.comparison import seed_interval
@@ -97,7 +98,8 @@ def compare(
     0, or 1 if a run failed.
 
   Raises:
-    UserError: A recipe cannot be read, or its runs have no accuracy to compare.
+    UserError: A recipe cannot be read, or has changed since a run of it ended,
+      or its runs have no accuracy to compare.
   """
   loaded = [load_recipe(recipe) for recipe in recipes]
   if not loaded:
@@ -118,6 +120,9 @@ def compare(
     for recipe in loaded
     for seed in seeds
   }
+  for recipe in loaded:
+    for seed in seeds:
+      _check_unchanged(recipe, seed, folders[recipe.name, seed])
   failed = _train_all(loaded, seeds, folders, root)
   runs = {
     recipe.name: [
@@ -155,19 +160,50 @@ def load_recipe(argument: str) -> Recipe:
   """Returns the recipe that `FILE.py[:MODE]` names.
 
   Raises:
-    UserError: There is no such file, or it does not know the mode.
+    UserError: There is no such file, it imports what is not there, or it does
+      not know the mode.
   """
-  path, _, mode = argument.partition(":")
-  spec = importlib.util.spec_from_file_location("recipe", path)
-  if spec is None or not os.path.isfile(path):
-    raise UserError(f"No recipe {path!r}; expected a file FILE.py[:MODE].")
+  path, mode = recipe_files.locate(argument)
+  loader = importlib.machinery.SourceFileLoader("recipe", path)
+  spec = importlib.util.spec_from_loader("recipe", loader)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
   try:
+    loader.exec_module(module)
     config = module.get_config(mode)
-  except (AttributeError, ValueError) as error:
+  except ImportError as error:
+    raise UserError(recipe_files.import_failed(error)) from error
+  except (AttributeError, SyntaxError, ValueError) as error:
     raise UserError(f"{argument}: {error}") from error
   return Recipe(argument, mode or pathlib.Path(path).stem, config)
+
+
+def _check_unchanged(recipe: Recipe, seed: int, folder: pathlib.Path) -> None:
+  """Raises if a run has ended that is not what the recipe says now."""
+  if not (folder / "final.json").exists():
+    return
+  stored = _flat(checkpoint.load_config(folder))
+  # As JSON has it, which has no tuples.
+  current = json.loads(json.dumps({**recipe.config.to_dict(), "seed": seed}))
+  current = _flat(current)
+  keys = sorted(stored.keys() | current.keys())
+  changed = [key for key in keys if stored.get(key) != current.get(key)]
+  if changed:
+    raise UserError(
+      f"{folder} holds a finished run of another configuration than"
+      f" {recipe.argument} has now: {', '.join(changed)} differ(s). Remove the"
+      " run, or choose another --workdir."
+    )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """{"data.name": "digits", ...}"""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= _flat(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat
 
 
 def _train_all(recipes, seeds, folders, root) -> list[tuple[str, int]]:

@@ -5,7 +5,7 @@ Imports nothing of this package, so that every module may use it.
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -32,6 +32,25 @@ def suggestion(name: str, known: Iterable[str]) -> str:
   """Returns " Did you mean 'x'?" for a near miss, else an empty string."""
   close = difflib.get_close_matches(name, list(known), n=1)
   return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def pair(name: str, value: Any) -> tuple[float, float]:
+  """Returns two numbers, the limits of a range.
+
+  Args:
+    name: What the config calls them, for the message.
+    value: What it has there.
+
+  Raises:
+    UserError: They are not two numbers.
+  """
+  numbers = list(value) if isinstance(value, list | tuple) else [value]
+  if len(numbers) != 2 or not all(isinstance(n, int | float) for n in numbers):
+    raise UserError(
+      f"{name} is {value!r}; expected two numbers, smallest and largest, such"
+      ' as "(0.1,1.0)".'
+    )
+  return numbers[0], numbers[1]
 
 
 def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:

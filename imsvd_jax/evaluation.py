@@ -60,6 +60,8 @@ class Evaluation:
       self._skip("the images have several labels each")
     elif source is None:
       self._skip("there is no evaluation split (data.eval_split)")
+    elif not source.num_classes:
+      self._skip(f"{source.name} has no labels, though the train images have")
     else:
       self._eval = source
 
@@ -147,6 +149,15 @@ class Evaluation:
     """Prints k-NN and linear accuracy beside what one had for nothing."""
     if self._eval is None:
       return
+    try:
+      self._final(state, writer, workdir)
+    except UserError as error:
+      # The encoder is trained and saved; `imsvd_jax.evaluate` can measure it.
+      metrics.say(f"WARNING: no final evaluation: {error}")
+
+  def _final(
+    self, state: Any, writer: metrics.MetricWriter, workdir: str
+  ) -> None:
     encoders = {"trained": self.embed(state)}
     if self._config.eval.baselines:
       random_init = step_lib.init_state(self._experiment)

@@ -43,5 +43,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("config")
+  cli.require_config()
   cli.run(main)

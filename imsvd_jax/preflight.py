@@ -317,6 +317,6 @@ def _elapsed(what: str, every: float = 20.0) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("config")
+  cli.require_config()
   flags.mark_flag_as_required("topology")
   cli.run(main)

@@ -72,6 +72,7 @@ def train_and_evaluate(
   _check_periods(config)
   train_source = data.make_source(config.data, "train")
   experiment = step_lib.build(config, train_source.num_examples)
+  pipeline.view_crops(config.views)  # Refuses what cannot be cut.
   workdir = workdirs.make(workdir)
 
   # --- Start or resume -------------------------------------------------------
@@ -94,6 +95,7 @@ def train_and_evaluate(
   )()
   state, start_step = _restore_or_init(config, checkpointer, state)
   _describe(config, mesh, state, experiment, workdir, start_step)
+  _describe_data(config, train_source)
 
   # --- Hooks -----------------------------------------------------------------
   writer = metrics.MetricWriter(workdir, start_step=start_step)
@@ -232,6 +234,16 @@ def _describe(config, mesh, state, experiment, workdir, start_step) -> None:
     f" ({experiment.steps_per_epoch:.2f} steps per epoch)."
     " The first step compiles."
   )
+
+
+def _describe_data(config, source) -> None:
+  """Says what was found where the config points: the folder may be another."""
+  metrics.say(f"Data: {source.summary()}.")
+  if config.batch_size > source.num_examples:
+    metrics.say(
+      f"batch_size={config.batch_size} is more than there are images: every"
+      " batch has some of them twice."
+    )
 
 
 class _Log:

@@ -4,6 +4,7 @@ Free of TensorFlow, so that benchmarks and preflight can compile the real step
 on any machine.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from imsvd_jax import augment
-from imsvd_jax.errors import UserError, lookup
+from imsvd_jax.errors import UserError, lookup, pair
 from imsvd_jax.models import BACKBONES, Encoder, Projector
 from imsvd_jax.objectives import OBJECTIVES, Objective
 from imsvd_jax.objectives.diagnostics import diagnostics, off_diagonal_floor
@@ -25,6 +26,9 @@ from imsvd_jax.train_state import (
 )
 
 NUM_GLOBAL = 2  # Global views per image; local crops come after them.
+
+# Augmentation's keys fold in an epoch first; this is none.
+_NOISE = 2**32 - 1
 
 
 class Experiment(NamedTuple):
@@ -61,6 +65,7 @@ def build(config: Any, num_examples: int) -> Experiment:
   """
   objective = lookup(OBJECTIVES, config.objective.name, "objective")
   _check(config, objective)
+  jax.eval_shape(lambda: _check_objective(config, objective))
   steps_per_epoch = num_examples / config.batch_size
   total_steps = epochs_to_steps(config.epochs, steps_per_epoch)
   optimizer, schedule = make_optimizer(
@@ -108,14 +113,18 @@ def _check(config: Any, objective: Objective) -> None:
       f"batch_size={config.batch_size}: the objectives are statistics over"
       " the batch; use at least 2."
     )
-  if not config.model.projector:
-    raise UserError("model.projector is empty; give at least one width.")
+  if not 0 < config.epochs < math.inf:
+    raise UserError(f"epochs={config.epochs}; expected more than 0.")
+  _check_widths(config.model.projector)
   if config.views.view1.size != config.views.view2.size:
     raise UserError(
       f"views.view1.size={config.views.view1.size} differs from"
       f" views.view2.size={config.views.view2.size}; the two global views"
       " need one size."
     )
+  for name, view in config.views.items():
+    if name != "num_local":
+      pair(f"views.{name}.blur_sigma", view.blur_sigma)
   for key in ("mean", "std"):
     count = len(config.data[key])
     if count not in (1, config.data.channels):
@@ -134,6 +143,29 @@ def _check(config: Any, objective: Objective) -> None:
         f" objective.{name}.num_bins ({num_bins}); an embedding is M variables"
         " of num_bins entries each."
       )
+
+
+def _check_widths(widths: Any) -> None:
+  is_list = isinstance(widths, list | tuple) and len(widths) > 0
+  if not is_list or not all(isinstance(w, int) and w > 0 for w in widths):
+    raise UserError(
+      f"model.projector is {widths!r}; expected one or more widths, such as"
+      ' "(2048,1024)".'
+    )
+
+
+def _check_objective(config: Any, objective: Objective) -> None:
+  """Traces the objective, which refuses what it cannot compute with."""
+  num_views = NUM_GLOBAL + config.views.num_local
+  width = config.model.projector[-1] * objective.embedding_factor
+  z = jnp.zeros((config.batch_size, width))
+  objective.loss(
+    [z] * num_views,
+    num_global=NUM_GLOBAL,
+    targets=[z] * NUM_GLOBAL if objective.uses_target else None,
+    key=jax.random.key(0),
+    **hyperparameters(config),
+  )
 
 
 def init_state(experiment: Experiment) -> TrainState:
@@ -234,7 +266,7 @@ def train_step(
         embeddings,  # [B, D] per view
         num_global=NUM_GLOBAL,
         targets=targets,
-        key=jax.random.fold_in(state.rng, state.step),
+        key=noise_key(state.rng, state.step),
         **hyperparameters(config),
       )
     return loss, (terms, embeddings, batch_stats)
@@ -277,6 +309,11 @@ def train_step(
   )
   with jax.named_scope("optimizer"):
     return _discard_unless_finite(state, new_state, metrics)
+
+
+def noise_key(rng: jax.Array, step: jax.Array) -> jax.Array:
+  """Returns the key of a step's objective, none of the augmentation's."""
+  return jax.random.fold_in(jax.random.fold_in(rng, _NOISE), step)
 
 
 def checked_names(metrics: dict[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from imsvd_jax import augment
+from imsvd_jax import augment, train_step
 
 SIZE = 20
 LUMINANCE = np.array([0.299, 0.587, 0.114])
@@ -376,3 +376,26 @@ def test_eight_devices_give_the_same_views(images):
     keys=jax.device_put(keys, sharding),
   )
   np.testing.assert_allclose(one, eight, atol=1e-6)
+
+
+def test_the_keys_of_the_objective_are_none_of_augmentation():
+  """Else the noise of step s would be the colours of epoch s."""
+  rng = jax.random.key(0)
+  fold = jax.random.fold_in
+  numbers = jnp.arange(4)
+  views = {
+    tuple(jax.random.key_data(key).tolist())
+    for view in range(2)
+    for key in augment.view_keys(
+      rng, jnp.repeat(numbers, 4), jnp.tile(numbers, 4), view
+    )
+  }
+  assert len(views) == 32
+  noise = {
+    tuple(jax.random.key_data(fold(fold(key, a), b)).tolist())
+    for key in (train_step.noise_key(rng, step) for step in range(4))
+    for a in range(4)
+    for b in range(2)
+  }
+  assert len(noise) == 32
+  assert not views & noise

@@ -117,6 +117,26 @@ def test_mistakes_are_said(recipes, message, tmp_path, monkeypatch):
   assert not (tmp_path / "w").exists()
 
 
+def test_results_of_a_recipe_that_has_changed_are_refused(
+  recipe, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(comparing, "tables", lambda *_: "")
+  folder = tmp_path / "simclr-seed4"
+  write_run(folder, 0.5)
+  config = comparing.load_recipe(f"{recipe}:simclr").config.to_dict()
+  compare = lambda: comparing.compare(
+    [f"{recipe}:simclr"], seeds=[4], workdir=str(tmp_path), timing_steps=0
+  )
+  stored = folder / "config.json"
+  stored.write_text(json.dumps({**config, "seed": 4}))
+  assert compare() == 0
+  old = {**config, "seed": 4, "data": {**config["data"], "channels": 1}}
+  del old["model"]["remat"]
+  stored.write_text(json.dumps(old))
+  with pytest.raises(UserError, match=r"data\.channels, model\.remat differ"):
+    compare()
+
+
 def test_a_run_without_an_accuracy_and_a_wrong_seed_are_said(tmp_path):
   with pytest.raises(UserError, match=r"no readable final\.json"):
     comparing.read_run(tmp_path)

@@ -32,6 +32,12 @@ def test_keys_are_locked_and_a_mode_must_be_known(recipe):
     get_config(recipe, "nonsense")
 
 
+def test_only_imsvd_has_variants():
+  assert get_config("comparison", "digits-imsvd-bins4").batch_size == 512
+  with pytest.raises(ValueError, match="Unknown mode 'digits-simclr-bins4'"):
+    get_config("comparison", "digits-simclr-bins4")
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_full_train_step_lowers(recipe):
   config = get_config(recipe)

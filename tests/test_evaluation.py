@@ -9,6 +9,7 @@ from train_child import small_config
 
 from imsvd_jax import augmented_views, data, metrics
 from imsvd_jax import train_step as step_lib
+from imsvd_jax.errors import UserError
 from imsvd_jax.evaluation import Evaluation
 from imsvd_jax.evaluators import PROTOCOLS, probe
 
@@ -98,3 +99,32 @@ def test_a_number_that_fails_does_not_take_the_others(digits, said):
   assert "online/knn" not in written.lines[9]
   assert "online/collapse/lidar" in written.lines[9]
   assert any("WARNING at step 9: no online evaluation" in line for line in said)
+
+
+def test_an_evaluation_part_without_labels_is_said_once(digits, said):
+  experiment, source, state = digits
+  flat = dataclasses.replace(source, name="val", labels=None, num_classes=0)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(data, "make_source", lambda *_: flat)
+    evaluation = Evaluation(experiment, source)
+  assert said == [
+    "No k-NN or linear evaluation: val has no labels, though the train images"
+    " have."
+  ]
+  evaluation.final(state, Written(), "/nowhere")
+  assert len(said) == 1
+
+
+def test_a_final_evaluation_that_fails_does_not_end_the_run(
+  digits, said, monkeypatch, tmp_path
+):
+  experiment, source, state = digits
+  evaluation = Evaluation(experiment, source)
+
+  def fails(*_):
+    raise UserError("nothing to compare")
+
+  monkeypatch.setattr(evaluation, "_extract", fails)
+  evaluation.final(state, Written(), str(tmp_path))
+  assert said[-1] == "WARNING: no final evaluation: nothing to compare"
+  assert not list(tmp_path.iterdir())

@@ -19,7 +19,8 @@ ALLOWED = {
   "errors": set(),
   "interruption": {"jax"},
   "cpu_devices": {"jax"},
-  "cli": {"absl", "cpu_devices", "distributed"},
+  "cli": {"absl", "cpu_devices", "distributed", "recipe_files"},
+  "recipe_files": set(),
   "costs": {"jax", "numpy", "costs"},
   "distributed": {"jax"},
   "objectives": {"jax", "numpy", "objectives"},
@@ -186,9 +187,11 @@ ALLOWED["compare"] = MAIN_COMMON | {"comparing"}
 ALLOWED["comparing"] = {
   "jax",
   "numpy",
+  "checkpoint",
   "data",
   "evaluators",
   "metrics",
+  "recipe_files",
   *BELOW_TRAIN_STEP,
 }
 ALLOWED["explaining"] = {

@@ -12,7 +12,7 @@ import pytest
 from train_child import small_config
 
 from configs import digits
-from imsvd_jax import metrics
+from imsvd_jax import data, metrics, train
 from imsvd_jax.errors import UserError
 from imsvd_jax.train import train_and_evaluate
 
@@ -85,6 +85,15 @@ def test_online_numbers_say_that_they_are(finished):
   assert not any("variable" in name for name in online[3])
 
 
+def test_the_log_says_what_was_found_where_the_config_points(capsys):
+  config = debug_config(**{"batch_size": 2048})
+  source = data.make_source(config.data, "train")
+  train._describe_data(config, source)
+  said = capsys.readouterr().err
+  assert said.startswith("Data: synthetic: 16 images, ")
+  assert "batch_size=2048 is more than there are images" in said
+
+
 def test_a_finished_run_changes_nothing(finished):
   config, workdir, state = finished
   before = (workdir / metrics.METRICS_FILE).read_text()
@@ -116,6 +125,18 @@ def test_the_workdir_of_another_config_is_refused(finished):
     ({"model.projector": (32, 60)}, r"60.*num_bins.*8"),
     ({"data.num_examples": 0}, r"(?i)empty|no images|num_examples"),
     ({"views.view1.size": 16}, r"view1\.size=16"),
+    ({"views.view1.crop_scale": (0.5,)}, r"crop_scale is \(0\.5,\); expected"),
+    ({"views.view2.crop_ratio": (1.0, 1.2, 2.0)}, "crop_ratio is"),
+    ({"views.view2.blur_sigma": (1.0,)}, r"views\.view2\.blur_sigma is"),
+    ({"model.projector": ("abc",)}, r"model\.projector is \('abc',\)"),
+    ({"model.projector": ()}, r"model\.projector is \(\); expected one or"),
+    ({"epochs": 0.0}, r"epochs=0\.0; expected more than 0"),
+    ({"epochs": -1.0}, r"epochs=-1\.0; expected more than 0"),
+    ({"objective.imsvd.temperature": 0.0}, "temperature"),
+    (
+      {"objective.name": "mveb", "objective.mveb.group_size": 5},
+      "group_size is 5 and the batch is 16",
+    ),
   ],
   ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )

@@ -10,6 +10,8 @@ much. Evaluation, where every point counts and speed does not, is antialiased.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
@@ -148,19 +150,22 @@ def _decode_jpeg_window(
   """Decodes [top, left, height, width] of the image at 1 / 2**halvings."""
   window = tf.cast(window, tf.int32)
 
-  def decode(ratio: int) -> tf.Tensor:
+  def decode(ratio: int, components: int) -> tf.Tensor:
     return tf.image.decode_and_crop_jpeg(
       record,
       window,
-      channels=min(channels, 3),
+      channels=components,
       ratio=ratio,
       dct_method=_DCT_METHOD,
     )
 
-  image = tf.switch_case(
-    halvings, [lambda k=k: decode(2**k) for k in range(_MAX_HALVINGS + 1)]
-  )
-  return _add_alpha(image, channels)
+  def at_ratio(components: int) -> tf.Tensor:
+    return tf.switch_case(
+      halvings,
+      [lambda k=k: decode(2**k, components) for k in range(_MAX_HALVINGS + 1)],
+    )
+
+  return _jpeg_channels(record, at_ratio, channels)
 
 
 def _cut(image: tf.Tensor, boxes: crops.Box, channels: int) -> list[tf.Tensor]:
@@ -260,24 +265,65 @@ def decode_pixels(record: tf.Tensor, channels: int) -> tf.Tensor:
 
   Args:
     record: The contents of the file, a string scalar.
-    channels: 1, 3 or 4. Gray is repeated, alpha is dropped or added.
+    channels: 1, 3 or 4. Gray is repeated; alpha is dropped, or added where
+      the file has none.
   """
-  is_bmp = tf.strings.substr(record, 0, 2) == b"BM"
+  # Only the decoders of PNG and, mostly, JPEG convert between numbers of
+  # channels by themselves.
   return tf.case(
     [
       (tf.io.is_jpeg(record), lambda: _decode_jpeg(record, channels)),
-      # TensorFlow's BMP decoder does not convert between numbers of channels.
-      (is_bmp, lambda: _convert(tf.io.decode_bmp(record), channels)),
+      (_begins(record, b"\x89PNG"), lambda: _decode_png(record, channels)),
+      (
+        _begins(record, b"BM"),
+        lambda: _convert(tf.io.decode_bmp(record), channels),
+      ),
     ],
-    default=lambda: tf.io.decode_image(
-      record, channels, expand_animations=False
-    ),
+    default=lambda: _decode_other(record, channels),
   )
 
 
+def _begins(record: tf.Tensor, with_: bytes) -> tf.Tensor:
+  return tf.strings.substr(record, 0, len(with_)) == with_
+
+
 def _decode_jpeg(record: tf.Tensor, channels: int) -> tf.Tensor:
-  image = tf.io.decode_jpeg(record, min(channels, 3), dct_method=_DCT_METHOD)
-  return _add_alpha(image, channels)
+  decode = lambda components: tf.io.decode_jpeg(
+    record, components, dct_method=_DCT_METHOD
+  )
+  return _jpeg_channels(record, decode, channels)
+
+
+def _jpeg_channels(
+  record: tf.Tensor, decode: Callable[[int], tf.Tensor], channels: int
+) -> tf.Tensor:
+  """What `decode(components)` gives, with any number of channels."""
+  if channels != 1:
+    return _add_alpha(decode(3), channels)
+  # libjpeg makes gray of all but CMYK, in less time than we do from colour.
+  is_cmyk = tf.io.extract_jpeg_shape(record)[-1] == 4
+  return tf.cond(is_cmyk, lambda: _convert(decode(3), 1), lambda: decode(1))
+
+
+def _decode_png(record: tf.Tensor, channels: int) -> tf.Tensor:
+  if channels != 4:
+    return tf.io.decode_png(record, channels)
+  # TensorFlow's opaque is 1, not 255, where a level has less than 8 bits.
+  bits = tf.io.decode_raw(tf.strings.substr(record, 24, 1), tf.uint8)[0]
+  return tf.cond(
+    bits < 8,
+    lambda: _add_alpha(tf.io.decode_png(record, 3), 4),
+    lambda: tf.io.decode_png(record, 4),
+  )
+
+
+def _decode_other(record: tf.Tensor, channels: int) -> tf.Tensor:
+  """GIF, and WebP with or without alpha; here alpha is kept if wanted."""
+  image = tf.io.decode_image(record, expand_animations=False)
+  if channels != 4:
+    return _convert(image, channels)
+  has_alpha = tf.shape(image)[-1] == 4
+  return tf.cond(has_alpha, lambda: image, lambda: _convert(image, 4))
 
 
 def _add_alpha(image: tf.Tensor, channels: int) -> tf.Tensor:

@@ -6,8 +6,9 @@
       val/cat/3.jpg
 
 A part of the tree named like the split (for evaluation also "val",
-"validation", "valid" or "test") holds that split; without a "train" part,
-everything outside of the evaluation part is for training. When all images lie
+"validation", "valid" or "test", the first that is there) holds that split;
+without a "train" part, everything outside of all parts with these names is for
+training. When all images lie
 in two or more sub-folders, the first level of sub-folders names the classes;
 otherwise the images are unlabelled.
 
@@ -17,10 +18,12 @@ first frame. Orientation tags (EXIF) are not applied, as in torchvision.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -32,6 +35,16 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
 _EVALUATION_NAMES = ("val", "validation", "valid", "test")
 
 
+class _Tree(NamedTuple):
+  """Images below a directory: paths relative to it with "/", in order.
+
+  And the number of visible files that are none.
+  """
+
+  files: list[str]
+  num_others: int
+
+
 def make(settings: Any, split: str) -> source_lib.Source | None:
   """Returns one split of `data.path`; None if it has no evaluation part."""
   source_lib.reject_num_examples(settings)
@@ -39,15 +52,36 @@ def make(settings: Any, split: str) -> source_lib.Source | None:
   root = _root(settings.path)
   train, evaluation = _parts(root, settings)
   if split == settings.train_split:
-    files = list(_walk(train or root, () if train else (evaluation,)))
-    return _source(settings, train or root, files, _classes(files))
-  if evaluation is None:
+    return _training(settings, root, train, evaluation)
+  if not evaluation:
     return None
-  files = list(_walk(evaluation))
-  classes = _classes(files)
+  tree = _walk(evaluation[0])
+  classes = _classes(tree.files)
   if classes:
-    classes = _training_classes(settings, classes)
-  return _source(settings, evaluation, files, classes)
+    known = _classes(_training_tree(root, train, evaluation).files)
+    classes = _training_classes(settings, known, classes)
+  return _source(settings, evaluation[0], tree, classes)
+
+
+def _training(
+  settings: Any, root: str, train: str | None, evaluation: list[str]
+) -> source_lib.Source:
+  tree = _training_tree(root, train, evaluation)
+  remarks = []
+  if train:
+    others = _folders_beside(root, [train, *evaluation])
+    if others:
+      remarks.append(
+        f"only {os.path.basename(train)!r} is trained on, not the folders of"
+        f" images beside it: {', '.join(others)}"
+      )
+  return _source(settings, train or root, tree, _classes(tree.files), remarks)
+
+
+def _training_tree(
+  root: str, train: str | None, evaluation: list[str]
+) -> _Tree:
+  return _walk(train) if train else _walk(root, excluded=evaluation)
 
 
 def _root(path: str) -> str:
@@ -65,50 +99,97 @@ def _root(path: str) -> str:
   return path
 
 
-def _parts(root: str, settings: Any) -> tuple[str | None, str | None]:
-  """The directories of the training and the evaluation part, if there."""
+def _parts(root: str, settings: Any) -> tuple[str | None, list[str]]:
+  """The directory of the training part, if there, and those not to train on.
 
-  def first(names: tuple[str, ...]) -> str | None:
-    paths = [os.path.join(root, name) for name in names if name]
-    return next((path for path in paths if tf.io.gfile.isdir(path)), None)
+  The first of the latter is the evaluation part.
+  """
+  path_of = lambda name: os.path.join(root, name)
+  is_there = lambda name: bool(name) and tf.io.gfile.isdir(path_of(name))
+  names = dict.fromkeys((settings.eval_split, *_EVALUATION_NAMES))
+  evaluation = [path_of(name) for name in names if is_there(name)]
+  train = settings.train_split
+  return path_of(train) if is_there(train) else None, evaluation
 
-  train = first((settings.train_split,))
-  evaluation = first((settings.eval_split, *_EVALUATION_NAMES))
-  return train, evaluation
+
+def _folders_beside(root: str, parts: list[str]) -> list[str]:
+  """Names of the folders of `root` that have images and are none of `parts`."""
+  _, folders = _list(root)
+  paths = {name: os.path.join(root, name) for name in sorted(folders)}
+  return [
+    name
+    for name, path in paths.items()
+    if path not in parts and _walk(path, first_only=True).files
+  ]
 
 
-def _walk(top: str, excluded: tuple[str | None, ...] = ()) -> Iterator[str]:
-  """Paths of the images below `top`, relative to it with "/", in order.
+def _walk(
+  top: str, excluded: Collection[str] = (), *, first_only: bool = False
+) -> _Tree:
+  """The images below `top`.
 
   Links are followed; a directory that contains itself is entered once. Names
-  that begin with a dot are skipped (macOS leaves such files beside images).
+  that begin with a dot are skipped (macOS leaves such files beside images), and
+  directories that cannot be read.
+
+  Args:
+    top: Where to begin.
+    excluded: Directories not to enter.
+    first_only: Whether one image is enough.
+
+  Raises:
+    UserError: `top` itself cannot be read.
   """
   remote = "://" in top
   entered = {os.path.realpath(top)}
   pending = [""]
-  while pending:
+  found, num_others = [], 0
+  while pending and not (first_only and found):
     folder = pending.pop()
     path = os.path.join(top, folder)
     if path in excluded:
       continue
-    files, folders = _list_remote(path) if remote else _list_local(path)
-    for name in sorted(files):
-      if name.lower().endswith(EXTENSIONS):
-        yield f"{folder}/{name}".lstrip("/")
+    try:
+      files, folders = _list(path)
+    except (OSError, tf.errors.OpError) as error:
+      reason = getattr(error, "strerror", None) or error
+      if not folder:
+        raise UserError(f"Cannot read the directory {top!r}: {reason}.") from (
+          error
+        )
+      _warn_once(path, reason)
+      continue
+    images = [name for name in files if name.lower().endswith(EXTENSIONS)]
+    num_others += len(files) - len(images)
+    found += [f"{folder}/{name}".lstrip("/") for name in sorted(images)]
     for name in sorted(folders, reverse=True):
       child = os.path.realpath(os.path.join(path, name))
       if remote or child not in entered:
         entered.add(child)
         pending.append(f"{folder}/{name}".lstrip("/"))
+  return _Tree(found, num_others)
+
+
+@functools.cache  # A tree is walked for each split.
+def _warn_once(path: str, reason: Any) -> None:
+  logging.warning("Cannot read %s: %s; it is left out.", path, reason)
+
+
+def _list(path: str) -> tuple[list[str], list[str]]:
+  """Names of the visible files and folders in a directory."""
+  return _list_remote(path) if "://" in path else _list_local(path)
 
 
 def _list_local(path: str) -> tuple[list[str], list[str]]:
-  """Names of the visible files and folders in a directory."""
   files, folders = [], []
   with os.scandir(path) as entries:
     for entry in entries:
-      if not entry.name.startswith("."):
+      if entry.name.startswith("."):
+        continue
+      try:
         (folders if entry.is_dir() else files).append(entry.name)
+      except OSError as error:  # A link to itself.
+        _warn_once(entry.path, error.strerror)
   return files, folders
 
 
@@ -119,7 +200,7 @@ def _list_remote(path: str) -> tuple[list[str], list[str]]:
   images = [n for n in names if n.lower().endswith(EXTENSIONS)]
   others = [n for n in names if not n.lower().endswith(EXTENSIONS)]
   folders = [n for n in others if tf.io.gfile.isdir(os.path.join(path, n))]
-  return images, folders
+  return [*images, *sorted(set(others) - set(folders))], folders
 
 
 def _classes(files: list[str]) -> list[str]:
@@ -129,13 +210,14 @@ def _classes(files: list[str]) -> list[str]:
   return [] if loose or len(folders) < 2 else sorted(folders)
 
 
-def _training_classes(settings: Any, classes: list[str]) -> list[str]:
+def _training_classes(
+  settings: Any, train: list[str], classes: list[str]
+) -> list[str]:
   """The classes of the training part, which number the labels.
 
   An evaluation part may lack some of them but may not have others. Without
   classes for training, the evaluation's own number its labels.
   """
-  train = make(settings, settings.train_split).label_names
   unknown = sorted(set(classes) - set(train))
   if train and unknown:
     raise UserError(
@@ -143,12 +225,19 @@ def _training_classes(settings: Any, classes: list[str]) -> list[str]:
       f" {unknown[0]!r}, which the training part does not have; expected the"
       f" same folders in both."
     )
-  return list(train) or classes
+  return train or classes
 
 
 def _source(
-  settings: Any, top: str, files: list[str], classes: list[str]
+  settings: Any,
+  top: str,
+  tree: _Tree,
+  classes: list[str],
+  remarks: Collection[str] = (),
 ) -> source_lib.Source:
+  files = tree.files
+  if tree.num_others:
+    remarks = [f"{tree.num_others} other files ignored", *remarks]
   if not files:
     raise UserError(
       f"No images under {top!r}; expected files that end in"
@@ -173,6 +262,7 @@ def _source(
     fetch=lambda index: tf.io.read_file(table[index]),
     describe=lambda index: paths[index],
     stamp=lambda: _stamp(files, paths),
+    remarks=tuple(remarks),
   )
 
 

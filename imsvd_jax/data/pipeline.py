@@ -20,14 +20,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from imsvd_jax import errors
 from imsvd_jax.data import crops, decode, stateless
 from imsvd_jax.data.source import Source
 from imsvd_jax.errors import UserError
 
 # Streams of random numbers that must not share keys.
 _ORDER, _CROPS = 1, 2
-# How many further records to try in place of an unreadable one.
+# How many records to try where one is unreadable, itself included.
 NUM_PROBES = 16
+# Batches without an unreadable image after which to stop looking for them.
+_PATIENCE = 100
 _PREFETCH = 2  # Batches made ahead.
 _NO_END = np.iinfo(np.int64).max
 
@@ -40,8 +43,10 @@ class Batches(Iterator[dict[str, Any]]):
   """Iterates over batches of NumPy arrays and counts unreadable images.
 
   Catching errors costs time for every image, so batches are made by the fast
-  pipeline until it fails, and from that batch on by the careful one. Both give
-  the same batches, because batches are functions of their step.
+  pipeline until it fails, and from that batch on by the careful one, until as
+  many as `_PATIENCE` had no error. Both give the same batches, because batches
+  are functions of their step. To open a pipeline takes time too: each return to
+  the fast one takes twice as many batches as the last.
 
   Attributes:
     bad_images: How many images of the batches taken so far could not be read.
@@ -56,6 +61,9 @@ class Batches(Iterator[dict[str, Any]]):
     self._step = first_step
     self._remedy = remedy
     self._careful = False
+    self._patience = _PATIENCE
+    self._good_batches = 0  # In a row, made by the careful pipeline.
+    self._bad_in_a_row = 0  # Images of whole batches.
     self._batches = self._open()
 
   def _open(self) -> Iterator[dict[str, Any]]:
@@ -77,11 +85,50 @@ class Batches(Iterator[dict[str, Any]]):
       self._batches = self._open()
       batch = next(self._batches)
     self._step += 1
+    black = batch.pop("black", None)
     bad = batch.get("bad")
-    if bad is not None and bad.any():
-      self.bad_images += int(bad.sum())
-      self._report(batch["index"][bad])
+    if bad is not None:
+      if bad.any():
+        self.bad_images += int(bad.sum())
+        self._report(batch["index"][bad])
+      if black is not None:
+        self._stop_without_images(batch["index"], bad, black)
+      self._be_fast_again(bad)
     return batch
+
+  def _be_fast_again(self, bad: np.ndarray) -> None:
+    if not self._careful:
+      return
+    self._good_batches = 0 if bad.any() else self._good_batches + 1
+    if self._good_batches < self._patience:
+      return
+    self._careful, self._good_batches = False, 0
+    self._patience *= 2
+    self._batches = self._open()
+
+  def _stop_without_images(
+    self, indices: np.ndarray, bad: np.ndarray, black: np.ndarray
+  ) -> None:
+    """Raises where a run would train on black images, or on few others.
+
+    A stream has nothing at hand to replace an image by, and some black ones are
+    no reason to stop it; small batches of nothing else may be chance, several
+    in a row are not.
+    """
+    self._bad_in_a_row = self._bad_in_a_row + len(bad) if bad.all() else 0
+    exhausted = black.any() and self._source.stream is None
+    if not exhausted and self._bad_in_a_row < NUM_PROBES:
+      return
+    name = self._source.describe(int(indices[black if exhausted else bad][0]))
+    tried = min(NUM_PROBES, self._source.num_examples)
+    what = (
+      f"nor any of the {tried} images from there on"
+      if exhausted
+      else f"nor any of the {self._bad_in_a_row} images that were drawn with it"
+    )
+    raise UserError(
+      f"Cannot read image {name}, {what}; repair or remove what cannot be read."
+    )
 
   def _report(self, indices: np.ndarray) -> None:
     """Names each unreadable image once in the log, or stops the run."""
@@ -132,9 +179,9 @@ def view_crops(views: Any) -> list[crops.Crop]:
 
 
 def _view_crop(view: Any) -> crops.Crop:
-  crop = crops.Crop(
-    view.size, tuple(view.crop_scale), tuple(view.crop_ratio), view.flip_prob
-  )
+  scale = errors.pair("crop_scale", view.crop_scale)
+  ratio = errors.pair("crop_ratio", view.crop_ratio)
+  crop = crops.Crop(view.size, scale, ratio, view.flip_prob)
   _check_crop(crop)
   return crop
 
@@ -399,14 +446,16 @@ def _crop_records(
     views_of = lambda record: decode.train_views(
       source, read(record), record["uniforms"], view_list
     )
+    black = tf.constant(False)
     if careful:
-      views, bad = _first_readable(views_of, record, source, blank)
+      views, bad, black = _first_readable(views_of, record, source, blank)
     else:
       views, bad = views_of(record), tf.constant(False)
     element = _train_element(record, views) | {"bad": bad}
     if label_of is not None:
       element |= {"label": label_of(record), "mask": ~bad}
-    return element
+      black = tf.constant(False)  # Masked out, so that no image is missed.
+    return element | {"black": black}
 
   dataset = dataset.unbatch().map(cut, num_parallel_calls=num_threads())
   return dataset.batch(size, drop_remainder=True)
@@ -429,25 +478,27 @@ def _first_readable(
   source: Source,
   blank: list[tf.Tensor],
   num_probes: int = NUM_PROBES,
-) -> tuple[list[tf.Tensor], tf.Tensor]:
+) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
   """Views of a record, or of the next that can be read, or blank ones.
 
   A dataset within the dataset, because its `ignore_errors` is the only way to
   catch an error in a graph. A stream has no other records at hand: blank.
 
   Returns:
-    The views, and whether they are not this record's.
+    The views, whether they are not this record's, and whether they are blank.
   """
 
-  def attempt(probe: tf.Tensor) -> tuple[Any, tf.Tensor]:
+  def attempt(probe: tf.Tensor) -> tuple[Any, tf.Tensor, tf.Tensor]:
     index = (record["index"] + probe) % source.num_examples
-    return tuple(views_of(record | {"index": index})), probe > 0
+    views = views_of(record | {"index": index})
+    return tuple(views), probe > 0, tf.constant(False)
 
   attempts = tf.data.Dataset.range(1 if source.stream else num_probes)
   attempts = attempts.map(attempt).ignore_errors(log_warning=False)
-  last = tf.data.Dataset.from_tensors((tuple(blank), tf.constant(True)))
-  views, bad = attempts.concatenate(last).take(1).get_single_element()
-  return list(views), bad
+  true = tf.constant(True)
+  last = tf.data.Dataset.from_tensors((tuple(blank), true, true))
+  views, *flags = attempts.concatenate(last).take(1).get_single_element()
+  return list(views), *flags
 
 
 def _train_element(
@@ -574,7 +625,7 @@ def _eval_records(
   def view(record: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
     if not careful:
       return view_of(record)[0], tf.constant(False)
-    views, bad = _first_readable(view_of, record, source, [blank], 1)
+    views, bad, _ = _first_readable(view_of, record, source, [blank], 1)
     return views[0], bad
 
   def cut(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

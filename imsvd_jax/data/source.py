@@ -31,6 +31,8 @@ MAX_BYTES_IN_MEMORY = 1 << 30
 # Up to this side, a batch of images is cropped at once, by matrix products.
 MAX_SMALL_SIDE = 64
 
+_NAMES_SHOWN = 5  # Of classes, in a run's log.
+
 ON_BAD_IMAGE = ("replace", "error")
 INTERPOLATIONS = ("bicubic", "bilinear")
 
@@ -81,6 +83,7 @@ class Source:
     named: What `describe` calls the records that the log has named already as
       unreadable; parts of a source share it.
     factor_values: By name of a column of class numbers, the classes' names.
+    remarks: What the log of a run should say of the data, without a full stop.
   """
 
   name: str
@@ -103,6 +106,7 @@ class Source:
   factor_values: Mapping[str, tuple[str, ...]] = dataclasses.field(
     default_factory=dict
   )
+  remarks: tuple[str, ...] = ()
 
   def __post_init__(self):
     if self.num_examples < 1:
@@ -126,6 +130,16 @@ class Source:
     if self.images is None:
       return False
     return max(self.images.shape[1:3]) <= MAX_SMALL_SIDE
+
+  def summary(self) -> str:
+    """Returns one line for people: how many images, what else is to say."""
+    classes = "no labels"
+    if self.num_classes:
+      names = list(self.label_names[:_NAMES_SHOWN])
+      names += ["..."] * (self.num_classes > len(names))
+      classes = f"{self.num_classes} classes ({', '.join(names)})"
+    images = f"{self.num_examples} images, {classes}"
+    return f"{self.name}: {'; '.join([images, *self.remarks])}"
 
   def fingerprint(self) -> str:
     """Returns a digest that another version of the data would not have."""

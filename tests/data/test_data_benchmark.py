@@ -76,6 +76,12 @@ def test_mistakes():
     data_benchmark.main(config_for("/nowhere"), seconds=0)
 
 
+def test_nothing_readable_is_said(tmp_path):
+  (tmp_path / "1.jpg").write_bytes(b"nothing")
+  with pytest.raises(UserError, match=r"Cannot read image .*1\.jpg"):
+    data_benchmark.main(config_for(tmp_path), seconds=0.01)
+
+
 def test_the_reference_makes_the_views_of_the_pipeline(tmp_path):
   benchmark.write_photographs(str(tmp_path), 4, width=120, height=90)
   settings = helpers.data_settings("folder", path=str(tmp_path))

@@ -19,6 +19,12 @@ def sixteen_bits() -> Image.Image:
   return Image.fromarray(levels.astype(np.uint16) * 257)
 
 
+def half_transparent() -> Image.Image:
+  image = helpers.photograph(0, WIDTH, HEIGHT).convert("RGBA")
+  image.putalpha(128)
+  return image
+
+
 # Name -> (mode or maker of the image, format, options, tolerance in levels).
 # JPEG decoders differ by a level or two in the colour conversion.
 FORMATS = {
@@ -36,6 +42,7 @@ FORMATS = {
   "bmp": ("RGB", "BMP", {}, 0),
   "gray_bmp": ("L", "BMP", {}, 0),
   "webp": ("RGB", "WEBP", {"lossless": True}, 0),
+  "alpha_webp": (half_transparent, "WEBP", {"lossless": True}, 0),
   "gif": ("P", "GIF", {}, 0),
 }
 
@@ -68,19 +75,32 @@ def test_format_becomes_rgb(name):
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-@pytest.mark.parametrize("name", ["jpeg", "gray_png", "alpha_png", "bmp"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_other_numbers_of_channels(name, channels):
   contents = encoded(name)
   pixels = decode.decode_pixels(tf.constant(contents), channels).numpy()
   assert pixels.shape == (HEIGHT, WIDTH, channels)
   expected = as_rgb(contents)
   if channels == 4:
-    assert np.abs(pixels[..., :3] - expected).max() <= 3
-    assert (pixels[..., 3] == 255).all()
+    assert np.abs(pixels[..., :3] - expected).max() <= FORMATS[name][3]
+    assert set(pixels[..., 3].ravel()) == {128 if name == "alpha_webp" else 255}
   else:
     luminance = expected @ [0.299, 0.587, 0.114]
     # libpng's weights for red, green and blue are another standard's.
     assert np.abs(pixels[..., 0] - luminance).mean() < 8
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("name", ["jpeg", "cmyk_jpeg"])
+def test_other_numbers_of_channels_in_a_part_of_a_jpeg(name, channels):
+  contents = encoded(name)
+  pixels = decode.decode_pixels(tf.constant(contents), channels).numpy()
+  source = Source("test", 1, channels=channels)
+  crop = crops.Crop(HEIGHT, (1.0, 1.0), (1.5, 1.5), 0.0)
+  uniforms = tf.zeros([1, crops.NUM_UNIFORMS])
+  (view,) = views_in_graph(source, contents, uniforms, [crop])
+  assert view.shape == (HEIGHT, HEIGHT, channels)
+  assert abs(view.mean() - pixels.mean()) < 3
 
 
 def views_in_graph(source, contents, uniforms, view_list):

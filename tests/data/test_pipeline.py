@@ -8,9 +8,11 @@ from typing import NamedTuple
 import helpers
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from imsvd_jax import data
 from imsvd_jax.data import pipeline, tfds
+from imsvd_jax.data.source import Source
 from imsvd_jax.errors import UserError
 
 # Name of a case -> what makes it.
@@ -319,7 +321,7 @@ def test_on_bad_image_error_names_the_file(gray_folder):
     next(batches)
 
 
-def test_nothing_readable_gives_black_images(tmp_path):
+def test_nothing_readable_stops_the_run(tmp_path):
   for number in range(3):
     (tmp_path / f"{number}.jpg").write_bytes(b"nothing")
   source = data.make_source(
@@ -328,8 +330,67 @@ def test_nothing_readable_gives_black_images(tmp_path):
   batches = pipeline.train_batches(
     source, views=helpers.views(), batch_size=4, seed=0
   )
-  assert not next(batches)["views"][0].any()
-  assert batches.bad_images == 4
+  message = r"Cannot read image .*[012]\.jpg, nor any of the 3 images"
+  with pytest.raises(UserError, match=message):
+    next(batches)
+
+
+def scripted(bad_of, *, stream=None, opened=None):
+  """Batches of four images, of which those of `bad_of(step)` are bad.
+
+  The fast pipeline fails at a step with bad images, as the real one does.
+  """
+
+  def batch(step, careful):
+    bad = np.array(bad_of(int(step)), bool)
+    if bad.any() and not careful:
+      raise ValueError("an image that cannot be read")
+    index = 4 * int(step) + np.arange(4, dtype=np.int32)
+    return index, bad, np.full(4, bad.all())
+
+  def build(first, careful):
+    if opened is not None:
+      opened.append((first, careful))
+    types = (tf.int32, tf.bool, tf.bool)
+    make = lambda step: dict(
+      zip(
+        ("index", "bad", "black"),
+        tf.numpy_function(lambda s: batch(s, careful), [step], types),
+        strict=True,
+      )
+    )
+    return tf.data.Dataset.range(first, 1000).map(make)
+
+  return pipeline.Batches(build, Source("test", 4000, stream=stream), 0, "")
+
+
+def test_one_bad_file_does_not_slow_the_rest_of_the_run(monkeypatch):
+  monkeypatch.setattr(pipeline, "_PATIENCE", 2)
+  opened = []
+  batches = scripted(lambda s: [s in (3, 4, 9), 0, 0, 0], opened=opened)
+  taken = [next(batches) for _ in range(20)]
+  # Careful from 3 on until 5 and 6 are good; the second time, until four are.
+  switches = [(0, False), (3, True), (7, False), (9, True), (14, False)]
+  assert opened == switches
+  index = np.concatenate([b["index"] for b in taken])
+  np.testing.assert_array_equal(index, np.arange(80))
+  assert batches.bad_images == 3
+  assert all("black" not in b for b in taken)
+
+
+def test_a_stream_of_nothing_but_bad_images_stops_the_run():
+  """A small batch of them may be chance."""
+  stream = object()
+  batches = scripted(lambda s: [s % 4 > 0] * 4, stream=stream)
+  for _ in range(12):
+    next(batches)
+  assert batches.bad_images == 36
+  batches = scripted(lambda s: [s >= 2] * 4, stream=stream)
+  for _ in range(5):
+    next(batches)
+  message = "record 20, nor any of the 16 images that were drawn with it"
+  with pytest.raises(UserError, match=message):
+    next(batches)
 
 
 # --- Mistakes -----------------------------------------------------------------
@@ -342,6 +403,9 @@ def test_nothing_readable_gives_black_images(tmp_path):
     ({"batch_size": 0}, "batch_size is 0"),
     ({"views": helpers.views(crop_scale=(0.5, 1.5))}, "crop_scale"),
     ({"views": helpers.views(crop_ratio=(0.0, 1.0))}, "crop_ratio"),
+    ({"views": helpers.views(crop_ratio=(1.0, 1.0, 1.0))}, "crop_ratio is .*1"),
+    ({"views": helpers.views(crop_scale=(0.5,))}, r"crop_scale is \(0\.5,\)"),
+    ({"views": helpers.views(crop_scale=0.5)}, "two numbers, smallest and"),
   ],
 )
 def test_mistakes_in_training(change, message):

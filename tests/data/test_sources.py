@@ -222,6 +222,68 @@ def test_folder_with_an_evaluation_part(tmp_path, name):
     assert source.label_names == train.label_names
 
 
+def test_no_evaluation_part_is_trained_on(tmp_path):
+  """Whichever of them is the one that is evaluated."""
+  write_images(
+    tmp_path, "cat/1.jpg", "dog/2.jpg", "val/dog/3.jpg", "test/dog/4.jpg"
+  )
+  for chosen, found in (("val", "val"), ("test", "test"), ("valid", "val")):
+    settings = {"path": str(tmp_path), "eval_split": chosen}
+    train = make("folder", **settings)
+    assert train.label_names == ("cat", "dog")
+    assert train.num_examples == 2
+    (image,) = described(make("folder", "eval", **settings))
+    assert image.startswith(f"{tmp_path}/{found}/dog/")
+  assert make("folder", path=str(tmp_path), eval_split="").num_examples == 2
+
+
+def test_what_a_folder_has_is_summed_up(tmp_path):
+  names = [f"train/{letter}/1.png" for letter in "abcdefg"]
+  write_images(tmp_path, *names, "more/deep/2.jpg", "val/a/3.jpg")
+  (tmp_path / "train" / "a" / "x.tiff").write_bytes(b"")
+  (tmp_path / "train" / "notes.txt").write_text("")
+  (tmp_path / "notes").mkdir()
+  summary = make("folder", path=str(tmp_path)).summary()
+  assert summary == (
+    f"folder:{tmp_path}/train: 7 images, 7 classes (a, b, c, d, e, ...);"
+    " 2 other files ignored; only 'train' is trained on, not the folders of"
+    " images beside it: more"
+  )
+  remote = make("folder", path=f"file://{tmp_path}").summary()
+  assert remote == summary.replace("folder:", "folder:file://")
+  (tmp_path / "more" / "deep" / "2.jpg").unlink()
+  assert "beside" not in make("folder", path=str(tmp_path)).summary()
+  unlabelled = make("folder", path=str(tmp_path / "val" / "a")).summary()
+  assert unlabelled.endswith("/a: 1 images, no labels")
+
+
+def test_a_directory_that_cannot_be_read_is_left_out(
+  tmp_path, monkeypatch, caplog
+):
+  write_images(tmp_path, "cat/1.jpg", "dog/2.jpg", "locked/3.jpg")
+  (tmp_path / "cat" / "self").symlink_to("self")
+  scandir = os.scandir
+  locked = {str(tmp_path / "locked")}
+
+  def refusing(path):
+    # Permissions do not stop the user that tests often run as.
+    if os.path.normpath(path) in locked:
+      raise PermissionError(13, "Permission denied", path)
+    return scandir(path)
+
+  monkeypatch.setattr(os, "scandir", refusing)
+  for split in ("train", "eval"):
+    make("folder", split, path=str(tmp_path))
+  assert make("folder", path=str(tmp_path)).label_names == ("cat", "dog")
+  said = [record.getMessage() for record in caplog.records]
+  assert len(said) == 2
+  assert f"Cannot read {tmp_path}/locked: Permission denied" in "".join(said)
+  assert f"Cannot read {tmp_path}/cat/self: Too many levels" in "".join(said)
+  locked.add(str(tmp_path))
+  with pytest.raises(UserError, match=r"Cannot read the directory .*denied"):
+    make("folder", path=str(tmp_path))
+
+
 def test_folder_follows_links_but_not_in_circles(tmp_path):
   write_images(tmp_path / "there", "x.jpg", "sub/y.jpg")
   root = tmp_path / "root"
