@@ -637,6 +637,8 @@ def _reading(directory: epath.Path) -> Iterator[None]:
   except PermissionError as error:
     raise UserError(f"May not read {directory}: {error}.") from error
   except Exception as error:
+    if workdirs.is_passing(error, directory):
+      raise  # A good checkpoint must not be set aside for a network's sake.
     raise _Damage(_root_cause(error)) from error
 
 

@@ -27,6 +27,20 @@ _LASTING = {
 }
 
 
+# What a network or a busy service is at fault for, as TensorFlow, TensorStore,
+# Google's libraries and Python name it, in the error's name or in its text.
+_PASSING = (
+  "DEADLINE_EXCEEDED",
+  "UNAVAILABLE",
+  "ConnectionError",
+  "DeadlineExceeded",
+  "ServiceUnavailable",
+  "Timeout",
+  "TooManyRequests",
+  "UnavailableError",
+)
+
+
 def is_remote(path: str | os.PathLike) -> bool:
   """True of gs://BUCKET/DIR and the like."""
   return "://" in os.fspath(path)
@@ -85,6 +99,21 @@ def lasting_reason(error: BaseException | None) -> str | None:
       return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     error = error.__cause__ or error.__context__
   return None
+
+
+def is_passing(error: BaseException | None, path: str | os.PathLike) -> bool:
+  """Whether a remote path may be read again later, its content being whole.
+
+  Args:
+    error: What reading it raised; its causes count.
+    path: What was read; a local one has no network to blame.
+  """
+  while error is not None and is_remote(path):
+    text = f"{type(error).__name__}: {error}"
+    if any(word in text for word in _PASSING):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
 
 
 def _reason_to_give_up(error: Exception, path: epath.Path) -> str | None:

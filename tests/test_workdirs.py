@@ -136,3 +136,21 @@ def test_what_a_bucket_needs_is_said(monkeypatch):
     workdirs.make(RUN)
   with pytest.raises(UserError, match="gz://b/run is of no known kind"):
     workdirs.make("gz://b/run")
+
+
+@pytest.mark.parametrize(
+  ("path", "error", "passing"),
+  [
+    (RUN, ValueError("UNAVAILABLE: socket closed"), True),
+    (RUN, TimeoutError(), True),
+    (RUN, ValueError("crc32c does not match"), False),
+    ("/disk/run", TimeoutError(), False),
+  ],
+)
+def test_a_network_is_not_taken_for_damage(path, error, passing):
+  expected = type(error) if passing else checkpoint._Damage
+  with pytest.raises(expected), checkpoint._reading(path):
+    raise error
+  outer = RuntimeError("restoring failed")
+  outer.__cause__ = error
+  assert workdirs.is_passing(outer, path) == passing
