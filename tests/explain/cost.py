@@ -2,7 +2,7 @@
 
   python tests/explain/cost.py [ROUNDS]
 
-The network of configs/shapes.py with random weights, over 4096 of its images;
+The network of configs/shapes.py with random weights, over 2048 of its images;
 CPU time, so that other programs on the machine do not count. Features, and the
 analysis without and with two views, take turns; the medians are compared.
 Compilation does not count: the clock starts after the first batch.
@@ -22,7 +22,7 @@ from imsvd_jax import train_step as step_lib
 from imsvd_jax.encoder import LoadedEncoder
 from imsvd_jax.explain import analysis
 
-NUM_IMAGES, BATCH_SIZE = 4096, 256
+NUM_IMAGES, BATCH_SIZE = 2048, 256
 
 
 def untrained_encoder():
@@ -50,7 +50,7 @@ class Clock:
 
 
 def main():
-  rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+  rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
   encoder = untrained_encoder()
   settings = encoder.config.data
   source = data.make_source(settings, "train")
