@@ -341,7 +341,7 @@ def _happens(steps, key):
   """Whether `key` is that of one of the steps, of a run with seed 0."""
   run_key = jax.random.split(jax.random.key(0))[1]
   data = jax.random.key_data
-  keys = [data(jax.random.fold_in(run_key, step - 1)) for step in steps]
+  keys = [data(step_lib.noise_key(run_key, step - 1)) for step in steps]
   return jnp.any(jnp.all(jnp.stack(keys) == data(key), axis=-1))
 
 
