@@ -1,6 +1,6 @@
 """What the analysis costs beside plain features, as ratios within one process.
 
-  python tests/explain/cost.py [ROUNDS]
+  python -m tests.explain.cost [ROUNDS]
 
 The network of configs/shapes.py with random weights, over 2048 of its images;
 CPU time, so that other programs on the machine do not count. Features, and the
