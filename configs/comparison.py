@@ -21,7 +21,11 @@ OBJECTIVES = {
   "imsvd": {},
   "music": {},
   "mveb": {"target_momentum": 0.99},
-  "superinfo": {},
+  "superinfo": {
+    "objective.superinfo.temperature": 0.2,
+    "objective.superinfo.superfluous_weight_1": 0.001,
+    "objective.superinfo.superfluous_weight_2": 0.001,
+  },
   # lambda weighs D (D - 1) entries against D: the paper's, for D = 8192, is too
   # small for 256. With SGD, at rates of 0.005 to 0.1, it ended at raw pixels or
   # below.
