@@ -1,16 +1,16 @@
-"""What never losing a run costs: time per step with and without, as ratios.
+"""What never losing a run costs: seconds per step with and without, as ratios.
 
   python -m tests.soak.cost [ROUNDS [MODE]]
 
 Trains configs/digits.py (or its form MODE, "debug") on random bytes with the
-trainer's own step. In each round the contenders take turns, each for as many
-steps as the recipe has between two checkpoints: without finiteness checks, with
-them, and with a checkpoint too, written in the background as the trainer does.
-Ratios of medians, by the clock and in CPU time: other programs on the machine
-count in the first.
+trainer's own step. In each round the contenders take turns, ten steps each:
+without finiteness checks, with them, and with a checkpoint as well, written in
+the background as the trainer does. The turns are short because machines change
+their speed within seconds; what a checkpoint costs is then spread over as many
+steps as the recipe has between two. Ratios are taken round by round, by the
+clock and in CPU time: other programs on the machine count in the first.
 """
 
-import statistics
 import sys
 import tempfile
 import time
@@ -22,6 +22,8 @@ import numpy as np
 from configs import digits
 from imsvd_jax import checkpoint, sharding
 from imsvd_jax import train_step as step_lib
+
+_NUM_STEPS = 10  # Of a turn.
 
 
 def compile_step(experiment, replicated, state, batch, *, checked):
@@ -38,27 +40,27 @@ def compile_step(experiment, replicated, state, batch, *, checked):
     return step.lower(state, batch).compile()
 
 
-def one_period(step, state, batch, num_steps, run=None):
-  """Returns (clock, CPU) seconds per step, and the state.
+def one_turn(step, state, batch, run=None):
+  """Returns (clock, CPU) seconds of a turn, and the state.
 
   Args:
     step: The compiled step.
     state: To go on from.
     batch: The same for every step.
-    num_steps: How many.
     run: Where the state is saved first, if at all. It must be on disk at the
       end, so that no contender pays for another's.
   """
   clock, cpu = time.perf_counter(), time.process_time()
   if run is not None:
     assert run.save((run.latest_step() or 0) + 1, state)
-  for _ in range(num_steps):
+  for _ in range(_NUM_STEPS):
     state, _ = step(state, batch)
   jax.block_until_ready(state.params)
   if run is not None:
     run.wait()
-  clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
-  return (clock / num_steps, cpu / num_steps), state
+  return np.array(
+    [time.perf_counter() - clock, time.process_time() - cpu]
+  ), state
 
 
 def main():
@@ -86,28 +88,31 @@ def main():
   every = config.checkpoint.every_steps
   with tempfile.TemporaryDirectory() as workdir:
     run = checkpoint.Checkpointer(workdir, keep_last=3, config={})
-    contenders = {
-      "without": (unchecked, None),
-      "finiteness checks": (checked, None),
-      "checks and checkpoints": (checked, run),
-    }
-    times = {name: [] for name in contenders}
-    for number in range(rounds + 1):
-      for name, (step, saver) in contenders.items():
-        elapsed, state = one_period(step, state, batch, every, saver)
-        if number:  # The first round warms up.
-          times[name].append(elapsed)
+    contenders = [(unchecked, None), (checked, None), (checked, run)]
+    turns = []
+    for _ in range(rounds + 1):
+      turns.append([])
+      for step, saver in contenders:
+        elapsed, state = one_turn(step, state, batch, saver)
+        turns[-1].append(elapsed)
     run.close()
-  print(f"{rounds} rounds of {every} steps; seconds per step, medians:")
-  base = None
-  for name, pairs in times.items():
-    medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
-    base = base or medians
-    clock, cpu = medians
-    print(
-      f"{name:24}clock {clock:.4f} ({clock / base[0]:.4f} of without)"
-      f"  CPU {cpu:.4f} ({cpu / base[1]:.4f})"
-    )
+  # [rounds, 2]: clock and CPU. The first round warms up.
+  without, checks, saves = np.swapaxes(turns[1:], 0, 1)
+  save = saves - checks
+  per_step = checks / _NUM_STEPS
+  print(f"{rounds} rounds of {_NUM_STEPS} steps; median [least, greatest]")
+  for row, values in {
+    "a step without, seconds": without / _NUM_STEPS,
+    "with finiteness checks, of without": checks / without,
+    "a checkpoint, seconds": save,
+    f"a checkpoint every {every} steps, of with": 1 + save / per_step / every,
+  }.items():
+    columns = zip(("clock", "CPU"), values.T, strict=True)
+    texts = [
+      f"{name} {np.median(v):.4f} [{v.min():.4f}, {v.max():.4f}]"
+      for name, v in columns
+    ]
+    print(f"{row:40}" + "   ".join(texts))
 
 
 if __name__ == "__main__":
