@@ -193,3 +193,13 @@ def test_graph_equals_eager():
   eager = cut(tf.constant(2, tf.int64)).numpy()
   # One level: fused arithmetic may round the other way.
   assert np.abs(graph.astype(np.int32) - eager).max() <= 1
+
+
+def test_to_uint8_rounds_and_clips():
+  levels = np.linspace(-40.3, 300.7, 4001, dtype=np.float32)
+  expected = np.clip(np.floor(levels + 0.5), 0, 255)
+  np.testing.assert_array_equal(crops.to_uint8(levels), expected)
+  exact = np.arange(256, dtype=np.float32)
+  np.testing.assert_array_equal(crops.to_uint8(exact), exact)
+  halves = np.array([0.5, 1.5, 254.5, 255.5], np.float32)  # Up, as PIL.
+  np.testing.assert_array_equal(crops.to_uint8(halves), [1, 2, 255, 255])
