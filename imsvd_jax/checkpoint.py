@@ -62,6 +62,7 @@ class Checkpointer:
     keep_last: How many of the newest checkpoints to keep, at least 1.
     keep_every: Also keep the steps divisible by this for good; 0 for none.
     config: The run's configuration, nested dictionaries that JSON can hold.
+    facts: What else a run that goes on must find as it was, for `load_facts`.
   """
 
   def __init__(
@@ -71,6 +72,7 @@ class Checkpointer:
     keep_last: int,
     keep_every: int = 0,
     config: Mapping[str, Any],
+    facts: Mapping[str, Any] | None = None,
   ):
     if keep_last < 1 or keep_every < 0:
       raise UserError(
@@ -80,6 +82,7 @@ class Checkpointer:
     self.workdir = workdirs.absolute(workdir)
     self._root = self.workdir / "checkpoints"
     self._config = _as_json(config)
+    self._facts = _as_json(facts or {})
     self._is_marked = False
     with _disk_errors_explained(self.workdir):
       _check_not_emptied(self.workdir, self._root)
@@ -127,7 +130,8 @@ class Checkpointer:
         _some(non_finite),
       )
       return False
-    meta = _sealed({"step": step, "config": self._config, "leaves": leaves})
+    meta = {"step": step, "config": self._config, "facts": self._facts}
+    meta = _sealed(meta | {"leaves": leaves})
     with _disk_errors_explained(self.workdir):
       self._manager.save(
         step,
@@ -240,11 +244,10 @@ def load_config(workdir: str | os.PathLike) -> dict[str, Any]:
   Raises:
     UserError: There is neither.
   """
-  workdir, step = _locate(workdir)
-  steps = _steps_on_disk(workdir / "checkpoints")
-  for candidate in [step] if step is not None else steps[::-1]:
-    with contextlib.suppress(_Damage):
-      return _read_meta(workdir / "checkpoints" / str(candidate))["config"]
+  meta = _newest_meta(workdir)
+  if meta is not None:
+    return meta["config"]
+  workdir, _ = _locate(workdir)
   try:
     return json.loads((workdir / "config.json").read_text())
   except (OSError, ValueError) as error:
@@ -252,6 +255,22 @@ def load_config(workdir: str | os.PathLike) -> dict[str, Any]:
       f"{workdir} holds no run's configuration ({error}). Expected the workdir"
       " of a training run."
     ) from error
+
+
+def load_facts(workdir: str | os.PathLike) -> dict[str, Any]:
+  """Returns the `facts` of the newest checkpoint; {} if it has none."""
+  meta = _newest_meta(workdir)
+  return meta.get("facts", {}) if meta is not None else {}
+
+
+def _newest_meta(workdir: str | os.PathLike) -> dict[str, Any] | None:
+  """What is beside the newest state that can be read; None if nothing can."""
+  workdir, step = _locate(workdir)
+  steps = _steps_on_disk(workdir / "checkpoints")
+  for candidate in [step] if step is not None else steps[::-1]:
+    with contextlib.suppress(_Damage):
+      return _read_meta(workdir / "checkpoints" / str(candidate))
+  return None
 
 
 def check_config(

@@ -76,16 +76,21 @@ def train_and_evaluate(
   workdir = workdirs.make(workdir)
 
   # --- Start or resume -------------------------------------------------------
+  # The order of the data hangs on it, and a folder's is in no configuration.
+  facts = {"images_found": train_source.num_examples}
   checkpointer = checkpoint.Checkpointer(
     workdir,
     keep_last=config.checkpoint.keep_last,
     keep_every=config.checkpoint.keep_every,
     config=config.to_dict(),
+    facts=facts,
   )
   if checkpointer.latest_step() is not None:
+    stored = checkpoint.load_facts(workdir)
     checkpoint.check_config(
-      checkpoint.load_config(workdir),
-      config.to_dict(),
+      checkpoint.load_config(workdir) | stored,
+      # Checkpoints of earlier versions have no facts.
+      config.to_dict() | (facts if stored else {}),
       harmless=HARMLESS_KEYS,
       allow=config.allow_changes,
     )

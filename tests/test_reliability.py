@@ -1,6 +1,7 @@
 """A run survives kills, signals, NaN, bad disks and dead peers."""
 
 import contextlib
+import dataclasses
 import errno
 import gc
 import os
@@ -22,7 +23,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from train_child import small_config
 
-from imsvd_jax import checkpoint, interruption, metrics, sharding, train
+from imsvd_jax import checkpoint, data, interruption, metrics, sharding, train
 from imsvd_jax import train_step as step_lib
 from imsvd_jax.errors import UserError
 from imsvd_jax.objectives import OBJECTIVES
@@ -272,6 +273,22 @@ def test_a_changed_config_is_refused_unless_allowed(finished, capsys):
       small_config(**wide, allow_changes=("*",)), str(finished)
     )
   assert files_of(finished / "checkpoints") == before
+
+
+def test_other_images_are_refused_unless_allowed(finished, monkeypatch):
+  """An image more, and every epoch would have another order."""
+  make_source = data.make_source
+  monkeypatch.setattr(
+    data,
+    "make_source",
+    lambda *args: dataclasses.replace(make_source(*args), num_examples=40),
+  )
+  with pytest.raises(UserError, match="images_found: 48 -> 40"):
+    train_and_evaluate(small_config(), str(finished))
+  state = train_and_evaluate(
+    small_config(allow_changes=("images_found",)), str(finished)
+  )
+  assert int(state.step) == 9
 
 
 # --- Checkpoints -------------------------------------------------------------
