@@ -13,6 +13,9 @@ needs nothing.
 import contextlib
 import dataclasses
 import json
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -23,6 +26,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from imsvd_jax import cli, cpu_devices
+from imsvd_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe file, such as configs/digits.py.", lock_config=True
@@ -47,11 +51,45 @@ _JSON = flags.DEFINE_bool("json", False, "Print the figures as JSON.")
 _MAKE_NUM_EXAMPLES = ("shapes", "synthetic")
 _IMAGES_PER_CHIP = 8  # The step of --find_batch.
 _MILLION = 1_000_000
+_IS_CHILD = "IMSVD_JAX_PREFLIGHT_CHILD"  # An environment variable.
 
 
-def main(argv: list[str]) -> None:
-  """Prints the report of --config on --topology."""
+def main(argv: list[str]) -> int | None:
+  """Prints the report of --config on --topology, from a process of its own.
+
+  libtpu crashes on some programs; who asked should be told so in words.
+  """
   del argv
+  if _IS_CHILD in os.environ:
+    return _report()
+  # `subprocess.run` takes the child along when it is left by an exception.
+  signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+  signal.signal(signal.SIGINT, lambda number, _: sys.exit(128 + number))
+  child = subprocess.run(
+    [sys.executable, "-m", "imsvd_jax.preflight", *sys.argv[1:]],
+    env=os.environ | {_IS_CHILD: "1"},
+    check=False,
+  )
+  if child.returncode < 0:
+    raise UserError(_death(-child.returncode))
+  return child.returncode
+
+
+def _death(number: int) -> str:
+  """What to say of a compiler that a signal has ended."""
+  name = signal.Signals(number).name
+  if number == signal.SIGKILL:
+    return (
+      f"Something killed the compiler ({name}), as Linux does where memory is"
+      " short; a ResNet-50 takes 5 GB."
+    )
+  return (
+    f"The compiler crashed ({name}): a fault of libtpu's or of jaxlib's. Try"
+    " another batch_size, another size of slice, or other versions of them."
+  )
+
+
+def _report() -> None:
   # Imported late, so that --help and a bad flag answer at once.
   import jax
 
@@ -101,7 +139,6 @@ def _measure(config: Any, slice_: Any, num_examples: int | None) -> Any:
 def _largest_batch(config: Any, slice_: Any, num_examples: int | None) -> int:
   """Searches the largest batch that fits; says what it tries."""
   from imsvd_jax.costs import step
-  from imsvd_jax.errors import UserError
 
   if slice_.chip is None:
     raise UserError("--find_batch needs the memory of a chip; try v5e:4x4.")

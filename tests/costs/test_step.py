@@ -6,8 +6,10 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -32,7 +34,9 @@ def debug_config(**overrides):
   return config
 
 
-def run_python(*arguments: str) -> subprocess.CompletedProcess:
+def run_python(
+  *arguments: str, **environment: str
+) -> subprocess.CompletedProcess:
   """Python with the settings for compiling for TPUs that are not there.
 
   A process of its own: the TPU's library and its settings stay out of this one.
@@ -40,15 +44,22 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess:
   return subprocess.run(
     [sys.executable, *arguments],
     cwd=ROOT,
-    env={**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"},
+    env={
+      **os.environ,
+      "JAX_PLATFORMS": "cpu",
+      "TPU_SKIP_MDS_QUERY": "1",
+      **environment,
+    },
     capture_output=True,
     text=True,
     check=False,
   )
 
 
-def run_preflight(*flags: str) -> subprocess.CompletedProcess:
-  return run_python("-m", "imsvd_jax.preflight", *flags)
+def run_preflight(
+  *flags: str, **environment: str
+) -> subprocess.CompletedProcess:
+  return run_python("-m", "imsvd_jax.preflight", *flags, **environment)
 
 
 @pytest.fixture(scope="module")
@@ -367,3 +378,53 @@ def test_a_mistake_is_one_clear_line(flags, message):
   assert message in result.stderr
   assert result.stderr.count("\n") == 1
   assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+  ("number", "message"),
+  [
+    (signal.SIGSEGV, "The compiler crashed (SIGSEGV)"),
+    (signal.SIGKILL, "Something killed the compiler (SIGKILL)"),
+  ],
+)
+def test_a_crash_of_the_compiler_is_one_clear_line(tmp_path, number, message):
+  (tmp_path / "sitecustomize.py").write_text(
+    "import os\n"
+    f"if {preflight._IS_CHILD!r} in os.environ:\n"
+    f"  os.kill(os.getpid(), {int(number)})\n"
+  )
+  result = run_preflight(
+    "--config=configs/digits.py:debug",
+    "--topology=cpu:8",
+    PYTHONPATH=str(tmp_path),
+  )
+  assert result.returncode == 2
+  assert result.stderr.startswith(f"error: {message}")
+  assert result.stderr.count("\n") == 1
+
+
+def test_a_terminated_preflight_takes_its_compiler_along():
+  preflight_ = subprocess.Popen(
+    [
+      *(sys.executable, "-m", "imsvd_jax.preflight"),
+      *("--config=configs/digits.py:debug", "--topology=cpu:8"),
+    ],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  children = pathlib.Path(
+    f"/proc/{preflight_.pid}/task/{preflight_.pid}/children"
+  )
+  if not children.exists():
+    preflight_.kill()
+    pytest.skip(
+      "children of a process are found under /proc, which is not here"
+    )
+  while not (found := children.read_text().split()):
+    assert preflight_.poll() is None
+    time.sleep(0.05)
+  preflight_.terminate()
+  assert preflight_.wait(60) == 128 + signal.SIGTERM
+  assert not pathlib.Path(f"/proc/{found[0]}").exists()
