@@ -12,6 +12,7 @@ needs nothing.
 
 import contextlib
 import dataclasses
+import faulthandler
 import json
 import os
 import signal
@@ -61,6 +62,7 @@ def main(argv: list[str]) -> int | None:
   """
   del argv
   if _IS_CHILD in os.environ:
+    faulthandler.disable()  # absl's; the parent says it shorter.
     return _report()
   # `subprocess.run` takes the child along when it is left by an exception.
   signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -85,7 +87,7 @@ def _death(number: int) -> str:
     )
   return (
     f"The compiler crashed ({name}): a fault of libtpu's or of jaxlib's. Try"
-    " another batch_size, another size of slice, or other versions of them."
+    " another version (pip install -U libtpu), another slice or another batch."
   )
 
 
