@@ -431,7 +431,7 @@ def test_config_of_something_else_is_refused(tmp_path):
 
 
 OLD = {"data": {"seed": 1, "crop": (0.2, 1.0)}, "log_every": 10, "gone": None}
-NEW = {"data": {"seed": 2, "crop": [0.2, 1.0]}, "log_every": 50, "new": []}
+NEW = {"data": {"seed": 2, "crop": [0.2, 1.0]}, "log_every": 50, "new": {}}
 
 
 def test_changed_keys_are_named_and_refused(caplog):
@@ -440,7 +440,7 @@ def test_changed_keys_are_named_and_refused(caplog):
   message = str(caught.value)
   assert "data.seed: 1 -> 2" in message
   assert "gone: null -> (absent)" in message
-  assert "new: (absent) -> []" in message
+  assert "new: (absent) -> {}" in message
   allow = "('data.seed', 'gone', 'new')"
   assert message.endswith(f'--config.allow_changes="{allow}".')
   assert "crop" not in message
