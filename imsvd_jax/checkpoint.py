@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from imsvd_jax import workdirs
@@ -299,10 +298,7 @@ def check_config(
   Raises:
     UserError: Some differing key is neither harmless nor allowed.
   """
-  old, new = (
-    traverse_util.flatten_dict(_as_json(config), sep=".")
-    for config in (stored, current)
-  )
+  old, new = _flat(_as_json(stored)), _flat(_as_json(current))
   changes = {
     key: f"{key}: {_shown(old, key)} -> {_shown(new, key)}"
     for key in sorted(old.keys() | new.keys())
@@ -323,6 +319,15 @@ def check_config(
       f' --workdir, or allow them: --config.allow_changes="{tuple(refused)}".'
     )
   return list(changes)
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+  if not isinstance(config, dict) or not config:
+    return {prefix: config}
+  flat = {}
+  for key, value in config.items():
+    flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+  return flat
 
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:

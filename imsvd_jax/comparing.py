@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 from imsvd_jax import checkpoint, data, metrics, recipe_files, sharding
 from imsvd_jax import train_step as step_lib
@@ -182,10 +181,10 @@ def _check_unchanged(recipe: Recipe, seed: int, folder: pathlib.Path) -> None:
   """Raises if a run has ended that is not what the recipe says now."""
   if not (folder / "final.json").exists():
     return
-  stored = traverse_util.flatten_dict(checkpoint.load_config(folder), sep=".")
+  stored = _flat(checkpoint.load_config(folder))
   # As JSON has it, which has no tuples.
   current = json.loads(json.dumps({**recipe.config.to_dict(), "seed": seed}))
-  current = traverse_util.flatten_dict(current, sep=".")
+  current = _flat(current)
   keys = sorted(stored.keys() | current.keys())
   changed = [key for key in keys if stored.get(key) != current.get(key)]
   if changed:
@@ -194,6 +193,17 @@ def _check_unchanged(recipe: Recipe, seed: int, folder: pathlib.Path) -> None:
       f" {recipe.argument} has now: {', '.join(changed)} differ(s). Remove the"
       " run, or choose another --workdir."
     )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """{"data.name": "digits", ...}"""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= _flat(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat
 
 
 def _train_all(recipes, seeds, folders, root) -> list[tuple[str, int]]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import traverse_util
 from scipy import special
 
 from imsvd_jax.errors import UserError
@@ -152,7 +151,7 @@ def _range(interval: Sequence[float] | None) -> str:
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
   """What was trained: the config without the seed, as one level."""
   kept = {k: v for k, v in config.items() if k not in _IGNORED}
-  flat = traverse_util.flatten_dict(kept, sep=".")
+  flat = _flat(kept)
   name = flat.get("objective.name", "")
   # The hyper-parameters of the other objectives are not used.
   return {
@@ -162,6 +161,16 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     or not key.startswith("objective.")
     or key.startswith(f"objective.{name}.")
   }
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= _flat(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat
 
 
 def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
