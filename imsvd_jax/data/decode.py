@@ -170,26 +170,19 @@ def _decode_jpeg_window(
 
 def _cut(image: tf.Tensor, boxes: crops.Box, channels: int) -> list[tf.Tensor]:
   """Cuts and flips: V images float32 [1, h, w, C], each of its own size."""
-  height, width = tf.unstack(tf.shape(image)[:2])
-  # Of a matrix TensorFlow copies rows; of more dimensions, number by number.
-  rows = tf.reshape(image, [height, width * channels])
-  corners = tf.stack([boxes.top, boxes.left * channels], axis=1)
-  sizes = tf.stack([boxes.height, boxes.width * channels], axis=1)
-  shapes = tf.pad(
-    tf.stack([boxes.height, boxes.width], axis=1),
-    [[0, 0], [0, 1]],
-    constant_values=channels,
+  corners = tf.pad(tf.stack(boxes[:2], axis=1), [[0, 0], [0, 1]])
+  sizes = tf.pad(
+    tf.stack(boxes[2:4], axis=1), [[0, 0], [0, 1]], constant_values=channels
   )
   parts = zip(
     tf.unstack(tf.cast(corners, tf.int32)),
     tf.unstack(tf.cast(sizes, tf.int32)),
-    tf.unstack(tf.cast(shapes, tf.int32)),
     tf.unstack(boxes.flip),
     strict=True,
   )
   views = []
-  for corner, size, shape, flip in parts:
-    view = tf.reshape(tf.slice(rows, corner, size), shape)
+  for corner, size, flip in parts:
+    view = tf.slice(image, corner, size)
     # A branch, because to reverse no axis takes longer than to reverse one.
     view = tf.cond(
       flip,
