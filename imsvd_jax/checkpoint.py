@@ -31,6 +31,7 @@ from jax.experimental import multihost_utils
 
 from imsvd_jax import workdirs
 from imsvd_jax.errors import UserError
+from imsvd_jax.nested import flatten
 
 logger = logging.getLogger(__name__)
 
@@ -298,7 +299,7 @@ def check_config(
   Raises:
     UserError: Some differing key is neither harmless nor allowed.
   """
-  old, new = _flat(_as_json(stored)), _flat(_as_json(current))
+  old, new = flatten(_as_json(stored)), flatten(_as_json(current))
   changes = {
     key: f"{key}: {_shown(old, key)} -> {_shown(new, key)}"
     for key in sorted(old.keys() | new.keys())
@@ -319,15 +320,6 @@ def check_config(
       f' --workdir, or allow them: --config.allow_changes="{tuple(refused)}".'
     )
   return list(changes)
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-  if not isinstance(config, dict) or not config:
-    return {prefix: config}
-  flat = {}
-  for key, value in config.items():
-    flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
-  return flat
 
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:

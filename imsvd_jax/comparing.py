@@ -21,6 +21,7 @@ from imsvd_jax import train_step as step_lib
 from imsvd_jax.errors import UserError
 from imsvd_jax.evaluators.comparison import seed_interval
 from imsvd_jax.evaluators.metrics import wilson_interval
+from imsvd_jax.nested import flatten
 
 ACCURACIES = {"knn": "k-NN", "linear": "linear"}
 BASELINES = ("raw pixels", "random init")
@@ -181,10 +182,10 @@ def _check_unchanged(recipe: Recipe, seed: int, folder: pathlib.Path) -> None:
   """Raises if a run has ended that is not what the recipe says now."""
   if not (folder / "final.json").exists():
     return
-  stored = _flat(checkpoint.load_config(folder))
+  stored = flatten(checkpoint.load_config(folder))
   # As JSON has it, which has no tuples.
   current = json.loads(json.dumps({**recipe.config.to_dict(), "seed": seed}))
-  current = _flat(current)
+  current = flatten(current)
   keys = sorted(stored.keys() | current.keys())
   changed = [key for key in keys if stored.get(key) != current.get(key)]
   if changed:
@@ -193,17 +194,6 @@ def _check_unchanged(recipe: Recipe, seed: int, folder: pathlib.Path) -> None:
       f" {recipe.argument} has now: {', '.join(changed)} differ(s). Remove the"
       " run, or choose another --workdir."
     )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """{"data.name": "digits", ...}"""
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      flat |= _flat(value, f"{prefix}{key}.")
-    else:
-      flat[prefix + key] = value
-  return flat
 
 
 def _train_all(recipes, seeds, folders, root) -> list[tuple[str, int]]:

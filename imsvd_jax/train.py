@@ -24,6 +24,7 @@ from imsvd_jax import train_step as step_lib
 from imsvd_jax.data import pipeline
 from imsvd_jax.errors import UserError
 from imsvd_jax.evaluation import Evaluation
+from imsvd_jax.nested import flatten
 from imsvd_jax.objectives.diagnostics import collapse_warning
 from imsvd_jax.train_state import Skips, TrainState
 
@@ -154,17 +155,6 @@ def train_and_evaluate(
   return state
 
 
-def flatten_config(config: Any, prefix: str = "") -> dict[str, Any]:
-  """Returns {"data.name": "digits", ...}: a nested config as one level."""
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, ml_collections.ConfigDict):
-      flat |= flatten_config(value, f"{prefix}{key}.")
-    else:
-      flat[prefix + key] = value
-  return flat
-
-
 def _check_policy(settings) -> None:
   if settings.policy not in ("skip", "stop"):
     raise UserError(
@@ -224,7 +214,7 @@ def _describe(config, mesh, state, experiment, workdir, start_step) -> None:
   say = metrics.say
   say(metrics.parameter_table(state.params))
   say("Config:")
-  for key, value in sorted(flatten_config(config).items()):
+  for key, value in sorted(flatten(config).items()):
     say(f"  {key} = {value!r}")
   device = mesh.devices.flat[0]
   say(

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import special
 
 from imsvd_jax.errors import UserError
+from imsvd_jax.nested import flatten
 
 # Keys of a config that do not change what is learned.
 _IGNORED = (
@@ -151,7 +152,7 @@ def _range(interval: Sequence[float] | None) -> str:
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
   """What was trained: the config without the seed, as one level."""
   kept = {k: v for k, v in config.items() if k not in _IGNORED}
-  flat = _flat(kept)
+  flat = flatten(kept)
   name = flat.get("objective.name", "")
   # The hyper-parameters of the other objectives are not used.
   return {
@@ -161,16 +162,6 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     or not key.startswith("objective.")
     or key.startswith(f"objective.{name}.")
   }
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      flat |= _flat(value, f"{prefix}{key}.")
-    else:
-      flat[prefix + key] = value
-  return flat
 
 
 def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from imsvd_jax.errors import UserError, lookup, suggestion
+from imsvd_jax.nested import flatten
 
 
 def _each(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -286,8 +287,8 @@ def with_settings(
 def describe(protocols: Mapping[str, Protocol]) -> Iterator[str]:
   """Yields each protocol's name and every hyper-parameter, in lines of 80."""
   for name, protocol in protocols.items():
-    shown = {k: v for k, v in _flat(protocol).items() if v != ()}
-    values = [f"{k}={_shown(v)}" for k, v in shown.items()]
+    settings = flatten(dataclasses.asdict(protocol))
+    values = [f"{k}={_shown(v)}" for k, v in settings.items() if v != ()]
     yield textwrap.fill(
       " ".join([f"{name:15}", *values]), 80, subsequent_indent=" " * 16
     )
@@ -295,17 +296,6 @@ def describe(protocols: Mapping[str, Protocol]) -> Iterator[str]:
 
 def _keys(settings: Any) -> list[str]:
   return [field.name for field in dataclasses.fields(settings)]
-
-
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for key in _keys(settings):
-    value = getattr(settings, key)
-    if dataclasses.is_dataclass(value):
-      flat |= _flat(value, f"{prefix}{key}.")
-    else:
-      flat[prefix + key] = value
-  return flat
 
 
 def _shown(value: Any) -> str:

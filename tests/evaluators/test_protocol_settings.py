@@ -1,9 +1,12 @@
 """Hyper-parameters from the command line, by name and type."""
 
+import dataclasses
+
 import pytest
 
 from imsvd_jax.errors import UserError
 from imsvd_jax.evaluators import protocols
+from imsvd_jax.nested import flatten
 
 CHOSEN = {
   name: protocols.PROTOCOLS[name]
@@ -89,7 +92,8 @@ def test_a_mistake_is_one_clear_line(setting, message):
 def test_every_limit_is_of_a_hyper_parameter():
   known = set()
   for protocol in protocols.PROTOCOLS.values():
-    known |= {key.rpartition(".")[2] for key in protocols._flat(protocol)}
+    settings = flatten(dataclasses.asdict(protocol))
+    known |= {key.rpartition(".")[2] for key in settings}
   assert set(protocols._LIMITS) <= known
 
 
