@@ -12,7 +12,7 @@ from configs import common
 def get_config(mode: str = ""):
   c = common.base()
   c.batch_size = 256
-  c.epochs = 32.0
+  c.epochs = 20.0
   c.model.backbone = "resnet8"
   c.model.width_multiplier = 0.375
   c.model.stem = "small"
@@ -21,7 +21,7 @@ def get_config(mode: str = ""):
   c.objective.imsvd.num_bins = 16
   c.objective.music.num_bins = 16
   c.optimizer.name = "sgd"
-  c.optimizer.base_learning_rate = 0.4
+  c.optimizer.base_learning_rate = 0.8
   c.optimizer.weight_decay = 5e-4
   c.optimizer.warmup_epochs = 2.0
   c.data.name = "shapes"
@@ -50,7 +50,7 @@ def get_config(mode: str = ""):
   c.views.view2 = common.view(**both)
   c.log.every_steps = 20
   c.checkpoint.every_steps = 200
-  c.eval.every_epochs = 8.0
+  c.eval.every_epochs = 10.0
   c.eval.collapse_images = 512
   c.eval.final = True
   return common.finish(c, mode)

@@ -125,42 +125,32 @@ def explain(
   _remove_former(directory)
   (directory / "explorer").mkdir(parents=True, exist_ok=True)
   say = progress or (lambda line: None)
-  result = analysis.analyse(
-    subject,
-    batches(),
+  known = dict(
     num_images=num_images,
-    num_top=num_top,
-    joint=joint,
-    views=views,
-    key=key,
     factors=factors,
     label_names=label_names,
     mesh=mesh,
     progress=progress,
   )
+  result = analysis.analyse(
+    subject,
+    batches(),
+    num_top=num_top,
+    joint=joint,
+    views=views,
+    key=key,
+    **known,
+  )
   check_variables(result.num_variables, figure_variables)
   if untrained is not None and result.nmi is not None:
-    result.nmi_untrained = analysis.analyse(
-      untrained,
-      batches(),
-      num_images=num_images,
-      num_top=1,
-      joint=False,
-      covariance=False,
-      factors=factors,
-      label_names=label_names,
-      sample_size=1,
-      mesh=mesh,
-      progress=progress,
-      what="random weights",
-    ).nmi
+    result.nmi_untrained = _nmi(untrained, batches(), known)
   augmentations = probes.PROBES if augmentations is None else augmentations
   if result.has_codes and augmentations:
     count = min(max_flip_images, result.num_images)
-    if some_batches is not None:
-      some = some_batches(count)
-    else:
+    if some_batches is None:
       some = only(batches(), analysis.some_of(result.indices, count))
+    else:
+      some = some_batches(count)
     result.flip_rates = probes.flip_rates(
       subject,
       some,
@@ -188,11 +178,7 @@ def explain(
     mesh=mesh,
     progress=progress,
   )
-  examples = None
-  if views is not None and result.has_codes:
-    index = _examples(result)
-    images = np.stack([pictures.kept[int(i)] for i in index])
-    examples = illustrations.view_examples(subject, images, index, views, key)
+  examples = _view_examples(subject, result, pictures, views, key)
   index_page = explorer.build(
     directory / "explorer",
     subject,
@@ -204,10 +190,7 @@ def explain(
     progress=progress,
   )
   drawn = _draw(result, pictures, examples, chosen, metrics)
-  paths = []
-  for name, figure in drawn.items():
-    paths.append(directory / "figures" / f"{name}.{figure_format}")
-    figures.save(figure, paths[-1])
+  paths = _save_figures(drawn, directory / "figures", figure_format)
   for line in factor_lines(result):
     say(line)
   say(f"Open {index_page}")
@@ -227,6 +210,20 @@ def _remove_former(directory: pathlib.Path) -> None:
     if _FIGURE.fullmatch(path.name):
       path.unlink()
   (directory / ANALYSIS).unlink()  # Last: it says that there was one.
+
+
+def _nmi(untrained, batches, known):
+  """What variables of random weights tell of the factors, and nothing else."""
+  return analysis.analyse(
+    untrained,
+    batches,
+    num_top=1,
+    joint=False,
+    covariance=False,
+    sample_size=1,
+    what="random weights",
+    **known,
+  ).nmi
 
 
 def only(
@@ -255,6 +252,23 @@ def _batch(images, indices):
 def _examples(result) -> np.ndarray:
   """Indices of the images that are shown with two views."""
   return analysis.some_of(result.sample_indices, _EXAMPLES)
+
+
+def _view_examples(subject, result, pictures, views, key):
+  """A few images with two views each, or None without views or codes."""
+  if views is None or not result.has_codes:
+    return None
+  index = _examples(result)
+  images = np.stack([pictures.kept[int(i)] for i in index])
+  return illustrations.view_examples(subject, images, index, views, key)
+
+
+def _save_figures(drawn, directory, figure_format) -> list[pathlib.Path]:
+  paths = []
+  for name, figure in drawn.items():
+    paths.append(directory / f"{name}.{figure_format}")
+    figures.save(figure, paths[-1])
+  return paths
 
 
 def _figure_variables(result, chosen) -> list[int]:
