@@ -27,6 +27,7 @@ from imsvd_jax import checkpoint, data, interruption, metrics, sharding, train
 from imsvd_jax import train_step as step_lib
 from imsvd_jax.errors import UserError
 from imsvd_jax.objectives import OBJECTIVES
+from imsvd_jax.nested import flatten
 from imsvd_jax.train import train_and_evaluate
 from imsvd_jax.train_state import Skips
 
@@ -77,7 +78,7 @@ def traced_once():
   def shared(experiment, sharding):
     config = {
       name: value
-      for name, value in train.flatten_config(experiment.config).items()
+      for name, value in flatten(experiment.config).items()
       if name.partition(".")[0] not in train.HARMLESS_KEYS
     }
     key = (repr(sorted(config.items())), experiment.objective, sharding)
