@@ -26,8 +26,8 @@ from train_child import small_config
 from imsvd_jax import checkpoint, data, interruption, metrics, sharding, train
 from imsvd_jax import train_step as step_lib
 from imsvd_jax.errors import UserError
-from imsvd_jax.objectives import OBJECTIVES
 from imsvd_jax.nested import flatten
+from imsvd_jax.objectives import OBJECTIVES
 from imsvd_jax.train import train_and_evaluate
 from imsvd_jax.train_state import Skips
 
