@@ -56,14 +56,13 @@ OBJECTIVES_ON_SHAPES = {
   "superinfo": {"optimizer.base_learning_rate": 0.4},
   # Its gradient is largest at random weights, most of it the first layer's, and
   # small later: a long warm-up to a rate that would ruin the start (0.06 within
-  # two epochs: below random weights), fewer dimensions, and twice the steps.
+  # two epochs: below random weights), and fewer dimensions.
   "barlow_twins": {
-    "epochs": 32.0,
     "model.projector": (512, 32),
     "objective.barlow_twins.redundancy_weight": 0.05,
     "optimizer.name": "sgd",
-    "optimizer.base_learning_rate": 0.08,
-    "optimizer.warmup_epochs": 10.0,
+    "optimizer.base_learning_rate": 0.1,
+    "optimizer.warmup_epochs": 7.0,
   },
   "vicreg": {"optimizer.base_learning_rate": 0.08},  # With 0.02: 34%.
   "simclr": {"optimizer.base_learning_rate": 0.4},
