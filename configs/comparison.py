@@ -12,7 +12,7 @@ from configs import common, digits, shapes
 # Data: its recipe, and how long every objective trains on it.
 DATA = {
   "digits": (digits, {"epochs": 53.5}),  # 150 steps of 512.
-  "shapes": (shapes, {"epochs": 16.0}),  # 512 steps of 256.
+  "shapes": (shapes, {}),  # 512 steps of 256.
 }
 
 # What an objective needs to learn at all where IMSVD's rate does not do: the

@@ -12,7 +12,7 @@ from configs import common
 def get_config(mode: str = ""):
   c = common.base()
   c.batch_size = 256
-  c.epochs = 20.0
+  c.epochs = 16.0
   c.model.backbone = "resnet8"
   c.model.width_multiplier = 0.375
   c.model.stem = "small"
@@ -50,7 +50,7 @@ def get_config(mode: str = ""):
   c.views.view2 = common.view(**both)
   c.log.every_steps = 20
   c.checkpoint.every_steps = 200
-  c.eval.every_epochs = 10.0
+  c.eval.every_epochs = 8.0
   c.eval.collapse_images = 512
   c.eval.final = True
   return common.finish(c, mode)
