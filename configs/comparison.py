@@ -2,8 +2,8 @@
 
   python -m imsvd_jax.main --config=configs/comparison.py:digits-simclr
 
-The mode is DATA-OBJECTIVE or DATA-imsvd-VARIANT: digits.py or shapes.py, made
-shorter, with the objective's own settings below and nothing else changed.
+The mode is DATA-OBJECTIVE or DATA-imsvd-VARIANT: digits.py, made shorter, or
+shapes.py, with the objective's own settings below and nothing else changed.
 docs/objectives.md shows what came out.
 """
 
