@@ -11,8 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = "imsvd_jax"
 
 # Beside these, every module may import the standard library, `errors` and
-# `nested`.
-# A name of this package stands for the module and everything below it.
+# `nested`. A name of this package stands for the module and all below it.
 HOT = {"augment", "objectives", "models", "train_state", "optim", "train_step"}
 BELOW_TRAIN_STEP = HOT | {"sharding"}
 COSTS = {"jax", "numpy", "costs", *BELOW_TRAIN_STEP}
