@@ -53,7 +53,7 @@ OBJECTIVES_ON_SHAPES = {
   # a target that lags 100 steps holds a run of 512 back: 33% with digits'
   # momentum, 71% with this.
   "mveb": {"objective.mveb.entropy_weight": 0.003, "target_momentum": 0.9},
-  # Half of IMSVD's rate, the only one tried; as much for SimCLR below.
+  # Half of IMSVD's rate, the first that worked; as much for SimCLR below.
   "superinfo": {"optimizer.base_learning_rate": 0.4},
   # Its gradient is largest at random weights, most of it the first layer's, and
   # small later: a long warm-up to a rate that would ruin the start (0.06 within
