@@ -24,6 +24,7 @@ setuptools.setup(
   license="Apache-2.0",
   packages=setuptools.find_packages(include=["imsvd_jax", "imsvd_jax.*"]),
   package_data={"imsvd_jax.explain": ["explorer/*"]},
+  entry_points={"console_scripts": ["imsvd = imsvd_jax.__main__:main"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",

@@ -9,7 +9,7 @@ __all__ = ["__version__", "load_encoder"]
 
 def __getattr__(name: str):
   if name == "load_encoder":
-    from imsvd_jax.encoder import load_encoder
+    from imsvd_jax.runs.encoder import load_encoder
 
     return load_encoder
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

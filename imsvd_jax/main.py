@@ -9,7 +9,7 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from imsvd_jax import cli
+from imsvd_jax.commands import command_line
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe file, such as configs/digits.py.", lock_config=True
@@ -20,7 +20,7 @@ _WORKDIR = flags.DEFINE_string(
   "Directory of the run: checkpoints, metrics. Default: runs/NAME, NAME being"
   " the recipe's.",
 )
-_join_cluster = cli.define_cluster_flags()
+_join_cluster = command_line.define_cluster_flags()
 
 
 def default_workdir(config_path: str) -> str:
@@ -42,6 +42,11 @@ def main(argv: list[str]) -> None:
   train_and_evaluate(_CONFIG.value, workdir)
 
 
+def run() -> None:
+  """Runs the command line."""
+  command_line.require_config()
+  command_line.run(main)
+
+
 if __name__ == "__main__":
-  cli.require_config()
-  cli.run(main)
+  run()

@@ -12,21 +12,20 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from imsvd_jax import (
-  checkpoint,
-  data,
-  interruption,
-  metrics,
-  sharding,
-  workdirs,
-)
-from imsvd_jax import train_step as step_lib
-from imsvd_jax.data import pipeline
-from imsvd_jax.errors import UserError
-from imsvd_jax.evaluation import Evaluation
-from imsvd_jax.nested import flatten
+from imsvd_jax import data
+from imsvd_jax.base import console, devices, files
+from imsvd_jax.base.config import flatten
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.data import host_pipeline
+from imsvd_jax.evaluation.online import Evaluation
 from imsvd_jax.objectives.diagnostics import collapse_warning
-from imsvd_jax.train_state import Skips, TrainState
+from imsvd_jax.runs import checkpointer as checkpoint
+from imsvd_jax.runs import interruption, metrics
+from imsvd_jax.training import experiment as experiment_lib
+from imsvd_jax.training import finite
+from imsvd_jax.training import step as step_lib
+from imsvd_jax.training.finite import Skips
+from imsvd_jax.training.state import TrainState
 
 # Keys that change neither the state nor the data: a continued run may set them.
 HARMLESS_KEYS = (
@@ -64,17 +63,15 @@ def train_and_evaluate(
       finite; `interruption` lists the codes.
   """
   # --- Check and build -------------------------------------------------------
-  mesh = sharding.make_mesh()
-  sharding.check_batch_size(config.batch_size, mesh.size, "batch_size")
-  sharding.check_batch_size(
-    config.eval.batch_size, mesh.size, "eval.batch_size"
-  )
+  mesh = devices.make_mesh()
+  devices.check_batch_size(config.batch_size, mesh.size, "batch_size")
+  devices.check_batch_size(config.eval.batch_size, mesh.size, "eval.batch_size")
   _check_policy(config.not_finite)
   _check_periods(config)
   train_source = data.make_source(config.data, "train")
-  experiment = step_lib.build(config, train_source.num_examples)
-  pipeline.view_crops(config.views)  # Refuses what cannot be cut.
-  workdir = workdirs.make(workdir)
+  experiment = experiment_lib.build(config, train_source.num_examples)
+  host_pipeline.view_crops(config.views)  # Refuses what cannot be cut.
+  workdir = files.make(workdir)
 
   # --- Start or resume -------------------------------------------------------
   # The order of the data hangs on it, and a folder's is in no configuration.
@@ -97,7 +94,7 @@ def train_and_evaluate(
     )
   state = jax.jit(
     functools.partial(step_lib.init_state, experiment),
-    out_shardings=sharding.replicated(mesh),
+    out_shardings=devices.replicated(mesh),
   )()
   state, start_step = _restore_or_init(config, checkpointer, state)
   _describe(config, mesh, state, experiment, workdir, start_step)
@@ -124,8 +121,8 @@ def train_and_evaluate(
   ]
 
   # --- The loop --------------------------------------------------------------
-  train_step = step_lib.jit_train_step(experiment, sharding.replicated(mesh))
-  batches = pipeline.train_batches(
+  train_step = step_lib.jit_train_step(experiment, devices.replicated(mesh))
+  batches = host_pipeline.train_batches(
     train_source,
     views=config.views,
     batch_size=config.batch_size,
@@ -141,7 +138,7 @@ def train_and_evaluate(
       if start_step == 0:
         evaluation.online(0, state, writer)
       for step, batch in zip(
-        steps, sharding.prefetch(batches, mesh), strict=True
+        steps, devices.prefetch(batches, mesh), strict=True
       ):
         state, step_metrics = train_step(state, batch)
         for hook in hooks:
@@ -185,11 +182,11 @@ def _restore_or_init(
   restored = checkpointer.restore(state)
   if restored is not None:
     if config.init_from:
-      metrics.say("init_from is ignored: this run has checkpoints of its own.")
+      console.say("init_from is ignored: this run has checkpoints of its own.")
     return restored
   if config.init_from:
     state, report = checkpoint.init_from(config.init_from, state)
-    metrics.say(f"Weights from {config.init_from}, {report}")
+    console.say(f"Weights from {config.init_from}, {report}")
   return state, 0
 
 
@@ -211,7 +208,7 @@ def _closing(checkpointer, writer) -> Iterator[None]:
 
 def _describe(config, mesh, state, experiment, workdir, start_step) -> None:
   """Says what is about to run: parameters, config, devices, steps."""
-  say = metrics.say
+  say = console.say
   say(metrics.parameter_table(state.params))
   say("Config:")
   for key, value in sorted(flatten(config).items()):
@@ -233,9 +230,9 @@ def _describe(config, mesh, state, experiment, workdir, start_step) -> None:
 
 def _describe_data(config, source) -> None:
   """Says what was found where the config points: the folder may be another."""
-  metrics.say(f"Data: {source.summary()}.")
+  console.say(f"Data: {source.summary()}.")
   if config.batch_size > source.num_examples:
-    metrics.say(
+    console.say(
       f"batch_size={config.batch_size} is more than there are images: every"
       " batch has some of them twice."
     )
@@ -280,7 +277,7 @@ class _Log:
       line |= {**metrics.flat(values), "skipped": skips.total}
       self._writer.write(step, line)
       self._warn(step, values["diagnostics"])
-      self._finiteness.check(skips, step_lib.checked_names(values))
+      self._finiteness.check(skips, finite.checked_names(values))
     if self._progress.due() or step == self._experiment.total_steps:
       timing = self._progress.line(step, values)
       if timing:
@@ -292,7 +289,7 @@ class _Log:
       return
     warning = collapse_warning(diagnostics)
     if warning and not self._warned:
-      metrics.say(f"WARNING at step {step}: {warning}")
+      console.say(f"WARNING at step {step}: {warning}")
     self._warned = bool(warning)
 
 
@@ -331,11 +328,11 @@ class _Finiteness:
       _not_finite(f"{what}; not_finite.policy is 'stop'.")
     if worst > limit:
       _not_finite(f"{what}; {worst} in a row, not_finite.max_in_a_row={limit}.")
-    metrics.say(f"WARNING: {what}.")
+    console.say(f"WARNING: {what}.")
 
 
 def _not_finite(message: str) -> NoReturn:
-  metrics.say(f"error: {message} The checkpoints before are intact.")
+  console.say(f"error: {message} The checkpoints before are intact.")
   raise interruption.Stopped(interruption.EXIT_NOT_FINITE)
 
 
@@ -353,7 +350,7 @@ class _Saver:
     self._log.flush()
     self._writer.sync()
     self._finiteness.check(
-      jax.device_get(state.skips), step_lib.checked_names(step_metrics)
+      jax.device_get(state.skips), finite.checked_names(step_metrics)
     )
     if not self._checkpointer.save(step, state):
       _not_finite(f"The state of step {step} is not finite and was not saved.")
@@ -364,7 +361,7 @@ class _Saver:
     """Saves, waits until it is on disk, and ends the run."""
     self.save(step, state, step_metrics)
     self._checkpointer.wait()
-    metrics.say(
+    console.say(
       f"Stopped by a signal: step {step} is saved. The same command resumes."
     )
     raise interruption.Stopped(interruption.EXIT_SAVED)
@@ -405,7 +402,7 @@ def _evaluation_hook(
   """Online k-NN every so many epochs, and at the end."""
   every_steps = 0
   if config.eval.every_epochs > 0:
-    every_steps = step_lib.epochs_to_steps(
+    every_steps = experiment_lib.epochs_to_steps(
       config.eval.every_epochs, experiment.steps_per_epoch
     )
 

@@ -2,7 +2,7 @@
 
 import os
 
-from imsvd_jax import cpu_devices
+from imsvd_jax.base import cpu_devices
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")

@@ -6,10 +6,11 @@ import pathlib
 import jax
 import pytest
 
-from imsvd_jax import metrics as metrics_lib
-from imsvd_jax import sharding
-from imsvd_jax import train_step as step_lib
+from imsvd_jax.base import devices
+from imsvd_jax.runs import metrics as metrics_lib
 from imsvd_jax.train import train_and_evaluate
+from imsvd_jax.training import experiment as experiment_lib
+from imsvd_jax.training import step as step_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = sorted(
@@ -41,10 +42,10 @@ def test_only_imsvd_has_variants():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_full_train_step_lowers(recipe):
   config = get_config(recipe)
-  experiment = step_lib.build(config, num_examples=50_000)
+  experiment = experiment_lib.build(config, num_examples=50_000)
   state = jax.eval_shape(lambda: step_lib.init_state(experiment))
-  mesh = sharding.make_mesh()
-  replicated = sharding.replicated(mesh)
+  mesh = devices.make_mesh()
+  replicated = devices.replicated(mesh)
   train_step = step_lib.jit_train_step(experiment, replicated)
   lowered = train_step.lower(state, step_lib.abstract_batch(config))
   new_state, metrics = lowered.out_info
@@ -68,7 +69,7 @@ def test_the_debug_form_trains_and_saves(recipe, tmp_path):
 
 def test_the_published_recipes_say_what_the_papers_say():
   imagenet = get_config("imagenet_r50")
-  experiment = step_lib.build(imagenet, num_examples=1_281_167)
+  experiment = experiment_lib.build(imagenet, num_examples=1_281_167)
   steps_per_epoch = 1_281_167 / 2048
   assert experiment.total_steps == round(100 * steps_per_epoch)
   warm = round(10 * steps_per_epoch)
@@ -76,7 +77,7 @@ def test_the_published_recipes_say_what_the_papers_say():
   end = float(experiment.schedule(experiment.total_steps))
   assert end == pytest.approx(4.8e-3, rel=1e-3)
   cifar = get_config("cifar10_r18")
-  experiment = step_lib.build(cifar, num_examples=50_000)
+  experiment = experiment_lib.build(cifar, num_examples=50_000)
   assert float(experiment.schedule(round(10 * 50_000 / 512))) == pytest.approx(
     0.2, rel=1e-3
   )

@@ -9,12 +9,13 @@ import sys
 import jax
 import numpy as np
 import pytest
-from train_child import small_config
 
 from configs import digits
-from imsvd_jax import data, metrics, train
-from imsvd_jax.errors import UserError
+from imsvd_jax import data, train
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.runs import metrics
 from imsvd_jax.train import train_and_evaluate
+from tests.train_child import small_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from train_child import small_config
 
 from configs import folder_r18
-from imsvd_jax import metrics
-from imsvd_jax.errors import UserError
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.runs import metrics
 from imsvd_jax.train import train_and_evaluate
+from tests.train_child import small_config
 
 NUM_IMAGES, BATCH, NUM_BAD = 200, 40, 10
 STEPS = 2 * NUM_IMAGES // BATCH

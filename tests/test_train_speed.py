@@ -5,11 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from train_child import small_config
 
-from imsvd_jax import models, sharding
-from imsvd_jax import train_step as step_lib
+from imsvd_jax import models
+from imsvd_jax.base import devices
 from imsvd_jax.train import train_and_evaluate
+from imsvd_jax.training import experiment as experiment_lib
+from imsvd_jax.training import step as step_lib
+from tests.train_child import small_config
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -86,8 +88,8 @@ def test_nothing_compiles_after_the_first_step(loop):
 def abstract(**overrides):
   """The experiment, and its state and batch without numbers."""
   config = small_config(**overrides)
-  experiment = step_lib.build(config, 48)
-  rows = sharding.batch_sharded(sharding.make_mesh())
+  experiment = experiment_lib.build(config, 48)
+  rows = devices.batch_sharded(devices.make_mesh())
   state = jax.eval_shape(lambda: step_lib.init_state(experiment))
   return experiment, state, step_lib.abstract_batch(config, rows)
 
@@ -95,7 +97,7 @@ def abstract(**overrides):
 def test_the_state_is_updated_in_place():
   experiment, state, batch = abstract()
   step = step_lib.jit_train_step(
-    experiment, sharding.replicated(sharding.make_mesh())
+    experiment, devices.replicated(devices.make_mesh())
   )
   memory = step.lower(state, batch).compile().memory_analysis()
   size = sum(

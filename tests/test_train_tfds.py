@@ -8,8 +8,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from configs import cifar10_r18
-from imsvd_jax import metrics
-from imsvd_jax.errors import UserError
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.runs import metrics
 from imsvd_jax.train import train_and_evaluate
 
 tfds = pytest.importorskip("tensorflow_datasets")

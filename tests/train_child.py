@@ -54,12 +54,13 @@ def _die() -> None:
 
 def _die_at(moment: str) -> None:
   """Arranges the death, from outside of the program under test."""
-  from imsvd_jax import checkpoint, train
+  from imsvd_jax import train
+  from imsvd_jax.runs import checkpointer
 
   kind, _, number = moment.partition(":")
   owner, name = {
     "step": (train._Log, "__call__"),
-    "saving": (checkpoint.Checkpointer, "save"),
+    "saving": (checkpointer.Checkpointer, "save"),
   }[kind]
   call = getattr(owner, name)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from imsvd_jax import sharding
+from imsvd_jax.base import devices
 
 # Rows of the D x D matrices that the floor computes, and then scales up: whole
 # ones would not fit for a wide embedding.
@@ -35,7 +35,7 @@ def products(
   """
   share = -(-num_entries // mesh.size)
   rows = max(1, min(share, _MOST_BYTES // (4 * num_entries)))
-  axis = sharding.AXIS
+  axis = devices.AXIS
   shapes = {
     "a": ((num_images, rows * mesh.size), P(None, axis)),
     "b": ((num_images, num_entries), P()),

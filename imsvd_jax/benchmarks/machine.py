@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from imsvd_jax.errors import UserError
+from imsvd_jax.base.errors import UserError
 
 _PACKAGES = ("jax", "jaxlib", "libtpu", "numpy", "torch")
 
@@ -40,7 +40,7 @@ def describe(used: list[jax.Device]) -> dict[str, Any]:
       continue
   return {
     "date": datetime.date.today().isoformat(),
-    "command": f"python -m imsvd_jax.benchmark {shlex.join(sys.argv[1:])}",
+    "command": f"python -m imsvd_jax benchmark {shlex.join(sys.argv[1:])}",
     "devices": len(used),
     "device_kind": used[0].device_kind,
     "platform": used[0].platform,

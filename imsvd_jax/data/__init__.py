@@ -7,9 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from imsvd_jax import errors
-from imsvd_jax.data import digits, folder, shapes, synthetic, tfds
+from imsvd_jax.base import errors
 from imsvd_jax.data.source import Source
+from imsvd_jax.data.sources import digits, folder, shapes, synthetic, tfds
 
 # The accelerators are JAX's; TensorFlow would take their memory for itself. It
 # refuses if the caller has used it already, and then it is the caller's choice.

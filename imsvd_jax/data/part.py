@@ -8,9 +8,9 @@ import hashlib
 import numpy as np
 import tensorflow as tf
 
-from imsvd_jax.data import tfds
+from imsvd_jax.base.errors import UserError
 from imsvd_jax.data.source import Source
-from imsvd_jax.errors import UserError
+from imsvd_jax.data.sources import tfds
 
 
 def take(source: Source, indices: np.ndarray) -> Source:

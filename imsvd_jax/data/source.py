@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from imsvd_jax.errors import UserError
+from imsvd_jax.base.errors import UserError
 
 # Above this many bytes of decoded pixels a source computes or reads its images
 # one by one instead of holding them.

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from imsvd_jax.errors import UserError
+from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import accumulate, information
 from imsvd_jax.explain.subject import Subject
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imsvd_jax.errors import UserError
+from imsvd_jax.base.errors import UserError
 
 
 class PrincipalComponents(NamedTuple):

@@ -15,7 +15,7 @@ import matplotlib.image
 import numpy as np
 from jax.sharding import Mesh
 
-from imsvd_jax.errors import UserError
+from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import attribution
 from imsvd_jax.explain.accumulate import view_keys
 from imsvd_jax.explain.analysis import Analysis, Progress, some_of

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from imsvd_jax.errors import UserError
+from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import accumulate, analysis
 from imsvd_jax.explain.subject import Subject
 

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from imsvd_jax.errors import UserError
+from imsvd_jax.base.errors import UserError
 from imsvd_jax.models.resnet import batch_norm
 
 # torch's Linear: uniform within +-1 / sqrt(fan_in).

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from imsvd_jax.errors import UserError, lookup
+from imsvd_jax.base.errors import UserError, lookup
 
 # name: (kernel size, stride, whether a 3x3/2 max-pool follows)
 STEMS: dict[str, tuple[int, int, bool]] = {

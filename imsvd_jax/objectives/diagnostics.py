@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from imsvd_jax.errors import UserError
+from imsvd_jax.base.errors import UserError
 from imsvd_jax.objectives.checks import check_embeddings
 from imsvd_jax.objectives.collectives import AxisName, batch_mean
 from imsvd_jax.objectives.numerics import unit_rows

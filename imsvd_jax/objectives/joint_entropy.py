@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from imsvd_jax.errors import lookup
+from imsvd_jax.base.errors import lookup
 from imsvd_jax.objectives.collectives import (
   AxisName,
   batch_mean,

@@ -36,7 +36,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from imsvd_jax.errors import UserError
+from imsvd_jax.base.errors import UserError
 from imsvd_jax.objectives.checks import check_embeddings
 from imsvd_jax.objectives.collectives import (
   AxisName,

@@ -37,7 +37,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from imsvd_jax.errors import UserError
+from imsvd_jax.base.errors import UserError
 from imsvd_jax.objectives.checks import check_embeddings, check_positive
 from imsvd_jax.objectives.collectives import (
   AxisName,

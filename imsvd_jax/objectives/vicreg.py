@@ -18,7 +18,7 @@ of 25 D and 50 give the paper's formula.
 import jax
 import jax.numpy as jnp
 
-from imsvd_jax.errors import UserError
+from imsvd_jax.base.errors import UserError
 from imsvd_jax.objectives.checks import check_embeddings
 from imsvd_jax.objectives.collectives import (
   AxisName,

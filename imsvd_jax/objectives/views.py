@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from imsvd_jax.errors import UserError
+from imsvd_jax.base.errors import UserError
 from imsvd_jax.objectives.checks import check_embeddings
 from imsvd_jax.objectives.collectives import AxisName
 

@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from imsvd_jax import benchmark, cli
+from imsvd_jax.commands import benchmark, command_line
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(*arguments):
   return subprocess.run(
-    [sys.executable, "-m", "imsvd_jax.benchmark", *arguments],
+    [sys.executable, "-m", "imsvd_jax", "benchmark", *arguments],
     capture_output=True,
     text=True,
     cwd=ROOT,
@@ -33,7 +33,7 @@ def run(*arguments):
 def test_a_wrong_command_is_one_line(words, message, monkeypatch, capsys):
   monkeypatch.setattr(sys, "argv", ["benchmark", *words])
   with pytest.raises(SystemExit) as exit_:
-    cli.command(benchmark._COMMANDS)
+    command_line.command(benchmark._COMMANDS)
   assert exit_.value.code == 2
   error = capsys.readouterr().err
   assert error.startswith(message)
@@ -42,7 +42,7 @@ def test_a_wrong_command_is_one_line(words, message, monkeypatch, capsys):
 
 def test_a_known_command_is_returned(monkeypatch):
   monkeypatch.setattr(sys, "argv", ["benchmark", "step", "--help"])
-  assert cli.command(benchmark._COMMANDS) == "step"
+  assert command_line.command(benchmark._COMMANDS) == "step"
 
 
 def test_help_lists_the_commands():

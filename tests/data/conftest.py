@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pathlib
 
-import helpers
 import pytest
 import tensorflow_datasets as tfds
+
+from tests.data import made_sources
 
 
 @pytest.fixture(scope="session")
@@ -16,8 +17,8 @@ def photo_folder(tmp_path_factory) -> pathlib.Path:
   for number in range(40):
     folder = root / ("even", "odd")[number % 2]
     folder.mkdir(exist_ok=True)
-    image = helpers.photograph(number, 48 + number % 5, 40 + number % 7)
-    (folder / f"{number:02}.jpg").write_bytes(helpers.encode(image))
+    image = made_sources.photograph(number, 48 + number % 5, 40 + number % 7)
+    (folder / f"{number:02}.jpg").write_bytes(made_sources.encode(image))
   return root
 
 
@@ -26,13 +27,15 @@ def bad_folder(tmp_path_factory, photo_folder) -> pathlib.Path:
   """The same files, six of them replaced by six kinds of unreadable ones."""
   root = tmp_path_factory.mktemp("bad")
   files = sorted(photo_folder.rglob("*.jpg"))
-  bad = dict(zip(helpers.BAD_KEYS, helpers.bad_contents(), strict=True))
+  bad = dict(
+    zip(made_sources.BAD_KEYS, made_sources.bad_contents(), strict=True)
+  )
   for number, file in enumerate(files):
     target = root / file.relative_to(photo_folder)
     target.parent.mkdir(exist_ok=True)
     contents = file.read_bytes()
     if number in bad:
-      contents = helpers.bad_contents()[bad[number]]
+      contents = made_sources.bad_contents()[bad[number]]
     target.write_bytes(contents)
   return root
 
@@ -42,6 +45,6 @@ def tfds_dir(tmp_path_factory) -> pathlib.Path:
   """Prepared data sets: 40 records in 5 files, and 10 for testing."""
   root = tmp_path_factory.mktemp("tfds")
   config = tfds.download.DownloadConfig(num_shards=5)
-  for builder in (helpers.TinyPhotos, helpers.TinySpoiledPhotos):
+  for builder in (made_sources.TinyPhotos, made_sources.TinySpoiledPhotos):
     builder(data_dir=root).download_and_prepare(download_config=config)
   return root

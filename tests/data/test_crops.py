@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
 from imsvd_jax.data import crops
+from tests.data import made_sources
 
 CROP = crops.Crop(224, (0.08, 1.0), (3 / 4, 4 / 3), 0.5)
 
@@ -126,8 +126,8 @@ def test_resample_equals_pil(kernel, size):
   """Cut, then resize with PIL: larger, smaller, and with flips."""
   boxes = [(0, 0, 24, 32), (3, 5, 20, 9), (10, 30, 1, 2), (4, 0, 17, 31)]
   flip = [False, True, False, True]
-  photographs = [helpers.photograph(i, 32, 24) for i in range(4)]
-  images = np.stack([helpers.pale(photo) for photo in photographs])
+  photographs = [made_sources.photograph(i, 32, 24) for i in range(4)]
+  images = np.stack([made_sources.pale(photo) for photo in photographs])
   out = crops.resample(
     tf.constant(images, tf.float32),
     batch_of_boxes(boxes, flip),
@@ -153,7 +153,7 @@ def test_resample_equals_pil(kernel, size):
   [(24, 32, 20, 16), (32, 24, 20, 20), (24, 24, 28, 24), (33, 47, 16, 16)],
 )
 def test_centre_equals_resize_then_crop(height, width, resize, crop):
-  image = helpers.pale(helpers.photograph(0, width, height))
+  image = made_sources.pale(made_sources.photograph(0, width, height))
   box = crops.centre_box(
     tf.constant([float(height)]), tf.constant([float(width)]), resize, crop
   )
@@ -175,7 +175,7 @@ def test_centre_equals_resize_then_crop(height, width, resize, crop):
 
 
 def test_graph_equals_eager():
-  images = np.stack([helpers.photograph(i, 32, 24) for i in range(4)])
+  images = np.stack([made_sources.photograph(i, 32, 24) for i in range(4)])
 
   def cut(seed):
     uniforms = tf.random.stateless_uniform(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,17 +9,18 @@ from PIL import Image
 
 from imsvd_jax.data import crops, decode
 from imsvd_jax.data.source import Source
+from tests.data import made_sources
 
 WIDTH, HEIGHT = 30, 20
 
 
 def sixteen_bits() -> Image.Image:
-  levels = np.asarray(helpers.photograph(0, WIDTH, HEIGHT).convert("L"))
+  levels = np.asarray(made_sources.photograph(0, WIDTH, HEIGHT).convert("L"))
   return Image.fromarray(levels.astype(np.uint16) * 257)
 
 
 def half_transparent() -> Image.Image:
-  image = helpers.photograph(0, WIDTH, HEIGHT).convert("RGBA")
+  image = made_sources.photograph(0, WIDTH, HEIGHT).convert("RGBA")
   image.putalpha(128)
   return image
 
@@ -52,13 +52,13 @@ def encoded(name):
   if callable(mode):
     image = mode()
   else:
-    image = helpers.photograph(0, WIDTH, HEIGHT).convert(mode)
-  return helpers.encode(image, file_format, **options)
+    image = made_sources.photograph(0, WIDTH, HEIGHT).convert(mode)
+  return made_sources.encode(image, file_format, **options)
 
 
 def as_rgb(contents):
   """What PIL makes of a file: alpha dropped."""
-  image = Image.open(helpers.io.BytesIO(contents))
+  image = Image.open(made_sources.io.BytesIO(contents))
   if image.mode.startswith("I"):
     return np.repeat(np.asarray(image)[..., None] // 257, 3, -1)
   return np.asarray(image.convert("RGB"), np.int32)
@@ -116,7 +116,7 @@ def views_in_graph(source, contents, uniforms, view_list):
 
 def pil_views(contents, uniforms, view_list, method=Image.BICUBIC):
   """Decode everything, cut, resize with antialiasing."""
-  image = Image.open(helpers.io.BytesIO(contents)).convert("RGB")
+  image = Image.open(made_sources.io.BytesIO(contents)).convert("RGB")
   views = []
   sides = map(tf.constant, map(float, image.size[::-1]))
   boxes = crops.random_boxes(tf.constant(uniforms), *sides, view_list)
@@ -132,7 +132,7 @@ def pil_views(contents, uniforms, view_list, method=Image.BICUBIC):
 def compare(image, file_format, view_list, source=None, **options):
   """Mean and largest difference of each view from PIL's, over three draws."""
   source = source or Source("test", 1)
-  contents = helpers.encode(image, file_format, **options)
+  contents = made_sources.encode(image, file_format, **options)
   differences = []
   for seed in range(3):
     rng = np.random.default_rng(seed)
@@ -155,7 +155,7 @@ def compare(image, file_format, view_list, source=None, **options):
 def test_enlarged_views_equal_pil(interpolation):
   source = Source("test", 1, interpolation=interpolation)
   view_list = [crops.Crop(64, (0.2, 1.0), (0.75, 1.33), 0.5)] * 2
-  image = helpers.pale(helpers.photograph(0, 60, 45))
+  image = made_sources.pale(made_sources.photograph(0, 60, 45))
   _, worst = compare(image, "PNG", view_list, source)
   assert worst <= 1
 
@@ -164,7 +164,7 @@ def test_views_of_a_photograph_are_close_to_pil():
   """Shrinking by less than 2 is not antialiased, hence the tolerance."""
   view_list = [crops.Crop(96, (0.2, 1.0), (0.75, 1.33), 0.5)] * 2
   view_list += [crops.Crop(48, (0.05, 0.4), (0.75, 1.33), 0.5)]
-  image = helpers.photograph(1, 200, 150)
+  image = made_sources.photograph(1, 200, 150)
   for options in ({"file_format": "PNG"}, {"file_format": "JPEG"}):
     mean, _ = compare(image, view_list=view_list, **options)
     assert mean < 3
@@ -175,7 +175,7 @@ def test_views_of_a_photograph_are_close_to_pil():
 def test_large_images_are_decoded_or_averaged_down(file_format, side):
   """Views of 48 pixels out of crops of up to 1600: halved once or more."""
   view_list = [crops.Crop(48, (0.1, 1.0), (0.75, 1.33), 0.5)] * 2
-  image = helpers.photograph(1, side, side * 3 // 4)
+  image = made_sources.photograph(1, side, side * 3 // 4)
   mean, _ = compare(image, file_format, view_list)
   assert mean < 5
 
@@ -190,7 +190,7 @@ def test_partial_decoding_is_used(monkeypatch):
     return cut(image, *arguments)
 
   monkeypatch.setattr(decode, "_cut", spy)
-  contents = helpers.encode(helpers.photograph(0, 500, 375))
+  contents = made_sources.encode(made_sources.photograph(0, 500, 375))
   uniforms = tf.fill([1, crops.NUM_UNIFORMS], 0.5)
   source = Source("test", 1)
   for size, expected in ((375, (375, 375)), (150, (188, 188)), (40, (47, 47))):
@@ -214,14 +214,14 @@ def test_arrays_are_records_too():
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
 def test_evaluation_equals_pil(file_format):
   """Antialiased: resize the shorter side to 36, crop 32."""
-  image = helpers.photograph(0, 120, 90)
-  contents = helpers.encode(image, file_format)
+  image = made_sources.photograph(0, 120, 90)
+  contents = made_sources.encode(image, file_format)
   source = Source("test", 1)
   dataset = tf.data.Dataset.from_tensors(contents).map(
     lambda record: decode.eval_view(source, record, 36, 32)
   )
   out = next(dataset.as_numpy_iterator())
-  expected = Image.open(helpers.io.BytesIO(contents))
+  expected = Image.open(made_sources.io.BytesIO(contents))
   expected = expected.resize((48, 36), Image.BICUBIC).crop((8, 2, 40, 34))
   difference = np.abs(out - np.asarray(expected, np.int32))
   assert difference.max() <= (1 if file_format == "PNG" else 4)
@@ -229,6 +229,6 @@ def test_evaluation_equals_pil(file_format):
 
 def test_evaluation_leaves_the_right_size_alone():
   image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-  contents = helpers.encode(Image.fromarray(image), "PNG")
+  contents = made_sources.encode(Image.fromarray(image), "PNG")
   out = decode.eval_view(Source("test", 1), tf.constant(contents), 32, 32)
   np.testing.assert_array_equal(out, image)

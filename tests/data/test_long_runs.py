@@ -9,12 +9,14 @@ import os
 import pathlib
 import time
 
-import helpers
 import pytest
 import tensorflow_datasets as tf_datasets
 
 from imsvd_jax import data
-from imsvd_jax.data import benchmark, pipeline, tfds
+from imsvd_jax.benchmarks import pipeline_speed
+from imsvd_jax.data import host_pipeline
+from imsvd_jax.data.sources import tfds
+from tests.data import made_sources
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +27,7 @@ NUM_IMAGES, BATCH, EPOCHS = 256, 32, 10
 def photographs(tmp_path_factory) -> pathlib.Path:
   """JPEGs of 500 x 375 pixels."""
   root = tmp_path_factory.mktemp("photographs")
-  benchmark.write_photographs(str(root), NUM_IMAGES)
+  pipeline_speed.write_photographs(str(root), NUM_IMAGES)
   return root
 
 
@@ -36,8 +38,12 @@ def resident_megabytes() -> float:
 
 def first_batch_seconds(source, step: int) -> float:
   start = time.perf_counter()
-  batches = pipeline.train_batches(
-    source, views=helpers.views(), batch_size=BATCH, seed=0, start_step=step
+  batches = host_pipeline.train_batches(
+    source,
+    views=made_sources.views(),
+    batch_size=BATCH,
+    seed=0,
+    start_step=step,
   )
   next(batches)
   return time.perf_counter() - start
@@ -47,10 +53,10 @@ def first_batch_seconds(source, step: int) -> float:
 def test_host_memory_is_flat_over_ten_epochs(photographs, num_bad):
   for path in sorted(photographs.iterdir())[:num_bad]:
     path.write_bytes(path.read_bytes()[:5000])  # Cut short.
-  settings = helpers.data_settings("folder", path=str(photographs))
-  batches = pipeline.train_batches(
+  settings = made_sources.data_settings("folder", path=str(photographs))
+  batches = host_pipeline.train_batches(
     data.make_source(settings, "train"),
-    views=helpers.views(size=224),
+    views=made_sources.views(size=224),
     batch_size=BATCH,
     seed=0,
   )
@@ -66,7 +72,7 @@ def test_host_memory_is_flat_over_ten_epochs(photographs, num_bad):
 
 
 def test_the_start_of_a_folder_costs_the_same_anywhere(photographs):
-  settings = helpers.data_settings("folder", path=str(photographs))
+  settings = made_sources.data_settings("folder", path=str(photographs))
   source = data.make_source(settings, "train")
   first_batch_seconds(source, 0)
   near, far = (
@@ -77,14 +83,14 @@ def test_the_start_of_a_folder_costs_the_same_anywhere(photographs):
   assert far < 2 * near + 0.5
 
 
-class ManyPhotos(helpers.TinyPhotos):
+class ManyPhotos(made_sources.TinyPhotos):
   """Records of an ordinary size, all in the one group of files."""
 
   COUNT = 4000
 
   def _examples(self, count):
     photos = [
-      helpers.encode(helpers.photograph(i, 500, 375), quality=90)
+      made_sources.encode(made_sources.photograph(i, 500, 375), quality=90)
       for i in range(8)
     ]
     for i in range(self.COUNT if count == 40 else count):
@@ -95,7 +101,7 @@ def test_records_are_skipped_undecoded(tmp_path, monkeypatch):
   config = tf_datasets.download.DownloadConfig(num_shards=8)
   ManyPhotos(data_dir=tmp_path).download_and_prepare(download_config=config)
   monkeypatch.setattr(tfds, "MAX_BYTES_IN_MEMORY", 0)
-  settings = helpers.data_settings("tfds:many_photos", path=str(tmp_path))
+  settings = made_sources.data_settings("tfds:many_photos", path=str(tmp_path))
   source = data.make_source(settings, "train")
   # Beyond the shuffle buffer, which is filled at any start.
   steps = (ManyPhotos.COUNT - tfds.SHUFFLE_BUFFER) // BATCH - 1

@@ -1,14 +1,14 @@
 """Parts, labels and labelled crops, however a source keeps its records."""
 
-import helpers
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from imsvd_jax import data
-from imsvd_jax.data import crops, part, pipeline
-from imsvd_jax.data import tfds as tfds_source
-from imsvd_jax.errors import UserError
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.data import crops, evaluation_batches, host_pipeline, part
+from imsvd_jax.data.sources import tfds as tfds_source
+from tests.data import made_sources
 
 CROP = crops.Crop(size=8, scale=(0.5, 1.0), ratio=(1.0, 1.0), flip_prob=0.0)
 CHOSEN = np.array([1, 2, 3, 5, 8, 13, 21, 34])
@@ -57,11 +57,13 @@ def several_dir(tmp_path_factory):
 def source(request, photo_folder, tfds_dir, monkeypatch):
   """The ways in which a source keeps its records."""
   if request.param == "arrays":
-    settings = helpers.data_settings("digits")
+    settings = made_sources.data_settings("digits")
   elif request.param == "files":
-    settings = helpers.data_settings("folder", path=str(photo_folder))
+    settings = made_sources.data_settings("folder", path=str(photo_folder))
   else:
-    settings = helpers.data_settings("tfds:tiny_photos", path=str(tfds_dir))
+    settings = made_sources.data_settings(
+      "tfds:tiny_photos", path=str(tfds_dir)
+    )
   if request.param == "stream":
     monkeypatch.setattr(tfds_source, "MAX_BYTES_IN_MEMORY", 0)
   made = data.make_source(settings, "train")
@@ -70,7 +72,9 @@ def source(request, photo_folder, tfds_dir, monkeypatch):
 
 
 def everything(source):
-  batches = pipeline.eval_batches(source, batch_size=16, resize=8, crop=8)
+  batches = evaluation_batches.eval_batches(
+    source, batch_size=16, resize=8, crop=8
+  )
   rows = [{k: v[b["mask"]] for k, v in b.items()} for b in batches]
   return {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
 
@@ -97,12 +101,14 @@ def test_a_part_has_a_fingerprint_of_its_own(source):
 def test_a_replaced_file_changes_the_fingerprint(tmp_path):
   for name in ("a", "b"):
     (tmp_path / f"{name}.png").write_bytes(
-      helpers.encode(helpers.photograph(0), "PNG")
+      made_sources.encode(made_sources.photograph(0), "PNG")
     )
-  settings = helpers.data_settings("folder", path=str(tmp_path))
+  settings = made_sources.data_settings("folder", path=str(tmp_path))
   before = data.make_source(settings, "train").fingerprint()
   assert data.make_source(settings, "train").fingerprint() == before
-  (tmp_path / "a.png").write_bytes(helpers.encode(helpers.photograph(1), "PNG"))
+  (tmp_path / "a.png").write_bytes(
+    made_sources.encode(made_sources.photograph(1), "PNG")
+  )
   assert data.make_source(settings, "train").fingerprint() != before
 
 
@@ -110,7 +116,7 @@ def test_epochs_show_every_image_once_with_its_label(source):
   labels = part.labels_of(source)
   size = len(labels)
   epochs = [
-    pipeline.labelled_epochs(
+    host_pipeline.labelled_epochs(
       source,
       crop=CROP,
       batch_size=16,
@@ -139,9 +145,11 @@ def test_epochs_show_every_image_once_with_its_label(source):
 
 
 def test_an_unreadable_image_teaches_nothing(bad_folder):
-  settings = helpers.data_settings("folder", path=str(bad_folder))
+  settings = made_sources.data_settings("folder", path=str(bad_folder))
   source = data.make_source(settings, "train")
-  epoch_of = pipeline.labelled_epochs(source, crop=CROP, batch_size=20, seed=0)
+  epoch_of = host_pipeline.labelled_epochs(
+    source, crop=CROP, batch_size=20, seed=0
+  )
   batches = list(epoch_of(0))
   masked = sum(int((~batch["mask"]).sum()) for batch in batches)
   assert masked == 6
@@ -150,13 +158,15 @@ def test_an_unreadable_image_teaches_nothing(bad_folder):
 def test_impossible_crops_are_refused(source):
   crop = CROP._replace(scale=(0.5, 2.0))
   with pytest.raises(UserError, match="crop_scale is"):
-    pipeline.labelled_epochs(source, crop=crop, batch_size=8, seed=0)
+    host_pipeline.labelled_epochs(source, crop=crop, batch_size=8, seed=0)
 
 
 @pytest.mark.parametrize("limit", [1 << 30, 0], ids=["memory", "stream"])
 def test_several_labels_per_image(several_dir, monkeypatch, limit):
   monkeypatch.setattr(tfds_source, "MAX_BYTES_IN_MEMORY", limit)
-  settings = helpers.data_settings("tfds:tiny_several", path=str(several_dir))
+  settings = made_sources.data_settings(
+    "tfds:tiny_several", path=str(several_dir)
+  )
   source = data.make_source(settings, "train")
   assert source.multi_label
   assert source.num_classes == 3
@@ -166,13 +176,15 @@ def test_several_labels_per_image(several_dir, monkeypatch, limit):
   expected = np.array([[1, 0, -1], [0, 0, 0], [0, 1, 0], [1, -1, 1]])
   np.testing.assert_array_equal(rows["label"], expected[number])
   np.testing.assert_array_equal(part.labels_of(source), rows["label"])
-  (padded,) = pipeline.eval_batches(source, batch_size=6, resize=8, crop=8)
+  (padded,) = evaluation_batches.eval_batches(
+    source, batch_size=6, resize=8, crop=8
+  )
   np.testing.assert_array_equal(padded["label"][4:], np.full((2, 3), -1))
 
 
 def test_labels_of_unlabelled_images_are_asked_for(photo_folder, tmp_path):
   name = "one.jpg"
   (tmp_path / name).write_bytes(next(photo_folder.rglob("*.jpg")).read_bytes())
-  settings = helpers.data_settings("folder", path=str(tmp_path))
+  settings = made_sources.data_settings("folder", path=str(tmp_path))
   with pytest.raises(UserError, match="has no labels"):
     part.labels_of(data.make_source(settings, "train"))

@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import pathlib
 
-import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tf_datasets
 
 from imsvd_jax import data
-from imsvd_jax.data import pipeline, shapes, tfds
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.data import evaluation_batches, host_pipeline
 from imsvd_jax.data import source as source_lib
-from imsvd_jax.errors import UserError
+from imsvd_jax.data.sources import shapes, tfds
+from tests.data import made_sources
 
 
 def make(name, split="train", **overrides):
-  return data.make_source(helpers.data_settings(name, **overrides), split)
+  return data.make_source(made_sources.data_settings(name, **overrides), split)
 
 
 def knn_accuracy(settings) -> float:
@@ -26,7 +27,7 @@ def knn_accuracy(settings) -> float:
   sets = []
   for split in ("train", "eval"):
     batches = list(
-      pipeline.eval_batches(
+      evaluation_batches.eval_batches(
         data.make_source(settings, split),
         batch_size=512,
         resize=settings.resize,
@@ -65,7 +66,7 @@ def test_digits():
 
 def test_digits_raw_pixels():
   """The number that README's table starts with."""
-  assert knn_accuracy(helpers.data_settings("digits")) == 348 / 360
+  assert knn_accuracy(made_sources.data_settings("digits")) == 348 / 360
 
 
 # --- Shapes -------------------------------------------------------------------
@@ -140,7 +141,7 @@ def test_rotation_turns_shapes(value):
 
 
 def test_shapes_raw_pixels_are_near_chance():
-  settings = helpers.data_settings(
+  settings = made_sources.data_settings(
     "shapes", num_examples=4096, image_size=32, resize=32, crop=32
   )
   assert 0.08 < knn_accuracy(settings) < 0.16
@@ -176,8 +177,8 @@ def write_images(root: pathlib.Path, *names: str) -> None:
   for number, name in enumerate(names):
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     file_format = {"jpg": "JPEG", "JPG": "JPEG"}.get(name[-3:], name[-3:])
-    image = helpers.photograph(number, 24, 20)
-    (root / name).write_bytes(helpers.encode(image, file_format))
+    image = made_sources.photograph(number, 24, 20)
+    (root / name).write_bytes(made_sources.encode(image, file_format))
 
 
 def described(source):
@@ -195,7 +196,9 @@ def test_folder_without_classes(tmp_path):
   assert source.num_classes == 0
   assert source.labels is None
   assert make("folder", "eval", path=str(tmp_path)) is None
-  batch = next(pipeline.eval_batches(source, batch_size=3, resize=16, crop=16))
+  batch = next(
+    evaluation_batches.eval_batches(source, batch_size=3, resize=16, crop=16)
+  )
   assert "label" not in batch
 
 
@@ -297,8 +300,8 @@ def test_folder_follows_links_but_not_in_circles(tmp_path):
   assert names == [
     "a.jpg", "broken.jpg", "file.jpg", "linked/x.jpg", "linked/sub/y.jpg",
   ]  # fmt: skip
-  batches = pipeline.train_batches(
-    source, views=helpers.views(), batch_size=5, seed=0
+  batches = host_pipeline.train_batches(
+    source, views=made_sources.views(), batch_size=5, seed=0
   )
   next(batches)
   assert batches.bad_images == 1  # The broken link.
@@ -314,7 +317,7 @@ def test_folder_of_a_file_system_that_tensorflow_knows(tmp_path):
 
 
 def test_folder_with_thousands_of_nested_files(tmp_path):
-  contents = helpers.encode(helpers.photograph(0, 8, 8))
+  contents = made_sources.encode(made_sources.photograph(0, 8, 8))
   for number in range(3000):
     folder = tmp_path / str(number % 50) / str(number % 7)
     folder.mkdir(parents=True, exist_ok=True)
@@ -379,7 +382,9 @@ def test_tfds_split_expressions(tfds_dir, monkeypatch, split, count, limit):
   monkeypatch.setattr(tfds, "MAX_BYTES_IN_MEMORY", limit)
   source = make("tfds:tiny_photos", path=str(tfds_dir), train_split=split)
   assert source.num_examples == count
-  batches = pipeline.eval_batches(source, batch_size=8, resize=20, crop=16)
+  batches = evaluation_batches.eval_batches(
+    source, batch_size=8, resize=20, crop=16
+  )
   labels = np.concatenate([b["label"][b["mask"]] for b in batches])
   builder = tf_datasets.builder("tiny_photos", data_dir=tfds_dir)
   expected = builder.as_dataset(split=split, shuffle_files=False)
@@ -391,7 +396,7 @@ def test_tfds_split_expressions(tfds_dir, monkeypatch, split, count, limit):
 
 
 def test_tfds_small_images_are_decoded_once(tmp_path):
-  class TinySquares(helpers.TinyPhotos):
+  class TinySquares(made_sources.TinyPhotos):
     """Eight 12 x 10 images."""
 
     def _info(self):
@@ -402,20 +407,20 @@ def test_tfds_small_images_are_decoded_once(tmp_path):
 
     def _examples(self, count):
       for i in range(8):
-        yield i, {"image": np.asarray(helpers.photograph(i, 12, 10))}
+        yield i, {"image": np.asarray(made_sources.photograph(i, 12, 10))}
 
   TinySquares(data_dir=tmp_path).download_and_prepare()
   source = make("tfds:tiny_squares", path=str(tmp_path))
   assert source.images.shape == (8, 10, 12, 3)
   assert source.labels is None
   expected = {
-    np.asarray(helpers.photograph(i, 12, 10)).tobytes() for i in range(8)
+    np.asarray(made_sources.photograph(i, 12, 10)).tobytes() for i in range(8)
   }
   assert {image.tobytes() for image in source.images} == expected
 
 
 def test_tfds_arrays_of_many_channels(tmp_path):
-  class TinySpectra(helpers.TinyPhotos):
+  class TinySpectra(made_sources.TinyPhotos):
     """Six images of 13 channels and different sizes."""
 
     def _info(self):
@@ -435,7 +440,9 @@ def test_tfds_arrays_of_many_channels(tmp_path):
   TinySpectra(data_dir=tmp_path).download_and_prepare()
   source = make("tfds:tiny_spectra", path=str(tmp_path), channels=13)
   batch = next(
-    pipeline.train_batches(source, views=helpers.views(), batch_size=6, seed=0)
+    host_pipeline.train_batches(
+      source, views=made_sources.views(), batch_size=6, seed=0
+    )
   )
   assert batch["views"][0].shape == (6, 2, 16, 16, 13)
   assert set(batch["views"][0].ravel()) == {0, 10, 20, 30, 40, 50}

@@ -17,10 +17,11 @@ import jax
 import numpy as np
 
 from configs import shapes
-from imsvd_jax import data, explaining
-from imsvd_jax import train_step as step_lib
-from imsvd_jax.encoder import LoadedEncoder
-from imsvd_jax.explain import analysis
+from imsvd_jax import data
+from imsvd_jax.explain import analysis, run_subject
+from imsvd_jax.runs.encoder import LoadedEncoder
+from imsvd_jax.training import experiment as experiment_lib
+from imsvd_jax.training import step as step_lib
 
 NUM_IMAGES, BATCH_SIZE = 2048, 256
 
@@ -28,7 +29,7 @@ NUM_IMAGES, BATCH_SIZE = 2048, 256
 def untrained_encoder():
   config = shapes.get_config()
   config.data.num_examples = NUM_IMAGES
-  experiment = step_lib.build(config, NUM_IMAGES)
+  experiment = experiment_lib.build(config, NUM_IMAGES)
   state = jax.jit(lambda: step_lib.init_state(experiment))()
   variables = {"params": state.params, "batch_stats": state.batch_stats}
   return LoadedEncoder(config, variables, 0, batch_size=BATCH_SIZE)
@@ -54,9 +55,9 @@ def main():
   encoder = untrained_encoder()
   settings = encoder.config.data
   source = data.make_source(settings, "train")
-  subject = explaining.subject_of(encoder, "untrained")
+  subject = run_subject.subject_of(encoder, "untrained")
   # In memory: reading the images is the same for all.
-  batches = list(explaining.batches_of(source, settings, BATCH_SIZE))
+  batches = list(run_subject.batches_of(source, settings, BATCH_SIZE))
 
   def features(batches):
     for batch in batches:
@@ -68,7 +69,7 @@ def main():
     )
 
   views = tuple(
-    explaining.view_of(view)
+    run_subject.view_of(view)
     for view in (encoder.config.views.view1, encoder.config.views.view2)
   )
   passes = {

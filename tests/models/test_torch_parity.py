@@ -9,7 +9,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch_resnet import (  # noqa: E402
+from imsvd_jax import models  # noqa: E402
+from imsvd_jax.formats import (  # noqa: E402
+  from_torchvision,
+  to_torchvision,
+)
+from imsvd_jax.models.resnet import Bottleneck, resnet  # noqa: E402
+from tests.torch_resnet import (  # noqa: E402
   TorchResNet,
   import_or_skip,
   randomize,
@@ -17,10 +23,6 @@ from torch_resnet import (  # noqa: E402
   torch_projector,
   torch_resnet,
 )
-
-from imsvd_jax import models  # noqa: E402
-from imsvd_jax.interop import from_torchvision, to_torchvision  # noqa: E402
-from imsvd_jax.models.resnet import Bottleneck, resnet  # noqa: E402
 
 
 def relative_error(found, expected):

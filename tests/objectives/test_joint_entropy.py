@@ -3,14 +3,13 @@
 import functools
 import math
 
-import idioms
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imsvd_jax.costs import hlo
-from imsvd_jax.errors import UserError
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.benchmarks.costs import hlo
 from imsvd_jax.objectives.joint_entropy import (
   choose_kernel,
   joint_entropy_terms,
@@ -20,6 +19,7 @@ from imsvd_jax.objectives.joint_entropy_streamed import (
   off_diagonal_streamed,
   tile_side,
 )
+from tests.objectives import idioms
 
 P = jax.sharding.PartitionSpec
 AXIS = idioms.AXIS

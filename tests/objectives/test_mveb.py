@@ -3,16 +3,16 @@
 import re
 from functools import partial
 
-import idioms
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_objectives as reference
 import pytest
 
 from imsvd_jax.objectives import OBJECTIVES, mveb_loss
 from imsvd_jax.objectives.mveb import grouped_score, mveb_views, stein_score
 from imsvd_jax.objectives.numerics import unit_rows
+from tests.objectives import idioms
+from tests.objectives import numpy_objectives as reference
 
 
 def random_rows(seed, n=16, dimensions=8, mean=0.0):

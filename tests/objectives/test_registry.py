@@ -3,15 +3,15 @@
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-import idioms
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_objectives as reference
 import pytest
 
 from imsvd_jax import objectives
 from imsvd_jax.objectives import OBJECTIVES
+from tests.objectives import idioms
+from tests.objectives import numpy_objectives as reference
 
 N, D, NUM_GLOBAL, NUM_VIEWS = 16, 12, 2, 3
 KEY_SEED = 7

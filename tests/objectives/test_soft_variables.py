@@ -3,10 +3,10 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_objectives as reference
 import pytest
 
 from imsvd_jax.objectives import entropy, joint_probability, soft_discretize
+from tests.objectives import numpy_objectives as reference
 
 
 def random_embeddings(seed=0, shape=(6, 12)):

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_objectives as reference
 import pytest
 
 from imsvd_jax.objectives import OBJECTIVES, superinfo_loss
@@ -12,6 +11,7 @@ from imsvd_jax.objectives.superinfo import (
   kl_divergence,
   standard_noise,
 )
+from tests.objectives import numpy_objectives as reference
 
 N, D = 8, 5
 

@@ -20,8 +20,11 @@ import jax
 import numpy as np
 
 from configs import digits
-from imsvd_jax import checkpoint, sharding
-from imsvd_jax import train_step as step_lib
+from imsvd_jax.base import devices
+from imsvd_jax.runs import checkpointer
+from imsvd_jax.training import experiment as experiment_lib
+from imsvd_jax.training import finite
+from imsvd_jax.training import step as step_lib
 
 _NUM_STEPS = 10  # Of a turn.
 
@@ -32,7 +35,7 @@ def compile_step(experiment, replicated, state, batch, *, checked):
     new.replace(step=old.step + 1),
     metrics,
   )
-  replacement = step_lib._discard_unless_finite if checked else unchecked
+  replacement = finite.discard_unless_finite if checked else unchecked
   with unittest.mock.patch.object(
     step_lib, "_discard_unless_finite", replacement
   ):
@@ -66,9 +69,9 @@ def one_turn(step, state, batch, run=None):
 def main():
   rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
   config = digits.get_config(*sys.argv[2:])
-  experiment = step_lib.build(config, 1437)
-  mesh = sharding.make_mesh()
-  replicated = sharding.replicated(mesh)
+  experiment = experiment_lib.build(config, 1437)
+  mesh = devices.make_mesh()
+  replicated = devices.replicated(mesh)
   rng = np.random.default_rng(0)
   size, batch_size = config.views.view1.size, config.batch_size
   shape = (batch_size, 2, size, size, config.data.channels)
@@ -77,7 +80,7 @@ def main():
     "index": np.arange(batch_size, dtype=np.int32),
     "epoch": np.zeros(batch_size, np.int32),
   }
-  batch = sharding.shard_batch(batch, mesh)
+  batch = devices.shard_batch(batch, mesh)
   state = jax.jit(
     lambda: step_lib.init_state(experiment), out_shardings=replicated
   )()
@@ -87,7 +90,7 @@ def main():
   )
   every = config.checkpoint.every_steps
   with tempfile.TemporaryDirectory() as workdir:
-    run = checkpoint.Checkpointer(workdir, keep_last=3, config={})
+    run = checkpointer.Checkpointer(workdir, keep_last=3, config={})
     contenders = [(unchecked, None), (checked, None), (checked, run)]
     turns = []
     for _ in range(rounds + 1):

@@ -1,0 +1,71 @@
+"""One line every few seconds: how far, how fast, how long still."""
+
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+
+
+def print_line(line: str) -> None:
+  """Writes a progress line to standard error, out of the way of results."""
+  print(line, file=sys.stderr, flush=True)
+
+
+class Progress:
+  """Reports the progress of a loop, at most once per `every` seconds.
+
+  Short work therefore prints nothing.
+  """
+
+  def __init__(
+    self,
+    what: str,
+    total: int | None,
+    *,
+    unit: str = "images",
+    every: float = 3.0,
+    report: Callable[[str], None] = print_line,
+  ):
+    self._what, self._total, self._unit = what, total, unit
+    self._every, self._report = every, report
+    self._done = 0
+    self._start = self._last = time.monotonic()
+
+  def expect(self, total: int) -> None:
+    """Says how many units there will be, once that is known."""
+    self._total = total
+
+  def add(self, count: int) -> None:
+    """Counts `count` more units as done and reports if it is time."""
+    self._done += count
+    now = time.monotonic()
+    if now - self._last >= self._every:
+      self._last = now
+      self._report(self.line(now - self._start))
+
+  def line(self, seconds: float) -> str:
+    """Returns the line to show after `seconds` of work."""
+    rate = self._done / max(seconds, 1e-9)
+    if not self._total:
+      return f"{self._what}: {self._done} {self._unit}, {rate:.0f}/s"
+    left = max(self._total - self._done, 0) / max(rate, 1e-9)
+    return (
+      f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.0f}/s, "
+      f"{left:.0f} s left"
+    )
+
+
+def say(message: str) -> None:
+  """Prints one line to the console, from process 0 only."""
+  if jax.process_index() == 0:
+    print(message, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+  """Returns "1:02:03" or "2:03"."""
+  minutes, seconds = divmod(round(max(0.0, seconds)), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+  return f"{minutes}:{seconds:02d}"

@@ -1,0 +1,380 @@
+"""Compiles the real train step of a config for a slice and reads its costs."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from imsvd_jax.base import devices
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.benchmarks.costs import hlo
+from imsvd_jax.benchmarks.costs.chips import links_per_chip
+from imsvd_jax.benchmarks.costs.slices import Slice
+from imsvd_jax.training import experiment as experiment_lib
+from imsvd_jax.training import step as step_lib
+
+# Scopes that the step and the model give to their parts.
+PARTS = (
+  "augment",
+  "backbone",
+  "projector",
+  "objective",
+  "optimizer",
+  "diagnostics",
+)
+OTHER = "other"
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Memory of one chip, bytes.
+
+  Attributes:
+    parameters: Weights and running statistics, with those of an EMA target.
+    optimizer: Optimizer state.
+    batch: The chip's part of the batch.
+    temporaries: Activations, gradients and buffers. None if not compiled.
+    program: The compiled program. None if not compiled.
+    peak: All together, with the padding that the layouts need.
+    available: What the compiler may use of the chip; None for the CPU.
+  """
+
+  parameters: float
+  optimizer: float
+  batch: float
+  temporaries: float | None = None
+  program: float | None = None
+  peak: float = 0.0
+  available: float | None = None
+
+  @property
+  def fits(self) -> bool:
+    """Whether the step runs at all."""
+    return self.available is None or self.peak <= self.available
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectiveSum:
+  """All collectives of one kind in one step.
+
+  Attributes:
+    kind: "all-reduce", ...
+    count: How many run.
+    bytes: Their payload on each chip.
+    sent_bytes: What each chip must send for them, at the least.
+  """
+
+  kind: str
+  count: int
+  bytes: float
+  sent_bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """What one part of the step costs on one chip.
+
+  Attributes:
+    flops: Of matrix products and convolutions.
+    passes_flops: The same times the passes that their precision takes.
+    hbm_bytes: Traffic of main memory.
+    sent_bytes: What the chip must send to others.
+  """
+
+  flops: float = 0.0
+  passes_flops: float = 0.0
+  hbm_bytes: float = 0.0
+  sent_bytes: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+  """The least time a step can take, by each resource, in seconds."""
+
+  compute: float
+  memory: float
+  network: float
+
+  @property
+  def seconds(self) -> float:
+    """The least time of a step: resources may at best work side by side."""
+    return max(self.compute, self.memory, self.network)
+
+  @property
+  def limited_by(self) -> str:
+    """The resource that sets the bound."""
+    times = dataclasses.asdict(self)
+    return max(times, key=times.get)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """Costs of one train step, per chip.
+
+  Attributes:
+    topology: The slice's name.
+    num_chips: Its size.
+    batch_size: Images per step over all chips.
+    compile_seconds: How long the compilation took.
+    memory: See Memory.
+    parts: By name, see PARTS. Empty if the step does not fit, like what
+      follows.
+    collectives: By kind.
+    unknown_loops: Loops counted as one trip for want of a trip count.
+    bound: None without public figures of the chip, as for the CPU.
+  """
+
+  topology: str
+  num_chips: int
+  batch_size: int
+  compile_seconds: float
+  memory: Memory
+  parts: dict[str, Part] = dataclasses.field(default_factory=dict)
+  collectives: list[CollectiveSum] = dataclasses.field(default_factory=list)
+  unknown_loops: int = 0
+  bound: Bound | None = None
+
+  def total(self, field: str) -> float:
+    """Returns the sum of a field of Part over the parts."""
+    return sum(getattr(part, field) for part in self.parts.values())
+
+  @property
+  def intensity(self) -> float:
+    """FLOP per byte of main memory traffic."""
+    return self.total("flops") / max(self.total("hbm_bytes"), 1.0)
+
+
+def measure(config: Any, slice_: Slice, num_examples: int) -> Report:
+  """Compiles the train step of a config and returns what it costs.
+
+  Args:
+    config: A recipe; its batch_size is the batch over all chips.
+    slice_: From `get_slice`.
+    num_examples: Images per epoch (only the schedule depends on it).
+
+  Raises:
+    UserError: The config contradicts itself, or its batch does not divide.
+  """
+  num_chips = len(slice_.devices)
+  devices.check_batch_size(config.batch_size, num_chips, "batch_size")
+  experiment = experiment_lib.build(config, num_examples)
+  mesh = devices.make_mesh(slice_.devices)
+  replicated = devices.replicated(mesh)
+  state = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+    jax.eval_shape(lambda: step_lib.init_state(experiment)),
+  )
+  batch = step_lib.abstract_batch(config, devices.batch_sharded(mesh))
+  lowered = step_lib.jit_train_step(experiment, replicated).lower(state, batch)
+  start = time.monotonic()
+  memory = Memory(
+    parameters=_bytes((state.params, state.batch_stats, state.target)),
+    optimizer=_bytes(state.opt_state),
+    batch=_bytes(batch) / num_chips,
+  )
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    compiled = None
+    peak, available = _out_of_memory(error)
+    memory = dataclasses.replace(memory, peak=peak, available=available)
+  report = Report(
+    topology=slice_.name,
+    num_chips=num_chips,
+    batch_size=config.batch_size,
+    compile_seconds=time.monotonic() - start,
+    memory=memory,
+  )
+  return _with_costs(report, compiled, slice_) if compiled else report
+
+
+def _with_costs(report: Report, compiled: Any, slice_: Slice) -> Report:
+  stats = compiled.memory_analysis()
+  program = hlo.Program(compiled.as_text())
+  parts, collectives = _sums(program)
+  memory = dataclasses.replace(
+    report.memory,
+    temporaries=stats.temp_size_in_bytes,
+    program=stats.generated_code_size_in_bytes,
+    peak=stats.argument_size_in_bytes
+    + stats.output_size_in_bytes
+    - stats.alias_size_in_bytes
+    + stats.temp_size_in_bytes
+    + stats.generated_code_size_in_bytes,
+    available=available_memory(slice_),
+  )
+  report = dataclasses.replace(
+    report,
+    memory=memory,
+    parts=parts,
+    collectives=collectives,
+    unknown_loops=program.unknown_loops,
+  )
+  return dataclasses.replace(report, bound=_bound(report, slice_))
+
+
+def _sums(
+  program: hlo.Program,
+) -> tuple[dict[str, Part], list[CollectiveSum]]:
+  """Adds up a program's work by part, and its collectives by kind."""
+  parts: dict[str, Part] = {}
+  for work in program.work():
+    name = part_of(work.op_name)
+    old = parts.get(name, Part())
+    parts[name] = dataclasses.replace(
+      old,
+      flops=old.flops + work.flops,
+      passes_flops=old.passes_flops + work.passes_flops,
+      hbm_bytes=old.hbm_bytes + work.bytes,
+    )
+  kinds: dict[str, CollectiveSum] = {}
+  for one in program.collectives():
+    name, sent = part_of(one.op_name), one.count * one.sent_bytes
+    old = parts.get(name, Part())
+    parts[name] = dataclasses.replace(old, sent_bytes=old.sent_bytes + sent)
+    total = kinds.get(one.kind, CollectiveSum(one.kind, 0, 0.0, 0.0))
+    kinds[one.kind] = CollectiveSum(
+      one.kind,
+      total.count + one.count,
+      total.bytes + one.count * one.bytes,
+      total.sent_bytes + sent,
+    )
+  order = [*PARTS, OTHER]
+  parts = {name: parts[name] for name in order if name in parts}
+  return parts, [kinds[kind] for kind in sorted(kinds)]
+
+
+def part_of(op_name: str) -> str:
+  """Returns the part of the step that an operation belongs to."""
+  match = re.search(rf"\b({'|'.join(PARTS)})\b", op_name)
+  return match[1] if match else OTHER
+
+
+def _bound(report: Report, slice_: Slice) -> Bound | None:
+  chip = slice_.chip
+  if chip is None:
+    return None
+  links = links_per_chip(chip, slice_.shape)
+  sent = sum(c.sent_bytes for c in report.collectives)
+  return Bound(
+    compute=report.total("passes_flops") / chip.flops,
+    memory=report.total("hbm_bytes") / chip.hbm_bandwidth,
+    network=sent / (links * chip.link_bandwidth) if links else 0.0,
+  )
+
+
+# --- Memory ------------------------------------------------------------------
+
+
+def _bytes(tree: Any) -> float:
+  return float(
+    sum(
+      np.prod(x.shape) * x.dtype.itemsize
+      for x in jax.tree.leaves(tree)
+      if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    )
+  )
+
+
+def available_memory(slice_: Slice) -> float | None:
+  """Returns the bytes of a chip that its compiler lets programs use.
+
+  Asked of the compiler itself, with an array that cannot fit.
+  """
+  if slice_.chip is None:
+    return None
+  one = jax.sharding.SingleDeviceSharding(slice_.devices[0])
+  rows = round(slice_.chip.hbm_bytes / 2**20)  # Of 4 MiB.
+  huge = jax.ShapeDtypeStruct((rows, 2**20), np.float32, sharding=one)
+  try:
+    jax.jit(lambda x: x + 1).lower(huge).compile()
+  except jax.errors.JaxRuntimeError as error:
+    return _out_of_memory(error)[1]
+  return slice_.chip.hbm_bytes
+
+
+def _out_of_memory(error: Exception) -> tuple[float, float]:
+  """Returns the (needed, available) bytes of a compiler's refusal.
+
+  Raises:
+    Exception: The error itself, if it is another.
+  """
+  text = str(error)
+  size = r"([\d.]+)([KMGT]?)"
+  found = re.search(rf"\({size}\) exceeds available \w+ \({size}\)", text)
+  found = found or re.search(rf"Used {size} of {size}", text)
+  if not found:
+    raise error
+  needed, available = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))
+  return needed, available
+
+
+# --- The largest batch -------------------------------------------------------
+
+
+def largest_batch(
+  measure_batch: Callable[[int], Memory],
+  *,
+  start: int,
+  unit: int,
+  tolerance: float = 1 / 32,
+) -> int:
+  """Returns the largest batch that fits, to within a tolerance.
+
+  Memory grows about linearly with the batch, so a few compilations find it.
+
+  Args:
+    measure_batch: From a batch size to the memory that it needs.
+    start: Where to begin.
+    unit: Batches are multiples of it.
+    tolerance: Stop when the smallest batch known not to fit is within this
+      share of the largest known to.
+
+  Raises:
+    UserError: Not even one unit fits, or nothing limits the batch.
+  """
+  fits, too_large = 0, None
+  needs: dict[int, float] = {}
+  batch = max(unit, start // unit * unit)
+  while True:
+    memory = measure_batch(batch)
+    if memory.available is None:
+      raise UserError(
+        "--find-batch needs a chip with a known memory; the CPU has none."
+      )
+    needs[batch] = memory.peak
+    if memory.fits:
+      fits = batch
+    else:
+      too_large = batch
+    if too_large is not None and too_large <= unit:
+      raise UserError(
+        f"Not even a batch of {unit} fits: it needs"
+        f" {memory.peak / 2**30:.2f} GiB of {memory.available / 2**30:.2f}."
+      )
+    gap = unit if too_large is None else too_large - fits
+    if too_large is not None and gap <= max(unit, tolerance * fits):
+      return fits
+    fixed = memory.parameters + memory.optimizer
+    guess = _predict(needs, memory.available, fixed) // unit * unit
+    low = fits + unit
+    high = 4 * fits if too_large is None else too_large - unit
+    batch = min(max(guess, low), high)
+
+
+def _predict(needs: dict[int, float], available: float, fixed: float) -> int:
+  """Where the line through the two nearest measurements meets the limit."""
+  nearest = sorted(needs, key=lambda b: abs(needs[b] - available))[:2]
+  if len(nearest) == 1:
+    slope = (needs[nearest[0]] - fixed) / nearest[0]
+  else:
+    a, b = nearest
+    slope = (needs[b] - needs[a]) / (b - a)
+  if slope <= 0:
+    return 2 * max(needs)
+  return int(nearest[0] + (available - needs[nearest[0]]) / slope)

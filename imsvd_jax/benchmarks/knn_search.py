@@ -1,0 +1,205 @@
+"""Time and memory of k-NN here, in scikit-learn, and by the dense formula.
+
+  python -m imsvd_jax benchmark knn
+
+Every contender runs in a process of its own, so that its peak memory is its
+own, and classifies the same queries; they must agree.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.neighbors import KNeighborsClassifier
+
+from imsvd_jax.evaluation import knn
+
+TEMPERATURE = 0.07
+
+
+class Problem(NamedTuple):
+  """A bank and queries of one hundred overlapping classes."""
+
+  bank: np.ndarray  # float32 [N, F]
+  bank_labels: np.ndarray  # int [N]
+  queries: np.ndarray  # float32 [Q, F]
+  query_labels: np.ndarray  # int [Q]
+  num_neighbors: int
+
+
+class Measurement(NamedTuple):
+  """What one contender took, compilation included."""
+
+  contender: str
+  top1: float
+  seconds: float
+  cpu_seconds: float
+  peak_mebibytes: float  # above what the process held before
+
+
+def make_problem(
+  num_bank: int, num_queries: int, num_features: int, num_neighbors: int
+) -> Problem:
+  """Returns classes that overlap, so that accuracy is well below one."""
+  generator = np.random.default_rng(0)
+  shape = (num_bank + num_queries, num_features)
+  labels = generator.integers(0, 100, shape[0])
+  features = generator.standard_normal(shape, dtype=np.float32)
+  features *= 0.3 * num_features**0.5
+  centres = generator.standard_normal((100, num_features), np.float32)
+  for start in range(0, len(labels), 1000):
+    # In parts: a temporary's peak would hide what a contender needs.
+    features[start : start + 1000] += centres[labels[start : start + 1000]]
+  return Problem(
+    features[:num_bank],
+    labels[:num_bank],
+    features[num_bank:],
+    labels[num_bank:],
+    num_neighbors,
+  )
+
+
+def streamed(problem: Problem) -> float:
+  """Top-1 accuracy by `knn_accuracy`."""
+  k = problem.num_neighbors
+  results = knn.knn_accuracy(
+    *problem[:4], num_neighbors=(k,), temperatures=(TEMPERATURE,)
+  )
+  return results[k, TEMPERATURE].top1
+
+
+def scikit_learn_cosine(problem: Problem) -> float:
+  """Top-1 accuracy by scikit-learn, as one would write it."""
+  model = KNeighborsClassifier(
+    problem.num_neighbors,
+    algorithm="brute",
+    metric="cosine",
+    weights=lambda distance: np.exp((1 - distance) / TEMPERATURE),
+    n_jobs=-1,
+  )
+  model.fit(problem.bank, problem.bank_labels)
+  return model.score(problem.queries, problem.query_labels)
+
+
+def scikit_learn_euclidean(problem: Problem) -> float:
+  """Top-1 accuracy by scikit-learn's fastest brute force.
+
+  Unit vectors have |x - y|^2 = 2 - 2 cos, and scikit-learn has a kernel of its
+  own for euclidean distances.
+  """
+  unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+  model = KNeighborsClassifier(
+    problem.num_neighbors,
+    algorithm="brute",
+    metric="euclidean",
+    weights=lambda distance: np.exp((1 - distance**2 / 2) / TEMPERATURE),
+    n_jobs=-1,
+  )
+  model.fit(unit(problem.bank), problem.bank_labels)
+  return model.score(unit(problem.queries), problem.query_labels)
+
+
+def dense(problem: Problem) -> float:
+  """Top-1 accuracy by the formula: the whole similarity matrix at once."""
+
+  @jax.jit
+  def predict(bank, bank_labels, queries):
+    unit = lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True)
+    cosines = unit(queries) @ unit(bank).T
+    nearest, indices = jax.lax.top_k(cosines, problem.num_neighbors)
+    weights = jnp.exp(nearest / TEMPERATURE)
+    votes = jnp.zeros((len(queries), 100))
+    rows = jnp.arange(len(queries))[:, None]
+    return votes.at[rows, bank_labels[indices]].add(weights).argmax(axis=1)
+
+  found = predict(problem.bank, problem.bank_labels, problem.queries)
+  return float((np.asarray(found) == problem.query_labels).mean())
+
+
+CONTENDERS: dict[str, Callable[[Problem], float]] = {
+  "streamed": streamed,
+  "scikit-learn, cosine": scikit_learn_cosine,
+  "scikit-learn, euclidean": scikit_learn_euclidean,
+  "dense": dense,
+}
+
+
+def measure(contender: str, problem: Problem) -> Measurement:
+  """Runs one contender in this process."""
+  jax.devices()  # Starting the runtime is not part of the race.
+  before = _peak_mebibytes()
+  start, cpu_start = time.monotonic(), time.process_time()
+  top1 = CONTENDERS[contender](problem)
+  return Measurement(
+    contender,
+    top1,
+    time.monotonic() - start,
+    time.process_time() - cpu_start,
+    _peak_mebibytes() - before,
+  )
+
+
+def compare(sizes: Sequence[int]) -> list[Measurement]:
+  """Measures every contender in a process of its own.
+
+  Args:
+    sizes: Bank, queries, features, neighbours.
+  """
+  found = []
+  for contender in CONTENDERS:
+    command = [sys.executable, "-m", __spec__.name, f"--only={contender}"]
+    command += [f"--sizes={','.join(map(str, sizes))}"]
+    output = subprocess.run(
+      command, stdout=subprocess.PIPE, text=True, check=True
+    )
+    found.append(Measurement(*json.loads(output.stdout.splitlines()[-1])))
+  return found
+
+
+def table(measurements: Sequence[Measurement]) -> str:
+  """Returns the measurements as lines of Markdown."""
+  lines = [
+    "| k-NN | top-1 | seconds | CPU seconds | peak memory, MiB |",
+    "|---|---|---|---|---|",
+  ]
+  lines += [
+    f"| {m.contender} | {m.top1:.4f} | {m.seconds:.1f} | {m.cpu_seconds:.1f} "
+    f"| {m.peak_mebibytes:.0f} |"
+    for m in measurements
+  ]
+  return "\n".join(lines)
+
+
+def _peak_mebibytes() -> float:
+  """Returns the most memory this process ever held."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def main() -> None:
+  """Prints the table, or with --only one measurement as JSON."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument(
+    "--sizes",
+    default="50000,10000,512,200",
+    help="bank, queries, features, neighbours",
+  )
+  parser.add_argument("--only", choices=CONTENDERS)
+  arguments = parser.parse_args()
+  sizes = [int(size) for size in arguments.sizes.split(",")]
+  if arguments.only:
+    print(json.dumps(measure(arguments.only, make_problem(*sizes))))
+  else:
+    print(table(compare(sizes)))
+
+
+if __name__ == "__main__":
+  main()

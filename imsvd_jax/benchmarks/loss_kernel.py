@@ -1,0 +1,454 @@
+"""The objective's loss and gradient: time, memory, arithmetic, alternatives."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imsvd_jax.base import devices as sharding
+from imsvd_jax.base.errors import UserError, lookup
+from imsvd_jax.benchmarks import floor, machine, timing, torch_formula
+from imsvd_jax.benchmarks.costs import hlo, slices
+from imsvd_jax.benchmarks.text import quantity, size, spread
+from imsvd_jax.objectives import imsvd_loss
+from imsvd_jax.objectives.joint_entropy import choose_kernel
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+KERNELS = ("auto", "plain", "streamed")
+_SPARE = 0.9  # Of the free memory, what a contender may need.
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """What to compute.
+
+  Attributes:
+    num_images: N, over all devices.
+    num_variables: M.
+    num_bins: b.
+    dtype: Of the embeddings; the loss computes in float32.
+    kernel: "auto", "plain" or "streamed".
+    precision: Of the matrix products, see objectives/joint_entropy.py.
+    devices: How many.
+  """
+
+  num_images: int
+  num_variables: int
+  num_bins: int
+  dtype: str = "float32"
+  kernel: str = "auto"
+  precision: str = "auto"
+  devices: int = 1
+
+  @property
+  def num_entries(self) -> int:
+    """D."""
+    return self.num_variables * self.num_bins
+
+  @property
+  def chosen(self) -> str:
+    """The kernel that runs."""
+    if self.kernel != "auto":
+      return self.kernel
+    return choose_kernel(self.num_images, self.num_entries, self.devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """One contender.
+
+  Attributes:
+    name: "streamed", "plain", "PyTorch" or "floor".
+    seconds: For loss and gradient; None if it was not run.
+    cpu_seconds: Likewise, of all cores.
+    ratio: Time over that of the first contender, round by round.
+    cpu_ratio: The same of the CPU seconds.
+    floor_share: Time of the floor over its own.
+    temporary_bytes: Per device, from the compiled program.
+    flops: Per device, of matrix products, from the compiled program.
+    passes_flops: The same times the passes that their precision takes.
+    memory_bytes: Traffic of main memory, per device, from the program.
+    traffic_bytes: Payload of its collectives, per device.
+    largest_collective_bytes: Of the largest of them.
+    loss: The value.
+    loss_error: Relative to the reference.
+    gradient_error: Largest difference from the reference's gradient, over the
+      largest gradient.
+    note: Why it was not run, or how.
+  """
+
+  name: str
+  seconds: timing.Spread | None = None
+  cpu_seconds: timing.Spread | None = None
+  ratio: timing.Spread | None = None
+  cpu_ratio: timing.Spread | None = None
+  floor_share: timing.Spread | None = None
+  temporary_bytes: float | None = None
+  flops: float | None = None
+  passes_flops: float | None = None
+  memory_bytes: float | None = None
+  traffic_bytes: float | None = None
+  largest_collective_bytes: float | None = None
+  loss: float | None = None
+  loss_error: float | None = None
+  gradient_error: float | None = None
+  note: str = ""
+
+
+def check(problem: Problem) -> None:
+  """Raises UserError for a problem that cannot be computed."""
+  for field, least in (
+    ("num_images", 2),
+    ("num_variables", 1),
+    ("num_bins", 2),
+    ("devices", 1),
+  ):
+    value = getattr(problem, field)
+    if value < least:
+      raise UserError(f"--{field}={value}; expected at least {least}.")
+  lookup(DTYPES, problem.dtype, "dtype")
+  lookup(dict.fromkeys(KERNELS), problem.kernel, "kernel")
+  sharding.check_batch_size(problem.num_images, problem.devices, "num_images")
+
+
+def measure(
+  problem: Problem, *, rounds: int, alternatives: bool = True
+) -> list[Result]:
+  """Races the problem's kernel with the alternatives and the floor.
+
+  Args:
+    problem: From the command line.
+    rounds: Measured runs of each contender.
+    alternatives: Whether to run the other kernel and PyTorch too.
+
+  Returns:
+    The problem's own kernel first, the floor last.
+
+  Raises:
+    UserError: The problem cannot be computed.
+  """
+  check(problem)
+  used = machine.devices(problem.devices)
+  mesh = sharding.make_mesh(used)
+  views = _embeddings(problem, mesh)
+  names = [problem.chosen]
+  if alternatives:
+    names += [k for k in ("streamed", "plain") if k != problem.chosen]
+  free = machine.available_bytes(used[0])
+  if free is not None and used[0].platform == "cpu":
+    free /= problem.devices  # They share it.
+
+  results: dict[str, Result] = {}
+  runs: dict[str, Callable[[], Any]] = {}
+  for name in names:
+    results[name], program = _compile(problem, name, mesh, views)
+    reason = _too_large(results[name].temporary_bytes, free)
+    if reason:
+      results[name] = dataclasses.replace(results[name], note=reason)
+    else:
+      runs[name] = lambda program=program: program(*views)
+  if alternatives:
+    results["PyTorch"], run = _torch(problem, views, used[0], free)
+    if run:
+      runs["PyTorch"] = run
+  answers = {name: run() for name, run in runs.items()}
+  results |= _compared(results, answers)
+  del answers
+
+  run, scale = floor.products(
+    problem.num_images, problem.num_entries, mesh, _floor_precision(problem)
+  )
+  times = timing.race({**runs, "floor": run}, rounds=rounds)
+  times["floor"] = times["floor"].scaled(scale)
+  note = "three matrix products, no communication"
+  if scale > 1:
+    note += f"; 1/{scale:.0f} of them, scaled"
+  results["floor"] = Result("floor", note=note)
+  return [
+    _timed(result, times, names[0]) if result.name in times else result
+    for result in results.values()
+  ]
+
+
+def compile_for(problem: Problem, slice_: slices.Slice) -> list[Result]:
+  """Compiles both kernels for a slice of chips; nothing runs.
+
+  Args:
+    problem: Its `devices` do not count.
+    slice_: From `costs.slices.get_slice`.
+
+  Returns:
+    The streamed kernel on one chip, and both kernels on the whole slice.
+
+  Raises:
+    UserError: The batch does not divide over the chips.
+  """
+  chips = len(slice_.devices)
+  problem = dataclasses.replace(problem, devices=chips)
+  check(problem)
+  results = []
+  for kernel, count in (("streamed", 1), ("streamed", chips), ("plain", chips)):
+    mesh = sharding.make_mesh(list(slice_.devices[:count]))
+    view = jax.ShapeDtypeStruct(
+      (problem.num_images, problem.num_entries),
+      DTYPES[problem.dtype],
+      sharding=sharding.batch_sharded(mesh),
+    )
+    timing.note(f"Compiling the {kernel} kernel for {count} chip(s).")
+    result, _ = _compile(problem, kernel, mesh, [view, view])
+    results.append(
+      dataclasses.replace(result, name=f"{kernel}, {count} chip(s)")
+    )
+  return results
+
+
+def _embeddings(problem: Problem, mesh) -> list[jax.Array]:
+  """Two related views [N, D], as an encoder might give them."""
+  rng = np.random.default_rng(0)
+  shape = (problem.num_images, problem.num_entries)
+  draw = lambda: rng.standard_normal(shape, np.float32)
+  common = draw()
+  return [
+    jax.device_put(
+      (2 * common + draw()).astype(DTYPES[problem.dtype]),
+      sharding.batch_sharded(mesh),
+    )
+    for _ in "12"
+  ]
+
+
+def loss_and_gradient(problem: Problem, kernel: str, mesh) -> Callable:
+  """Returns `(z1, z2) -> (loss, gradients)`, to be jitted."""
+
+  def loss(z1, z2):
+    return imsvd_loss(
+      z1,
+      z2,
+      num_bins=problem.num_bins,
+      kernel=kernel,
+      precision=problem.precision,
+    )[0]
+
+  def run(z1, z2):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return jax.value_and_grad(loss, argnums=(0, 1))(z1, z2)
+
+  return run
+
+
+def _compile(problem: Problem, kernel: str, mesh, views):
+  run = loss_and_gradient(problem, kernel, mesh)
+  program = jax.jit(run).lower(*views).compile()
+  counted = program
+  if mesh.devices.flat[0].platform == "gpu":
+    # There, products are calls of a library, whose FLOP the text hides.
+    counted = _compiled_for_cpu(problem, kernel)
+  costs = hlo.Program(counted.as_text()) if counted else None
+  result = Result(
+    kernel, temporary_bytes=program.memory_analysis().temp_size_in_bytes
+  )
+  if costs:
+    moved, work = costs.collectives(), costs.work()
+    result = dataclasses.replace(
+      result,
+      flops=sum(one.flops for one in work),
+      passes_flops=sum(one.passes_flops for one in work),
+      memory_bytes=sum(one.bytes for one in work),
+      traffic_bytes=sum(c.count * c.bytes for c in moved),
+      largest_collective_bytes=max((c.bytes for c in moved), default=0.0),
+    )
+  return result, program
+
+
+def _compiled_for_cpu(problem: Problem, kernel: str):
+  """The same program for as many CPU devices; None where there are fewer."""
+  found = jax.devices("cpu")
+  if len(found) < problem.devices:
+    return None
+  mesh = sharding.make_mesh(found[: problem.devices])
+  view = jax.ShapeDtypeStruct(
+    (problem.num_images, problem.num_entries),
+    DTYPES[problem.dtype],
+    sharding=sharding.batch_sharded(mesh),
+  )
+  run = loss_and_gradient(problem, kernel, mesh)
+  return jax.jit(run).lower(view, view).compile()
+
+
+def _torch(problem: Problem, views, device, free):
+  """Returns PyTorch's result so far, and its run or None."""
+  result = Result("PyTorch")
+  if not torch_formula.is_installed():
+    return dataclasses.replace(result, note="not installed"), None
+  need = torch_formula.MATRICES * 4.0 * problem.num_entries**2
+  reason = _too_large(need, free and free * problem.devices)
+  if reason:
+    return dataclasses.replace(result, note=reason), None
+  run = torch_formula.TorchFormula(
+    *(np.asarray(z, np.float32) for z in views),
+    problem.num_bins,
+    on_gpu=device.platform == "gpu",
+  )
+  note = "eager, one device, D x D in memory"
+  return dataclasses.replace(result, note=note), run
+
+
+def _too_large(need: float, free: float | None) -> str:
+  if free is None or need <= _SPARE * free:
+    return ""
+  return f"not run: needs {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
+
+
+def _floor_precision(problem: Problem) -> str:
+  # What "auto" is on every device but a TPU, whose "high" is as exact.
+  return "highest" if problem.precision == "auto" else problem.precision
+
+
+def _compared(results: dict[str, Result], answers: dict) -> dict[str, Result]:
+  """Adds values and, against the plain formula's, their errors."""
+  reference = answers.get("plain")
+  compared = {}
+  for name, (loss, gradients) in answers.items():
+    result = dataclasses.replace(results[name], loss=float(loss))
+    if reference is not None and name != "plain":
+      value = float(reference[0])
+      error = gradient_error(gradients, reference[1])
+      result = dataclasses.replace(
+        result,
+        loss_error=abs(float(loss) - value) / abs(value),
+        gradient_error=error,
+      )
+    compared[name] = result
+  return compared
+
+
+def gradient_error(gradients: Any, reference: Any) -> float:
+  """Returns the largest difference over the largest entry."""
+  pairs = [
+    (np.asarray(g, np.float64), np.asarray(r, np.float64))
+    for g, r in zip(gradients, reference, strict=True)
+  ]
+  worst = max(np.max(np.abs(g - r)) for g, r in pairs)
+  return float(worst / max(np.max(np.abs(r)) for _, r in pairs))
+
+
+def _timed(result: Result, times: dict, first: str) -> Result:
+  mine = times[result.name]
+  result = dataclasses.replace(
+    result,
+    seconds=timing.Spread.of(mine.seconds),
+    cpu_seconds=timing.Spread.of(mine.cpu_seconds),
+    floor_share=times["floor"].ratio(mine),
+  )
+  if first not in times:  # It was not run.
+    return result
+  return dataclasses.replace(
+    result,
+    ratio=mine.ratio(times[first]),
+    cpu_ratio=mine.ratio(times[first], cpu=True),
+  )
+
+
+# --- Report -------------------------------------------------------------------
+
+
+def as_dict(
+  problem: Problem, results: list[Result], about: dict[str, Any]
+) -> dict[str, Any]:
+  """Returns everything, for --json; seconds, bytes, FLOP."""
+  return {
+    "benchmark": "loss",
+    "machine": about,
+    "problem": dataclasses.asdict(problem) | {"chosen": problem.chosen},
+    "results": [
+      {
+        key: value._asdict() if isinstance(value, timing.Spread) else value
+        for key, value in vars(result).items()
+      }
+      for result in results
+    ],
+  }
+
+
+def compiled_as_text(
+  problem: Problem, slice_: slices.Slice, results: list[Result]
+) -> str:
+  """Returns what `compile_for` found, for people."""
+  lines = [
+    f"IMSVD's loss and gradient compiled for {slice_.name}:"
+    f" N = {problem.num_images}, M = {problem.num_variables},"
+    f" b = {problem.num_bins} (D = {problem.num_entries}),"
+    f" {problem.dtype} embeddings, precision {problem.precision}",
+    "",
+    f"{'per chip':24}{'FLOP':>10}{'as bf16':>10}{'of one':>9}"
+    f"{'memory traffic':>16}{'temporaries':>13}{'moved':>10}{'largest':>10}",
+  ]
+  alone = results[0].flops
+  for one in results:
+    lines.append(
+      f"{one.name:24}{quantity(one.flops):>10}{quantity(one.passes_flops):>10}"
+      f"{one.flops / alone:>9.4f}{size(one.memory_bytes):>16}"
+      f"{size(one.temporary_bytes):>13}{size(one.traffic_bytes):>10}"
+      f"{size(one.largest_collective_bytes):>10}"
+    )
+  lines += [
+    "",
+    "of one: FLOP over those of one chip; moved: payload of all collectives;"
+    " largest: of the largest; one D x D matrix is"
+    f" {size(4.0 * problem.num_entries**2)}.",
+  ]
+  return "\n".join(lines)
+
+
+def as_text(
+  problem: Problem, results: list[Result], about: dict[str, Any]
+) -> str:
+  """Returns the report for people."""
+  lines = [
+    f"IMSVD's loss and gradient: N = {problem.num_images},"
+    f" M = {problem.num_variables}, b = {problem.num_bins}"
+    f" (D = {problem.num_entries}), {problem.dtype} embeddings,"
+    f" {problem.devices} device(s), kernel {problem.kernel}"
+    f" = {problem.chosen}, precision {problem.precision}",
+    machine.as_text(about),
+    "",
+    f"{'':10}{'seconds: median [min, max]':>30}{'CPU s':>9}"
+    f"{'vs first':>10}{'of floor':>10}{'temporaries':>13}{'FLOP':>9}"
+    f"{'moved':>9}",
+  ]
+  for result in results:
+    lines.append(_row(result))
+  lines += ["", *(_remark(r) for r in results if r.note or r.loss_error)]
+  lines += [
+    "",
+    "Per device. vs first: time over the first row's, median over the rounds;"
+    " of floor: the floor's time over its own.",
+  ]
+  return "\n".join(lines)
+
+
+def _row(result: Result) -> str:
+  cells = [f"{result.name:10}", f"{spread(result.seconds):>30}"]
+  median = lambda s, form: format(s.median, form) if s else "-"
+  cells += [
+    f"{median(result.cpu_seconds, '.3g'):>9}",
+    f"{median(result.ratio, '.2f'):>10}",
+    f"{median(result.floor_share, '.0%'):>10}",
+    f"{size(result.temporary_bytes):>13}",
+    f"{quantity(result.flops):>9}",
+    f"{size(result.traffic_bytes):>9}",
+  ]
+  return "".join(cells)
+
+
+def _remark(result: Result) -> str:
+  parts = [result.note] if result.note else []
+  if result.loss_error is not None:
+    parts.append(
+      f"differs from plain by {result.loss_error:.1e} in the loss and"
+      f" {result.gradient_error:.1e} in the gradient"
+    )
+  return f"{result.name}: {'; '.join(parts)}."

@@ -1,0 +1,316 @@
+"""The whole training step of a config: speed, and where the time goes.
+
+The step is the trainer's own, compiled as the trainer compiles it. Its parts
+are measured as programs of their own, in the same rounds: augmentation, forward
+pass, forward and backward pass together (the backward pass is the difference),
+the objective with its gradient, and the optimizer. What the step takes beyond
+their sum, or saves because XLA fuses across them, is the rest.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from imsvd_jax.base import devices as sharding
+from imsvd_jax.benchmarks import ceilings, machine, timing
+from imsvd_jax.benchmarks.costs import compiled_step as costs_step
+from imsvd_jax.benchmarks.costs import hlo, slices
+from imsvd_jax.benchmarks.text import quantity, size, spread
+from imsvd_jax.training import experiment as experiment_lib
+from imsvd_jax.training import step as step_lib
+
+PARTS = (
+  "augment",
+  "target",
+  "forward",
+  "objective",
+  "backward",
+  "optimizer",
+)
+_NUM_EXAMPLES = 1_000_000  # Only the schedule depends on it.
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a step takes.
+
+  Attributes:
+    batch_size: Images per step over all devices.
+    devices: How many.
+    dtype: What the model computes in.
+    step: Seconds of a step.
+    images_per_second: At the step's median.
+    parts: Seconds of each part.
+    shares: Their medians over the step's; with "rest" they add up to one.
+    flops: Per device and step, of matrix products and convolutions.
+    flops_by_part: The same, by where they are written down.
+    bytes: Traffic of main memory per device and step, from the program. Caches
+      that the program does not know of may serve some of it.
+    matmul_ceiling: FLOP/s of products in the model's type, measured.
+    memory_ceiling: Bytes/s, measured.
+    matmul_share: FLOP/s of the step over the ceiling.
+    memory_share: Bytes/s of the step over the ceiling.
+    state_bytes: Weights, optimizer, targets, per device.
+    temporary_bytes: Activations, gradients and buffers, per device.
+  """
+
+  batch_size: int
+  devices: int
+  dtype: str
+  step: timing.Spread
+  images_per_second: float
+  parts: dict[str, timing.Spread]
+  shares: dict[str, float]
+  flops: float
+  flops_by_part: dict[str, float]
+  bytes: float
+  matmul_ceiling: float
+  memory_ceiling: float
+  matmul_share: float
+  memory_share: float
+  state_bytes: float
+  temporary_bytes: float
+
+
+def measure(config: Any, used: list[jax.Device], *, rounds: int) -> Result:
+  """Times the config's step and its parts on random images.
+
+  Args:
+    config: A recipe.
+    used: Devices to split the batch over.
+    rounds: Measured runs of each.
+
+  Raises:
+    UserError: The config contradicts itself, or its batch does not divide.
+  """
+  sharding.check_batch_size(config.batch_size, len(used), "batch_size")
+  experiment = experiment_lib.build(config, _NUM_EXAMPLES)
+  mesh = sharding.make_mesh(used)
+  state = _state(experiment, mesh)
+  batch = random_batch(config, mesh)
+
+  timing.note("Compiling the step.")
+  train_step = step_lib.jit_train_step(experiment, sharding.replicated(mesh))
+  compiled = train_step.lower(state, batch).compile()
+  runs: dict[str, Callable[[], Any]] = {
+    "step": _Steps(compiled, state, batch),
+    **_parts(experiment, mesh, batch),
+  }
+  device, dtype = used[0], config.model.dtype
+  limits = {
+    "matmul": ceilings.matmul(device, jnp.dtype(dtype)),
+    "memory": ceilings.memory(device),
+  }
+  runs |= {name: limit.run for name, limit in limits.items()}
+  timing.note(f"Compiling its parts: {', '.join(list(runs)[1:])}.")
+  times = timing.race(runs, rounds=rounds)
+
+  best = {n: limits[n].amount / min(times[n].seconds) for n in limits}
+  both = times.pop("both")
+  times["backward"] = both.minus(times["forward"])
+  spreads = {name: timing.Spread.of(t.seconds) for name, t in times.items()}
+  step = spreads["step"]
+  parts = {name: spreads[name] for name in PARTS if name in spreads}
+  flops, moved = _costs(compiled, config, used)
+  stats = compiled.memory_analysis()
+  return Result(
+    batch_size=config.batch_size,
+    devices=len(used),
+    dtype=dtype,
+    step=step,
+    images_per_second=config.batch_size / step.median,
+    parts=parts,
+    shares=_shares(parts, step.median),
+    flops=sum(flops.values()),
+    flops_by_part=flops,
+    bytes=moved,
+    matmul_ceiling=best["matmul"],
+    memory_ceiling=best["memory"],
+    matmul_share=sum(flops.values()) / step.median / best["matmul"],
+    memory_share=moved / step.median / best["memory"],
+    state_bytes=stats.alias_size_in_bytes,
+    temporary_bytes=stats.temp_size_in_bytes,
+  )
+
+
+class _Steps:
+  """Takes one training step after another; the state is donated."""
+
+  def __init__(self, compiled: Callable, state: Any, batch: Any):
+    self._compiled, self._state, self._batch = compiled, state, batch
+
+  def __call__(self):
+    self._state, metrics = self._compiled(self._state, self._batch)
+    return metrics
+
+
+def _state(experiment: experiment_lib.Experiment, mesh) -> Any:
+  init = jax.jit(
+    lambda: step_lib.init_state(experiment),
+    out_shardings=sharding.replicated(mesh),
+  )
+  return init()
+
+
+def random_batch(config: Any, mesh) -> dict[str, Any]:
+  """Returns a batch of random pixels, on the devices."""
+  rng = np.random.default_rng(0)
+  shapes = step_lib.abstract_batch(config)
+  pixels = lambda x: rng.integers(0, 256, x.shape, np.uint8)
+  batch = {
+    "views": tuple(pixels(x) for x in shapes["views"]),
+    "index": np.arange(config.batch_size, dtype=np.int32),
+    "epoch": np.zeros(config.batch_size, np.int32),
+  }
+  return sharding.shard_batch(batch, mesh)
+
+
+# --- Parts --------------------------------------------------------------------
+
+
+def _parts(
+  experiment: experiment_lib.Experiment, mesh, batch: dict[str, Any]
+) -> dict[str, Callable[[], Any]]:
+  """Returns the step's parts as programs of their own, on their own state."""
+  config, state = experiment.config, _state(experiment, mesh)
+  jit = lambda f: jax.jit(_in_mesh(f, mesh))
+  augment = jit(lambda rng, b: step_lib.augment_views(config, rng, b))
+  views = augment(state.rng, batch)
+
+  def forward(params, batch_stats, views):
+    return step_lib.embed_views(experiment.model, params, batch_stats, views)
+
+  forward_alone = jit(forward)
+  embeddings, _ = forward_alone(state.params, state.batch_stats, views)
+
+  def both(params, batch_stats, views, cotangents):
+    _, pull, stats = jax.vjp(
+      lambda p: forward(p, batch_stats, views), params, has_aux=True
+    )
+    return pull(cotangents)[0], stats
+
+  def objective(zs, targets, key):
+    loss = lambda zs: experiment.objective.loss(
+      zs,
+      num_global=experiment_lib.NUM_GLOBAL,
+      targets=targets,
+      key=key,
+      **experiment_lib.hyperparameters(config),
+    )
+    return jax.value_and_grad(loss, has_aux=True)(zs)
+
+  def optimizer(params, opt_state):
+    # Gradients like the weights: any will do.
+    updates, opt_state = experiment.optimizer.update(params, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  uses_target = experiment.objective.uses_target
+  targets = embeddings[: experiment_lib.NUM_GLOBAL] if uses_target else None
+  weights, stats = state.params, state.batch_stats
+  programs = {
+    "augment": (augment, (state.rng, batch)),
+    "forward": (forward_alone, (weights, stats, views)),
+    "both": (jit(both), (weights, stats, views, embeddings)),
+    "objective": (jit(objective), (embeddings, targets, state.rng)),
+    "optimizer": (jit(optimizer), (weights, state.opt_state)),
+  }
+  if uses_target:
+    programs["target"] = (forward_alone, (weights, stats, views[:1]))
+  return {
+    name: lambda f=f, arguments=arguments: f(*arguments)
+    for name, (f, arguments) in programs.items()
+  }
+
+
+def _in_mesh(function: Callable, mesh) -> Callable:
+  """As the trainer's step: the objective finds the mesh in context."""
+
+  def traced(*arguments):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*arguments)
+
+  return traced
+
+
+def _shares(parts: dict[str, timing.Spread], step: float) -> dict[str, float]:
+  shares = {name: value.median / step for name, value in parts.items()}
+  return {**shares, "rest": 1 - sum(shares.values())}
+
+
+def _costs(
+  compiled: Any, config: Any, used: list[jax.Device]
+) -> tuple[dict[str, float], float]:
+  """Returns the FLOP of each part and the bytes of main memory traffic."""
+  work = hlo.Program(compiled.as_text()).work()
+  moved = sum(one.bytes for one in work)
+  if used[0].platform == "gpu":
+    # There, products are calls of libraries, whose FLOP the text hides; the
+    # same step for the CPU has the same ones.
+    timing.note("Compiling for the CPU, to count the arithmetic.")
+    cpus = slices.get_slice(f"cpu:{len(used)}")
+    report = costs_step.measure(config, cpus, _NUM_EXAMPLES)
+    return {name: part.flops for name, part in report.parts.items()}, moved
+  flops: dict[str, float] = collections.defaultdict(float)
+  for one in work:
+    if one.flops:
+      flops[costs_step.part_of(one.op_name)] += one.flops
+  return dict(flops), moved
+
+
+# --- Report -------------------------------------------------------------------
+
+
+def as_dict(name: str, result: Result, about: dict[str, Any]) -> dict[str, Any]:
+  """Returns everything, for --json; seconds, bytes, FLOP."""
+  figures = vars(result) | {
+    "step": result.step._asdict(),
+    "parts": {n: value._asdict() for n, value in result.parts.items()},
+  }
+  return {
+    "benchmark": "step",
+    "config": name,
+    "machine": about,
+    **figures,
+  }
+
+
+def as_text(name: str, result: Result, about: dict[str, Any]) -> str:
+  """Returns the report for people."""
+  lines = [
+    f"{name}: batch {result.batch_size} on {result.devices} device(s),"
+    f" {result.dtype}",
+    machine.as_text(about),
+    "",
+    f"{result.images_per_second:,.0f} images/s; a step takes"
+    f" {spread(result.step)} s",
+    "",
+    f"{'':13}{'seconds: median [min, max]':>32}{'of the step':>13}",
+  ]
+  for part, share in result.shares.items():
+    seconds = spread(result.parts.get(part))
+    lines.append(f"  {part:11}{seconds:>32}{share:>13.1%}")
+  flops = ", ".join(
+    f"{n} {quantity(f)}" for n, f in result.flops_by_part.items()
+  )
+  lines += [
+    "",
+    f"{quantity(result.flops)}FLOP per device ({flops})",
+    f"  {quantity(result.flops / result.step.median)}FLOP/s,"
+    f" {result.matmul_share:.0%} of {quantity(result.matmul_ceiling)}FLOP/s"
+    f" measured for {result.dtype} products",
+    f"  {size(result.bytes / result.step.median)}/s,"
+    f" {result.memory_share:.0%} of {size(result.memory_ceiling)}/s measured"
+    " for a pass over an array",
+    f"Memory per device: {size(result.state_bytes)} of state,"
+    f" {size(result.temporary_bytes)} of temporaries",
+    "",
+    "Each part is a program of its own; backward is forward and backward less"
+    " forward; rest is what the step takes beyond its parts.",
+  ]
+  return "\n".join(lines)

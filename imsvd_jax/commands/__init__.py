@@ -1,0 +1,1 @@
+"""Command lines: flags, then one call. The only users of absl."""

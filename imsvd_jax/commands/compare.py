@@ -1,0 +1,45 @@
+"""Compares recipes: `python -m imsvd_jax compare --workdir=DIR RECIPE ...`.
+
+  python -m imsvd_jax compare --workdir=runs/comparison --seeds=0,1,2 \\
+    configs/comparison.py:digits-{imsvd,barlow_twins}
+
+Trains every recipe with every seed, one run after the other, and prints
+Markdown tables of all of them: DIR/comparison.md. A run that has ended is not
+repeated and one that was interrupted continues.
+"""
+
+import sys
+
+from absl import flags
+
+from imsvd_jax.commands import command_line
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Directory of the comparison; RECIPE's runs go below it."
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds that every recipe runs with.")
+_TIMING_STEPS = flags.DEFINE_integer(
+  "timing_steps",
+  5,
+  "Steps in each of three rounds that measure a step's time; 0: none.",
+  lower_bound=0,
+)
+
+
+def main(argv: list[str]) -> int:
+  """Compares the recipes named in `argv`; 1 if a run failed."""
+  # Imported late, so that --help and a bad flag answer at once.
+  from imsvd_jax.evaluation import recipe_comparison
+
+  return recipe_comparison.compare(
+    argv[1:],
+    seeds=recipe_comparison.parse_seeds(_SEEDS.value),
+    workdir=_WORKDIR.value,
+    timing_steps=_TIMING_STEPS.value,
+  )
+
+
+def run() -> None:
+  """Runs the command line."""
+  flags.mark_flag_as_required("workdir")
+  command_line.run(main, max_arguments=sys.maxsize)

@@ -1,0 +1,165 @@
+"""Embeddings of augmented views of images, as the objective sees them.
+
+What the evaluator `collapse` looks at: true groups of views, from the run's own
+crops and photometric augmentation, through the frozen network.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imsvd_jax.base import devices as sharding
+from imsvd_jax.base import hashing
+from imsvd_jax.base.console import Progress, print_line
+from imsvd_jax.data import host_pipeline, part
+from imsvd_jax.data.source import Source
+from imsvd_jax.evaluation import protocols
+from imsvd_jax.evaluation.features import gather_rows
+from imsvd_jax.objectives import soft_discretize
+from imsvd_jax.training import experiment
+from imsvd_jax.training import step as step_lib
+
+
+def some_images(source: Source, count: int, *, seed: int) -> Source:
+  """Returns a fixed random part of a source, at most `count` images.
+
+  Of a stream, which cannot be read at random, the first ones: TensorFlow
+  Datasets has shuffled its records when it wrote them.
+  """
+  if source.num_examples <= count:
+    return source
+  if source.stream is not None:
+    return part.take(source, np.arange(count))
+  chosen = hashing.hash_order(source.num_examples, seed=seed)[:count]
+  return part.take(source, np.sort(chosen))
+
+
+class ViewEmbedder:
+  """Maps images to the embeddings of several augmented views of each.
+
+  Every process takes its share of the images; all get the rows of all.
+  """
+
+  def __init__(
+    self, model: Any, config: Any, *, discrete: bool, batch_size: int
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      model: The run's `models.Encoder`.
+      config: The run's recipe.
+      discrete: Whether embeddings are soft discrete variables.
+      batch_size: Images at a time over all processes, rounded up to a multiple
+        of the devices.
+    """
+    self._config = config
+    self._discrete = discrete
+    self._mesh = sharding.make_mesh(jax.local_devices())
+    devices = self._mesh.size * jax.process_count()
+    self._batch_size = -(-batch_size // devices) * devices
+    self._apply = jax.jit(functools.partial(_embed_two_views, model, config))
+
+  def inputs(
+    self,
+    variables: Any,
+    source: Source,
+    protocol: protocols.Collapse,
+    *,
+    report: Callable[[str], None] = print_line,
+  ) -> dict[str, np.ndarray]:
+    """Returns "embeddings", "view_groups" and, if discrete, "codes".
+
+    Args:
+      variables: {"params", "batch_stats"} on this process's devices.
+      source: From `some_images`.
+      protocol: How many images, groups and views.
+      report: Takes progress lines.
+    """
+    embed = functools.partial(
+      self.embed, variables, seed=protocol.seed, report=report
+    )
+    embeddings = embed(source, num_views=2)
+    groups = some_images(source, protocol.lidar_groups, seed=protocol.seed)
+    result = {
+      "embeddings": embeddings,
+      "view_groups": embed(groups, num_views=protocol.lidar_views),
+    }
+    if self._discrete:
+      result["codes"] = self._codes(embeddings)
+    return result
+
+  def embed(
+    self,
+    variables: Any,
+    source: Source,
+    *,
+    num_views: int,
+    seed: int,
+    report: Callable[[str], None] = print_line,
+  ) -> np.ndarray:
+    """Returns float32 [n, V, D]: V views of every image of a source.
+
+    Views come in pairs, the recipe's two global ones; V is rounded up to even.
+    """
+    num_pairs, size = -(-num_views // 2), source.num_examples
+    total = num_pairs * size
+    batches = host_pipeline.train_batches(
+      source,
+      views=_without_local(self._config.views),
+      batch_size=self._batch_size,
+      seed=seed,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    num_batches = -(-total // self._batch_size)
+    num_cut = 2 * num_batches * self._batch_size
+    meter = Progress("Embedding views", num_cut, unit="views", report=report)
+    rows = []
+    for batch in itertools.islice(batches, num_batches):
+      placed = sharding.shard_batch(batch, self._mesh)
+      pairs = np.asarray(self._apply(variables, jax.random.key(seed), placed))
+      rows.append((batch["index"], batch["epoch"], pairs))
+      meter.add(2 * len(pairs) * jax.process_count())
+    index, epoch, pairs = (
+      gather_rows(np.concatenate(column)) for column in zip(*rows, strict=True)
+    )
+    wanted = epoch < num_pairs  # The last batch may begin another epoch.
+    views = np.empty((size, num_pairs, 2, pairs.shape[-1]), np.float32)
+    views[index[wanted], epoch[wanted]] = pairs[wanted]
+    return views.reshape(size, 2 * num_pairs, -1)
+
+  def _codes(self, embeddings: np.ndarray) -> np.ndarray:
+    """Embeddings [n, V, D] to probabilities [n, V, M, b]."""
+    settings = experiment.hyperparameters(self._config)
+    soft = jax.jit(
+      functools.partial(
+        soft_discretize,
+        num_bins=settings["num_bins"],
+        temperature=settings["temperature"],
+      )
+    )
+    return np.stack(
+      [np.asarray(soft(view)) for view in embeddings.swapaxes(0, 1)], axis=1
+    )
+
+
+def _without_local(views: Any) -> Any:
+  views = views.copy_and_resolve_references()
+  views.num_local = 0
+  return views
+
+
+def _embed_two_views(
+  model: Any, config: Any, variables: Any, key: jax.Array, batch: Any
+) -> jax.Array:
+  """Augments and embeds a batch of pairs of crops: float32 [B, 2, D]."""
+  views = step_lib.augment_views(config, key, batch)[0]  # [2, B, S, S, C]
+  embeddings = [model.apply(variables, v, train=False)[1] for v in views]
+  # A stochastic head's outputs are the mean, and then what its noise is like.
+  dimensions = config.model.projector[-1]
+  return jnp.stack(embeddings, axis=1)[..., :dimensions]

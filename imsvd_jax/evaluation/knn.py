@@ -1,0 +1,395 @@
+"""Weighted k-nearest-neighbour classification, streamed in blocks.
+
+The vote for class c on a query x is the sum of exp(cos(x, y) / T) over those
+of its k nearest bank images y that have class c; nearest is by cosine.
+
+The similarity matrix is never built: blocks of the bank visit the devices,
+which hold the queries and the best k so far of each. Device memory is that of
+the queries, one bank block and one tile, and does not grow with the bank.
+
+Ties are settled, so that a number does not depend on blocks or devices: of
+equally near neighbours the one earlier in the bank is taken; of classes with
+equal votes the lower number comes first; a class without a neighbour is no
+prediction, so fewer than five classes may be in the top five. A zero feature
+has cosine 0 with everything.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from imsvd_jax.base import console
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.evaluation import input_checks, protocols, scores
+from imsvd_jax.evaluation.inputs import Inputs
+
+_AXIS = "queries"
+
+
+def run(inputs: Inputs, protocol: protocols.Knn) -> Iterator[tuple[str, float]]:
+  """Yields the headline and "k20_T0.07/top1" and the like per (k, T)."""
+  train, test = inputs.need("train", "test")
+  results = knn_accuracy(
+    train.features,
+    train.labels,
+    test.features,
+    test.labels,
+    num_neighbors=protocol.num_neighbors,
+    temperatures=protocol.temperatures,
+    report=inputs.report,
+  )
+  first = next(iter(results.values()))
+  yield from scores.headline(first, max(r.top1 for r in results.values()))
+  yield "top1", first.top1
+  yield "top5", first.top5
+  for (k, temperature), result in results.items():
+    yield f"k{k}_T{temperature:g}/top1", result.top1
+    yield f"k{k}_T{temperature:g}/top5", result.top5
+
+
+def knn_accuracy(
+  bank: np.ndarray,
+  bank_labels: np.ndarray | None,
+  queries: np.ndarray,
+  query_labels: np.ndarray | None,
+  *,
+  num_neighbors: Sequence[int] = (20,),
+  temperatures: Sequence[float] = (0.07,),
+  bank_block: int = 4096,
+  query_block: int = 512,
+  devices: Sequence[jax.Device] | None = None,
+  report: Callable[[str], None] = console.print_line,
+) -> dict[tuple[int, float], scores.Accuracy]:
+  """Returns the accuracy for every pair (k, T) of the given values.
+
+  Args:
+    bank: Features [N, F] to vote, of train; L2-normalized here.
+    bank_labels: int [N].
+    queries: Features [Q, F] to classify, of test.
+    query_labels: int [Q].
+    num_neighbors: Values of k, each at most N.
+    temperatures: Values of T, each positive.
+    bank_block: How many bank images visit the devices at once.
+    query_block: How many queries a device compares with them at once.
+    devices: Where to compute; this process's devices unless given.
+    report: Takes a progress line every few seconds.
+
+  Raises:
+    UserError: Features, labels, k or T are unusable.
+  """
+  ranks = knn_ranks(
+    bank,
+    bank_labels,
+    queries,
+    query_labels,
+    num_neighbors=num_neighbors,
+    temperatures=temperatures,
+    bank_block=bank_block,
+    query_block=query_block,
+    devices=devices,
+    report=report,
+  )
+  return {pair: scores.accuracy(values) for pair, values in ranks.items()}
+
+
+def knn_ranks(
+  bank: np.ndarray,
+  bank_labels: np.ndarray | None,
+  queries: np.ndarray,
+  query_labels: np.ndarray | None,
+  *,
+  num_neighbors: Sequence[int],
+  temperatures: Sequence[float],
+  bank_block: int = 4096,
+  query_block: int = 512,
+  devices: Sequence[jax.Device] | None = None,
+  report: Callable[[str], None] = console.print_line,
+) -> dict[tuple[int, float], np.ndarray]:
+  """Returns the place of each query's own class in the vote, per (k, T).
+
+  Arguments as for `knn_accuracy`.
+
+  Returns:
+    int32 [Q] per pair: 0 for a right prediction; the number of classes where
+    no neighbour has the query's class.
+  """
+  bank, queries = input_checks.check_pair(bank, queries)
+  bank_labels = input_checks.check_labels(bank_labels, len(bank), "train")
+  query_labels = input_checks.check_labels(query_labels, len(queries), "test")
+  num_classes = input_checks.check_classes(bank_labels, query_labels)
+  neighbor_counts = sorted({int(k) for k in num_neighbors})
+  check_settings(neighbor_counts, temperatures, len(bank))
+  similarities, indices = nearest_neighbors(
+    bank,
+    queries,
+    num_neighbors=neighbor_counts[-1],
+    bank_block=bank_block,
+    query_block=query_block,
+    devices=devices,
+    report=report,
+  )
+  ranks = _ranks_in_blocks(
+    similarities,
+    bank_labels[indices],
+    query_labels,
+    tuple(neighbor_counts),
+    tuple(temperatures),
+    num_classes,
+  )  # [K, T, Q]
+  return {
+    (k, temperature): ranks[neighbor_counts.index(k), j]
+    for k in num_neighbors
+    for j, temperature in enumerate(temperatures)
+  }
+
+
+def nearest_neighbors(
+  bank: np.ndarray,
+  queries: np.ndarray,
+  *,
+  num_neighbors: int,
+  bank_block: int = 4096,
+  query_block: int = 512,
+  devices: Sequence[jax.Device] | None = None,
+  report: Callable[[str], None] = console.print_line,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Finds the nearest bank images of each query by cosine, nearest first.
+
+  Args:
+    bank: Features [N, F], finite.
+    queries: Features [Q, F], finite.
+    num_neighbors: k, at most N.
+    bank_block: How many bank images visit the devices at once.
+    query_block: How many queries a device compares with them at once.
+    devices: Where to compute; this process's devices unless given.
+    report: Takes a progress line every few seconds.
+
+  Returns:
+    Cosines float32 [Q, k] and bank indices int32 [Q, k].
+  """
+  mesh = _mesh(devices)
+  num_queries, bank_block = len(queries), min(bank_block, len(bank))
+  query_block = min(query_block, -(-num_queries // mesh.size))
+  tiles = _tiled(_normalized(queries), query_block, mesh)  # [tiles, q, F]
+  best = _nothing_yet(tiles, num_neighbors)
+  meter = console.Progress("k-NN", len(bank), report=report)
+  for start in range(0, len(bank), bank_block):
+    block = _normalized(bank[start : start + bank_block])
+    count = len(block)
+    block = np.pad(block, [(0, bank_block - count), (0, 0)])
+    block = jax.device_put(block, NamedSharding(mesh, P()))
+    best = merge_block(best, tiles, block, start, count, mesh=mesh)
+    # One block ahead is enough; without waiting the whole bank would queue up.
+    jax.block_until_ready(best)
+    meter.add(count)
+  similarities, indices = (
+    np.asarray(part).reshape(-1, num_neighbors)[:num_queries] for part in best
+  )
+  return similarities, indices
+
+
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnums=0)
+def merge_block(
+  best: tuple[jax.Array, jax.Array],
+  tiles: jax.Array,
+  block: jax.Array,
+  start: jax.Array,
+  count: jax.Array,
+  *,
+  mesh: Mesh,
+) -> tuple[jax.Array, jax.Array]:
+  """Updates the best k of every query with one block of the bank.
+
+  Args:
+    best: Cosines float32 and bank indices int32 so far, both [tiles, q, k].
+    tiles: Normalized queries [tiles, q, F], the tiles sharded over devices.
+    block: Normalized bank images [n, F], padded.
+    start: Bank index of the block's first image.
+    count: How many images of the block are not padding.
+    mesh: One axis, over which the tiles are sharded.
+  """
+
+  def merge_tile(tile):
+    similarities, indices, queries = tile
+    tile_similarities = jnp.matmul(
+      queries, block.T, precision=jax.lax.Precision.HIGHEST
+    )  # [q, n]
+    column = jnp.arange(block.shape[0], dtype=jnp.int32)
+    tile_similarities = jnp.where(column < count, tile_similarities, -jnp.inf)
+    # Earlier images stand first, and top_k prefers the first of equals. It is
+    # also quicker so: on a CPU it starts from the best and finds few better,
+    # where a top_k of each block and a merge take half as long again.
+    candidates = jnp.concatenate([similarities, tile_similarities], axis=1)
+    similarities, places = jax.lax.top_k(candidates, similarities.shape[1])
+    columns = jnp.broadcast_to(start + column, tile_similarities.shape)
+    candidates = jnp.concatenate([indices, columns], axis=1)
+    return similarities, jnp.take_along_axis(candidates, places, axis=1)
+
+  def merge_shard(best, tiles):
+    return jax.lax.map(merge_tile, (*best, tiles))
+
+  return jax.shard_map(
+    merge_shard, mesh=mesh, in_specs=P(_AXIS), out_specs=P(_AXIS)
+  )(best, tiles)
+
+
+def check_settings(
+  num_neighbors: Sequence[int], temperatures: Sequence[float], bank_size: int
+) -> None:
+  """Raises UserError unless every k fits the bank and every T is positive.
+
+  Args:
+    num_neighbors: Values of k, in increasing order.
+    temperatures: Values of T.
+    bank_size: Images in the bank.
+  """
+  if not num_neighbors or not temperatures:
+    raise UserError(
+      "k-NN needs at least one number of neighbours and one temperature."
+    )
+  if num_neighbors[0] < 1 or num_neighbors[-1] > bank_size:
+    wrong = num_neighbors[0] if num_neighbors[0] < 1 else num_neighbors[-1]
+    raise UserError(
+      f"k-NN with k = {wrong} over a bank of {bank_size} images; expected "
+      f"1 <= k <= {bank_size}: choose a smaller k or a larger bank."
+    )
+  wrong = [t for t in temperatures if not (t > 0 and math.isfinite(t))]
+  if wrong:
+    raise UserError(
+      f"k-NN with temperature {wrong[0]}; expected a positive number."
+    )
+
+
+def _mesh(devices: Sequence[jax.Device] | None) -> Mesh:
+  devices = jax.local_devices() if devices is None else devices
+  return Mesh(np.asarray(devices), (_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _normalized(features: np.ndarray) -> np.ndarray:
+  """Returns rows of length one; zero rows stay zero."""
+  # In float64, where no square of a float32 overflows; NumPy converts a few
+  # rows at a time, so that no float64 copy of all is made.
+  norms = np.sqrt(np.einsum("nf,nf->n", features, features, dtype=np.float64))
+  norms = np.where(norms > 0, norms, 1)[:, None]
+  return np.divide(
+    features, norms, out=np.empty_like(features), casting="same_kind"
+  )
+
+
+def _tiled(queries: np.ndarray, query_block: int, mesh: Mesh) -> jax.Array:
+  """Pads queries [Q, F] into tiles [tiles, query_block, F] over the mesh."""
+  per_round = query_block * mesh.size
+  padding = -len(queries) % per_round
+  tiles = np.pad(queries, [(0, padding), (0, 0)])
+  tiles = tiles.reshape(-1, query_block, queries.shape[1])
+  return jax.device_put(tiles, NamedSharding(mesh, P(_AXIS)))
+
+
+def _nothing_yet(
+  tiles: jax.Array, num_neighbors: int
+) -> tuple[jax.Array, jax.Array]:
+  shape = (*tiles.shape[:2], num_neighbors)
+  return (
+    jax.device_put(np.full(shape, -np.inf, np.float32), tiles.sharding),
+    jax.device_put(np.full(shape, -1, np.int32), tiles.sharding),
+  )
+
+
+def _ranks_in_blocks(
+  similarities: np.ndarray,
+  neighbor_labels: np.ndarray,
+  query_labels: np.ndarray,
+  num_neighbors: tuple[int, ...],
+  temperatures: tuple[float, ...],
+  num_classes: int,
+  block: int = 1024,
+) -> np.ndarray:
+  """Votes for blocks of queries; arrays as for `vote`. Returns [K, T, Q]."""
+  num_queries = len(query_labels)
+  block = min(block, num_queries)
+  padding = -num_queries % block
+  arguments = (similarities, neighbor_labels, query_labels)
+  padded = [
+    np.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)) for a in arguments
+  ]
+  ranks = [
+    vote(
+      *(a[start : start + block] for a in padded),
+      np.asarray(temperatures, np.float32),
+      num_neighbors=num_neighbors,
+      num_classes=num_classes,
+    )
+    for start in range(0, num_queries + padding, block)
+  ]
+  return np.concatenate([np.asarray(r) for r in ranks], axis=-1)[
+    ..., :num_queries
+  ]
+
+
+@functools.partial(jax.jit, static_argnames=("num_neighbors", "num_classes"))
+def vote(
+  similarities: jax.Array,
+  neighbor_labels: jax.Array,
+  query_labels: jax.Array,
+  temperatures: jax.Array,
+  *,
+  num_neighbors: tuple[int, ...],
+  num_classes: int,
+) -> jax.Array:
+  """Lets the neighbours vote, nearest first, and ranks the true classes.
+
+  Args:
+    similarities: Cosines [Q, k], descending.
+    neighbor_labels: int32 [Q, k].
+    query_labels: int32 [Q].
+    temperatures: float32 [T].
+    num_neighbors: Values of k, ascending, the last at most the array's.
+    num_classes: C.
+
+  Returns:
+    int32 [K, T, Q]: the place of the query's class; C where it has no vote.
+  """
+  rows = jnp.arange(query_labels.shape[0])
+  # A common factor per query changes no order and cannot overflow.
+  advantage = similarities - similarities[:, :1]
+  weights = jnp.exp(advantage / temperatures[:, None, None])  # [T, Q, k]
+
+  # Adding one neighbour at a time fixes the order of summation, so that equal
+  # votes are equal on every device; it also gives each smaller k on the way.
+  def add_neighbor(j, state):
+    votes, voted = state
+    label = neighbor_labels[:, j]
+    return (
+      votes.at[:, rows, label].add(weights[:, :, j]),
+      voted.at[rows, label].set(True),
+    )
+
+  shape = (query_labels.shape[0], num_classes)
+  state = (
+    jnp.zeros((temperatures.shape[0], *shape), jnp.float32),
+    jnp.zeros(shape, bool),
+  )
+  ranks, done = [], 0
+  for k in num_neighbors:
+    state = jax.lax.fori_loop(done, k, add_neighbor, state)
+    ranks.append(_vote_ranks(*state, query_labels))
+    done = k
+  return jnp.stack(ranks)
+
+
+def _vote_ranks(
+  votes: jax.Array, voted: jax.Array, query_labels: jax.Array
+) -> jax.Array:
+  """Ranks the true class [T, Q] from votes [T, Q, C] and voted [Q, C]."""
+  rows, num_classes = jnp.arange(query_labels.shape[0]), voted.shape[1]
+  own = votes[:, rows, query_labels][..., None]
+  lower = jnp.arange(num_classes) < query_labels[:, None]  # [Q, C]
+  ahead = (votes > own) | ((votes == own) & voted & lower)
+  ranks = ahead.sum(axis=-1, dtype=jnp.int32)
+  return jnp.where(voted[rows, query_labels], ranks, num_classes)

@@ -1,0 +1,217 @@
+"""The linear protocols of the papers: SGD on crops of a frozen backbone.
+
+Every epoch embeds new random crops; only the head learns. The evaluator never
+sees the backbone, so it cannot change it. Test features do not change either:
+they are extracted once and scored after every epoch.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from imsvd_jax.base import console
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.evaluation import (
+  features,
+  input_checks,
+  linear_heads,
+  protocols,
+  scores,
+)
+from imsvd_jax.evaluation.features import Embed, Features
+from imsvd_jax.evaluation.inputs import Inputs
+
+# From an epoch, counted from 0, to its batches of this process: "image" uint8
+# [B, S, S, C], "label" int32 [B] and, if padded, "mask" bool [B].
+TrainEpoch = Callable[[int], Iterable[Mapping[str, np.ndarray]]]
+
+
+class LinearResult(NamedTuple):
+  """What a linear protocol reports."""
+
+  accuracy: scores.Accuracy  # after the last epoch
+  best_top1: float  # of the best epoch on test: optimistic
+  best_epoch: int
+  test_top1: list[float]  # after every epoch
+  train_loss: list[float]  # mean cross entropy in nats, every epoch
+  linear_heads: linear_heads.Heads  # one head, on the host
+
+
+def run(
+  inputs: Inputs, protocol: protocols.Linear
+) -> Iterator[tuple[str, float]]:
+  """Yields the accuracy on test, after the last and the best epoch."""
+  embed, train_epoch, test = inputs.need("embed", "train_epoch", "test")
+  result = train_linear(
+    embed,
+    train_epoch,
+    test,
+    protocol,
+    num_classes=inputs.num_classes,
+    report=inputs.report,
+  )
+  yield from scores.headline(result.accuracy, result.best_top1)
+  yield "top1", result.accuracy.top1
+  yield "top5", result.accuracy.top5
+  yield "best_epoch", result.best_epoch
+  yield "train_loss", result.train_loss[-1]
+
+
+def train_linear(
+  embed: Embed,
+  train_epoch: TrainEpoch,
+  test: Features,
+  protocol: protocols.Linear,
+  *,
+  num_classes: int,
+  report: Callable[[str], None] = console.print_line,
+) -> LinearResult:
+  """Trains one linear head as `protocol` says.
+
+  With several processes each gives its share of every batch, all of the same
+  size, and the gradient is that of the whole batch.
+
+  Args:
+    embed: From uint8 [B, S, S, C] to float32 [B, F]; frozen.
+    train_epoch: Gives the batches of an epoch.
+    test: Features of the test images, from `features.extract`.
+    protocol: The hyper-parameters.
+    num_classes: C of the head.
+    report: Takes a progress line every few seconds.
+
+  Raises:
+    UserError: Labels or features are unusable.
+  """
+  test_features = input_checks.check_features(test.features, "test")
+  labels = input_checks.check_labels(test.labels, len(test_features), "test")
+  if labels.max() >= num_classes:
+    raise UserError(
+      f"Test has class {labels.max()}; expected classes below {num_classes}: "
+      "check that both splits number their classes alike."
+    )
+  mesh = linear_heads.make_mesh()
+  state = linear_heads.create_heads(
+    1,
+    test_features.shape[1],
+    num_classes,
+    seed=protocol.seed,
+    deviation=protocol.initial_deviation,
+    mesh=mesh,
+  )
+  history, losses = [], []
+  meter = console.Progress("Linear", None, report=report)
+  for epoch in range(protocol.epochs):
+    state, loss, seen = _train_epoch(
+      state,
+      embed,
+      train_epoch(epoch),
+      protocol,
+      epoch,
+      mesh,
+      num_classes,
+      meter,
+    )
+    if epoch == 0:
+      meter.expect(seen * protocol.epochs)
+    losses.append(loss)
+    history.append(
+      linear_heads.rank_classes(state.heads, test_features, labels)[0]
+    )
+  test_top1 = [float((ranks == 0).mean()) for ranks in history]
+  return LinearResult(
+    accuracy=scores.accuracy(history[-1]),
+    best_top1=max(test_top1),
+    best_epoch=int(np.argmax(test_top1)),
+    test_top1=test_top1,
+    train_loss=losses,
+    heads=jax.tree.map(np.asarray, state.heads),
+  )
+
+
+def labelled_crops(
+  batches: Iterator[Mapping[str, Any]],
+  labels: np.ndarray,
+  steps_per_epoch: int,
+) -> TrainEpoch:
+  """Returns the epochs of a linear protocol from a pretraining pipeline.
+
+  Pretraining batches carry no labels, only which image each crop is of.
+
+  Args:
+    batches: As `data.pipeline.train_batches` gives them, without end: "views",
+      whose first entry is uint8 [B, V, S, S, C], and "index" int32 [B].
+    labels: int [N] by index; an image with -1 teaches nothing.
+    steps_per_epoch: Batches in an epoch.
+
+  Returns:
+    A function to be called with the epochs in turn: each call goes on where the
+    last one ended.
+  """
+
+  def train_epoch(epoch):
+    del epoch  # The iterator knows where it is.
+    for batch in itertools.islice(batches, steps_per_epoch):
+      label = labels[batch["index"]]
+      image = batch["views"][0][:, 0]
+      yield {"image": image, "label": label, "mask": label >= 0}
+
+  return train_epoch
+
+
+def _train_epoch(
+  state: linear_heads.HeadsState,
+  embed: Embed,
+  batches: Iterable[Mapping[str, np.ndarray]],
+  protocol: protocols.Linear,
+  epoch: int,
+  mesh: jax.sharding.Mesh,
+  num_classes: int,
+  meter: console.Progress,
+) -> tuple[linear_heads.HeadsState, float, int]:
+  """Returns the state after an epoch, its mean loss and its images."""
+  rate = np.full(1, protocol.learning_rate_at(epoch), np.float32)
+  losses, seen = [], 0
+  for batch, embedded in features.embed_ahead(embed, batches):
+    labels, weights = _labels_and_weights(batch, num_classes)
+    placed = linear_heads.place_batch(mesh, embedded, labels, weights)
+    state, loss = linear_heads.train_step(
+      state,
+      *placed,
+      rate,
+      momentum=protocol.momentum,
+      weight_decay=protocol.weight_decay,
+      optimizer=protocol.optimizer,
+      trust_coefficient=protocol.trust_coefficient,
+    )
+    losses.append(loss)
+    seen += len(labels)
+    meter.add(len(labels))
+  if not losses:
+    raise UserError(
+      f"Epoch {epoch} of the linear protocol has no batch; expected one or "
+      f"more: use a batch size below the {protocol.batch_size} of the protocol."
+    )
+  loss = float(np.mean([np.asarray(value)[0] for value in losses]))
+  if not np.isfinite(loss):
+    raise UserError(
+      f"The linear head diverged in epoch {epoch} (loss {loss}): check the "
+      "features, or use a smaller learning rate."
+    )
+  return state, loss, seen
+
+
+def _labels_and_weights(
+  batch: Mapping[str, np.ndarray], num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+  weights = batch.get("mask", np.ones(len(batch["image"]), bool))
+  weights = np.asarray(weights, np.float32)
+  labels = np.where(weights > 0, batch.get("label", -1), 0).astype(np.int32)
+  if labels.min() < 0 or labels.max() >= num_classes:
+    raise UserError(
+      f"A training batch has labels from {labels.min()} to {labels.max()}; "
+      f"expected 0 to {num_classes - 1}: use a labelled training set."
+    )
+  return labels, weights

@@ -1,0 +1,265 @@
+"""Logistic regression on frozen features.
+
+The problem is convex and solved to its minimum, so there is nothing to tune but
+the strength of the penalty, which is chosen on a held-out part of train.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+
+from imsvd_jax.base.errors import UserError, lookup
+from imsvd_jax.evaluation import input_checks, protocols, subsets
+from imsvd_jax.evaluation import scores as metrics
+from imsvd_jax.evaluation.inputs import Inputs
+
+
+class LogisticResult(NamedTuple):
+  """The score on test, and how the penalty was chosen."""
+
+  score: metrics.Score  # by the metric asked for
+  accuracy: metrics.Accuracy | None  # None for several labels per image
+  inverse_penalty: float  # C, chosen on the held-out part of train
+  held_out: dict[float, float]  # C tried -> metric on the held-out part
+  scores: np.ndarray  # float32 [Q, C], log-odds of every class
+  converged: bool
+
+
+def run(
+  inputs: Inputs, protocol: protocols.Lbfgs
+) -> Iterator[tuple[str, float]]:
+  """Yields the score on test, top-5 where defined, and the C chosen."""
+  train, test = inputs.need("train", "test")
+  result = logistic_regression(
+    train.features,
+    train.labels,
+    test.features,
+    test.labels,
+    **dataclasses.asdict(protocol),
+  )
+  yield from metrics.headline(result.score)
+  if result.accuracy is not None:
+    yield "top1", result.accuracy.top1
+    yield "top5", result.accuracy.top5
+  yield "inverse_penalty", result.inverse_penalty
+  yield "converged", float(result.converged)
+
+
+def logistic_regression(
+  train_features: np.ndarray,
+  train_labels: np.ndarray | None,
+  test_features: np.ndarray,
+  test_labels: np.ndarray | None,
+  *,
+  inverse_penalties: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+  metric: str = "top1",
+  held_out: float = 0.2,
+  max_iterations: int = 1000,
+  tolerance: float = 1e-5,
+  seed: int = 0,
+) -> LogisticResult:
+  """Fits logistic regression with an L2 penalty by L-BFGS.
+
+  Minimizes sum_i cross_entropy_i + |W|^2 / (2 C) over the softmax of all
+  classes. With several labels per image (labels [N, C]) each class is a problem
+  of its own against the rest. Features are standardized by the mean and
+  deviation of train, so that one C means the same for every encoder. C is the
+  value with the best metric on a held-out part of train (the smallest of
+  equals); the model is then fitted on all of train.
+
+  Args:
+    train_features: [N, F].
+    train_labels: int [N]; or int [N, C] of 1, 0 and -1 (does not count).
+    test_features: [Q, F].
+    test_labels: int [Q] or [Q, C].
+    inverse_penalties: Values of C to choose from.
+    metric: A name in `metrics.METRICS`.
+    held_out: Fraction of train (of each class) used to choose C.
+    max_iterations: At most this many steps of L-BFGS per fit.
+    tolerance: A fit ends when no component of the gradient of the mean loss is
+      larger.
+    seed: Chooses the held-out part.
+
+  Raises:
+    UserError: Features, labels or the metric are unusable.
+  """
+  measure = lookup(metrics.METRICS, metric, "metric")
+  train, test = input_checks.check_pair(train_features, test_features)
+  several = np.ndim(train_labels) == 2
+  check = _check_several if several else _check_one
+  train_labels, test_labels, num_classes = check(
+    train_labels, test_labels, len(train), len(test), metric
+  )
+  train, test = standardize(train, test)
+
+  def fit(rows, penalties, features):
+    path = _path_of_several if several else _path
+    settings = (num_classes, max_iterations, tolerance)
+    with _threads_for(train.size * num_classes):
+      return list(
+        path(train[rows], train_labels[rows], penalties, features, *settings)
+      )
+
+  penalties = sorted(float(c) for c in inverse_penalties)
+  tried: dict[float, float] = {}
+  if len(penalties) > 1:
+    strata = np.argmax(train_labels, axis=1) if several else train_labels
+    stay, away = subsets.split_classes(strata, held_out, seed=seed)
+    fits = fit(stay, penalties, train[away])
+    values = [measure.value(s, train_labels[away]) for s, _ in fits]
+    tried = dict(zip(penalties, values, strict=True))
+  chosen = max(tried, key=tried.__getitem__, default=penalties[0])
+  scores, converged = fit(slice(None), [chosen], test)[0]
+  ranks = None if several else metrics.class_ranks(scores, test_labels)
+  return LogisticResult(
+    score=measure.score(scores, test_labels),
+    accuracy=None if ranks is None else metrics.accuracy(ranks),
+    inverse_penalty=chosen,
+    held_out=tried,
+    scores=scores,
+    converged=converged,
+  )
+
+
+def standardize(
+  train: np.ndarray, test: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns both with train's mean 0 and deviation 1 per feature.
+
+  A feature that is constant on train becomes 0 there and on test: nothing can
+  be learned from it, so it must not move a prediction.
+  """
+  mean = train.mean(axis=0, dtype=np.float64)
+  deviation = train.std(axis=0, dtype=np.float64)
+  constant = deviation <= 1e-6 * np.maximum(np.abs(mean), 1e-6)
+  scale = np.where(constant, 0.0, 1 / np.where(constant, 1.0, deviation))
+  mean, scale = mean.astype(np.float32), scale.astype(np.float32)
+  return (train - mean) * scale, (test - mean) * scale
+
+
+def _threads_for(multiplications: int) -> threadpool_limits:
+  """Limits the threads of a fit whose products are of the given size.
+
+  Two pools of waiting threads, scikit-learn's and BLAS's, fight over the cores:
+  on two of them a fit of digits takes 3 to 10 times as long as with one thread,
+  and minutes on a busy machine. Only large products gain from threads, and
+  those are BLAS's.
+  """
+  api = "openmp" if multiplications > 1e9 else None  # None: both pools
+  return threadpool_limits(limits=1, user_api=api)
+
+
+def _check_one(
+  train_labels: np.ndarray | None,
+  test_labels: np.ndarray | None,
+  num_train: int,
+  num_test: int,
+  metric: str,
+) -> tuple[np.ndarray, np.ndarray, int]:
+  """Checks one label per image; returns them and the number of classes."""
+  if metric == "map_11_point":
+    raise UserError(
+      "The metric map_11_point needs labels [N, C] of 1, 0 and -1; found one "
+      "label per image: choose top1 or mean_per_class."
+    )
+  train_labels = input_checks.check_labels(train_labels, num_train, "train")
+  test_labels = input_checks.check_labels(test_labels, num_test, "test")
+  num_classes = input_checks.check_classes(train_labels, test_labels)
+  if len(np.unique(train_labels)) < 2:
+    raise UserError(
+      "All of train has one class; logistic regression needs at least two: "
+      "check the labels and the split."
+    )
+  return train_labels, test_labels, num_classes
+
+
+def _check_several(
+  train_labels: np.ndarray,
+  test_labels: np.ndarray,
+  num_train: int,
+  num_test: int,
+  metric: str,
+) -> tuple[np.ndarray, np.ndarray, int]:
+  """Checks several labels per image; as `_check_one`."""
+  train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
+  num_classes = train_labels.shape[1]
+  if metric != "map_11_point":
+    raise UserError(
+      f"The metric {metric} needs one label per image; found "
+      f"{num_classes} per image: choose map_11_point."
+    )
+  if (
+    train_labels.shape != (num_train, num_classes)
+    or test_labels.shape != (num_test, num_classes)
+    or not np.isin(train_labels, (-1, 0, 1)).all()
+    or not np.isin(test_labels, (-1, 0, 1)).all()
+  ):
+    raise UserError(
+      f"Labels of shape {train_labels.shape} and {test_labels.shape} for "
+      f"{num_train} and {num_test} images; expected [N, C] of 1, 0 and -1."
+    )
+  for c in range(num_classes):
+    if not {0, 1} <= set(train_labels[:, c].tolist()):
+      raise UserError(
+        f"Class {c} needs train images with and without it; found one kind."
+      )
+  return train_labels, test_labels, num_classes
+
+
+def _path(
+  train: np.ndarray,
+  labels: np.ndarray,
+  penalties: Sequence[float],
+  features: np.ndarray,
+  num_classes: int,
+  max_iterations: int,
+  tolerance: float,
+) -> Iterator[tuple[np.ndarray, bool]]:
+  """Fits each C, ascending, from the solution of the last: a short way.
+
+  Yields:
+    Log-odds float32 [Q, C] of `features` and whether the fit converged; classes
+    that train lacks have -infinity.
+  """
+  model = LogisticRegression(
+    max_iter=max_iterations, tol=tolerance, warm_start=True
+  )
+  for penalty in penalties:
+    model.set_params(C=penalty)
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore", ConvergenceWarning)  # It is reported.
+      model.fit(train, labels)
+    odds = np.asarray(model.decision_function(features), np.float32)
+    if odds.ndim == 1:  # Of two classes, only the second's odds are given.
+      odds = np.stack([-odds, odds], axis=1)
+    scores = np.full((len(features), num_classes), -np.inf, np.float32)
+    scores[:, model.classes_] = odds
+    yield scores, bool(model.n_iter_.max() < max_iterations)
+
+
+def _path_of_several(
+  train: np.ndarray,
+  labels: np.ndarray,
+  penalties: Sequence[float],
+  features: np.ndarray,
+  num_classes: int,
+  max_iterations: int,
+  tolerance: float,
+) -> Iterator[tuple[np.ndarray, bool]]:
+  """As `_path` for labels [N, C]: every class against the rest."""
+  paths = []
+  for c in range(num_classes):
+    known = labels[:, c] >= 0
+    settings = (2, max_iterations, tolerance)
+    paths.append(
+      _path(train[known], labels[known, c], penalties, features, *settings)
+    )
+  for fits in zip(*paths, strict=True):
+    scores = np.stack([scores[:, 1] for scores, _ in fits], axis=1)
+    yield scores, all(converged for _, converged in fits)

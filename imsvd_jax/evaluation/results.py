@@ -1,0 +1,238 @@
+"""Results as a file that says how they were made, and as a table."""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import imsvd_jax
+from imsvd_jax.base.errors import UserError
+
+SCHEMA = 1
+_HEADLINE = ("final", "best", "low", "high")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """One protocol on one checkpoint.
+
+  Attributes:
+    protocol: Its name in `PROTOCOLS`, or "transfer/SET".
+    evaluator: What ran it.
+    hyperparameters: Every one of them.
+    data: The name and splits of the data, and how images were prepared.
+    step: Of the checkpoint; None where there is none (raw pixels).
+    seed: Of the evaluation.
+    final: The number to report, as the protocol defines it.
+    best: The best number on test among those the protocol looked at, which is
+      chosen on test and therefore optimistic.
+    interval: 95% interval of `final`.
+    num_images: Test images.
+    values: Every number the evaluator gave.
+    seconds: How long it took.
+    online: Measured during pretraining, not by this evaluation.
+    skipped: Why there are no numbers; None if there are.
+    version: Of this package.
+    weights: Checksum of the encoder's; None where there is none.
+  """
+
+  protocol: str
+  evaluator: str
+  hyperparameters: Mapping[str, Any]
+  data: Mapping[str, Any]
+  step: int | None
+  seed: int
+  final: float | None = None
+  best: float | None = None
+  interval: tuple[float, float] | None = None
+  num_images: int | None = None
+  values: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  seconds: float | None = None
+  online: bool = False
+  skipped: str | None = None
+  version: str = imsvd_jax.__version__
+  weights: str | None = None
+
+  def key(self) -> str:
+    """Returns what makes two results the same measurement."""
+    return _key(dataclasses.asdict(self))
+
+
+def make_result(
+  *,
+  values: Mapping[str, float],
+  **fields: Any,
+) -> Result:
+  """Returns a result from the `(name, value)` pairs of an evaluator.
+
+  Args:
+    values: They hold "final", "best", "low" and "high" if there is a headline.
+    **fields: The other fields of `Result`.
+  """
+  values = {name: float(value) for name, value in values.items()}
+  final, best, low, high = (values.pop(name, None) for name in _HEADLINE)
+  interval = None if low is None else (low, high)
+  return Result(
+    **fields, final=final, best=best, interval=interval, values=values
+  )
+
+
+def write_results(path: Path, new: Iterable[Result]) -> None:
+  """Adds results to `results.json`; a repeated measurement replaces its last.
+
+  Args:
+    path: The file, local or any path with pathlib's methods.
+    new: Results to add.
+
+  Raises:
+    UserError: The file is there but is not one of ours.
+  """
+  known = {_key(entry): entry for entry in read_results(path)}
+  for result in new:
+    known[result.key()] = {**as_entry(result), "written": _now()}
+  text = json.dumps(
+    {"schema": SCHEMA, "results": list(known.values())}, indent=1
+  )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.parent / f"{path.name}.tmp"
+  temporary.write_text(text + "\n")
+  temporary.replace(path)  # A reader sees the old file or the new one.
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+  """Returns the entries of `results.json`; none if there is no file.
+
+  Raises:
+    UserError: The file is not one of ours.
+  """
+  if not path.exists():
+    return []
+  try:
+    content = json.loads(path.read_text())
+    entries, schema = content["results"], content["schema"]
+    for entry in entries:
+      _key(entry)
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(
+      f"{path} is not a results file ({type(error).__name__}); expected one "
+      "that this program wrote: move it away."
+    ) from error
+  if schema != SCHEMA:
+    raise UserError(
+      f"{path} has schema {schema}; expected {SCHEMA}: move it away, or use "
+      "the version of imsvd_jax that wrote it."
+    )
+  return entries
+
+
+def as_entry(result: Result) -> dict[str, Any]:
+  """Returns a result as `read_results` does."""
+  return _plain(dataclasses.asdict(result))
+
+
+def find(
+  entries: Iterable[Mapping[str, Any]], planned: Result
+) -> Result | None:
+  """Returns the result of a measurement that was made already, if any.
+
+  Args:
+    entries: From `read_results`.
+    planned: What is to be measured, of which weights; no numbers yet.
+  """
+  for entry in entries:
+    same = _key(entry) == planned.key() and not entry["skipped"]
+    if same and entry.get("version") == planned.version:
+      fields = {f.name for f in dataclasses.fields(Result)}
+      return Result(**{k: v for k, v in entry.items() if k in fields})
+  return None
+
+
+def scalars(result: Result) -> dict[str, float]:
+  """Returns the numbers of a result by tag, for TensorBoard."""
+  found = {"final": result.final, "best": result.best}
+  found |= {k: v for k, v in result.values.items() if not is_detail(k)}
+  return {
+    f"{result.protocol}/{name}": value
+    for name, value in found.items()
+    if value is not None
+  }
+
+
+def is_detail(name: str) -> bool:
+  """Returns whether a number is one of very many: for results.json alone."""
+  return "/variable/" in name
+
+
+def table(results: Iterable[Result]) -> str:
+  """Returns results as lines of a table for the console; numbers in percent."""
+  rows = [("protocol", "data", "final", "95% interval", "best", "images", "s")]
+  notes = []
+  for result in results:
+    name = result.protocol + (" (online)" if result.online else "")
+    data = str(result.data.get("name", ""))
+    if result.skipped:
+      rows.append((name, data, "skipped", "", "", "", ""))
+      notes.append(result.skipped)
+      continue
+    rows.append(
+      (
+        name,
+        data,
+        _percent(result.final),
+        _interval(result.interval),
+        _percent(result.best),
+        "" if result.num_images is None else str(result.num_images),
+        "" if result.seconds is None else f"{result.seconds:.1f}",
+      )
+    )
+    if result.final is None:
+      shown = {k: v for k, v in result.values.items() if not is_detail(k)}
+      notes.extend(
+        f"{name} {k} {'none' if v is None else format(v, '.4g')}"
+        for k, v in shown.items()
+      )
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = [
+    "  ".join(
+      cell.ljust(width) if i < 2 else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    for row in rows
+  ]
+  return "\n".join([*lines, *notes])
+
+
+def _percent(value: float | None) -> str:
+  return "" if value is None else f"{100 * value:.2f}"
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+  if interval is None:
+    return ""
+  return f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}"
+
+
+def _key(entry: Mapping[str, Any]) -> str:
+  names = ("protocol", "hyperparameters", "data", "step", "seed", "online")
+  # As it is read back: tuples are lists in JSON. A step has two sets of weights
+  # where there is a target network, and others after a new run.
+  values = [*(entry[name] for name in names), entry.get("weights")]
+  return json.dumps(values, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+  """Returns `value` as JSON has it: lists, and null for what is no number."""
+  if isinstance(value, Mapping):
+    return {str(key): _plain(entry) for key, entry in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(entry) for entry in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def _now() -> str:
+  return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,232 @@
+"""Scores of predictions, and how sure they are."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from imsvd_jax.base.errors import UserError
+
+RECALLS = np.linspace(0, 1, 11)
+
+
+class Accuracy(NamedTuple):
+  """Fractions (0 to 1) of the images, and how many there were."""
+
+  top1: float
+  top5: float
+  interval: tuple[float, float]  # 95% interval of top1
+  num_images: int
+
+
+class Score(NamedTuple):
+  """One metric (0 to 1) with its 95% interval."""
+
+  value: float
+  interval: tuple[float, float]
+  num_images: int
+
+
+def class_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Returns the place of each image's own class among all: 0 is the best.
+
+  Of equal scores the lower class number comes first. A score that is not a
+  number is behind every number, so a diverged classifier is never right.
+
+  Args:
+    scores: [N, C].
+    labels: int [N].
+
+  Returns:
+    int32 [N].
+  """
+  own = np.take_along_axis(scores, labels[:, None], axis=1)  # [N, 1]
+  lower = np.arange(scores.shape[1]) < labels[:, None]
+  ahead = ~(scores <= own) | ((scores == own) & lower)
+  return ahead.sum(axis=1, dtype=np.int32)
+
+
+def accuracy(ranks: np.ndarray) -> Accuracy:
+  """Returns top-1 and top-5 accuracy from `class_ranks` [N]."""
+  right = int((ranks == 0).sum())
+  return Accuracy(
+    top1=right / len(ranks),
+    top5=float((ranks < 5).mean()),
+    interval=wilson_interval(right, len(ranks)),
+    num_images=len(ranks),
+  )
+
+
+def mean_per_class(right: np.ndarray, labels: np.ndarray) -> float:
+  """Returns the mean over classes of the accuracy within each.
+
+  Args:
+    right: bool [N], whether each image is classified rightly.
+    labels: int [N]; classes that do not occur do not count.
+  """
+  total = np.bincount(labels)
+  hits = np.bincount(labels, weights=right)
+  present = total > 0
+  return float((hits[present] / total[present]).mean())
+
+
+def average_precision_11_point(scores: np.ndarray, labels: np.ndarray) -> float:
+  """Returns VOC 2007's average precision of one class.
+
+  The mean over recalls r = 0, 0.1, ..., 1 of the best precision at recall r or
+  more (0 where no threshold reaches r). Images of equal score are retrieved
+  together, so their order does not matter.
+
+  Args:
+    scores: [N].
+    labels: int [N]: 1 has the class, 0 has not, -1 does not count (VOC's
+      "difficult").
+  """
+  counted = labels >= 0
+  scores, positive = scores[counted], labels[counted] > 0
+  if not positive.any():
+    raise UserError(
+      "A class has no image in test, so its average precision is undefined: "
+      "leave the class out."
+    )
+  order = np.argsort(-scores, kind="stable")
+  scores, positive = scores[order], positive[order]
+  last_of_equals = np.append(scores[1:] != scores[:-1], True)
+  retrieved = np.flatnonzero(last_of_equals) + 1
+  hits = np.cumsum(positive)[last_of_equals]
+  # A tenth such as 0.3 is not a float: compare with room for its rounding.
+  recall, precision = hits / positive.sum() + 1e-9, hits / retrieved
+  best = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or more
+  first = np.searchsorted(recall, RECALLS)
+  return float(np.append(best, 0.0)[first].mean())
+
+
+def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+  """Returns the mean 11-point average precision over classes.
+
+  Args:
+    scores: [N, C].
+    labels: int [N, C] of 1, 0 and -1, as `average_precision_11_point` takes.
+  """
+  return float(
+    np.mean(
+      [
+        average_precision_11_point(scores[:, c], labels[:, c])
+        for c in range(labels.shape[1])
+        if (labels[:, c] > 0).any()
+      ]
+    )
+  )
+
+
+def wilson_interval(
+  successes: int, trials: int, z: float = 1.959964
+) -> tuple[float, float]:
+  """Returns Wilson's score interval of a proportion.
+
+  Args:
+    successes: How many trials succeeded.
+    trials: How many there were, at least one.
+    z: Normal quantile; the default gives 95%.
+  """
+  proportion = successes / trials
+  denominator = 1 + z * z / trials
+  centre = (proportion + z * z / (2 * trials)) / denominator
+  spread = proportion * (1 - proportion) / trials + (z / (2 * trials)) ** 2
+  half_width = z * math.sqrt(spread) / denominator
+  # At the ends the exact bound is the end; rounding must not miss it.
+  low = 0.0 if successes == 0 else max(0.0, centre - half_width)
+  high = 1.0 if successes == trials else min(1.0, centre + half_width)
+  return low, high
+
+
+def bootstrap_interval(
+  statistic: Callable[[np.ndarray], float],
+  num_images: int,
+  *,
+  num_resamples: int = 1000,
+  seed: int = 0,
+) -> tuple[float, float]:
+  """Returns the 95% percentile interval over resampled test images.
+
+  Args:
+    statistic: From the indices of a resample, int [num_images], to its value.
+    num_images: How many test images there are.
+    num_resamples: How many resamples to draw.
+    seed: Draws them.
+  """
+  generator = np.random.default_rng(seed)
+  values = [
+    statistic(generator.integers(0, num_images, num_images))
+    for _ in range(num_resamples)
+  ]
+  low, high = np.percentile(values, [2.5, 97.5])
+  return float(low), float(high)
+
+
+def top1_score(scores: np.ndarray, labels: np.ndarray) -> Score:
+  """Scores [N, C] against int [N] by the fraction of images right."""
+  result = accuracy(class_ranks(scores, labels))
+  return Score(result.top1, result.interval, result.num_images)
+
+
+def mean_per_class_score(scores: np.ndarray, labels: np.ndarray) -> Score:
+  """Scores [N, C] against int [N] by `mean_per_class`."""
+  right = class_ranks(scores, labels) == 0
+  interval = bootstrap_interval(
+    lambda sample: mean_per_class(right[sample], labels[sample]), len(labels)
+  )
+  return Score(mean_per_class(right, labels), interval, len(labels))
+
+
+def mean_average_precision_score(
+  scores: np.ndarray, labels: np.ndarray
+) -> Score:
+  """Scores [N, C] against int [N, C] by `mean_average_precision`."""
+  interval = bootstrap_interval(
+    lambda sample: mean_average_precision(scores[sample], labels[sample]),
+    len(labels),
+    num_resamples=200,  # A resample sorts every class: milliseconds, not 10s.
+  )
+  return Score(mean_average_precision(scores, labels), interval, len(labels))
+
+
+def top1(scores: np.ndarray, labels: np.ndarray) -> float:
+  """Returns the fraction of images whose best score is their own class."""
+  return float((class_ranks(scores, labels) == 0).mean())
+
+
+def scored_mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
+  """Returns `mean_per_class` of the classes with the best scores."""
+  return mean_per_class(class_ranks(scores, labels) == 0, labels)
+
+
+class Metric(NamedTuple):
+  """From scores [N, C] and labels to a number, with and without interval."""
+
+  value: Callable[[np.ndarray, np.ndarray], float]
+  score: Callable[[np.ndarray, np.ndarray], Score]
+
+
+METRICS: dict[str, Metric] = {
+  "top1": Metric(top1, top1_score),
+  "mean_per_class": Metric(scored_mean_per_class, mean_per_class_score),
+  "map_11_point": Metric(mean_average_precision, mean_average_precision_score),
+}
+
+
+def headline(
+  score: Score | Accuracy, best: float | None = None
+) -> Iterator[tuple[str, float]]:
+  """Yields what a results table shows: "final", "best", "low", "high".
+
+  Args:
+    score: The number to report, with its interval.
+    best: The best over whatever the protocol looked at on test (epochs, or
+      values of k); the final number where it looked once.
+  """
+  yield "final", score[0]
+  yield "best", score[0] if best is None else best
+  yield "low", score.interval[0]
+  yield "high", score.interval[1]

@@ -1,0 +1,282 @@
+"""What network a set of weights belongs to, and what each entry is called.
+
+`entries` is the one table of names: everything that converts weights walks it.
+The names on the torch side are torchvision's.
+"""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from imsvd_jax.base.errors import UserError, lookup
+from imsvd_jax.models import BACKBONES
+from imsvd_jax.models.resnet import STEMS, ResNet
+
+NUM_BATCHES = "num_batches_tracked"
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+  """A network, in the words of the config.
+
+  Attributes:
+    backbone: A key of BACKBONES.
+    width_multiplier: Scales the filters of every stage.
+    stem: A key of STEMS.
+    channels: Channels of the images.
+    projector: Output widths of the projector's layers; empty without one.
+    hidden_bias: Whether the projector's hidden layers have a bias.
+  """
+
+  backbone: str
+  width_multiplier: float = 1.0
+  stem: str = "imagenet"
+  channels: int = 3
+  projector: tuple[int, ...] = ()
+  hidden_bias: bool = True
+
+  def network(self) -> ResNet:
+    """Returns the backbone as a module (no parameters are made)."""
+    make = lookup(BACKBONES, self.backbone, "backbone")
+    return make(width_multiplier=self.width_multiplier, stem=self.stem)
+
+  def describe(self) -> str:
+    """Returns e.g. "resnet18 (width 0.25, small stem)"."""
+    if self.width_multiplier == 1 and self.stem == "imagenet":
+      return self.backbone
+    width = f"width {self.width_multiplier:g}, {self.stem} stem"
+    return f"{self.backbone} ({width})"
+
+
+class Entry(NamedTuple):
+  """One tensor.
+
+  Attributes:
+    key: Its name in torch, with "backbone." or "projector." in front.
+    path: Where it is in our variables; None for torch's batch counters.
+    shape: Its shape in torch.
+  """
+
+  key: str
+  path: tuple[str, ...] | None
+  shape: tuple[int, ...]
+
+
+def _batch_norm(key: str, path: tuple[str, ...], size: int) -> Iterator[Entry]:
+  params, stats = ("params", *path), ("batch_stats", *path)
+  yield Entry(f"{key}.weight", (*params, "scale"), (size,))
+  yield Entry(f"{key}.bias", (*params, "bias"), (size,))
+  yield Entry(f"{key}.running_mean", (*stats, "mean"), (size,))
+  yield Entry(f"{key}.running_var", (*stats, "var"), (size,))
+  yield Entry(f"{key}.{NUM_BATCHES}", None, ())
+
+
+def _conv_norm(
+  key: str,
+  path: tuple[str, ...],
+  names: tuple[str, str, str, str],
+  shape: tuple[int, int, int, int],
+) -> Iterator[Entry]:
+  """A convolution and its batch norm; names: conv and norm, torch and ours."""
+  conv, norm, our_conv, our_norm = names
+  kernel = ("params", *path, our_conv, "kernel")
+  yield Entry(f"{key}{conv}.weight", kernel, shape)
+  yield from _batch_norm(f"{key}{norm}", (*path, our_norm), shape[0])
+
+
+def _backbone(architecture: Architecture) -> Iterator[Entry]:
+  net = architecture.network()
+  expansion = net.block.expansion
+  filters, size = net.num_filters, STEMS[net.stem][0]
+  names = ("conv1", "bn1", "conv1", "bn1")
+  stem = (filters, architecture.channels, size, size)
+  yield from _conv_norm("backbone.", ("backbone",), names, stem)
+  inputs = filters
+  for stage, blocks in enumerate(net.stage_sizes):
+    inner = filters * 2**stage
+    outputs = inner * expansion
+    for block in range(blocks):
+      key = f"backbone.layer{stage + 1}.{block}."
+      path = ("backbone", f"layer{stage + 1}_{block}")
+      if expansion == 1:
+        shapes = [(inner, inputs, 3, 3), (inner, inner, 3, 3)]
+      else:
+        shapes = [
+          (inner, inputs, 1, 1),
+          (inner, inner, 3, 3),
+          (outputs, inner, 1, 1),
+        ]
+      for i, shape in enumerate(shapes, 1):
+        names = (f"conv{i}", f"bn{i}", f"conv{i}", f"bn{i}")
+        yield from _conv_norm(key, path, names, shape)
+      if block == 0 and (stage > 0 or inputs != outputs):
+        names = (
+          "downsample.0",
+          "downsample.1",
+          "downsample_conv",
+          "downsample_bn",
+        )
+        yield from _conv_norm(key, path, names, (outputs, inputs, 1, 1))
+      inputs = outputs
+
+
+def _projector(architecture: Architecture) -> Iterator[Entry]:
+  inputs = architecture.network().num_features
+  last = len(architecture.projector) - 1
+  for i, width in enumerate(architecture.projector):
+    # torch's Sequential counts Linear, BatchNorm and ReLU: three a layer.
+    key, path = f"projector.{3 * i}", ("params", "projector", f"dense_{i}")
+    yield Entry(f"{key}.weight", (*path, "kernel"), (width, inputs))
+    if i < last:
+      if architecture.hidden_bias:
+        yield Entry(f"{key}.bias", (*path, "bias"), (width,))
+      norm = ("projector", f"bn_{i}")
+      yield from _batch_norm(f"projector.{3 * i + 1}", norm, width)
+    inputs = width
+
+
+def entries(architecture: Architecture) -> list[Entry]:
+  """Returns every tensor of the network, in torchvision's order."""
+  return [*_backbone(architecture), *_projector(architecture)]
+
+
+# ---- recognising a network -------------------------------------------------
+
+
+def _backbone_name(bottleneck: bool, sizes: tuple[int, ...]) -> str:
+  known = {}
+  for name, make in BACKBONES.items():
+    net = make()
+    if isinstance(net, ResNet):
+      known[net.block.expansion > 1, net.stage_sizes] = name
+  if (bottleneck, sizes) not in known:
+    kind = "bottleneck" if bottleneck else "basic"
+    raise UserError(
+      f"The weights have stages of {list(sizes)} {kind} blocks, which is none "
+      f"of {', '.join(sorted(known.values()))}."
+    )
+  return known[bottleneck, sizes]
+
+
+def _stem_name(kernel: int) -> str:
+  for name, (size, _, _) in STEMS.items():
+    if size == kernel:
+      return name
+  sizes = ", ".join(f"{s[0]} ({name})" for name, s in STEMS.items())
+  raise UserError(
+    f"conv1.weight has a kernel of {kernel}; known stems have {sizes}."
+  )
+
+
+def infer_architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
+  """Recognises a network from names and shapes.
+
+  Args:
+    shapes: Shape by torchvision name, with "backbone." and "projector." in
+      front.
+
+  Returns:
+    The nearest architecture; it is the caller's to compare every shape.
+
+  Raises:
+    UserError: The names are not a ResNet's that we have.
+  """
+  counts: dict[int, int] = collections.Counter()
+  for key in shapes:
+    if found := re.match(r"backbone\.layer(\d+)\.(\d+)\.", key):
+      stage, block = int(found[1]), int(found[2])
+      counts[stage] = max(counts[stage], block + 1)
+  stem = shapes.get("backbone.conv1.weight", ())
+  if len(stem) != 4 or not counts:
+    sample = ", ".join(repr(key.removeprefix("backbone.")) for key in shapes)
+    raise UserError(
+      "The weights are not a ResNet's: expected conv1.weight with 4 dimensions "
+      f"and layer1.0.conv1.weight, found {sample[:200] or 'nothing'}."
+    )
+  sizes = tuple(counts[i] for i in range(1, max(counts) + 1))
+  bottleneck = any(".conv3." in key for key in shapes)
+  # By vote, so that one damaged tensor is reported as that one.
+  witnesses = ("conv1.weight", "bn1.weight", "bn1.bias", "layer1.0.bn1.weight")
+  votes = [shapes.get(f"backbone.{key}", ()) for key in witnesses]
+  filters = collections.Counter(v[0] for v in votes if v).most_common(1)[0][0]
+  widths, hidden_bias = _infer_projector(shapes)
+  return Architecture(
+    backbone=_backbone_name(bottleneck, sizes),
+    width_multiplier=filters / 64,
+    stem=_stem_name(stem[2]),
+    channels=stem[1],
+    projector=widths,
+    hidden_bias=hidden_bias,
+  )
+
+
+def _infer_projector(
+  shapes: Mapping[str, tuple[int, ...]],
+) -> tuple[tuple[int, ...], bool]:
+  """Returns the widths of the projector's layers and if hidden have a bias."""
+  numbers = [
+    int(found[1])
+    for key in shapes
+    if (found := re.match(r"projector\.(\d+)\.", key))
+  ]
+  if not numbers:
+    return (), True
+  # A norm is never last: the Linear after it may be missing, and is then named.
+  end = max(numbers) + (3 if max(numbers) % 3 == 1 else 1)
+  widths = []
+  for i in range(0, end, 3):
+    # The norm after it stands in for a hidden layer that is missing.
+    for key in (f"projector.{i}.weight", f"projector.{i + 1}.weight"):
+      if shapes.get(key):
+        widths.append(shapes[key][0])
+        break
+    else:
+      raise UserError(
+        f"The weights miss projector.{i}.weight; a projector has Linear, "
+        "BatchNorm1d and ReLU for each hidden layer, then one Linear."
+      )
+  hidden = [f"projector.{3 * i}.bias" for i in range(len(widths) - 1)]
+  return tuple(widths), not hidden or any(key in shapes for key in hidden)
+
+
+def architecture_of(variables: Mapping[str, Any]) -> Architecture:
+  """Recognises the network that variables of ours belong to."""
+  shapes = {}
+  for path, leaf in flatten(variables).items():
+    if path[0] == "params":
+      shapes[_torch_key(path)] = _torch_shape(leaf.shape)
+  return infer_architecture(shapes)
+
+
+def flatten(
+  tree: Mapping[str, Any], prefix: tuple[str, ...] = ()
+) -> dict[tuple[str, ...], Any]:
+  """Returns the leaves of nested dictionaries by path."""
+  leaves = {}
+  for name, value in tree.items():
+    path = (*prefix, name)
+    if isinstance(value, Mapping):
+      leaves.update(flatten(value, path))
+    else:
+      leaves[path] = value
+  return leaves
+
+
+def _torch_key(path: tuple[str, ...]) -> str:
+  """Renames a path of ours well enough to recognise the network."""
+  *modules, leaf = path[1:]
+  if len(modules) > 1 and modules[0] == "projector":
+    kind, _, number = modules[1].rpartition("_")
+    if number.isdigit():
+      modules[1] = str(3 * int(number) + (kind == "bn"))
+  leaf = {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
+  name = ".".join([*modules, leaf])
+  return re.sub(r"\.layer(\d+)_(\d+)\.", r".layer\1.\2.", name)
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+  if len(shape) == 4:
+    return (shape[3], shape[2], shape[0], shape[1])
+  return tuple(reversed(shape))

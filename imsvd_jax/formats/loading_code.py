@@ -1,0 +1,178 @@
+"""Python that loads an exported file where this package is not installed."""
+
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.formats.architecture import Architecture
+from imsvd_jax.models.resnet import STEMS
+
+_MODULE = """
+class Encoder(torch.nn.Module):
+  def __init__(self, backbone, projector):
+    super().__init__()
+    self.backbone, self.projector = backbone, projector
+
+  def forward(self, images):
+    features = self.backbone(images)
+    return features, self.projector(features)
+
+
+"""
+
+
+def loading_code(
+  format_name: str,
+  architecture: Architecture,
+  file_name: str,
+  *,
+  projector: bool = False,
+  num_classes: int = 0,
+) -> str:
+  """Returns Python that loads the file into `model` (for "numpy": `arrays`).
+
+  Args:
+    format_name: "torchvision", "safetensors", "timm" or "numpy"; detectron2
+      wants `detectron2_config` instead.
+    architecture: What the file holds.
+    file_name: Name of the file.
+    projector: Whether the file has the projector.
+    num_classes: Size of the classifier in the file; 0 without one.
+  """
+  if format_name == "numpy":
+    return (
+      "import numpy as np\n\n"
+      f'arrays = dict(np.load("{file_name}", allow_pickle=False))\n'
+      'kernel = arrays["params/backbone/conv1/kernel"]  # [h, w, in, out]\n'
+    )
+  if format_name == "timm":
+    return _timm(architecture, file_name, num_classes)
+  if format_name not in ("torchvision", "safetensors"):
+    raise UserError(f"There is no Python to load format {format_name!r}.")
+  imports = "import torch\n"
+  load = f'torch.load("{file_name}", weights_only=True)'
+  if format_name == "safetensors":
+    imports += "from safetensors.torch import load_file\n"
+    load = f'load_file("{file_name}")'
+  network = _network(architecture, num_classes)
+  wrap = _wrap(architecture) if projector else ""
+  imports += _network_imports(architecture)
+  module = _MODULE if projector else "\n"
+  return (
+    f"{imports}{module}{network}{wrap}model.load_state_dict({load})\n"
+    "model.eval()\n"
+  )
+
+
+# The backbones that torchvision and timm have a function for.
+READY_MADE = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+
+def is_ready_made(architecture: Architecture) -> bool:
+  """Whether torchvision and timm build this network by its name."""
+  return (
+    architecture.width_multiplier == 1 and architecture.backbone in READY_MADE
+  )
+
+
+def _stages(architecture: Architecture) -> list[int]:
+  """Blocks per stage, as their four-stage ResNets want to be told."""
+  sizes = list(architecture.network().stage_sizes)
+  return sizes + [1] * (4 - len(sizes))
+
+
+def _block(architecture: Architecture) -> str:
+  expansion = architecture.network().block.expansion
+  return "BasicBlock" if expansion == 1 else "Bottleneck"
+
+
+def _network_imports(architecture: Architecture) -> str:
+  if is_ready_made(architecture):
+    return "import torchvision\n"
+  block = _block(architecture)
+  return f"from torchvision.models.resnet import {block}, ResNet\n"
+
+
+def _replacements(architecture: Architecture) -> str:
+  """Replaces the layers in which torchvision's network differs."""
+  size, stride, pool = STEMS[architecture.stem]
+  filters = architecture.network().num_filters
+  lines = ""
+  if (size, filters, architecture.channels) != (7, 64, 3):
+    lines += (
+      f"model.conv1 = torch.nn.Conv2d({architecture.channels}, {filters}, "
+      f"{size}, {stride}, {size // 2}, bias=False)\n"
+    )
+  if filters != 64:
+    lines += f"model.bn1 = torch.nn.BatchNorm2d({filters})\n"
+  if not pool:
+    lines += "model.maxpool = torch.nn.Identity()\n"
+  for stage in range(len(architecture.network().stage_sizes), 4):
+    lines += f"model.layer{stage + 1} = torch.nn.Identity()\n"
+  return lines
+
+
+def _network(architecture: Architecture, num_classes: int) -> str:
+  net = architecture.network()
+  filters, sizes = net.num_filters, _stages(architecture)
+  block = _block(architecture)
+  if is_ready_made(architecture):
+    code = f"model = torchvision.models.{architecture.backbone}(weights=None)\n"
+  elif filters == 64:
+    code = f"model = ResNet({block}, {sizes})\n"
+  else:
+    code = f"""class Scaled(ResNet):  # torchvision builds width 1 only
+  def _make_layer(self, block, planes, *args, **kwargs):
+    if planes == 64:
+      self.inplanes = {filters}
+    planes = planes * {filters} // 64
+    return super()._make_layer(block, planes, *args, **kwargs)
+
+
+model = Scaled({block}, {sizes})
+"""
+  code += _replacements(architecture)
+  if num_classes:
+    return (
+      code + f"model.fc = torch.nn.Linear({net.num_features}, {num_classes})\n"
+    )
+  return code + "model.fc = torch.nn.Identity()  # features, not classes\n"
+
+
+def _wrap(architecture: Architecture) -> str:
+  """Puts the projector behind the backbone."""
+  inputs, layers = architecture.network().num_features, []
+  for width in architecture.projector[:-1]:
+    bias = "" if architecture.hidden_bias else ", bias=False"
+    layers += [
+      f"torch.nn.Linear({inputs}, {width}{bias})",
+      f"torch.nn.BatchNorm1d({width})",
+      "torch.nn.ReLU()",
+    ]
+    inputs = width
+  last = architecture.projector[-1]
+  layers.append(f"torch.nn.Linear({inputs}, {last}, bias=False)")
+  body = "".join(f"  {layer},\n" for layer in layers)
+  return (
+    f"projector = torch.nn.Sequential(\n{body})\n"
+    "model = Encoder(model, projector)\n"
+  )
+
+
+def _timm(architecture: Architecture, file_name: str, num_classes: int) -> str:
+  arguments = f"num_classes={num_classes}, in_chans={architecture.channels}"
+  if is_ready_made(architecture) and architecture.stem == "imagenet":
+    return (
+      "import timm\n\n"
+      f'model = timm.create_model("{architecture.backbone}", {arguments}, '
+      f'checkpoint_path="{file_name}")\nmodel.eval()\n'
+    )
+  block, net = _block(architecture), architecture.network()
+  head = ""
+  if num_classes and len(net.stage_sizes) < 4:
+    head = f"model.fc = torch.nn.Linear({net.num_features}, {num_classes})\n"
+  return (
+    "import torch\n"
+    f"from timm.models.resnet import {block}, ResNet\n\n"
+    f"model = ResNet({block}, {_stages(architecture)}, {arguments})\n"
+    f"{_replacements(architecture)}{head}"
+    f'model.load_state_dict(torch.load("{file_name}", weights_only=True))\n'
+    "model.eval()\n"
+  )

@@ -1,0 +1,95 @@
+"""Our own variables in an .npz file: every array under its path, no pickle.
+
+`params/backbone/conv1/kernel` and so on, convolutions in HWIO; "metadata"
+holds JSON.
+"""
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.formats.architecture import architecture_of, flatten
+from imsvd_jax.formats.torchvision import (
+  Imported,
+  check_values,
+  check_variables,
+  insert,
+)
+
+
+def write_numpy(
+  path: str | os.PathLike[str],
+  variables: Mapping[str, Any],
+  metadata: Mapping[str, Any],
+  classifier: Mapping[str, Any] | None = None,
+) -> None:
+  """Writes {"params", "batch_stats"}, and the classifier if there is one."""
+  arrays = {
+    "/".join(leaf_path): np.asarray(leaf)
+    for leaf_path, leaf in flatten(variables).items()
+  }
+  for name, value in (classifier or {}).items():
+    arrays[f"classifier/{name}"] = np.asarray(value)
+  arrays["metadata"] = np.array(json.dumps(dict(metadata)))
+  with open(path, "wb") as file:  # Given a name, NumPy would append ".npz".
+    np.savez(file, **arrays)
+
+
+def read_numpy(path: str | os.PathLike[str]) -> Imported:
+  """Reads what `write_numpy` wrote.
+
+  Raises:
+    UserError: The file is damaged, holds Python objects, or other arrays than
+      a network's.
+  """
+  try:
+    # Opened here, because NumPy leaves a damaged file open.
+    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+      arrays = {name: file[name] for name in file.files}
+  except (
+    ValueError,
+    OSError,
+    EOFError,
+    KeyError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as error:
+    raise UserError(
+      f"{path} is not a complete .npz file of plain arrays ({error}); export "
+      "it again."
+    ) from error
+  metadata = _metadata(path, arrays.pop("metadata", None))
+  classifier: dict[str, np.ndarray] = {}
+  variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
+  for name, value in arrays.items():
+    if name.startswith("classifier/"):
+      classifier[name.removeprefix("classifier/")] = value
+    else:
+      insert(variables, tuple(name.split("/")), value)
+  architecture = architecture_of(variables)
+  check_variables(variables, architecture)
+  check_values(arrays)
+  return Imported(variables, architecture, classifier or None, metadata)
+
+
+def _metadata(
+  path: str | os.PathLike[str], value: np.ndarray | None
+) -> dict[str, Any]:
+  if value is None:
+    return {}
+  try:
+    metadata = json.loads(str(value))
+  except json.JSONDecodeError as error:
+    raise UserError(f"{path}: its metadata is not JSON ({error}).") from error
+  if not isinstance(metadata, dict):
+    raise UserError(
+      f"{path}: its metadata is a {type(metadata).__name__} in JSON; expected"
+      " an object."
+    )
+  return metadata

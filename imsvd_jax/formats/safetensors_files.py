@@ -1,0 +1,76 @@
+"""State dicts in safetensors files: no torch, no pickle, metadata included."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from imsvd_jax.base.errors import UserError
+
+
+def write_safetensors(
+  path: str | os.PathLike[str],
+  state: Mapping[str, np.ndarray],
+  metadata: Mapping[str, Any],
+) -> None:
+  """Writes a state dict; metadata values that are no strings become JSON."""
+  from safetensors import SafetensorError
+  from safetensors.numpy import save_file
+
+  strings = {
+    key: value if isinstance(value, str) else json.dumps(value)
+    for key, value in metadata.items()
+  }
+  # The library writes memory as it lies: a transposed view would be scrambled.
+  arrays = {key: np.array(value, order="C") for key, value in state.items()}
+  # "format" is what libraries of the ecosystem look for.
+  try:
+    save_file(arrays, path, metadata={"format": "pt", **strings})
+  except SafetensorError as error:  # Names are unique, types known: the disk.
+    raise OSError(None, str(error)) from error
+
+
+def read_safetensors(
+  path: str | os.PathLike[str],
+) -> tuple[dict[str, np.ndarray], dict[str, Any], tuple[str, ...]]:
+  """Reads arrays by name, the metadata, and () for what was left out.
+
+  Raises:
+    UserError: The file is damaged.
+  """
+  from safetensors import SafetensorError, safe_open
+
+  try:
+    with safe_open(path, framework="numpy") as file:
+      metadata = file.metadata() or {}
+      state = {key: _array(file, key, path) for key in list(file.keys())}
+  except SafetensorError as error:
+    raise UserError(
+      f"{path} is not a complete safetensors file ({error}); download or "
+      "export it again."
+    ) from error
+  return state, {key: _parse(value) for key, value in metadata.items()}, ()
+
+
+def _array(file: Any, key: str, path: str | os.PathLike[str]) -> np.ndarray:
+  try:
+    value = np.array(file.get_tensor(key))
+  except (TypeError, AttributeError, KeyError) as error:
+    raise UserError(
+      f"{path}: {key} has a data type that NumPy lacks ({error}); save the "
+      "weights in float32."
+    ) from error
+  half = value.dtype.name in ("float16", "bfloat16")
+  return value.astype(np.float32) if half else value
+
+
+def _parse(value: str) -> Any:
+  """Undoes what the writer did; a string that is no JSON stays itself."""
+  if value[:1] not in ("{", "["):
+    return value
+  try:
+    return json.loads(value)
+  except json.JSONDecodeError:
+    return value

@@ -1,0 +1,193 @@
+"""State dicts in torch files; torch is imported only when one is used.
+
+Files are read with `weights_only=True`: nothing in them is executed.
+"""
+
+import collections
+import os
+import pickle
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from imsvd_jax.base.errors import UserError
+
+
+def _does_nothing(*args: Any, **kwargs: Any) -> None:
+  """Stands for a function of the official training scripts.
+
+  The official IMSVD, VICReg and Barlow Twins checkpoints hold their optimizer,
+  and that refers to this function by name. Torch refuses unknown functions, so
+  it is told that the name means this one.
+  """
+
+
+_does_nothing.__module__ = "__main__"
+_does_nothing.__qualname__ = "exclude_bias_and_norm"
+
+
+def _torch() -> Any:
+  try:
+    import torch
+  except ImportError as error:
+    raise UserError(
+      "torch files need PyTorch: pip install 'imsvd_jax[torch]', or use "
+      "--format=safetensors or --format=numpy."
+    ) from error
+  return torch
+
+
+def write_torch(
+  path: str | os.PathLike[str],
+  state: Mapping[str, np.ndarray],
+  metadata: Mapping[str, Any],
+) -> None:
+  """Writes a state dict; the loaded one has `metadata` as an attribute.
+
+  An attribute, because strict loading accepts no entry that is not a tensor.
+  """
+  torch = _torch()
+  tensors = collections.OrderedDict(
+    (key, torch.from_numpy(np.array(value))) for key, value in state.items()
+  )
+  tensors.metadata = dict(metadata)
+  _save(torch, tensors, path)
+
+
+def write_torch_nested(
+  path: str | os.PathLike[str],
+  state: Mapping[str, np.ndarray],
+  metadata: Mapping[str, Any],
+) -> None:
+  """Writes {"model": state, "metadata": ...}, as detectron2 reads it."""
+  torch = _torch()
+  tensors = {
+    key: torch.from_numpy(np.array(value)) for key, value in state.items()
+  }
+  file = {
+    "model": tensors,
+    "__author__": "imsvd_jax",
+    "matching_heuristics": True,
+    "metadata": dict(metadata),
+  }
+  _save(torch, file, path)
+
+
+def _save(torch: Any, content: Any, path: str | os.PathLike[str]) -> None:
+  """Saves; what keeps the file from being written is an OSError.
+
+  torch's own message of a full disk is one of C++.
+  """
+  try:
+    with open(path, "wb") as file:
+      torch.save(content, file)
+  except RuntimeError as error:
+    if isinstance(error.__context__, OSError):
+      raise error.__context__ from error
+    raise
+
+
+def read_torch(
+  path: str | os.PathLike[str],
+) -> tuple[dict[str, np.ndarray], dict[str, Any], tuple[str, ...]]:
+  """Reads a state dict, or a checkpoint that holds one.
+
+  Returns:
+    Arrays by name, the metadata, and what else the file holds.
+
+  Raises:
+    UserError: The file is damaged, needs code to load, or holds no state dict.
+  """
+  torch = _torch()
+  try:
+    # TorchScript archives warn before they fail; the error says enough.
+    with (
+      warnings.catch_warnings(),
+      torch.serialization.safe_globals([_does_nothing]),
+    ):
+      warnings.simplefilter("ignore")
+      loaded = torch.load(path, map_location="cpu", weights_only=True)
+  except pickle.UnpicklingError as error:
+    raise UserError(_refusal(path, error)) from error
+  except MemoryError:
+    raise
+  except Exception as error:  # A damaged archive fails in a dozen ways.
+    raise UserError(
+      f"{path} is not a complete torch file ({_first_line(error)}); "
+      "download or save it again."
+    ) from error
+  return _state_dict(path, loaded, torch)
+
+
+def _first_line(error: Exception) -> str:
+  lines = str(error).splitlines()
+  return lines[0][:120] if lines else type(error).__name__
+
+
+def _refusal(path: str | os.PathLike[str], error: Exception) -> str:
+  text = str(error)
+  marker = "GLOBAL "
+  if marker in text:
+    name = text.split(marker, 1)[1].split()[0]
+    return (
+      f"{path} refers to {name}, which would have to be executed; expected "
+      "tensors alone. Save model.state_dict() instead."
+    )
+  return (
+    f"{path} is not a torch file of tensors; expected what "
+    "torch.save(model.state_dict(), path) writes."
+  )
+
+
+def _state_dict(
+  path: str | os.PathLike[str], loaded: Any, torch: Any
+) -> tuple[dict[str, np.ndarray], dict[str, Any], tuple[str, ...]]:
+  """Finds the state dict: the object itself, or its "model" entry."""
+
+  def is_state(value: Any) -> bool:
+    return (
+      isinstance(value, Mapping)
+      and len(value) > 0
+      and all(isinstance(key, str) for key in value)
+      and all(isinstance(v, torch.Tensor) for v in value.values())
+    )
+
+  if is_state(loaded):
+    metadata = getattr(loaded, "metadata", None)
+    return _arrays(loaded, torch), _own(metadata) or {}, ()
+  if isinstance(loaded, Mapping):
+    for name in ("model", "state_dict"):
+      if is_state(loaded.get(name)):
+        metadata = _own(loaded.get("metadata"))
+        known = (name,) if metadata is None else (name, "metadata")
+        others = tuple(str(key) for key in loaded if key not in known)
+        return _arrays(loaded[name], torch), metadata or {}, others
+    held = f"entries {', '.join(map(repr, loaded))}"[:200]
+    if not loaded:
+      held = "nothing"
+  else:
+    held = f"a {type(loaded).__name__}"
+  raise UserError(
+    f"{path} holds {held}; expected a state dict, or one under 'model' or "
+    "'state_dict'."
+  )
+
+
+def _own(metadata: Any) -> dict[str, Any] | None:
+  """Returns metadata as we write it; None for what others call by that name."""
+  return dict(metadata) if isinstance(metadata, Mapping) else None
+
+
+def _arrays(state: Mapping[str, Any], torch: Any) -> dict[str, np.ndarray]:
+  """Copies tensors: `numpy()` shares the memory of the tensor."""
+  arrays = {}
+  for key, value in state.items():
+    value = value.detach()
+    if value.dtype in (torch.bfloat16, torch.float16):
+      value = value.float()
+    if value.is_quantized or value.layout != torch.strided:
+      raise UserError(f"{key} is quantized or sparse; expected a dense tensor.")
+    arrays[key] = np.array(value.numpy())
+  return arrays

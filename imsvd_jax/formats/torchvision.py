@@ -1,0 +1,334 @@
+"""Our variables as a torchvision state dict, and back: NumPy only.
+
+A backbone alone has torchvision's own names (`layer1.0.conv1.weight`). With a
+projector the names are those of a torch module that has a `backbone` and a
+`projector` (a Sequential of Linear, BatchNorm1d and ReLU), as the official
+IMSVD, VICReg and Barlow Twins code writes them.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.formats.architecture import (
+  NUM_BATCHES,
+  Architecture,
+  Entry,
+  architecture_of,
+  entries,
+  flatten,
+  infer_architecture,
+)
+
+Variables = dict[str, Any]
+
+
+class Imported(NamedTuple):
+  """Weights that were read.
+
+  Attributes:
+    variables: {"params": {"backbone": ...}, "batch_stats": ...}, and
+      "projector" beside "backbone" where the source has one.
+    architecture: The network that they belong to.
+    classifier: {"kernel": [F, K], "bias": [K]} of the `fc` layer, if any.
+    metadata: What the file says about itself.
+    ignored: Names that carry nothing of the encoder, left out.
+  """
+
+  variables: Variables
+  architecture: Architecture
+  classifier: dict[str, np.ndarray] | None = None
+  metadata: dict[str, Any] | None = None
+  ignored: tuple[str, ...] = ()
+
+
+def to_torchvision(
+  variables: Mapping[str, Any],
+  architecture: Architecture | None = None,
+  *,
+  projector: bool = False,
+  classifier: Mapping[str, Any] | None = None,
+  num_batches_tracked: int = 0,
+) -> dict[str, np.ndarray]:
+  """Converts variables to a state dict that torch loads strictly.
+
+  Args:
+    variables: {"params", "batch_stats"}, each with a "backbone".
+    architecture: The network; recognised from the shapes if None.
+    projector: Whether to write the projector too; then every name starts with
+      "backbone." or "projector.".
+    classifier: {"kernel": [F, K], "bias": [K]} to write as `fc`.
+    num_batches_tracked: torch's counter of training steps.
+
+  Returns:
+    Contiguous arrays by name, in torchvision's order.
+
+  Raises:
+    UserError: The variables lack something or have something else.
+  """
+  architecture = architecture or architecture_of(variables)
+  check_variables(variables, architecture)
+  if projector and not architecture.projector:
+    raise UserError(
+      "These weights have no projector; export the backbone alone."
+    )
+  leaves = flatten(variables)
+  state = {}
+  for entry in entries(architecture):
+    if entry.key.startswith("projector.") and not projector:
+      continue
+    key = entry.key if projector else entry.key.removeprefix("backbone.")
+    if entry.path is None:
+      state[key] = np.asarray(num_batches_tracked, np.int64)
+    else:
+      state[key] = _to_torch(np.asarray(leaves[entry.path]))
+  if classifier is not None:
+    prefix = "backbone." if projector else ""
+    kernel = np.asarray(classifier["kernel"])
+    state[f"{prefix}fc.weight"] = _to_torch(kernel)
+    state[f"{prefix}fc.bias"] = np.array(classifier["bias"])
+  return state
+
+
+def from_torchvision(
+  state: Mapping[str, np.ndarray],
+  architecture: Architecture | None = None,
+  *,
+  dtype: Any = np.float32,
+  spell: Callable[[str], str] = str,
+) -> Imported:
+  """Converts a state dict to variables, leaving nothing out silently.
+
+  Understands a backbone alone, or `backbone.` and `projector.` together, both
+  with or without the `module.` that DistributedDataParallel adds, and the
+  official CIFAR code's `shortcut` for `downsample`. torch's batch counters may
+  be absent, as in files older than PyTorch 0.4.1.
+
+  Args:
+    state: Arrays by name.
+    architecture: The network; recognised from the shapes if None.
+    dtype: Of the variables.
+    spell: Turns a key into what the reader of an error knows it as.
+
+  Raises:
+    UserError: A key is missing, unexpected, misshapen or not finite; the
+      message names it.
+  """
+  names = _canonical_names(state)
+  arrays = {name: np.asarray(state[key]) for name, key in names.items()}
+  shown = _Shown({name: spell(key) for name, key in names.items()}, spell)
+  classifier = _take_classifier(arrays, dtype)
+  ignored = _take_loss_norm(arrays, names)
+  architecture = architecture or infer_architecture(
+    {name: value.shape for name, value in arrays.items()}
+  )
+  table = entries(architecture)
+  expected = {e.key: e.shape for e in table}
+  found = {name: value.shape for name, value in arrays.items()}
+  for entry in table:
+    if entry.path is None:
+      found.setdefault(entry.key, entry.shape)
+  _check(found, expected, architecture, shown)
+  check_values(arrays, shown)
+  variables: Variables = {"params": {}, "batch_stats": {}}
+  for entry in table:
+    if entry.path is not None:
+      value = _from_torch(arrays[entry.key]).astype(dtype)
+      insert(variables, entry.path, value)
+  return Imported(variables, architecture, classifier, {}, ignored)
+
+
+def check_variables(
+  variables: Mapping[str, Any], architecture: Architecture
+) -> None:
+  """Compares names and shapes of variables with those of a network.
+
+  Raises:
+    UserError: Something is missing, unexpected or misshapen.
+  """
+  leaves = flatten(variables)
+  found = {"/".join(path): np.shape(leaf) for path, leaf in leaves.items()}
+  expected = {
+    "/".join(entry.path): _our_shape(entry)
+    for entry in entries(architecture)
+    if entry.path is not None
+  }
+  _check(found, expected, architecture)
+
+
+# ---- arrays ----------------------------------------------------------------
+
+
+def _to_torch(value: np.ndarray) -> np.ndarray:
+  """HWIO -> OIHW, Dense kernels transposed; a contiguous copy."""
+  axes = (3, 2, 0, 1) if value.ndim == 4 else None
+  return np.array(np.transpose(value, axes), order="C")
+
+
+def _from_torch(value: np.ndarray) -> np.ndarray:
+  """OIHW -> HWIO, Linear weights transposed; a contiguous copy."""
+  axes = (2, 3, 1, 0) if value.ndim == 4 else None
+  return np.array(np.transpose(value, axes), order="C")
+
+
+def _our_shape(entry: Entry) -> tuple[int, ...]:
+  shape = entry.shape
+  if len(shape) == 4:
+    return (shape[2], shape[3], shape[1], shape[0])
+  return tuple(reversed(shape))
+
+
+def insert(tree: Variables, path: tuple[str, ...], value: Any) -> None:
+  """Puts a leaf into nested dictionaries.
+
+  Raises:
+    UserError: The path goes through a leaf, or ends where others go on.
+  """
+  for depth, name in enumerate(path[:-1], 1):
+    tree = tree.setdefault(name, {})
+    if not isinstance(tree, dict):
+      raise _no_folder(path[:depth])
+  if isinstance(tree.get(path[-1]), dict):
+    raise _no_folder(path)
+  tree[path[-1]] = value
+
+
+def _no_folder(path: tuple[str, ...]) -> UserError:
+  name = "/".join(path)
+  return UserError(
+    f"{name} is an array; expected arrays below that name, such as {name}/..."
+  )
+
+
+# ---- names -----------------------------------------------------------------
+
+
+def _canonical_names(state: Mapping[str, Any]) -> dict[str, str]:
+  """Returns the state's keys by "backbone." or "projector." name."""
+  stripped = {key.removeprefix("module."): key for key in state}
+  if len(stripped) != len(state):
+    raise UserError(
+      "The file has some names both with and without 'module.': it mixes two "
+      "networks."
+    )
+  whole = any(name.startswith("backbone.") for name in stripped)
+  names = {}
+  for name, key in stripped.items():
+    name = name if whole else f"backbone.{name}"
+    name = re.sub(r"\.shortcut\.([01])\.", r".downsample.\1.", name)
+    names[name] = key
+  return names
+
+
+def _take_classifier(
+  arrays: dict[str, np.ndarray], dtype: Any
+) -> dict[str, np.ndarray] | None:
+  """Removes `fc` from arrays and returns it, if it is there."""
+  weight = arrays.pop("backbone.fc.weight", None)
+  bias = arrays.pop("backbone.fc.bias", None)
+  if weight is None and bias is None:
+    return None
+  if weight is None or bias is None or weight.shape[:1] != bias.shape:
+    shapes = [None if v is None else v.shape for v in (weight, bias)]
+    raise UserError(
+      "The classifier needs fc.weight [K, F] and fc.bias [K], found shapes "
+      f"{shapes[0]} and {shapes[1]}."
+    )
+  kernel = _from_torch(weight).astype(dtype)
+  return {"kernel": kernel, "bias": bias.astype(dtype)}
+
+
+def _take_loss_norm(
+  arrays: dict[str, np.ndarray], names: Mapping[str, str]
+) -> tuple[str, ...]:
+  """Removes the batch norm inside Barlow Twins' loss, which has no weights."""
+  suffixes = ("running_mean", "running_var", NUM_BATCHES)
+  found = [f"bn.{s}" for s in suffixes if f"bn.{s}" in arrays]
+  for name in found:
+    del arrays[name]
+  return tuple(names[name] for name in found)
+
+
+# ---- checks ----------------------------------------------------------------
+
+
+def _listed(names: Iterable[str], limit: int = 8) -> str:
+  names = list(names)
+  more = f" and {len(names) - limit} more" if len(names) > limit else ""
+  return ", ".join(names[:limit]) + more
+
+
+class _Shown(dict[str, str]):
+  """Canonical names as the file has them, or would have the missing ones."""
+
+  def __init__(self, names: Mapping[str, str], spell: Callable[[str], str]):
+    super().__init__(names)
+    self._spell = spell
+
+  def __missing__(self, name: str) -> str:
+    keys = self.values()
+    if not any("backbone." in key for key in keys):
+      name = name.removeprefix("backbone.")
+    if any(re.search(r"\.shortcut\.[01]\.", key) for key in keys):
+      name = name.replace(".downsample.", ".shortcut.")
+    if any(key.startswith("module.") for key in keys):
+      name = f"module.{name}"
+    return self._spell(name)
+
+
+def _check(
+  found: Mapping[str, tuple[int, ...]],
+  expected: Mapping[str, tuple[int, ...]],
+  architecture: Architecture,
+  shown: Mapping[str, str] | None = None,
+) -> None:
+  """Raises one line that names everything missing, unexpected, misshapen."""
+  if shown is None:
+    shown = {name: name for name in (*found, *expected)}
+  problems = []
+  missing = [shown[key] for key in expected if key not in found]
+  if missing:
+    problems.append(f"missing {_listed(missing)}")
+  unexpected = [shown[key] for key in found if key not in expected]
+  if unexpected:
+    problems.append(f"unexpected {_listed(unexpected)}")
+  misshapen = [
+    f"{shown[key]} is {list(found[key])} instead of {list(shape)}"
+    for key, shape in expected.items()
+    if key in found and tuple(found[key]) != shape
+  ]
+  if misshapen:
+    problems.append(f"misshapen: {_listed(misshapen)}")
+  if problems:
+    raise UserError(
+      f"The weights do not fit {architecture.describe()}: "
+      f"{'; '.join(problems)}."
+    )
+
+
+def check_values(
+  arrays: Mapping[str, np.ndarray], names: Mapping[str, str] | None = None
+) -> None:
+  """Raises UserError for values that no trained network has.
+
+  Args:
+    arrays: By name.
+    names: What to call them in the message.
+  """
+  for name, value in arrays.items():
+    if name.endswith(NUM_BATCHES):
+      continue
+    shown = names[name] if names else name
+    if not np.issubdtype(value.dtype, np.floating):
+      raise UserError(
+        f"{shown} holds {value.dtype} values; expected floating point (a "
+        "quantized network cannot be imported)."
+      )
+    if not np.isfinite(value).all():
+      raise UserError(
+        f"{shown} holds values that are not finite: the file is damaged or "
+        "the training diverged."
+      )

@@ -1,0 +1,98 @@
+"""The encoder as a StableHLO program that runs where only jax is installed.
+
+Weights and normalization are inside; the batch size is free. The file is what
+`jax.export.deserialize` reads. A zip archive with `metadata.json` follows the
+program in the same file: readers of the program stop before it, readers of zip
+archives start from the end.
+"""
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.base.files import in_place_when_done
+from imsvd_jax.runs.encoder import LoadedEncoder
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+METADATA = "metadata.json"
+
+
+def export_program(
+  encoder: LoadedEncoder, *, projector: bool = False
+) -> export.Exported:
+  """Returns the program images uint8 [B, S, S, C] -> outputs, for any B.
+
+  Args:
+    encoder: What to export; S is its recipe's evaluation size.
+    projector: Whether to give {"features", "embeddings"} and, where there are
+      any, "codes", instead of the features.
+  """
+  # On the host: the program is for one device, whatever it is made on.
+  variables = jax.device_get(encoder.variables)
+
+  def encode(images):
+    return encoder.apply(
+      jax.tree.map(jnp.asarray, variables), images, projector=projector
+    )
+
+  (batch,) = export.symbolic_shape("batch")
+  settings = encoder.config.data
+  shape = (batch, settings.crop, settings.crop, settings.channels)
+  images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+  return export.export(jax.jit(encode), platforms=PLATFORMS)(images)
+
+
+def write_stablehlo(
+  path: str | os.PathLike[str],
+  encoder: LoadedEncoder,
+  metadata: Mapping[str, Any],
+  *,
+  projector: bool = False,
+) -> None:
+  """Writes the program and its metadata, whole or not at all.
+
+  Raises:
+    UserError: flatbuffers is not installed.
+  """
+  try:
+    program = export_program(encoder, projector=projector).serialize()
+  except ImportError as error:
+    raise UserError(
+      "Writing StableHLO needs flatbuffers: pip install flatbuffers."
+    ) from error
+  with in_place_when_done(path) as unfinished:
+    with open(unfinished, "wb") as file:
+      file.write(program)
+    with zipfile.ZipFile(unfinished, "a") as archive:
+      archive.writestr(METADATA, json.dumps(dict(metadata)))
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """Returns what a program's file says about itself."""
+  with zipfile.ZipFile(path) as archive:
+    return json.loads(archive.read(METADATA))
+
+
+def loading_code(
+  file_name: str, encoder: LoadedEncoder, *, projector: bool = False
+) -> str:
+  """Returns Python that runs the file where this package is not installed."""
+  settings = encoder.config.data
+  size = settings.crop
+  result = 'outputs["features"]' if projector else "features"
+  name = "outputs" if projector else "features"
+  return f"""import jax  # pip install jax flatbuffers
+from jax import export
+
+with open("{file_name}", "rb") as file:
+  encode = jax.jit(export.deserialize(file.read()).call)
+{name} = encode(images)  # uint8 [B, {size}, {size}, {settings.channels}], any B
+{result}  # float32 [B, F]
+"""

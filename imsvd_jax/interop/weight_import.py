@@ -1,0 +1,123 @@
+"""A run's directory from a file of somebody else's weights."""
+
+import copy
+import os
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from imsvd_jax import formats
+from imsvd_jax.base.errors import UserError, lookup
+from imsvd_jax.objectives import OBJECTIVES
+from imsvd_jax.runs import checkpointer as checkpoint
+from imsvd_jax.runs.encoder import stored_config, stored_step
+from imsvd_jax.training import experiment
+
+
+def import_weights(
+  file: str, workdir: str, config: ConfigDict | None = None
+) -> list[str]:
+  """Writes a workdir with one checkpoint that holds a file's weights.
+
+  Args:
+    file: The file of weights.
+    workdir: The new run's directory.
+    config: The recipe; what it says about the network gives way to the file.
+
+  Returns:
+    What there is to know, line by line.
+
+  Raises:
+    UserError: The file is not what it says, does not go with the recipe, or
+      the workdir holds a run already.
+  """
+  workdir = os.path.expanduser(workdir)
+  file = os.path.expanduser(file)
+  imported = formats.read_file(file)
+  given, config = config, config or stored_config(file, imported)
+  if config is None:
+    raise UserError(
+      f"{file} does not say how it was trained; give a recipe, such as"
+      " --config=configs/imagenet_r50.py."
+    )
+  config = ConfigDict(copy.deepcopy(config))
+  try:
+    changes = _fit_config(config, imported.architecture, file)
+  except (AttributeError, KeyError) as error:  # ConfigDict's, of a key.
+    if given is not None:
+      raise
+    raise UserError(
+      f"The recipe in {file} is not complete ({str(error).splitlines()[0]});"
+      " give one with --config."
+    ) from error
+  step = stored_step(imported)
+  checkpointer = checkpoint.Checkpointer(
+    workdir, keep_last=1, config=config.to_dict()
+  )
+  try:
+    if checkpointer.latest_step() is not None:
+      raise UserError(
+        f"{workdir} holds a run already; choose another --workdir."
+      )
+    checkpointer.save(step, imported.variables)
+  finally:
+    checkpointer.close()
+  return _notes(imported, step, changes)
+
+
+def _fit_config(config: ConfigDict, architecture: Any, file: str) -> list[str]:
+  """Makes config.model that of the file; returns what that changed."""
+  if config.data.channels != architecture.channels:
+    raise UserError(
+      f"{file} is for images of {architecture.channels} channels, the recipe"
+      f" for {config.data.channels} (data.channels)."
+    )
+  objective = lookup(OBJECTIVES, config.objective.name, "objective")
+  model = {
+    "backbone": architecture.backbone,
+    "width_multiplier": float(architecture.width_multiplier),
+    "stem": architecture.stem,
+  }
+  if architecture.projector:
+    *hidden, last = architecture.projector
+    factor = objective.embedding_factor
+    if last % factor:
+      raise UserError(
+        f"{file} has embeddings of {last} entries; objective"
+        f" {config.objective.name!r} needs a multiple of {factor}."
+      )
+    model["projector"] = (*hidden, last // factor)
+    model["projector_bias"] = architecture.hidden_bias
+  changes = []
+  for key, value in model.items():
+    old = config.model[key]
+    if (tuple(old) if isinstance(old, list | tuple) else old) != value:
+      changes.append(f"model.{key}: {old} -> {value}")
+      with config.ignore_type():
+        config.model[key] = value
+  # Fails on what contradicts itself, such as bins that do not fit the width.
+  experiment.build(config, num_examples=config.batch_size)
+  return changes
+
+
+def _notes(imported: Any, step: int, changes: list[str]) -> list[str]:
+  """Says what was read and what was not, in lines for people."""
+  architecture = imported.architecture
+  widths = "-".join(map(str, architecture.projector))
+  head = f"projector {widths}" if widths else "no projector"
+  notes = [f"Read {architecture.describe()}, {head}, step {step}."]
+  if not architecture.projector:
+    notes.append(
+      "A backbone alone has features but no embeddings and no codes; a run"
+      " that starts from it makes a new projector."
+    )
+  if imported.classifier is not None:
+    notes.append("Left out the classifier (fc): encoders have none.")
+  if imported.ignored:
+    shown = ", ".join(imported.ignored[:8])
+    more = len(imported.ignored) - 8
+    shown += f" and {more} more" if more > 0 else ""
+    notes.append(f"Left out what is no part of the encoder: {shown}.")
+  if changes:
+    notes.append(f"The recipe follows the file: {'; '.join(changes)}.")
+  return notes

@@ -1,0 +1,1 @@
+"""What a run is on disk: checkpoints, metrics, weights, how it ends."""

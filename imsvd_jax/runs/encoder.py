@@ -1,0 +1,491 @@
+"""A trained run as functions of images: what every later command starts from.
+
+`load_encoder(workdir_or_file)` is the door for Python users; `evaluate`,
+`export`, `embed` and `explain` go through it too.
+"""
+
+import functools
+import logging
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from imsvd_jax import formats
+from imsvd_jax.base import devices
+from imsvd_jax.base.errors import UserError, lookup
+from imsvd_jax.models import Encoder, Projector
+from imsvd_jax.objectives import OBJECTIVES, soft_discretize
+from imsvd_jax.runs import checkpointer
+from imsvd_jax.training import augment, experiment
+
+logger = logging.getLogger(__name__)
+
+# What files that say nothing else were trained with: torchvision's ResNets and
+# the official ones of IMSVD, VICReg and Barlow Twins.
+IMAGENET_DATA = {
+  "channels": 3,
+  "resize": 256,
+  "crop": 224,
+  "interpolation": "bicubic",
+  "mean": (0.485, 0.456, 0.406),
+  "std": (0.229, 0.224, 0.225),
+}
+
+# What a recipe needs for functions of images.
+_RECIPE = {
+  "model": ("dtype",),
+  "data": tuple(IMAGENET_DATA),
+  "objective": ("name",),
+}
+
+
+class LoadedEncoder:
+  """A frozen encoder: jitted functions of uint8 images.
+
+  Each function takes any number of images and runs them in blocks, split over
+  all devices of this process.
+
+  Attributes:
+    config: The run's recipe.
+    model: The Flax module.
+    variables: {"params", "batch_stats"} of the chosen weights, float32.
+    step: Training steps behind the weights.
+    metadata: What the file of the weights says about itself; {} for a run.
+    has_projector: Whether there are embeddings beside the features.
+    discrete: Whether embeddings are soft discrete variables.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    variables: dict[str, Any],
+    step: int,
+    *,
+    model: Encoder | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    batch_size: int = 256,
+  ):
+    """Binds weights to a recipe.
+
+    Args:
+      config: The recipe; without an objective (name "") there are no codes.
+      variables: {"params", "batch_stats"} with a "backbone" and perhaps a
+        "projector".
+      step: Training steps behind the weights.
+      model: The network, if it is not the one that config.model describes.
+      metadata: What the file of the weights says about itself.
+      batch_size: Images in a block, over all devices.
+    """
+    objective = None
+    if config.objective.name:
+      objective = lookup(OBJECTIVES, config.objective.name, "objective")
+    self.config = config
+    self.model = model or experiment.make_model(config.model, objective)
+    self.step = step
+    self.metadata = dict(metadata or {})
+    self.has_projector = "projector" in variables["params"]
+    self.discrete = (
+      self.has_projector and objective is not None and objective.discrete
+    )
+    self._mesh = devices.make_mesh(jax.local_devices())
+    # Rounded up to the devices: a batch has to split evenly.
+    self._batch_size = math.ceil(batch_size / self._mesh.size) * self._mesh.size
+    self.variables = jax.device_put(variables, devices.replicated(self._mesh))
+    self._features = jax.jit(self._pure_features)
+    self._features_and_codes = jax.jit(self._pure_features_and_codes)
+    self._embeddings = jax.jit(self._pure_embeddings)
+    self._probabilities = jax.jit(self._pure_probabilities)
+    self._feature_maps = jax.jit(self._pure_feature_maps)
+    self._fit = jax.jit(
+      functools.partial(
+        fit_images, resize=config.data.resize, crop=config.data.crop
+      )
+    )
+
+  def __call__(self, images: np.ndarray) -> np.ndarray:
+    """Maps uint8 images [B, H, W, C] of any size to features [B, F].
+
+    Images are resized (shorter side to data.resize, antialiased bicubic) and
+    cropped to the centre first, as in evaluation.
+    """
+    return self._in_blocks(self._features, self.preprocess(images))
+
+  def preprocess(self, images: np.ndarray) -> np.ndarray:
+    """Resizes and crops uint8 [B, H, W, C] to the recipe's evaluation size."""
+    images = self._check(images)
+    resize, crop = self.config.data.resize, self.config.data.crop
+    if images.shape[1:3] == (resize, resize) == (crop, crop):
+      return images
+    return self._in_blocks(self._fit, images)
+
+  def features(self, images: np.ndarray) -> np.ndarray:
+    """Maps uint8 [B, S, S, C], as they are, to features float32 [B, F]."""
+    return self._in_blocks(self._features, self._check(images))
+
+  def embeddings(self, images: np.ndarray) -> np.ndarray:
+    """Maps uint8 [B, S, S, C] to the projector's output float32 [B, D].
+
+    Raises:
+      UserError: These weights have no projector.
+    """
+    self.check_projector()
+    return self._in_blocks(self._embeddings, self._check(images))
+
+  def probabilities(self, images: np.ndarray) -> np.ndarray:
+    """Maps uint8 [B, S, S, C] to soft variables q float32 [B, M, b].
+
+    Raises:
+      UserError: The run's objective has no discrete code.
+    """
+    self.check_discrete()
+    return self._in_blocks(self._probabilities, self._check(images))
+
+  def codes(self, images: np.ndarray) -> np.ndarray:
+    """Maps uint8 [B, S, S, C] to the likeliest bin int32 [B, M] of each."""
+    return np.argmax(self.probabilities(images), axis=-1).astype(np.int32)
+
+  def features_and_codes(
+    self, images: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what `features` and `codes` do, from one pass."""
+    self.check_discrete()
+    return self._in_blocks(self._features_and_codes, self._check(images))
+
+  def feature_maps(self, images: np.ndarray) -> np.ndarray:
+    """Maps uint8 [B, S, S, C] to float32 [B, h, w, F], before pooling."""
+    return self._in_blocks(self._feature_maps, self._check(images))
+
+  # --- Pure functions of (variables, images), for callers that compose them ---
+
+  def apply(
+    self, variables: Any, images: jax.Array, *, projector: bool = False
+  ) -> jax.Array | dict[str, jax.Array]:
+    """Everything about images, as a function that jit and export accept.
+
+    Args:
+      variables: As `self.variables`.
+      images: uint8 [B, S, S, C].
+      projector: Whether to return the projector's side too.
+
+    Returns:
+      Features float32 [B, F]; with the projector {"features", "embeddings"
+      float32 [B, D], and if they are discrete "codes" int32 [B, M]}.
+    """
+    if not projector:
+      return self._pure_features(variables, images)
+    self.check_projector()
+    features, embeddings = self.model.apply(
+      variables, self._normalized(images), train=False
+    )
+    outputs = {"features": features, "embeddings": embeddings}
+    if self.discrete:
+      outputs["codes"] = self._likeliest(embeddings)
+    return outputs
+
+  def _normalized(self, images: jax.Array) -> jax.Array:
+    settings = self.config.data
+    return augment.normalize(
+      images, mean=tuple(settings.mean), std=tuple(settings.std)
+    )
+
+  def _pure_features(self, variables, images):
+    return self.model.apply(
+      variables,
+      self._normalized(images),
+      train=False,
+      method=self.model.features,
+    )
+
+  def _pure_embeddings(self, variables, images):
+    return self.model.apply(variables, self._normalized(images), train=False)[1]
+
+  def _pure_probabilities(self, variables, images):
+    return self._discretized(self._pure_embeddings(variables, images))
+
+  def _pure_features_and_codes(self, variables, images):
+    outputs = self.apply(variables, images, projector=True)
+    return outputs["features"], outputs["codes"]
+
+  def _discretized(self, embeddings):
+    settings = experiment.hyperparameters(self.config)
+    return soft_discretize(
+      embeddings,
+      num_bins=settings["num_bins"],
+      temperature=settings["temperature"],
+    )
+
+  def _likeliest(self, embeddings):
+    bins = jnp.argmax(self._discretized(embeddings), axis=-1)
+    return bins.astype(jnp.int32)
+
+  def _pure_feature_maps(self, variables, images):
+    return self.model.apply(
+      variables,
+      self._normalized(images),
+      train=False,
+      method=self.model.feature_maps,
+    )
+
+  # --- Blocks -----------------------------------------------------------------
+
+  def _in_blocks(self, function, images: np.ndarray) -> Any:
+    size, blocks = self._batch_size, []
+    pending = None
+    for start in range(0, len(images), size):
+      block = images[start : start + size]
+      padding = [(0, size - len(block))] + [(0, 0)] * (images.ndim - 1)
+      batch = jax.device_put(
+        np.pad(block, padding), devices.batch_sharded(self._mesh)
+      )
+      result = (function(self.variables, batch), len(block))
+      if pending is not None:  # Fetched while the device works on the next.
+        blocks.append(_fetch(*pending))
+      pending = result
+    blocks.append(_fetch(*pending))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *blocks)
+
+  def _check(self, images: np.ndarray) -> np.ndarray:
+    images = np.asarray(images)
+    channels = self.config.data.channels
+    expected = f"uint8 [B, H, W, {channels}]"
+    if images.ndim != 4 or images.shape[-1] != channels or not len(images):
+      raise UserError(
+        f"Images have shape {images.shape}; expected {expected}, B >= 1."
+      )
+    if images.dtype != np.uint8:
+      raise UserError(
+        f"Images are {images.dtype}; expected {expected} with values 0 to 255."
+      )
+    return images
+
+  def check_projector(self) -> None:
+    """Raises UserError if there are no embeddings."""
+    if not self.has_projector:
+      raise UserError(
+        "These weights are a backbone alone: they give features, but neither"
+        " embeddings nor codes."
+      )
+
+  def check_discrete(self) -> None:
+    """Raises UserError if there are no codes."""
+    self.check_projector()
+    if not self.discrete:
+      known = [name for name, o in OBJECTIVES.items() if o.discrete]
+      raise UserError(
+        f"Objective {self.config.objective.name!r} has no discrete code; only"
+        f" {' and '.join(sorted(known))} runs do."
+      )
+
+
+def _fetch(result: Any, count: int) -> Any:
+  """Copies the first `count` rows to the host."""
+  return jax.tree.map(lambda x: np.asarray(x)[:count], result)
+
+
+def data_settings(encoder: LoadedEncoder, chosen: str = "") -> Any:
+  """Returns the run's data settings, with another data set if one is given.
+
+  Args:
+    encoder: Loaded from a run or a file.
+    chosen: "NAME" or "NAME=PATH"; the run's own data set if empty.
+
+  Returns:
+    As config.data; the name is empty where neither says one.
+  """
+  data = encoder.config.copy_and_resolve_references().data.to_dict()
+  settings = ml_collections.ConfigDict(
+    {
+      "name": "",
+      "path": "",
+      "train_split": "train",
+      "eval_split": "test",
+      "num_examples": 0,
+      "image_size": data["crop"],
+      "on_bad_image": "replace",
+      **data,
+    }
+  )
+  if chosen:
+    name, _, path = chosen.partition("=")
+    settings.name, settings.path, settings.num_examples = name, path, 0
+  return settings
+
+
+def fit_images(
+  variables: Any, images: jax.Array, *, resize: int, crop: int
+) -> jax.Array:
+  """Resizes the shorter side to `resize` and cuts the centre `crop`.
+
+  Args:
+    variables: Ignored; every function of an encoder takes them.
+    images: uint8 [B, H, W, C].
+    resize: Shorter side after resizing, in pixels.
+    crop: Side of the result, in pixels.
+
+  Returns:
+    uint8 [B, crop, crop, C].
+  """
+  del variables
+  batch, height, width, channels = images.shape
+  scale = resize / min(height, width)
+  if scale != 1:
+    height, width = round(height * scale), round(width * scale)
+    images = jax.image.resize(
+      images.astype(jnp.float32),
+      (batch, height, width, channels),
+      method="cubic",
+      antialias=True,
+    )
+  top, left = (height - crop) // 2, (width - crop) // 2
+  images = images[:, top : top + crop, left : left + crop]
+  return jnp.clip(jnp.round(images), 0, 255).astype(jnp.uint8)
+
+
+def load_encoder(
+  workdir: str | os.PathLike[str],
+  step: int | None = None,
+  *,
+  use_target: bool = False,
+  config: Mapping[str, Any] | None = None,
+  batch_size: int = 256,
+) -> LoadedEncoder:
+  """Loads an encoder: `encoder(images uint8 [B, H, W, 3]) -> [B, F]`.
+
+  Args:
+    workdir: A run's directory; or a file of weights: one that `export` wrote,
+      or any other that `interop.read_file` reads.
+    step: Which checkpoint; the newest good one by default.
+    use_target: Take the EMA target network's weights.
+    config: The recipe, for files that hold none. Without, they are taken as
+      ImageNet's ResNets.
+    batch_size: Images that are computed together, over all devices.
+
+  Raises:
+    UserError: There is no such run or step, it has no target network, or the
+      file is not what it says.
+  """
+  path = os.path.expanduser(os.fspath(workdir))
+  if os.path.isfile(path):
+    if step is not None or use_target:
+      raise UserError(
+        f"{path} is a file and holds one set of weights; a step or the EMA"
+        " target network is chosen in the run's directory."
+      )
+    return _load_file(path, config, batch_size)
+  if config is not None:
+    raise UserError(f"{path} is a run and has its own config; leave it out.")
+  stored = checkpointer.load_variables(path, step)
+  params, batch_stats = stored.params, stored.batch_stats
+  if use_target:
+    if stored.target is None:
+      raise UserError(
+        f"The run in {path} has no EMA target network; its objective keeps"
+        " none."
+      )
+    params = stored.target["params"]
+    batch_stats = stored.target["batch_stats"]
+  return LoadedEncoder(
+    ml_collections.ConfigDict(stored.config),
+    {"params": params, "batch_stats": batch_stats},
+    stored.step,
+    batch_size=batch_size,
+  )
+
+
+# -----------------------------------------------------------------------------
+# Files of weights.
+# -----------------------------------------------------------------------------
+
+
+def stored_config(
+  path: str, imported: formats.Imported
+) -> dict[str, Any] | None:
+  """Returns the recipe that a file carries, if it does.
+
+  Raises:
+    UserError: It is one of ours, but not all of it.
+  """
+  config = (imported.metadata or {}).get("config")
+  if not isinstance(config, Mapping) or not _RECIPE.keys() <= config.keys():
+    return None
+  for part, keys in _RECIPE.items():
+    found = config[part] if isinstance(config[part], Mapping) else {}
+    missing = [f"{part}.{key}" for key in keys if key not in found]
+    if missing:
+      raise UserError(
+        f"The recipe in {path} lacks {', '.join(missing)}; give another one as"
+        " the config."
+      )
+  return dict(config)
+
+
+def stored_step(imported: formats.Imported) -> int:
+  """Returns the training steps that a file tells of; 0 if it does not.
+
+  Other people's metadata may say "12k".
+  """
+  step = str((imported.metadata or {}).get("step", ""))
+  return int(step) if step.isdecimal() else 0
+
+
+def _load_file(
+  path: str, config: Mapping[str, Any] | None, batch_size: int
+) -> LoadedEncoder:
+  imported = formats.read_file(path)
+  config = config or stored_config(path, imported)
+  if config is None:
+    config = _imagenet_config(path, imported.architecture)
+  config = ml_collections.ConfigDict(config)
+  channels = imported.architecture.channels
+  if config.data.channels != channels:
+    raise UserError(
+      f"{path} is for images of {channels} channels, the config for"
+      f" {config.data.channels}."
+    )
+  return LoadedEncoder(
+    config,
+    imported.variables,
+    stored_step(imported),
+    model=_network(imported.architecture, config.model.dtype),
+    metadata=imported.metadata,
+    batch_size=batch_size,
+  )
+
+
+def _imagenet_config(
+  path: str, architecture: formats.Architecture
+) -> dict[str, Any]:
+  """Returns what is enough of a recipe for functions of images."""
+  if (architecture.stem, architecture.channels) != ("imagenet", 3):
+    raise UserError(
+      f"{path} does not say how its images are to be prepared, and"
+      f" {architecture.describe()} is not ImageNet's; give config=, or import"
+      " it with `python -m imsvd_jax import_weights --config=...`."
+    )
+  logger.info(
+    "%s does not say how its images are to be prepared: taking ImageNet's mean"
+    " and standard deviation, shorter side 256, centre 224.",
+    path,
+  )
+  return {
+    "model": {"dtype": "float32"},
+    "data": IMAGENET_DATA,
+    "objective": {"name": ""},
+  }
+
+
+def _network(architecture: formats.Architecture, dtype: str) -> Encoder:
+  return Encoder(
+    backbone=architecture.network().clone(dtype=jnp.dtype(dtype)),
+    projector=Projector(
+      widths=architecture.projector,
+      hidden_bias=architecture.hidden_bias,
+      dtype=jnp.dtype(dtype),
+    ),
+  )

@@ -1,0 +1,287 @@
+"""Where numbers go: console, metrics.jsonl and TensorBoard.
+
+The only importer of clu. `metrics.jsonl` holds nothing that depends on the
+clock, so that a resumed run writes the very lines of one that never stopped.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from clu import metric_writers, parameter_overview
+from etils import epath
+
+from imsvd_jax.base import files
+from imsvd_jax.base.console import duration, say
+from imsvd_jax.base.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def parameter_table(params: Mapping) -> str:
+  """Returns a table of every parameter's shape, size and spread."""
+  return parameter_overview.get_parameter_overview(params)
+
+
+def to_floats(metrics: Mapping[str, Any]) -> dict[str, Any]:
+  """Fetches scalars from the device: waits for the step that makes them."""
+  return jax.tree.map(float, jax.device_get(dict(metrics)))
+
+
+def flat(metrics: Mapping[str, Any]) -> dict[str, float]:
+  """Returns one level: what "terms" and "diagnostics" hold stands for them."""
+  result = {}
+  for name, value in metrics.items():
+    result |= value if isinstance(value, Mapping) else {name: value}
+  return result
+
+
+class MetricWriter:
+  """Writes scalars to TensorBoard and metrics.jsonl, from process 0 only."""
+
+  def __init__(self, workdir: str, *, start_step: int):
+    """Opens the files; drops lines past `start_step`, which will come again.
+
+    Args:
+      workdir: Existing directory of the run.
+      start_step: Step that the run continues from; 0 if from the beginning.
+
+    Raises:
+      UserError: The files cannot be written; so do the methods.
+    """
+    self._is_main = jax.process_index() == 0
+    if not self._is_main:
+      return
+    workdir = epath.Path(workdir)
+    self._path = workdir / METRICS_FILE
+    lines = _Rewritten if files.is_remote(workdir) else _Appended
+    with writing(workdir):
+      self._lines = lines(self._path, start_step)
+      self._tensorboard = metric_writers.AsyncWriter(
+        metric_writers.SummaryWriter(os.fspath(workdir / "tensorboard"))
+      )
+
+  def write(
+    self, step: int, scalars: Mapping[str, float], *, timing: bool = False
+  ) -> None:
+    """Writes scalars of a step; `timing` ones to TensorBoard alone."""
+    if not self._is_main:
+      return
+    with self._writing():
+      self._tensorboard.write_scalars(step, dict(scalars))
+      if not timing:
+        self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
+
+  def sync(self) -> None:
+    """Waits until the lines are on disk, or in the bucket.
+
+    A checkpoint must not outlive, in a crash of the machine, the lines before
+    it. Nor may a run go on writing to a file that somebody removed.
+    """
+    if self._is_main:
+      # First: a bucket would make the file anew.
+      if not self._path.exists():
+        raise UserError(
+          f"{self._path} is gone: the working directory was removed while the"
+          " run was writing to it. Restart with another --workdir."
+        )
+      with self._writing():
+        self._lines.sync()
+
+  def close(self) -> None:
+    """Flushes and closes both files."""
+    if self._is_main:
+      with self._writing():
+        try:
+          self._tensorboard.close()
+        finally:
+          self._lines.close()
+
+  def _writing(self) -> contextlib.AbstractContextManager:
+    return writing(self._path.parent)
+
+
+class _Appended:
+  """Lines of a file of this machine, each there as soon as it is written."""
+
+  def __init__(self, path: epath.Path, start_step: int):
+    if path.exists():
+      partial = path.with_suffix(".partial")
+      partial.write_text("".join(_lines_to_keep(path, start_step)))
+      partial.replace(path)  # Atomic: a kill here loses nothing.
+    self.file = path.open("a")
+
+  def write(self, line: str) -> None:
+    self.file.write(line)
+    self.file.flush()
+
+  def sync(self) -> None:
+    os.fsync(self.file.fileno())
+
+  def close(self) -> None:
+    self.file.close()
+
+
+class _Rewritten:
+  """Lines of an object in a bucket, there after the next `sync`.
+
+  Nothing can be appended to an object, so it is written anew, whole.
+  """
+
+  def __init__(self, path: epath.Path, start_step: int):
+    self._path = path
+    self._lines = _lines_to_keep(path, start_step) if path.exists() else []
+    self._path.write_text("".join(self._lines))
+    self._num_written = len(self._lines)
+
+  def write(self, line: str) -> None:
+    self._lines.append(line)
+
+  def sync(self) -> None:
+    if self._num_written < len(self._lines):
+      self._path.write_text("".join(self._lines))
+      self._num_written = len(self._lines)
+
+  def close(self) -> None:
+    self.sync()
+
+
+@contextlib.contextmanager
+def writing(workdir: epath.Path) -> Iterator[None]:
+  """Makes one clear line of what a disk or a bucket refuses.
+
+  Raises:
+    UserError: It is for the user to mend.
+  """
+  try:
+    yield
+  except Exception as error:
+    if files.is_remote(workdir):
+      reason = files.lasting_reason(error)
+    else:
+      reason = _disk_reason(error)
+    if reason is None:
+      raise
+    raise UserError(
+      f"Cannot write the metrics in {workdir}: {reason}."
+      " The checkpoints are intact; make room or mend the directory, and run"
+      " the same command again to resume."
+    ) from error
+
+
+def write_tensorboard(
+  directory: str, step: int, scalars: Mapping[str, float]
+) -> None:
+  """Writes scalars of one step to event files of their own.
+
+  Args:
+    directory: Where the files lie; made if absent.
+    step: Of the scalars.
+    scalars: Finite or not, by tag.
+  """
+  writer = metric_writers.SummaryWriter(directory)
+  writer.write_scalars(step, dict(scalars))
+  writer.close()
+
+
+def _disk_reason(error: BaseException) -> str | None:
+  """Returns why the disk refused; None if it was something else."""
+  # TensorBoard's writer fails later, in a wrapping, with TensorFlow's errors.
+  while error.__cause__ is not None:
+    error = error.__cause__
+  is_tensorflows = type(error).__module__.partition(".")[0] == "tensorflow"
+  if not (isinstance(error, OSError) or is_tensorflows):
+    return None
+  text = getattr(error, "strerror", None) or str(error) or repr(error)
+  return text.splitlines()[0].rstrip(".")
+
+
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
+  """Returns the lines of a run's metrics.jsonl, oldest first."""
+  path = epath.Path(workdir) / METRICS_FILE
+  return [line for _, line in _parse(path)] if path.exists() else []
+
+
+def _parse(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  for text in path.read_text().splitlines():
+    try:
+      yield text, json.loads(text)
+    except json.JSONDecodeError:
+      continue  # A line cut short by a kill; its step will come again.
+
+
+def _lines_to_keep(path: epath.Path, step: int) -> list[str]:
+  """Returns the lines, each with its end, that will not come again."""
+
+  def is_kept(line):
+    # A run from the beginning writes step 0 again, and any writes the results
+    # of the final evaluation again.
+    is_final = any(name.startswith("final_") for name in line)
+    return step > 0 and line["step"] <= step and not is_final
+
+  return [f"{text}\n" for text, line in _parse(path) if is_kept(line)]
+
+
+class Progress:
+  """One console line every few seconds: where the run is and how fast."""
+
+  def __init__(
+    self,
+    *,
+    total_steps: int,
+    steps_per_epoch: float,
+    batch_size: int,
+    start_step: int,
+    every_seconds: float,
+  ):
+    self._total_steps = total_steps
+    self._steps_per_epoch = steps_per_epoch
+    self._batch_size = batch_size
+    self._every_seconds = every_seconds
+    self._last_time: float | None = None
+    self._last_step = start_step
+
+  def due(self) -> bool:
+    """True when the last line is old enough (or there was none)."""
+    if self._last_time is None:
+      return True
+    return time.monotonic() - self._last_time >= self._every_seconds
+
+  def line(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Prints the line; returns the throughput since the last one.
+
+    The first line has no throughput: the time before it was compilation.
+    """
+    now = time.monotonic()
+    timing = {}
+    if self._last_time is not None and step > self._last_step:
+      seconds = (now - self._last_time) / (step - self._last_step)
+      timing = {
+        "images_per_second": self._batch_size / seconds,
+        "seconds_left": seconds * (self._total_steps - step),
+      }
+    self._last_time, self._last_step = now, step
+    say(self._format(step, metrics, timing))
+    return timing
+
+  def pause(self, seconds: float) -> None:
+    """Takes `seconds` spent on evaluation out of the next throughput."""
+    if self._last_time is not None:
+      self._last_time += seconds
+
+  def _format(self, step, metrics, timing) -> str:
+    terms = " ".join(f"{k} {v:.4f}" for k, v in metrics["terms"].items())
+    parts = [
+      f"step {step}/{self._total_steps}",
+      f"epoch {step / self._steps_per_epoch:.2f}",
+      f"loss {metrics['loss']:.4f} ({terms})",
+      f"lr {metrics['learning_rate']:.4g}",
+    ]
+    if timing:
+      parts.append(f"{timing['images_per_second']:,.0f} images/s")
+      parts.append(f"left {duration(timing['seconds_left'])}")
+    return "  ".join(parts)

@@ -1,0 +1,130 @@
+"""Optimizers of the reference recipes, their schedule and their masks.
+
+All three apply the learning rate last, outside the momentum buffer, as the
+reference implementations do; `optax.lars` puts it inside, which is another
+algorithm as soon as the learning rate changes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from imsvd_jax.base.errors import UserError, lookup
+
+
+def not_1d(params: Any) -> Any:
+  """Marks kernels True, biases and batch-norm parameters False."""
+  return jax.tree.map(lambda p: jnp.ndim(p) != 1, params)
+
+
+def _decay(settings: Any) -> optax.GradientTransformation:
+  mask = None if settings.decay_1d else not_1d
+  return optax.add_decayed_weights(settings.weight_decay, mask=mask)
+
+
+def lars(
+  settings: Any, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """LARS: m <- momentum m + q (g + wd w), w <- w - lr m.
+
+  q = trust_coefficient |w| / |g + wd w| for kernels, 1 for 1-d parameters and
+  where either norm is zero (You, Gitman and Ginsburg, 2017).
+  """
+  adapt = optax.scale_by_trust_ratio(
+    trust_coefficient=settings.trust_coefficient, eps=0.0
+  )
+  return optax.chain(
+    _decay(settings),
+    optax.masked(adapt, not_1d),
+    optax.trace(decay=settings.momentum),
+    optax.scale_by_learning_rate(schedule),
+  )
+
+
+def sgd(
+  settings: Any, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """SGD: m <- momentum m + g + wd w, w <- w - lr m."""
+  return optax.chain(
+    _decay(settings),
+    optax.trace(decay=settings.momentum),
+    optax.scale_by_learning_rate(schedule),
+  )
+
+
+def adamw(
+  settings: Any, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """AdamW: w <- w - lr (adam(g) + wd w) (Loshchilov and Hutter, 2019)."""
+  return optax.chain(
+    optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),
+    _decay(settings),
+    optax.scale_by_learning_rate(schedule),
+  )
+
+
+OPTIMIZERS: dict[
+  str, Callable[[Any, optax.Schedule], optax.GradientTransformation]
+] = {
+  "lars": lars,
+  "sgd": sgd,
+  "adamw": adamw,
+}
+
+
+def learning_rate_schedule(
+  peak: float, *, warmup_steps: int, total_steps: int, final_fraction: float
+) -> optax.Schedule:
+  """Linear from 0 to peak, then half a cosine to final_fraction * peak.
+
+  Raises:
+    UserError: The run has no steps, or ends before its warm-up does.
+  """
+  if total_steps < 1:
+    raise UserError(f"A run needs one step at least, found {total_steps}.")
+  if not 0 <= warmup_steps < total_steps:
+    raise UserError(
+      f"The warm-up of {warmup_steps} steps must be shorter than the run of "
+      f"{total_steps}; lower optimizer.warmup_epochs or train longer."
+    )
+  if warmup_steps == 0:
+    return optax.cosine_decay_schedule(peak, total_steps, final_fraction)
+  return optax.warmup_cosine_decay_schedule(
+    init_value=0.0,
+    peak_value=peak,
+    warmup_steps=warmup_steps,
+    decay_steps=total_steps,
+    end_value=peak * final_fraction,
+  )
+
+
+def make_optimizer(
+  settings: Any, *, batch_size: int, steps_per_epoch: float, total_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """Returns the optimizer that `settings` describe, and its learning rate.
+
+  Args:
+    settings: `config.optimizer`: name, base_learning_rate (per 256 images),
+      warmup_epochs, momentum, weight_decay, trust_coefficient, decay_1d
+      (decay biases and batch norm too), final_fraction, b1, b2, eps.
+    batch_size: Global batch size, in images.
+    steps_per_epoch: May be fractional.
+    total_steps: Length of the run.
+
+  Returns:
+    The optax transformation, and step -> learning rate (for the logs).
+
+  Raises:
+    UserError: Unknown optimizer, or a warm-up longer than the run.
+  """
+  make = lookup(OPTIMIZERS, settings.name, "optimizer")
+  schedule = learning_rate_schedule(
+    settings.base_learning_rate * batch_size / 256,
+    warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
+    total_steps=total_steps,
+    final_fraction=settings.final_fraction,
+  )
+  return make(settings, schedule), schedule

@@ -1,0 +1,102 @@
+"""The measurement of the data path: its figures, its reference, its words."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import folder_r18
+from imsvd_jax import data
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.benchmarks import data_path, pipeline_speed
+from imsvd_jax.data import host_pipeline
+from tests.data import made_sources
+
+STAGES = ("reading", "decode", "crop", "batching")
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+  monkeypatch.setattr(pipeline_speed, "_WAIT_SECONDS", 0.01)
+  monkeypatch.setattr(pipeline_speed, "_ROUNDS", 1)
+  monkeypatch.setattr(pipeline_speed, "_PIL_IMAGES", 4)
+
+
+def config_for(path, **overrides):
+  config = folder_r18.get_config("debug")
+  config.update_from_flattened_dict(
+    {
+      "batch_size": 8,
+      "data.name": "folder",
+      "data.path": str(path),
+      "data.num_examples": 0,
+      **overrides,
+    }
+  )
+  return config
+
+
+def test_figures_of_a_folder_with_bad_files(bad_folder, capsys):
+  config = config_for(bad_folder)
+  data_path.main(config, seconds=0.01, reference=True, as_json=True)
+  results = json.loads(capsys.readouterr().out)
+  shares = [results[f"share_{stage}"] for stage in STAGES]
+  assert sum(shares) == pytest.approx(1)
+  assert min(shares) >= 0
+  assert results["views_per_second"] == 2 * results["images_per_second"]
+  assert results["bad_files"] <= results["bad_images"] < results["images"] + 24
+  assert results["bad_files"] > 0
+  once = results["pil_views_per_cpu_second"]
+  per_view = results["pil_per_view_views_per_cpu_second"]
+  assert min(once, per_view) > 0
+  # Both ratios have the same numerator.
+  assert results["speedup"] * once == pytest.approx(
+    results["speedup_per_view"] * per_view
+  )
+  assert results["augment_ms_per_image"] > 0
+  text = data_path.as_text(results)
+  for name in (*(f"share of {s}" for s in STAGES), "bad files", "PIL"):
+    assert name in text
+
+
+def test_photographs_take_the_place_of_the_data(capsys):
+  config = config_for("/nowhere")
+  data_path.main(config, seconds=0.01, photographs=9)
+  text = capsys.readouterr().out
+  assert "bad files" in text
+  assert "PIL" not in text
+  assert config.data.path == "/nowhere"
+
+
+def test_mistakes():
+  with pytest.raises(UserError, match=r"data\.path is '/nowhere'"):
+    data_path.main(config_for("/nowhere"), seconds=0.01)
+  with pytest.raises(UserError, match="seconds is 0"):
+    data_path.main(config_for("/nowhere"), seconds=0)
+
+
+def test_nothing_readable_is_said(tmp_path):
+  (tmp_path / "1.jpg").write_bytes(b"nothing")
+  with pytest.raises(UserError, match=r"Cannot read image .*1\.jpg"):
+    data_path.main(config_for(tmp_path), seconds=0.01)
+
+
+def test_the_reference_makes_the_views_of_the_pipeline(tmp_path):
+  pipeline_speed.write_photographs(str(tmp_path), 4, width=120, height=90)
+  settings = made_sources.data_settings("folder", path=str(tmp_path))
+  source = data.make_source(settings, "train")
+  views = made_sources.views(size=64)
+  view_list = host_pipeline.view_crops(views)
+  batch = next(
+    host_pipeline.train_batches(
+      source, views=views, batch_size=4, seed=pipeline_speed._SEED
+    )
+  )
+  work = list(pipeline_speed._pil_work(source, view_list, 4))
+  theirs = [pipeline_speed._pil_views(*item, view_list) for item in work]
+  difference = np.abs(batch["views"][0].astype(int) - np.array(theirs))
+  assert difference.mean() < 4
+  shuffled = np.abs(batch["views"][0][::-1].astype(int) - np.array(theirs))
+  assert shuffled.mean() > 10

@@ -1,0 +1,114 @@
+"""What a command line does with --config, in this process."""
+
+import pathlib
+import re
+import sys
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from imsvd_jax.base import recipe_files
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.commands import command_line
+from imsvd_jax.evaluation import recipe_comparison
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# How ml_collections loads a recipe.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore:the load_module:DeprecationWarning"
+)
+
+
+@pytest.fixture
+def parse(monkeypatch):
+  """Parses words by a command that has --config alone; gives its config."""
+
+  def parse(*words):
+    values = flags.FlagValues()
+    argv = ["program", *words]
+    monkeypatch.setattr(flags, "FLAGS", values)
+    config = config_flags.DEFINE_config_file(
+      "config", None, "", flag_values=values, sys_argv=argv
+    )
+    register = flags.register_validator
+    with monkeypatch.context() as patch:
+      patch.setattr(
+        command_line.flags,
+        "register_validator",
+        lambda *args, **kwargs: register(*args, flag_values=values, **kwargs),
+      )
+      command_line.require_config()
+    command_line._parse(argv)
+    return config.value
+
+  return parse
+
+
+@pytest.fixture
+def elsewhere(monkeypatch, tmp_path):
+  """A process that was started outside of the checkout."""
+  monkeypatch.chdir(tmp_path)
+  for name in [n for n in sys.modules if n.partition(".")[0] == "configs"]:
+    monkeypatch.delitem(sys.modules, name)
+  paths = [p for p in sys.path if pathlib.Path(p or ".").resolve() != ROOT]
+  monkeypatch.setattr(sys, "path", paths)
+  return tmp_path
+
+
+def test_a_recipe_can_be_used_from_anywhere(elsewhere, parse):
+  recipe = f"{ROOT}/configs/digits.py:debug"
+  for words in ([f"--config={recipe}"], ["--config", recipe]):
+    sys.path[:] = [path for path in sys.path if path != str(ROOT)]
+    for name in [n for n in sys.modules if n.partition(".")[0] == "configs"]:
+      del sys.modules[name]
+    assert parse(*words, "--config.seed=5").seed == 5
+
+
+def test_comparing_reads_a_recipe_from_anywhere(elsewhere):
+  recipe = recipe_comparison.load_recipe(f"{ROOT}/configs/digits.py:debug")
+  assert recipe.config.batch_size == 16
+
+
+def test_a_folder_that_is_no_checkout_is_not_searched(elsewhere):
+  recipe = elsewhere / "mine" / "recipe.py"
+  recipe.parent.mkdir()
+  recipe.write_text("")
+  before = list(sys.path)
+  assert recipe_files.locate(f"{recipe}:a:b") == (str(recipe), "a:b")
+  assert sys.path == before
+
+
+def test_what_a_recipe_cannot_import_is_named(elsewhere, parse, capsys):
+  recipe = elsewhere / "recipe.py"
+  recipe.write_text("from configs import common\n")
+  with pytest.raises(
+    UserError, match="cannot be loaded: No module named 'conf"
+  ):
+    recipe_comparison.load_recipe(str(recipe))
+  with pytest.raises(SystemExit):
+    parse(f"--config={recipe}")
+  said = capsys.readouterr().err
+  assert said.startswith("error: The recipe cannot be loaded: No module named")
+  assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  ("words", "found"),
+  [
+    ((), "Give a recipe, for example --config=configs/digits.py"),
+    (("--config=",), "No recipe '': found nothing, .* such as configs/digits"),
+    (("--config", "--seed"), "No recipe '--seed': found nothing"),
+    (("--config=nowhere.py:debug",), "No recipe 'nowhere.py': found nothing"),
+    (("--config=.",), r"No recipe '\.': found a folder, expected a file"),
+    (("--config",), "(?i)missing value for flag --config"),
+  ],
+)
+def test_a_missing_recipe_is_one_line(words, found, parse, capsys):
+  with pytest.raises(SystemExit) as stopped:
+    parse(*words)
+  assert stopped.value.code == command_line.EXIT_USAGE
+  said = capsys.readouterr().err
+  assert re.search(found, said), said
+  assert said.count("\n") == 1

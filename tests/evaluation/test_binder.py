@@ -1,0 +1,648 @@
+"""`python -m imsvd_jax evaluate`: named protocols on a run, end to end.
+
+The run is an untrained network on real digits: the numbers are those of its
+random features, and good enough to tell right from wrong.
+"""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from sklearn.neighbors import KNeighborsClassifier
+
+from configs import digits
+from imsvd_jax import data
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.base.hashing import checksum
+from imsvd_jax.data import part
+from imsvd_jax.evaluation import (
+  PROTOCOLS,
+  TRANSFER,
+  augmented_views,
+  binder,
+  finetune,
+  protocols,
+)
+from imsvd_jax.evaluation.results import read_results
+from imsvd_jax.runs.checkpointer import Checkpointer
+from imsvd_jax.runs.encoder import load_encoder
+from imsvd_jax.training import experiment as experiment_lib
+from imsvd_jax.training import step as step_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def digits_config(**overrides):
+  config = digits.get_config("debug")
+  config.update_from_flattened_dict(
+    {
+      "data.name": "digits",
+      "data.num_examples": 0,
+      "data.image_size": 16,
+      "data.resize": 16,
+      "data.crop": 16,
+      "views.view1.size": 16,
+      "views.view2.size": 16,
+      # Crops alone make views here; an operation of no strength costs nothing.
+      "views.view1.jitter_prob": 0.0,
+      "views.view2.jitter_prob": 0.0,
+      **overrides,
+    }
+  )
+  return config
+
+
+def save_run(workdir, config):
+  experiment = experiment_lib.build(config, 1437)
+  state = jax.jit(lambda: step_lib.init_state(experiment))()
+  checkpointer = Checkpointer(workdir, keep_last=1, config=config.to_dict())
+  checkpointer.save(7, state)
+  checkpointer.close()
+  return str(workdir)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  return save_run(tmp_path_factory.mktemp("run"), digits_config())
+
+
+@pytest.fixture(scope="module")
+def encoder(workdir):
+  return load_encoder(workdir)
+
+
+@pytest.fixture(scope="module")
+def sources():
+  settings = digits_config().data
+  return [data.make_source(settings, split) for split in ("train", "eval")]
+
+
+def options(*names, settings=(), **others):
+  return binder.Options(protocols=names, settings=settings, **others)
+
+
+def entries_of(folder):
+  return read_results(pathlib.Path(folder) / "results.json")
+
+
+# --- Features: k-NN and its kin -----------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(workdir):
+  """Three protocols on one run, and what they leave in its directory."""
+  chosen = options(
+    "knn/imsvd",
+    "knn/dino",
+    "linear/online",
+    settings=["knn/imsvd:temperatures=1000", "num_neighbors=20", "epochs=2"],
+    seed=3,
+    batch_size=100,
+  )
+  return chosen, binder.evaluate_runs([workdir], chosen)
+
+
+def test_the_numbers_are_those_of_the_encoder(measured, encoder, sources):
+  train, test = sources
+  judge = KNeighborsClassifier(20, metric="cosine", algorithm="brute")
+  judge.fit(encoder.features(train.images), train.labels)
+  expected = judge.score(encoder.features(test.images), test.labels)
+  # At a high temperature every neighbour has the same vote.
+  found = measured[1][0]
+  assert found.final == pytest.approx(expected, abs=0.006)
+  assert found.final > 0.5
+  assert found.num_images == 360
+
+
+def test_results_say_how_they_were_made(measured, workdir, encoder):
+  entries = entries_of(workdir)[:3]
+  assert [e["protocol"] for e in entries] == [
+    "knn/imsvd",
+    "knn/dino",
+    "linear/online",
+  ]
+  probe = entries[2]
+  assert probe["hyperparameters"]["epochs"] == 2
+  assert probe["hyperparameters"]["seed"] == probe["seed"] == 3
+  assert probe["data"] == {
+    "name": "digits",
+    "train": "train",
+    "test": "test",
+    "preprocessing": {
+      "resize": 16,
+      "crop": 16,
+      "interpolation": "bicubic",
+      "channels": 3,
+      "mean": [0.5, 0.5, 0.5],
+      "std": [0.5, 0.5, 0.5],
+    },
+  }
+  assert probe["step"] == 7
+  assert probe["weights"] == checksum(encoder.variables)
+  for entry in entries:
+    low, high = entry["interval"]
+    assert 0 < low < entry["final"] <= entry["best"] <= 1
+    assert entry["final"] < high
+    assert entry["seconds"] > 0
+    assert entry["written"]
+  folder = pathlib.Path(workdir)
+  assert len(list((folder / "features").iterdir())) == 2, "shared: two splits"
+  assert list((folder / "tensorboard" / "evaluate").glob("events*"))
+
+
+def test_features_come_from_the_cache(
+  measured, workdir, tmp_path, monkeypatch, capsys
+):
+  def unexpected(*args, **kwargs):
+    raise AssertionError("features were computed again")
+
+  monkeypatch.setattr(binder, "extract", unexpected)
+  chosen = options("knn/imsvd", settings=["num_neighbors=5"])
+  (result,) = binder.evaluate_runs([workdir], chosen)
+  printed = capsys.readouterr().out.splitlines()
+  assert printed[0].split()[:3] == ["protocol", "data", "final"]
+  assert printed[1].split()[:3] == [
+    "knn/imsvd",
+    "digits",
+    f"{100 * result.final:.2f}",
+  ]
+  elsewhere = options("knn/imsvd", cache=str(tmp_path))
+  with pytest.raises(AssertionError, match="computed again"):
+    binder.evaluate_runs([workdir], elsewhere)
+
+
+def test_reuse_measures_nothing_again(measured, workdir, monkeypatch):
+  def unexpected(*args, **kwargs):
+    raise AssertionError("measured again")
+
+  monkeypatch.setattr(binder, "evaluate", unexpected)
+  chosen, before = measured
+  again = binder.dataclasses.replace(chosen, reuse=True)
+  found = binder.evaluate_runs([workdir], again)
+  assert [r.final for r in found] == [r.final for r in before]
+  other = binder.dataclasses.replace(again, seed=4)
+  with pytest.raises(AssertionError, match="measured again"):
+    binder.evaluate_runs([workdir], other)
+
+
+def test_several_runs_are_compared(workdir, tmp_path, capsys):
+  other = save_run(tmp_path / "other", digits_config(seed=1))
+  chosen = options("knn/imsvd")
+  found = binder.evaluate_runs([workdir, other], chosen, markdown=True)
+  printed = capsys.readouterr().out.splitlines()
+  assert printed[0] == "| run | data | seeds | knn/imsvd |"
+  mean = 50 * sum(r.final for r in found)
+  assert printed[2].startswith(f"| imsvd | digits | 2 | {mean:.1f} (")
+  assert len(entries_of(other)) == 1
+
+
+# --- Probes on crops, and fine-tuning -----------------------------------------
+
+
+LINEAR = options(
+  "linear/imsvd", settings=["crops=run", "epochs=4", "learning_rate=3"]
+)
+
+
+def test_a_full_protocol_probe_leaves_the_backbone_alone(workdir, encoder):
+  run = binder.Run(workdir, LINEAR)
+  (result,) = run.measure_all()
+  assert result.final > 0.3  # chance is 0.1; 32 features of a random network
+  assert result.hyperparameters["crops"] == {
+    "size": 16,
+    "scale": (0.4, 1.0),
+    "ratio": (3 / 4, 4 / 3),
+    "flip_probability": 0.0,
+    "test_resize": 16,
+  }
+  assert result.values["train_loss"] < np.log(10)
+  assert checksum(run.encoder.variables) == checksum(encoder.variables)
+
+
+def test_a_backbone_that_changes_is_noticed(workdir, monkeypatch):
+  run = binder.Run(workdir, LINEAR)
+  variables = run.encoder.variables
+
+  def careless(protocol, inputs):
+    statistics = variables["batch_stats"]
+    variables["batch_stats"] = jax.tree.map(lambda x: x + 1e-3, statistics)
+    yield "final", 1.0
+
+  monkeypatch.setattr(binder, "evaluate", careless)
+  with pytest.raises(RuntimeError, match="frozen encoder changed"):
+    list(run.measure_all())
+
+
+TUNE = protocols.with_settings(
+  {"finetune/10pct": PROTOCOLS["finetune/10pct"]},
+  [
+    "crops.size=16",
+    "crops.test_resize=16",
+    "crops.flip_probability=0",
+    "batch_size=16",
+    "epochs=3",
+    "initial_deviation=0",
+  ],
+)["finetune/10pct"]
+
+
+@pytest.fixture(scope="module")
+def tuned(encoder, sources):
+  labelled = finetune.labelled_part(sources[0], TUNE)
+  before = checksum(encoder.variables)
+  values = dict(finetune.fine_tune(encoder, labelled, sources[1], TUNE))
+  assert checksum(encoder.variables) == before
+  return values
+
+
+def test_fine_tuning_learns_from_a_tenth_of_the_labels(tuned, sources):
+  assert tuned["train_images"] == 140  # 14 of each class.
+  assert 0.2 < tuned["low"] < tuned["final"] <= tuned["best"]
+  assert tuned["top1"] == tuned["final"]
+  labels = finetune.labelled_part(sources[0], TUNE).labels
+  np.testing.assert_array_equal(np.bincount(labels), [14] * 10)
+
+
+def test_a_step_of_fine_tuning_is_sgd(encoder, sources):
+  """With a head of zeros, the first step is known by hand."""
+  mesh = jax.sharding.Mesh(
+    jax.devices(), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  state = finetune._initial_state(encoder, 10, TUNE, mesh)
+  step = jax.jit(
+    lambda s, b: finetune._train_step(encoder, TUNE, s, b, jnp.float32(0.5))
+  )
+  labels = np.array([0, 0, 0, 1, 2, 3, 3, 9] * 2)
+  mask = np.arange(16) < 8
+  batch = {"image": sources[0].images[:16], "label": labels, "mask": mask}
+  new, loss = step(state, batch)
+  assert float(loss) == pytest.approx(np.log(10), rel=1e-5)
+  counts = np.bincount(labels[:8], minlength=10)
+  gradient = 0.1 - counts / 8
+  np.testing.assert_allclose(
+    new.params["head"]["bias"], -0.5 * 0.1 * gradient, atol=1e-6
+  )
+  same = jax.tree.map(
+    lambda a, b: bool((a == b).all()),
+    (new.params["backbone"], new.batch_stats),
+    (state.params["backbone"], state.batch_stats),
+  )
+  assert all(jax.tree.leaves(same[0])), "no gradient passes a head of zeros"
+  assert not any(jax.tree.leaves(same[1])), "statistics are the batch's"
+  # From now on the backbone learns too, at its own rate.
+  newer, _ = step(new, batch)
+  moved = jax.tree.map(
+    lambda a, b: bool((a != b).any()),
+    newer.params["backbone"],
+    new.params["backbone"],
+  )
+  assert any(jax.tree.leaves(moved))
+
+
+# --- Collapse -----------------------------------------------------------------
+
+
+def test_collapse_looks_at_true_groups_of_views(workdir, capsys):
+  chosen = options(
+    "collapse",
+    settings=["max_images=96", "lidar_groups=20", "lidar_views=4"],
+  )
+  (result,) = binder.evaluate_runs([workdir], chosen)
+  values = result.values
+  assert result.num_images == 96
+  assert result.final is None
+  names = {"rank_me/features", "rank_me/embeddings", "lidar", "alignment"}
+  names |= {"uniformity", "codes/dead_bins", "codes/saturated_bins"}
+  names |= {"codes/mutual_information_mean", "codes/kappa"}
+  names |= {f"codes/variable/{m}/entropy" for m in range(8)}
+  assert names <= set(values)
+  assert 1 < values["lidar"] < 20
+  # Views of one image are nearer than images are to each other.
+  assert values["alignment"] < 1
+  printed = capsys.readouterr().out
+  assert "collapse lidar" in printed
+  assert "variable" not in printed
+
+
+def test_views_are_the_recipes_own_and_every_image_has_its(encoder, sources):
+  some = augmented_views.some_images(sources[0], 10, seed=0)
+  embedder = augmented_views.ViewEmbedder(
+    encoder.model, encoder.config, discrete=True, batch_size=16
+  )
+  views = embedder.embed(encoder.variables, some, num_views=5, seed=0)
+  assert views.shape == (10, 6, 64)
+  assert np.isfinite(views).all()
+  # Views of one image differ less than those of all: of groups put together
+  # at random, 5/6 of the variance would lie within.
+  within, whole = views.var(axis=1).mean(), views.var(axis=(0, 1)).mean()
+  assert within < 0.75 * whole
+  # A view depends on the image, the epoch and the seed; not on how many.
+  pair = embedder.embed(encoder.variables, some, num_views=2, seed=0)
+  np.testing.assert_allclose(pair, views[:, :2], rtol=1e-4, atol=1e-5)
+  other = embedder.embed(encoder.variables, some, num_views=6, seed=1)
+  assert not np.allclose(other, views)
+
+
+# --- Transfer -----------------------------------------------------------------
+
+
+class TinyScenes(tfds.core.GeneratorBasedBuilder):
+  """Colours, any of three in an image; some do not count."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _info(self):
+    label = tfds.features.ClassLabel(names=["red", "green", "blue"])
+    features = tfds.features.FeaturesDict(
+      {
+        "image": tfds.features.Image(shape=(20, 18, 3)),
+        "labels": tfds.features.Sequence(label),
+        "labels_no_difficult": tfds.features.Sequence(label),
+      }
+    )
+    return tfds.core.DatasetInfo(builder=self, features=features)
+
+  def _split_generators(self, dl_manager):
+    return {"train": self._scenes(0, 48), "test": self._scenes(1, 24)}
+
+  def _generate_examples(self):
+    raise NotImplementedError
+
+  def _scenes(self, seed, count):
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+      present = [c for c in range(3) if i >> c & 1]
+      image = rng.integers(0, 60, (20, 18, 3))
+      image[..., present] += 150
+      counted = [c for c in present if i % 12]
+      yield (
+        i,
+        {
+          "image": image.astype(np.uint8),
+          "labels": present,
+          "labels_no_difficult": counted,
+        },
+      )
+
+
+def test_transfer_sets_lie_where_the_user_says(workdir, monkeypatch, tmp_path):
+  asked = []
+
+  def run_transfer(load, *, data_dir, names, **fields):
+    asked.append(data_dir)
+    return [binder.results.Result(names[0], "lbfgs", {}, {}, 7, 0)]
+
+  monkeypatch.setattr(binder.transfer, "run_transfer", run_transfer)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  chosen = options(
+    "transfer/dtd", data_dir="~/sets", output=str(tmp_path / "output")
+  )
+  binder.evaluate_runs([workdir], chosen)
+  assert asked == [f"{tmp_path}/sets"]
+
+
+def test_transfer_runs_what_is_prepared(workdir, tmp_path, monkeypatch, capsys):
+  TinyScenes(data_dir=tmp_path).download_and_prepare()
+  scenes = TRANSFER["voc2007"]
+  scenes = binder.dataclasses.replace(
+    scenes, tfds="tiny_scenes", train="train", num_classes=3
+  )
+  monkeypatch.setitem(TRANSFER, "voc2007", scenes)
+  chosen = options(
+    "transfer",
+    settings=["transfer/voc2007:inverse_penalties=0.1"],
+    data_dir=str(tmp_path),
+    output=str(tmp_path / "output"),
+  )
+  found = binder.evaluate_runs([workdir], chosen)
+  assert [r.protocol for r in found] == [f"transfer/{n}" for n in TRANSFER]
+  done = [r for r in found if not r.skipped]
+  assert [r.protocol for r in done] == ["transfer/voc2007"]
+  assert done[0].hyperparameters["metric"] == "map_11_point"
+  assert done[0].hyperparameters["inverse_penalties"] == (0.1,)
+  assert 0.8 < done[0].interval[0] <= done[0].final <= 1
+  assert done[0].num_images == 24
+  printed = capsys.readouterr().out
+  assert "dtd is not prepared; prepare it once with: python -c" in printed
+  assert len(entries_of(tmp_path / "output")) == len(TRANSFER)
+
+
+# --- Mistakes -----------------------------------------------------------------
+
+
+def refused(message, workdirs, *names, **others):
+  with pytest.raises(UserError, match=message) as error:
+    binder.evaluate_runs(workdirs, options(*names, **others))
+  assert "\n" not in str(error.value)
+
+
+def test_a_mistake_is_one_clear_line(workdir, tmp_path, monkeypatch):
+  def too_late(*args, **kwargs):
+    raise AssertionError("images were embedded before the mistake was seen")
+
+  monkeypatch.setattr(binder, "extract", too_late)
+  monkeypatch.setattr(binder.cache, "cached_features", too_late)
+  run, knn = [workdir], "knn/imsvd"
+  refused("--workdir names no run", [], knn)
+  refused("--protocol names none", run)
+  refused(
+    "Unknown protocol 'knn/imsdv'. Did you mean 'knn/imsvd'", run, "knn/imsdv"
+  )
+  refused("no such|does not exist|No run|no checkpoint", [str(tmp_path)], knn)
+  refused("holds no step 9; it holds", run, knn, step=9)
+  refused("no EMA target network", run, knn, use_target=True)
+  refused("Unknown data source 'digit'", run, knn, data="digit")
+  refused("expected two names", run, knn, splits=["train"])
+  refused("has no split 'val'", run, knn, splits=["train", "val"])
+  refused("seed='-1'; expected from 0", run, "linear/online", seed=-1)
+  (tmp_path / "file").write_text("")
+  for output in ("file", "file/below"):
+    refused("file is a file; --output", run, knn, output=str(tmp_path / output))
+  refused("--output=x for 2 runs", [workdir] * 2, knn, output="x")
+  refused(
+    r"knn/imsvd: k-NN with k = 2000 over a bank of 1437 images",
+    run,
+    knn,
+    settings=["num_neighbors=2000"],
+  )
+  refused(
+    "finetune/1pct: The labelled part has 10 images, fewer than a batch of 256",
+    run,
+    "finetune/1pct",
+    settings=["crops=run"],
+  )
+  refused("is not a results file", run, knn, output=foreign(tmp_path))
+
+
+def foreign(folder):
+  (folder / "results.json").write_text("{")
+  return str(folder)
+
+
+def test_images_without_labels(workdir, tmp_path):
+  for split in ("train", "test"):
+    (tmp_path / split).mkdir()
+    for i in range(2):
+      image = digits_image(i)
+      image.save(tmp_path / split / f"{i}.png")
+  folder = f"folder={tmp_path}"
+  refused(
+    "The train images have no labels", [workdir], "knn/imsvd", data=folder
+  )
+  refused("have no labels", [workdir], "finetune/1pct", data=folder)
+
+
+def digits_image(number):
+  from PIL import Image
+
+  return Image.fromarray(np.full((20, 20, 3), 40 * number, np.uint8))
+
+
+@pytest.mark.parametrize(
+  "name", ["knn/imsvd", "linear/imsvd", "finetune/10pct"]
+)
+def test_a_class_that_train_lacks(workdir, sources, monkeypatch, name):
+  kept = part.take(sources[0], np.flatnonzero(sources[0].labels != 4))
+  made = {"train": kept, "eval": sources[1]}
+  monkeypatch.setattr(
+    binder.data, "make_source", lambda settings, split: made[split]
+  )
+  refused(
+    r"1 of the 10 test classes never occur in train \(4\)",
+    [workdir],
+    name,
+    settings=["crops=run", "batch_size=16"] if name != "knn/imsvd" else (),
+  )
+
+
+def test_features_that_are_not_finite(workdir, tmp_path, monkeypatch):
+  nan = lambda self, images: np.full((len(images), 3), np.nan, np.float32)
+  monkeypatch.setattr(binder.Run, "_embed", nan)
+  refused(
+    "knn/imsvd: 1437 of 1437 train features hold NaN",
+    [workdir],
+    "knn/imsvd",
+    cache=str(tmp_path),
+  )
+
+
+def test_a_file_of_weights_needs_an_output(tmp_path):
+  (tmp_path / "weights.npz").write_bytes(b"")
+  refused(
+    "is a file of weights; name", [str(tmp_path / "weights.npz")], "collapse"
+  )
+
+
+# --- The command --------------------------------------------------------------
+
+
+def run_command(*arguments):
+  return subprocess.run(
+    [sys.executable, "-m", "imsvd_jax", "evaluate", *arguments],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    check=False,
+  )
+
+
+def test_the_command_evaluates(workdir, measured, tmp_path):
+  del measured  # Its cache makes this quick.
+  result = run_command(
+    f"--workdir={workdir}",
+    "--protocol=knn/imsvd",
+    "--set=num_neighbors=3",
+    f"--output={tmp_path}",
+    f"--cache={workdir}/features",
+  )
+  assert result.returncode == 0, result.stderr
+  header, row = result.stdout.splitlines()
+  assert header.startswith("protocol")
+  (entry,) = entries_of(tmp_path)
+  assert row.split()[2] == f"{100 * entry['final']:.2f}"
+  assert json.dumps(entry["hyperparameters"]["num_neighbors"]) == "[3]"
+
+
+def test_the_command_lists_the_protocols():
+  listed = run_command("--protocol=help")
+  assert listed.returncode == 0
+  assert all(name in listed.stdout for name in PROTOCOLS)
+  assert listed.stderr == ""
+
+
+@pytest.mark.slow
+def test_the_command_answers_a_mistake_in_one_line(tmp_path):
+  result = run_command(f"--workdir={tmp_path}", "--protocol=knn/imsvd")
+  assert result.returncode == 2
+  assert result.stdout == ""
+  assert result.stderr.startswith("error: ")
+  assert result.stderr.count("\n") == 1, result.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(workdir, tmp_path):
+  """`pytest -m slow tests/test_evaluate.py`, about a minute."""
+  names = ("knn/imsvd", "linear/imsvd", "finetune/10pct", "collapse")
+  settings = (
+    "crops=run",
+    "epochs=2",
+    "learning_rate=3",
+    "finetune/10pct:batch_size=16",
+    "max_images=50",
+    "lidar_groups=20",
+    "lidar_views=4",
+  )
+  alone = binder.evaluate_runs(
+    [workdir],
+    options(*names, settings=settings, output=str(tmp_path / "one")),
+  )
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  environment = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+  }
+  processes = [
+    subprocess.Popen(
+      [
+        *(sys.executable, "-m", "imsvd_jax", "evaluate"),
+        f"--workdir={workdir}",
+        f"--protocol={','.join(names)}",
+        *(f"--set={setting}" for setting in settings),
+        f"--output={tmp_path / 'two'}",
+        f"--coordinator_address=127.0.0.1:{port}",
+        "--num_processes=2",
+        f"--process_id={i}",
+      ],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      cwd=ROOT,
+      env=environment,
+    )
+    for i in range(2)
+  ]
+  said = [process.communicate(timeout=600) for process in processes]
+  assert [p.returncode for p in processes] == [0, 0], said
+  printed = [
+    [x for x in out.splitlines() if not x.startswith("[Gloo]")]
+    for out, _ in said
+  ]
+  assert printed[0][0].startswith("protocol")
+  assert printed[1] == [], "process 0 prints, alone"
+  found = entries_of(tmp_path / "two")
+  for one, two in zip(alone, found, strict=True):
+    assert two["num_images"] == one.num_images
+    for name, value in one.values.items():
+      # Rounding may change the class of one image, or the bin of a variable.
+      assert two["values"][name] == pytest.approx(value, rel=0.02, abs=0.01)

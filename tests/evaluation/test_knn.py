@@ -1,0 +1,241 @@
+"""k-NN against its definition, scikit-learn, and the definition of ties."""
+
+import jax
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.evaluation import knn
+
+NUM_CLASSES = 7
+
+
+@pytest.fixture(scope="module")
+def clusters():
+  """A bank of 301 and 83 queries around class centres, far from separable."""
+  generator = np.random.default_rng(0)
+  centres = generator.normal(size=(NUM_CLASSES, 12))
+  labels = np.arange(384) % NUM_CLASSES
+  features = centres[labels] + 1.3 * generator.normal(size=(384, 12))
+  features = features.astype(np.float32)
+  return features[:301], labels[:301], features[301:], labels[301:]
+
+
+def definition(bank, bank_labels, queries, k, temperature):
+  """The vote for every class, float64 [Q, C], written from the formula."""
+  unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+  cosines = unit(queries.astype(np.float64)) @ unit(bank.astype(np.float64)).T
+  votes = np.zeros((len(queries), NUM_CLASSES))
+  for i, row in enumerate(cosines):
+    for j in np.argsort(-row, kind="stable")[:k]:
+      votes[i, bank_labels[j]] += np.exp(row[j] / temperature)
+  return votes
+
+
+@pytest.fixture(scope="module")
+def results(clusters):
+  return knn.knn_accuracy(
+    *clusters,
+    num_neighbors=(20, 1, 5),
+    temperatures=(0.07, 0.5),
+    bank_block=64,
+    query_block=4,
+  )
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_equals_the_definition(clusters, results, k, temperature):
+  bank, bank_labels, queries, query_labels = clusters
+  votes = definition(bank, bank_labels, queries, k, temperature)
+  own = votes[np.arange(len(queries)), query_labels]
+  place = (votes > own[:, None]).sum(axis=1)
+  place[own == 0] = NUM_CLASSES
+  found = results[k, temperature]
+  assert found.top1 == (place == 0).mean()
+  assert found.top5 == (place < 5).mean()
+  assert found.num_images == 83
+  assert found.interval[0] < found.top1 < found.interval[1]
+
+
+def test_settings_keep_their_order(results):
+  assert [k for k, _ in results] == [20, 20, 1, 1, 5, 5]
+
+
+def test_equals_scikit_learn(clusters, results):
+  bank, bank_labels, queries, query_labels = clusters
+  model = KNeighborsClassifier(
+    20,
+    metric="cosine",
+    algorithm="brute",
+    weights=lambda distance: np.exp((1 - distance) / 0.07),
+  )
+  score = model.fit(bank, bank_labels).score(queries, query_labels)
+  assert results[20, 0.07].top1 == pytest.approx(score, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+  ("bank_block", "query_block", "num_devices"),
+  [(1000, 1000, 1), (301, 11, 8), (20, 7, 3)],
+)
+def test_neither_blocks_nor_devices_matter(
+  clusters, bank_block, query_block, num_devices
+):
+  bank, _, queries, _ = clusters
+  similarities, indices = knn.nearest_neighbors(
+    bank,
+    queries,
+    num_neighbors=20,
+    bank_block=bank_block,
+    query_block=query_block,
+    devices=jax.devices()[:num_devices],
+  )
+  unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+  cosines = unit(queries) @ unit(bank).T
+  np.testing.assert_array_equal(
+    indices, np.argsort(-cosines, axis=1, kind="stable")[:, :20]
+  )
+  np.testing.assert_allclose(
+    similarities, np.take_along_axis(cosines, indices, axis=1), atol=1e-6
+  )
+
+
+def test_equally_near_neighbours_come_in_the_order_of_the_bank():
+  bank = np.tile(np.eye(3, dtype=np.float32), (5, 1))  # 15 images, 3 places
+  queries = np.eye(3, dtype=np.float32)
+  _, indices = knn.nearest_neighbors(
+    bank, queries, num_neighbors=7, bank_block=4
+  )
+  others = [[1, 2], [0, 2], [0, 1]]
+  for query in range(3):
+    assert indices[query].tolist() == [*range(query, 15, 3), *others[query]]
+
+
+def test_equal_votes_go_to_the_lower_class():
+  bank = np.ones((4, 2), np.float32)  # every cosine is 1
+  ranks = knn.knn_ranks(
+    bank,
+    np.array([5, 2, 5, 2]),
+    np.ones((2, 2), np.float32),
+    np.array([5, 2]),
+    num_neighbors=(4,),
+    temperatures=(0.07,),
+  )[4, 0.07]
+  assert ranks.tolist() == [1, 0]
+
+
+def test_a_class_without_a_neighbour_is_not_in_the_top_five():
+  bank = np.eye(6, dtype=np.float32)
+  arguments = (bank, np.arange(6), bank[:1], np.array([3]))
+  result = knn.knn_accuracy(
+    *arguments, num_neighbors=(1,), temperatures=(0.07,)
+  )
+  assert result[1, 0.07].top5 == 0
+
+
+def test_a_small_temperature_does_not_overflow():
+  bank = np.array([[1, 0], [1, 0.2], [1, 0.3]], np.float32)
+  ranks = knn.knn_ranks(
+    bank,
+    np.array([1, 0, 0]),
+    bank[:1],
+    np.array([1]),
+    num_neighbors=(3,),
+    temperatures=(1e-3,),  # exp(1 / T) is beyond float32
+  )
+  assert ranks[3, 1e-3].tolist() == [0]
+
+
+def test_padding_of_a_block_is_no_neighbour():
+  bank = -np.array([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3], [1, 0.4]], np.float32)
+  # Every cosine is negative; the three zeros that fill the block have 0.
+  similarities, indices = knn.nearest_neighbors(
+    bank, -bank[:1], num_neighbors=5, bank_block=4
+  )
+  assert indices.tolist() == [[4, 3, 2, 1, 0]]
+  assert (similarities < -0.9).all()
+
+
+def test_a_vote_that_underflows_is_still_a_vote():
+  bank = np.array([[1, 0], [0, 1], [-1, 0]], np.float32)
+  ranks = knn.knn_ranks(
+    bank,
+    np.array([2, 1, 0]),
+    bank[:1],
+    np.array([1]),
+    num_neighbors=(2,),
+    temperatures=(1e-3,),  # exp(-1 / T) is zero in float32
+  )
+  # Behind class 2, but before class 0, which has no neighbour.
+  assert ranks[2, 1e-3].tolist() == [1]
+
+
+def compiled_bytes(num_tiles):
+  mesh = knn._mesh(jax.devices()[:1])
+  shape = jax.ShapeDtypeStruct
+  best = (
+    shape((num_tiles, 16, 8), np.float32),
+    shape((num_tiles, 16, 8), np.int32),
+  )
+  tiles = shape((num_tiles, 16, 32), np.float32)
+  block = shape((128, 32), np.float32)
+  lowered = knn.merge_block.lower(best, tiles, block, 0, 128, mesh=mesh)
+  return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+def test_memory_does_not_grow_with_bank_times_queries(monkeypatch, clusters):
+  # With the queries: the tiles are visited one after the other.
+  few, many = compiled_bytes(2), compiled_bytes(64)
+  assert many - few < 62 * 16 * 8 * 8 + 4096  # no more than the best k
+  assert many < 16 * 64 * 128 * 4  # the similarities with one block
+  # With the bank: only blocks of it ever reach the devices.
+  blocks = []
+  merge = knn.merge_block
+
+  def spy(best, tiles, block, *args, **kwargs):
+    blocks.append(block.shape)
+    return merge(best, tiles, block, *args, **kwargs)
+
+  monkeypatch.setattr(knn, "merge_block", spy)
+  bank, _, queries, _ = clusters
+  knn.nearest_neighbors(
+    bank, queries, num_neighbors=20, bank_block=64, query_block=4
+  )
+  assert blocks == [(64, 12)] * 5
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"num_neighbors": (302,)}, "k = 302 over a bank of 301"),
+    ({"num_neighbors": (0,)}, "k = 0"),
+    ({"num_neighbors": ()}, "at least one"),
+    ({"temperatures": (0.0,)}, "temperature 0.0"),
+    ({"bank_labels": None}, "train images have no labels"),
+    ({"query_labels": np.full(83, -1)}, "83 of 83 test images have no label"),
+    ({"query_labels": np.full(83, 9)}, "never occur in train (9)"),
+    ({"queries": np.zeros((83, 5))}, "12 values and test features 5"),
+    ({"queries": np.zeros((0, 12))}, r"shape (0, 12)"),
+    ({"query_labels": np.zeros(82, int)}, "expected 83 integers"),
+    (
+      {"bank": np.full((301, 12), np.nan)},
+      "301 of 301 train features hold NaN",
+    ),
+  ],
+)
+def test_a_mistake_is_one_clear_line(clusters, change, message):
+  names = ("bank", "bank_labels", "queries", "query_labels")
+  arguments = dict(zip(names, clusters, strict=True)) | change
+  with pytest.raises(UserError) as error:
+    knn.knn_accuracy(**arguments)
+  assert message in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_large_finite_features_are_not_taken_for_infinite(clusters):
+  bank, bank_labels, queries, query_labels = clusters
+  huge = bank * np.float32(3e37)  # Their sum overflows; none of them does.
+  result = knn.knn_accuracy(huge, bank_labels, queries, query_labels)
+  plain = knn.knn_accuracy(bank, bank_labels, queries, query_labels)
+  assert result == plain

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.explain import embedding_map
+
+
+@pytest.fixture(scope="module")
+def features():
+  rng = np.random.default_rng(0)
+  mixed = rng.normal(size=(300, 6)) * [5, 3, 1, 0.5, 0.2, 0.1]
+  rotation = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+  return (mixed @ rotation + 10).astype(np.float32)
+
+
+def test_principal_components_against_scikit_learn(features):
+  covariance = np.cov(features.T.astype(np.float64), bias=True)
+  found = embedding_map.principal_components(
+    features.mean(0, dtype=np.float64), covariance, 2
+  )
+  expected = PCA(2).fit(features.astype(np.float64))
+  np.testing.assert_allclose(
+    found.explained, expected.explained_variance_ratio_, rtol=1e-4
+  )
+  ours, theirs = found.project(features), expected.transform(features)
+  signs = np.sign((ours * theirs).sum(0))
+  np.testing.assert_allclose(ours * signs, theirs, rtol=1e-3, atol=1e-3)
+  peak = np.abs(found.components).argmax(1)
+  assert (found.components[[0, 1], peak] > 0).all()
+
+
+def test_spectrum_and_effective_rank():
+  np.testing.assert_allclose(
+    embedding_map.spectrum(np.diag([1.0, 3, 0])), [0.75, 0.25, 0], atol=1e-12
+  )
+  assert embedding_map.effective_rank(np.eye(7)) == pytest.approx(7)
+  assert embedding_map.effective_rank(np.diag([4.0, 0, 0])) == pytest.approx(1)
+  assert embedding_map.effective_rank(np.zeros((3, 3))) == 0
+
+
+def test_neighbours_against_numpy_with_ties(features):
+  features = np.concatenate([features, features[:40]])  # Equal cosines.
+  queries = np.array([3, 299, 310, 5])
+  rows, cosines = embedding_map.nearest_neighbours(
+    features, queries, count=7, block=3
+  )
+  unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+  for query, row, cosine in zip(queries, rows, cosines, strict=True):
+    expected = unit @ unit[query]
+    expected[query] = -np.inf
+    assert query not in row
+    np.testing.assert_allclose(cosine, np.sort(expected)[::-1][:7], rtol=1e-5)
+    np.testing.assert_allclose(expected[row], cosine, rtol=1e-5)
+  assert rows[0, 0] == 303  # The copy of row 3.
+
+
+def test_fewer_rows_than_neighbours():
+  rows, _ = embedding_map.nearest_neighbours(np.eye(3), [0], count=10)
+  np.testing.assert_array_equal(rows, [[1, 2]])  # Equal: the lower row first.
+  with pytest.raises(UserError, match=r"rows 0\.\.2"):
+    embedding_map.nearest_neighbours(np.eye(3), [3])
+
+
+def test_neighbour_agreement():
+  neighbours = np.array([[1, 2], [0, 2], [3, 0], [2, 1]])
+  values = np.array([0, 0, 1, -1])
+  share, chance = embedding_map.neighbour_agreement(neighbours, values)
+  assert share == pytest.approx(2 / 5)  # 0-1, 0-2, 1-0, 1-2, 2-0 are known.
+  assert chance == pytest.approx((2 / 3) ** 2 + (1 / 3) ** 2)

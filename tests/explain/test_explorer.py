@@ -1,0 +1,696 @@
+"""The explorer: its files, and the page in a real browser."""
+
+import base64
+import json
+import re
+import zlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib import image as matplotlib_image
+
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.explain import (
+  analysis,
+  attribution,
+  embedding_map,
+  illustrations,
+  probes,
+)
+from imsvd_jax.explain.explorer import writer
+from tests.explain import chromium, shapes_subject
+
+N, M, BINS, SIZE = 150, 6, 5, 32
+IMG = '<img src=x onerror="window.hacked=1">.png'
+SCRIPT = "</script><script>window.hacked=2</script>\u2028&amp;.png"
+LABELS = ("<b>circle</b>", "square", "triangle", "cross", "ring", "bar")
+VIEWS = (
+  probes.crop,
+  lambda keys, images: probes.flip(keys, images) * jnp.float32(0.8),
+)
+
+
+def file_names(index):
+  return {7: IMG, 9: SCRIPT}.get(index, f"train/shape_{index:03d}.png")
+
+
+class Built:
+  """One small explorer and what it was built from."""
+
+  def __init__(self, root):
+    self.root = root
+    self.subject = shapes_subject.make_subject(M, BINS)
+    factors = shapes_subject.factors_of(np.arange(N))
+    self.analysis = analysis.analyse(
+      self.subject,
+      shapes_subject.batches(N, 80, size=SIZE),
+      views=VIEWS,
+      label_names=LABELS,
+      factors={"hue": factors["hue"]},
+      num_top=8,
+    )
+    self.analysis.flip_rates = {"mirror": np.linspace(0, 1, M)}
+    self.analysis.nmi_untrained = self.analysis.nmi / 4
+    self.illustrations = illustrations.illustrate(
+      self.subject,
+      shapes_subject.batches(N, 70, size=SIZE),
+      self.analysis,
+      root / "sprites",
+      thumbnail_size=32,
+      grad_cam_per_bin=3,
+      integrated_per_bin=1,
+      keep=[3, 140],
+    )
+    images = shapes_subject.render(np.arange(2), SIZE)[0]
+    self.index = writer.build(
+      root,
+      self.subject,
+      self.analysis,
+      self.illustrations,
+      title="Shapes & <colours>",
+      names=file_names,
+      views=illustrations.view_examples(
+        self.subject, images, np.arange(2), VIEWS
+      ),
+    )
+
+  def data(self, name):
+    """What a data script hands to the page."""
+    text = (self.root / "data" / f"{name}.js").read_text()
+    return json.loads(text[text.index(", ") + 2 : text.rindex(");")])
+
+  def array(self, text, dtype):
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+  return Built(tmp_path_factory.mktemp("explorer"))
+
+
+# --- Files --------------------------------------------------------------------
+
+
+def test_strings_cannot_leave_their_script():
+  text = writer.script_json({"name": SCRIPT + "\u2029é"})
+  assert "<" not in text
+  assert ">" not in text
+  assert text.isascii()
+  assert json.loads(text) == {"name": SCRIPT + "\u2029é"}
+
+
+def test_data_scripts_are_ascii_without_markup(built):
+  for path in (built.root / "data").iterdir():
+    text = path.read_text()
+    assert text.isascii()
+    assert "<" not in text
+    assert text.startswith("explorer.receive(")
+
+
+def test_page_needs_no_network(built):
+  page = built.index.read_text()
+  assert "Shapes &amp; &lt;colours&gt;" in page
+  for name in ("index.html", "explorer.js", "explorer.css"):
+    text = (built.root / name).read_text()
+    assert not re.findall(r"(?:https?:)?//[\w.-]+\.\w+", text)
+    for call in ("fetch(", "XMLHttpRequest", "innerHTML", "document.write"):
+      assert call not in text
+
+
+def test_sprites_hold_the_thumbnails(built):
+  sheet = matplotlib_image.imread(built.root / "sprites" / "1.png")
+  image = shapes_subject.render(np.array([64 + 10]), SIZE)[0][0]
+  found = np.rint(sheet[32:64, 64:96, :3] * 255)  # Row 1, column 2.
+  np.testing.assert_array_equal(found, image)
+  kept = built.illustrations.kept
+  np.testing.assert_array_equal(
+    kept[140], shapes_subject.render(np.array([140]), SIZE)[0][0]
+  )
+
+
+def test_codes_and_labels_round_trip(built):
+  data = built.data("images")
+  codes = built.array(data["codes"], np.uint8).reshape(M, N)
+  np.testing.assert_array_equal(codes.T, built.analysis.codes)
+  labels = built.array(data["factors"][0]["values"], np.int16)
+  np.testing.assert_array_equal(labels, built.analysis.factors[0].values)
+  assert data["names"][7] == IMG
+
+
+def test_joint_rows_round_trip(built):
+  blocks = built.array(built.data("joint_1")["blocks"], np.uint8)
+  levels = blocks.reshape(M - 1, BINS, BINS).astype(float)
+  found = built.analysis
+  p = found.marginal
+  block = found.joint[BINS : 2 * BINS, 3 * BINS : 4 * BINS]
+  ratio = block / np.outer(p[1], p[3])
+  stored = 2 ** ((levels[2] - 128) * 8 / 127)
+  inside = (ratio > 2**-7.9) & (ratio < 2**7.9)
+  np.testing.assert_allclose(stored[inside], ratio[inside], rtol=0.024)
+  assert inside.mean() > 0.5
+
+
+def test_levels_of_zero_and_of_independence():
+  p = np.array([0.25, 0.75])
+  joint = np.outer(p, p)
+  joint[0, 1] = 0
+  levels = writer.ratio_levels(joint, p, p)
+  np.testing.assert_array_equal(levels, [[128, 0], [128, 128]])
+
+
+def test_maps_belong_to_the_best_images(built):
+  maps = built.data("variable_2")["cam"]
+  found = built.array(maps["maps"], np.uint8).reshape(
+    BINS, maps["perBin"], maps["height"], maps["width"]
+  )
+  np.testing.assert_array_equal(found, built.illustrations.grad_cam[2])
+  best = built.analysis.top_indices[2, 1, :3]
+  images = shapes_subject.render(best, SIZE)[0]
+  again = attribution.attribute(
+    attribution.make_grad_cam(built.subject),
+    built.subject,
+    images,
+    np.full(3, 2),
+    np.full(3, 1),
+  )
+  expected = np.rint(attribution.unit_maps(again) * 255)
+  assert np.abs(found[1] - expected).max() <= 1
+  fine = built.illustrations.integrated
+  assert fine.shape == (M, BINS, 1, 32, 32)
+  assert fine.max() == 255
+
+
+def test_few_images_are_shown_of_many(built):
+  shown = illustrations.shown_images(built.analysis, 100)
+  best = np.unique(built.analysis.top_indices)
+  assert np.isin(best[best >= 0], shown).all()
+  assert len(shown) == max(100, len(best[best >= 0]))
+  assert len(illustrations.shown_images(built.analysis, N)) == N
+
+
+def test_second_pass_over_other_data(built, tmp_path):
+  with pytest.raises(UserError, match="50 of 150 images"):
+    illustrations.illustrate(
+      built.subject,
+      shapes_subject.batches(100, 50, size=SIZE),
+      built.analysis,
+      tmp_path,
+      thumbnail_size=32,
+      grad_cam_per_bin=0,
+      integrated_per_bin=0,
+    )
+
+
+def test_sheets_do_not_depend_on_the_order(tmp_path):
+  rng = np.random.default_rng(0)
+  thumbnails = rng.integers(0, 256, (70, 8, 8, 3)).astype(np.uint8)
+  for name, order in (("a", np.arange(70)), ("b", rng.permutation(70))):
+    sheets = illustrations.SheetWriter(tmp_path / name, np.arange(70) * 3, 8)
+    np.testing.assert_array_equal(
+      sheets.slots(np.array([0, 1, 207, 999])), [0, -1, 69, -1]
+    )
+    for start in range(0, 70, 30):
+      part = order[start : start + 30]
+      sheets.add(part, thumbnails[part])
+    sheets.close()
+  for sheet in ("0.png", "1.png"):
+    first, second = (tmp_path / n / sheet for n in "ab")
+    assert first.read_bytes() == second.read_bytes()
+
+
+# --- In a browser -------------------------------------------------------------
+
+needs_chromium = pytest.mark.skipif(
+  bool(chromium.missing()),
+  reason=f"{chromium.missing()} not found; CI installs chromium and "
+  "chromium-driver.",
+)
+
+
+@pytest.fixture(scope="module")
+def browser(built):
+  with chromium.Browser() as session:
+    session.open(built.index.as_uri())
+    session.wait("document.querySelector('main')?.dataset.ready")
+    yield session
+
+
+@pytest.fixture(autouse=True)
+def _clean_console(request):
+  """No page of any browser test may leave a message on the console."""
+  yield
+  if "browser" in request.fixturenames:
+    assert request.getfixturevalue("browser").log() == []
+
+
+@needs_chromium
+def test_opens_from_disk_without_network(browser, built):
+  assert browser.text("h1") == "What it learned"
+  assert browser.text(".brand") == "Shapes & <colours>"
+  assert browser.script("return document.title").endswith("<colours>")
+  folder = built.root.as_uri()
+  foreign = [
+    url
+    for url in browser.requests()
+    # The browser's own first tab is chrome and chrome-untrusted.
+    if not url.startswith((folder, "chrome", "data:", "blob:"))
+  ]
+  assert foreign == []
+  cards = browser.script(
+    "return [...document.querySelectorAll('.card .value')]"
+    ".map((n) => n.textContent)"
+  )
+  assert len(cards) == 8
+
+
+@needs_chromium
+def test_every_page_has_one_heading_and_its_tab(browser):
+  for page, heading in (
+    ("#/variables", "Variables"),
+    ("#/variable/2", "Variable 2"),
+    ("#/images", "Images"),
+    ("#/image/3", "Image"),
+    ("#/matrix", "Joint matrix"),
+    ("#/map", "Map of the embedding"),
+    ("#/nonsense", "Not here"),
+    ("#/variable/99", "Not here"),
+    ("#/image/99999", "Not here"),
+  ):
+    browser.go(page)
+    assert browser.text("h1") == heading
+    assert browser.script("return document.querySelectorAll('h1').length") == 1
+    focus = browser.script("return document.activeElement.tagName")
+    assert focus == "H1"
+
+
+def column(browser, number):
+  return browser.script(
+    "return [...document.querySelectorAll("
+    f"'#variables tbody tr > :nth-child({number})')].map(n => n.innerText)"
+  )
+
+
+@needs_chromium
+def test_sorting_by_mouse_and_keyboard(browser, built):
+  browser.go("#/variables")
+  head = "#variables th:nth-child(3)"
+  browser.click(f"{head} button")
+  entropies = built.analysis.entropies()
+  expected = [f"v{m}" for m in np.argsort(-entropies, kind="stable")]
+  assert column(browser, 1) == expected
+  sort = "return document.querySelector(arguments[0]).ariaSort"
+  assert browser.script(sort, head) == "descending"
+  browser.press("Enter")  # The heading still has the focus.
+  assert column(browser, 1) == expected[::-1]
+  assert browser.script(sort, head) == "ascending"
+  assert "ascending" in browser.text("#live")
+  shown = [float(text) for text in column(browser, 3)]
+  np.testing.assert_allclose(shown, np.sort(entropies), atol=6e-4)
+
+
+@needs_chromium
+def test_variable_page_shows_best_images_lazily(browser, built):
+  browser.resize(1280, 400)
+  browser.go("#/variable/2")
+  found = browser.script(
+    "return [...document.querySelectorAll('[data-bin=\"1\"] .thumb')]"
+    ".map((n) => +n.hash.split('/')[2])"
+  )
+  best = built.analysis.top_indices[2, 1]
+  if not found:  # Below the screen: not there yet.
+    browser.script(
+      "document.querySelector('[data-bin=\"1\"]').scrollIntoView()"
+    )
+    browser.wait("document.querySelector('[data-bin=\"1\"] .thumb')")
+    found = browser.script(
+      "return [...document.querySelectorAll('[data-bin=\"1\"] .thumb')]"
+      ".map((n) => +n.hash.split('/')[2])"
+    )
+  np.testing.assert_array_equal(found, best)
+  browser.resize(1280, 900)
+
+
+@needs_chromium
+def test_pictures_outside_of_a_small_bin_are_marked(browser, built):
+  usage = built.analysis.usage
+  m, d = np.argwhere((usage > 0) & (usage < 8))[0]
+  browser.go(f"#/variable/{m}")
+  bin_of = f"document.querySelector('[data-bin=\"{d}\"]')"
+  browser.script(f"{bin_of}.scrollIntoView()")
+  browser.wait(f"{bin_of}.querySelector('.thumb')")
+  shown = browser.script(
+    # Under the pointer, which an earlier test left somewhere, none is dimmed.
+    f"return [...{bin_of}.querySelectorAll('.thumb')].map((n) =>"
+    " [n.ariaLabel.includes('not in this bin'),"
+    " n.matches(':hover, :focus-visible')"
+    " ? null : +getComputedStyle(n).opacity])"
+  )
+  best = built.analysis.top_indices[m, d]
+  outside = built.analysis.codes[best, m] != d
+  assert outside.sum() == 8 - usage[m, d]
+  assert [label for label, _ in shown] == outside.tolist()
+  seen = [
+    (opacity < 1, out)
+    for (_, opacity), out in zip(shown, outside.tolist(), strict=True)
+    if opacity is not None
+  ]
+  assert len(seen) >= len(shown) - 1
+  assert all(dimmed == out for dimmed, out in seen)
+  assert "Dimmed: not in this bin" in browser.text(f"[data-bin='{d}'] .what")
+
+
+@needs_chromium
+def test_hover_and_focus_show_attribution(browser):
+  browser.go("#/variable/2")
+  browser.wait("document.querySelector('[data-bin=\"0\"] .thumb')")
+  browser.script(
+    "document.querySelector('[data-bin=\"0\"]').scrollIntoView("
+    "{block: 'center'})"
+  )
+  assert browser.script("return document.getElementById('tip').hidden")
+  browser.move("[data-bin='0'] .thumb")
+  browser.wait("!document.getElementById('tip').hidden")
+  tip = browser.text("#tip")
+  assert "q = " in tip
+  assert "Grad-CAM" in tip
+  assert browser.script(
+    "return document.querySelectorAll('#tip canvas').length"
+  )
+  browser.move("h1")
+  browser.wait("document.getElementById('tip').hidden")
+  browser.script("document.getElementById('overlay').focus()")
+  browser.press("Tab")  # To the first image.
+  browser.wait("!document.getElementById('tip').hidden")
+  browser.press("Escape")
+  assert browser.script("return document.getElementById('tip').hidden")
+  browser.script("document.activeElement.blur()")
+  browser.press("o")
+  overlays = (
+    "document.querySelectorAll('[data-bin=\"0\"] .thumb canvas').length"
+  )
+  assert browser.wait(overlays) == 3
+  # The heat is drawn: some pixels are opaque enough to see.
+  assert (
+    browser.script(
+      "const c = document.querySelector('[data-bin=\"0\"] .thumb canvas');"
+      "const d = c.getContext('2d').getImageData(0, 0, 96, 96).data;"
+      "return Math.max(...d.filter((_, i) => i % 4 === 3))"
+    )
+    > 100
+  )
+
+
+@needs_chromium
+def test_hostile_names_stay_text(browser):
+  browser.go("#/image/7")
+  assert browser.text("#image-name") == IMG
+  browser.go("#/image/9")
+  name = browser.script(
+    "return document.getElementById('image-name').textContent"
+  )
+  assert name == SCRIPT
+  browser.go("#/images?q=onerror")
+  browser.wait("document.querySelectorAll('#grid .thumb').length === 1")
+  browser.move("#grid .thumb")
+  browser.wait("!document.getElementById('tip').hidden")
+  assert IMG in browser.text("#tip")
+  browser.go("#/variable/0")
+  browser.wait("document.querySelector('.bin .thumb')")
+  browser.go("#/map")
+  assert "<b>circle</b>" in browser.text(".legend")
+  assert browser.script("return window.hacked === undefined")
+  assert not browser.script("return document.querySelector('img[onerror]')")
+
+
+@needs_chromium
+def test_search_by_name_label_and_index(browser, built):
+  browser.go("#/overview")
+  browser.press("/")
+  assert browser.script("return document.activeElement.id") == "find"
+  browser.press(*"v3", "Enter")
+  browser.wait("document.querySelector('h1').textContent === 'Variable 3'")
+  browser.go("#/images")
+  labels = built.analysis.factors[0].values
+  for text, count in (
+    ("shape_01", 10),
+    ("ring", int((labels == 4).sum())),
+    ("42", 2),  # By its index, and 142 by its name.
+    ("nothing at all", 0),
+  ):
+    browser.script(
+      "const i = document.getElementById('image-search'); i.value = "
+      "arguments[0]; i.dispatchEvent(new Event('input'))",
+      text,
+    )
+    browser.wait(
+      "document.querySelector('main [role=status]').textContent === "
+      f"'{count} of {N} images'"
+    )
+    if text == "42":
+      first = "return document.querySelector('#grid .thumb').hash"
+      assert browser.script(first) == "#/image/42"
+
+
+@needs_chromium
+def test_images_that_share_codes(browser, built):
+  browser.go("#/image/5")
+  codes = built.analysis.codes
+  shared = (codes == codes[5]).sum(1)
+  order = [i for i in np.lexsort((np.arange(N), -shared)) if i != 5][:24]
+  links = (
+    "return [...document.querySelectorAll('#sharing .thumb')]"
+    ".map((n) => +n.hash.split('/')[2])"
+  )
+  assert browser.script(links) == [int(i) for i in order]
+  assert f"{shared[order[0]]} of {M}" in browser.text("#sharing")
+  browser.click(".chip:nth-child(2) button")  # Require variable 1.
+  same = np.flatnonzero(codes[:, 1] == codes[5, 1])
+  found = browser.script(links)
+  assert set(found) <= set(same.tolist()) - {5}
+  assert len(found) == min(24, len(same) - 1)
+  status = browser.text("section [role=status]")
+  assert status.startswith(f"{len(same) - 1} other images")
+
+
+@needs_chromium
+def test_neighbours_of_an_image(browser, built):
+  browser.go("#/image/5")
+  rows, _ = embedding_map.nearest_neighbours(
+    built.analysis.sample_features, [5], count=12
+  )
+  found = browser.script(
+    "return [...document.querySelectorAll('section:nth-of-type(2) .thumb')]"
+    ".map((n) => +n.hash.split('/')[2])"
+  )
+  np.testing.assert_array_equal(found, rows[0])
+
+
+@needs_chromium
+def test_virtual_grid_holds_few_cells(browser):
+  browser.resize(390, 500)
+  browser.go("#/images")
+  cells = "document.querySelectorAll('#grid .thumb').length"
+  count = browser.wait(cells)
+  assert count < N
+  browser.script("scrollTo(0, document.body.scrollHeight)")
+  browser.wait(
+    "[...document.querySelectorAll('#grid .thumb')].some("
+    f"(n) => n.hash === '#/image/{N - 1}')"
+  )
+  assert browser.script(f"return {cells}") < N
+  browser.resize(1280, 900)
+
+
+@needs_chromium
+def test_matrix_tooltip_zoom_and_keyboard(browser, built):
+  browser.go("#/matrix/1/4")
+  found = built.analysis
+  browser.wait("document.querySelector('.stage canvas').width > 100")
+  browser.script("document.querySelector('.stage canvas').focus()")
+  browser.press("ArrowDown")  # Zoomed in: one bin down.
+  said = browser.text("#live")
+  assert said.startswith("Variables 1 and 4")
+  assert f"{found.mutual_information[1, 4]:.2f}" in said
+  browser.wait(
+    "(document.querySelector('.stage canvas').dispatchEvent("
+    "new KeyboardEvent('keydown', {key: 'ArrowRight'})),"
+    " document.getElementById('live').textContent.includes('bins 1, '))"
+  )
+  # What it says of the pair of bins is what the matrix holds.
+  said = browser.text("#live")
+  bins = re.search(r"bins (\d), (\d): P (?:=|≈) ([\d.e-]+)", said)
+  d, e = int(bins[1]), int(bins[2])
+  stored = found.joint[BINS + d, 4 * BINS + e]
+  ratio = stored / (found.marginal[1, d] * found.marginal[4, e])
+  if 2**-7.9 < ratio < 2**7.9:
+    assert float(bins[3]) == pytest.approx(stored, rel=0.08)
+  browser.press("0")  # Fit: now whole variables.
+  browser.move(".stage canvas")
+  browser.wait("!document.getElementById('tip').hidden")
+  assert "mutual information" in browser.text("#tip")
+  browser.script("document.querySelector('.stage canvas').focus()")
+  browser.press("Enter")
+  browser.wait("document.querySelector('h1').textContent === 'Variable 1'")
+
+
+@needs_chromium
+def test_matrix_pixels_follow_the_matrix(browser, built):
+  """In the light the darker a pair, the more it shares above the floor."""
+  browser.go("#/matrix")
+  centres = (
+    "const c = document.querySelector('.stage canvas');"
+    "const box = Math.min(c.clientWidth, c.clientHeight) - 24;"
+    "const r = c.width / c.clientWidth;"
+    "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+    f"const s = box / {M}; const result = [];"
+    f"for (let a = 0; a < {M}; a++) for (let b = 0; b < {M}; b++) {{"
+    "const x = Math.round(((c.clientWidth - box) / 2 + (b + .5) * s) * r);"
+    "const y = Math.round(((c.clientHeight - box) / 2 + (a + .5) * s) * r);"
+    "const i = 4 * (y * c.width + x); result.push(d[i] + d[i+1] + d[i+2]); }"
+    "return result"
+  )
+  light = np.array(browser.script(centres)).reshape(M, M)
+  found = built.analysis
+  excess = np.maximum(found.mutual_information - found.floor, 0)
+  rows, columns = np.where(~np.eye(M, dtype=bool))
+  order = np.argsort(excess[rows, columns])
+  ranked = light[rows, columns][order]
+  assert (np.diff(ranked) <= 0).all()
+  assert ranked[0] > ranked[-1] + 300
+
+
+@needs_chromium
+def test_map_opens_the_image_under_the_mouse(browser):
+  browser.go("#/map")
+  browser.script("document.querySelector('.stage canvas').focus()")
+  browser.press("+", "ArrowLeft", "-", "0")
+  browser.move(".stage canvas", 0.5, 0.55)
+  found = False
+  for y in np.linspace(0.2, 0.8, 13):
+    browser.move(".stage canvas", 0.5, float(y))
+    if not browser.script("return document.getElementById('tip').hidden"):
+      found = True
+      break
+  assert found
+  index = re.search(r"index (\d+)", browser.text("#tip"))[1]
+  browser.move(".stage canvas", 0.5, float(y), click=True)
+  browser.wait(f"location.hash === '#/image/{index}'")
+
+
+@needs_chromium
+def test_theme_follows_the_system_and_the_button(browser):
+  browser.go("#/overview")
+  theme = "return document.documentElement.dataset.theme"
+  browser.prefer(dark=True)
+  browser.wait("document.documentElement.dataset.theme === 'dark'")
+  browser.click("#theme")
+  assert browser.text("#theme") == "Light"
+  assert browser.script(theme) == "light"
+  browser.click("#theme")
+  assert browser.script(theme) == "dark"
+  browser.click("#theme")
+  browser.prefer(dark=False)
+  browser.wait("document.documentElement.dataset.theme === 'light'")
+
+
+@needs_chromium
+def test_help_and_number_keys(browser):
+  browser.go("#/overview")
+  browser.press("?")
+  browser.wait("document.getElementById('help').open")
+  browser.press("Escape")
+  browser.wait("!document.getElementById('help').open")
+  browser.press("2")
+  browser.wait("document.querySelector('h1').textContent === 'Variables'")
+  browser.go("#/variable/1")
+  browser.press("]")
+  browser.wait("document.querySelector('h1').textContent === 'Variable 2'")
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [360, 1280])
+def test_no_page_is_wider_than_the_screen(browser, width):
+  browser.resize(width, 800)
+  for page in (
+    "overview",
+    "variables",
+    "variable/1",
+    "images",
+    "image/7",
+    "matrix",
+    "map",
+  ):
+    browser.go(f"#/{page}")
+    wide = browser.script("return document.documentElement.scrollWidth")
+    assert wide <= width, page
+  browser.resize(1280, 900)
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [880, 1000, 1300, 1920])
+def test_no_table_of_the_overview_is_cut_off(browser, width):
+  browser.resize(width, 800)
+  browser.go("#/overview")
+  cut = browser.script(
+    "return [...document.querySelectorAll('.split .scroll')]"
+    ".map((n) => n.scrollWidth - n.clientWidth)"
+  )
+  assert cut == [0, 0]
+  heads = browser.text(".split thead")
+  assert "Random" in heads
+  assert "Chance" in heads
+  browser.resize(1280, 900)
+
+
+CONTRAST = """
+const canvas = document.createElement('canvas').getContext('2d',
+  {willReadFrequently: true});
+const rgb = (colour) => {
+  canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour;
+  canvas.fillRect(0, 0, 1, 1); return canvas.getImageData(0, 0, 1, 1).data;
+};
+const light = (c) => [0, 1, 2].map((i) => c[i] / 255).map((v) => v <= .04045
+  ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+  .reduce((a, v, i) => a + v * [.2126, .7152, .0722][i], 0);
+const style = getComputedStyle(document.documentElement);
+const of = (name) => light(rgb(style.getPropertyValue(name)));
+const ratio = (a, b) => (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+const result = {};
+for (const ground of ['--paper', '--panel', '--wash'])
+  for (const ink of ['--ink', '--soft', '--accent', '--good', '--fair',
+    '--poor']) result[ink + ground] = ratio(of(ink), of(ground));
+return result;
+"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_has_contrast(browser, dark):
+  browser.prefer(dark)
+  theme = "dark" if dark else "light"
+  browser.wait(f"document.documentElement.dataset.theme === '{theme}'")
+  ratios = browser.script(CONTRAST)
+  browser.prefer(False)
+  assert min(ratios.values()) > 4.5, ratios
+
+
+@needs_chromium
+def test_everything_that_acts_has_a_name(browser):
+  nameless = (
+    "return [...document.querySelectorAll('a, button, input, select, canvas')]"
+    ".filter((n) => n.ariaHidden !== 'true' && !n.closest('[aria-hidden]')"
+    " && !n.ariaLabel && !n.textContent.trim() && !n.labels?.length)"
+    ".map((n) => n.outerHTML)"
+  )
+  for page in (
+    "overview",
+    "variables",
+    "variable/1",
+    "images",
+    "image/7",
+    "matrix",
+    "map",
+  ):
+    browser.go(f"#/{page}")
+    assert browser.script(nameless) == []

@@ -1,0 +1,96 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.explain import accumulate, probes
+from tests.explain import shapes_subject
+from tests.explain.table_subject import table_batches, table_subject
+
+
+@pytest.fixture(scope="module")
+def images():
+  return shapes_subject.render(np.arange(4), 32)[0]
+
+
+@pytest.fixture(scope="module")
+def keys():
+  return jax.random.split(jax.random.key(0), 4)
+
+
+@pytest.mark.parametrize("name", probes.PROBES)
+def test_probes_keep_shape_and_range_and_change_something(name, images, keys):
+  out = np.asarray(probes.PROBES[name](keys, images))
+  assert out.shape == images.shape
+  assert out.dtype == np.float32
+  assert out.min() >= -1e-3
+  assert out.max() <= 255.001
+  assert np.abs(out - images).max() > 1
+
+
+def test_mirror_channels_and_invert(images, keys):
+  np.testing.assert_array_equal(probes.flip(keys, images), images[:, :, ::-1])
+  rolled = probes.channels(keys, images)
+  np.testing.assert_array_equal(rolled[..., 1], images[..., 0])
+  inverted = probes.invert(keys, images)
+  np.testing.assert_array_equal(inverted, 255.0 - images)
+
+
+def test_blur_keeps_a_constant_and_the_mean(images, keys):
+  constant = np.full((4, 32, 32, 3), 77, np.uint8)
+  np.testing.assert_allclose(probes.blur(keys, constant), 77, rtol=1e-5)
+
+
+def test_crop_shows_half_the_area(keys):
+  ramp = np.broadcast_to(
+    np.arange(64, dtype=np.uint8)[None, :, None, None], (4, 64, 64, 1)
+  )
+  out = np.asarray(probes.crop(keys, ramp))
+  # Half the area is 0.71 of the height: so many steps of the ramp remain.
+  span = out[:, -2, 5, 0] - out[:, 1, 5, 0]
+  np.testing.assert_allclose(span, 61 / np.sqrt(2), atol=0.7)
+  assert np.unique(out[:, 0, 5, 0].round(1)).size > 1
+
+
+@pytest.fixture(scope="module")
+def table():
+  rng = np.random.default_rng(0)
+  return rng.integers(1, 250, (50, 4, 3, 1)).astype(np.uint8)
+
+
+def test_flip_rates_against_numpy(table):
+  chosen = {
+    "nothing": probes.identity,
+    "mirror": lambda keys, x: x[:, :, ::-1].astype(jnp.float32),
+    "noise": lambda keys, x: (
+      x.astype(jnp.float32)
+      + jax.vmap(lambda k: jax.random.randint(k, (4, 3, 1), 0, 200))(keys)
+    ),
+  }
+  rates = {}
+  for devices, batch in ((8, 16), (1, 50)):
+    rates[devices] = probes.flip_rates(
+      table_subject(),
+      table_batches(table, np.arange(50), batch),
+      probes=chosen,
+      mesh=accumulate.data_mesh(jax.devices()[:devices]),
+    )
+  codes = lambda x: np.asarray(x)[..., 0].astype(np.float32).argmax(-1)
+  keys = accumulate.view_keys(jax.random.key(0), jnp.arange(50), 2)
+  for found in rates.values():
+    np.testing.assert_array_equal(found["nothing"], 0)
+    for name, images in (
+      ("mirror", table[:, :, ::-1]),
+      ("noise", chosen["noise"](keys, table)),
+    ):
+      expected = (codes(images) != codes(table)).mean(0)
+      np.testing.assert_allclose(found[name], expected)
+
+
+def test_flip_rates_need_a_code(images):
+  subject = shapes_subject.make_continuous_subject()
+  with pytest.raises(UserError, match="discrete code"):
+    probes.flip_rates(subject, shapes_subject.batches(8, 8))
+  with pytest.raises(UserError, match="no images"):
+    probes.flip_rates(table_subject(), [])

@@ -1,0 +1,220 @@
+"""The whole report, with and without a discrete code."""
+
+import dataclasses
+import json
+import types
+
+import numpy as np
+import pytest
+
+from imsvd_jax import explain
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.explain import analysis, health, probes, report
+from tests.explain import chromium, shapes_subject
+
+N = 48
+
+
+def batches():
+  return shapes_subject.batches(N, 24)
+
+
+def constant(subject):
+  """The same encoder, untrained: every image falls into the same bins."""
+  variables = subject.variables | {
+    "direction": subject.variables["direction"] * 0
+  }
+  return dataclasses.replace(subject, variables=variables)
+
+
+def test_report_of_a_discrete_code(tmp_path):
+  metrics = tmp_path / "metrics.jsonl"
+  metrics.write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")
+  lines = []
+  subject = shapes_subject.make_subject(3, 4)
+  found = explain.explain(
+    subject,
+    batches,
+    tmp_path / "out",
+    untrained=constant(subject),
+    num_images=N,
+    views=(probes.flip, probes.darken),
+    augmentations={"mirror": probes.flip},
+    max_flip_images=30,
+    label_names=shapes_subject.SHAPES,
+    num_top=3,
+    thumbnail_size=16,
+    grad_cam_per_bin=1,
+    integrated_per_bin=0,
+    figure_format="svg",
+    figure_variables=[2, 0],
+    metrics=metrics,
+    progress=lines.append,
+  )
+  assert all(report._FIGURE.fullmatch(path.name) for path in found.figures)
+  stems = {path.stem for path in found.figures}
+  assert stems == {
+    "joint",
+    "cross_joint",
+    "mutual_information",
+    "factors",
+    "samples_variable_0",
+    "samples_variable_2",
+    "attribution",
+    "embedding_vectors",
+    "embedding_map",
+    "training_curves",
+  }
+  assert all(path.read_text().startswith("<?xml") for path in found.figures)
+  assert found.index.is_file()
+  again = analysis.Analysis.load(tmp_path / "out" / "analysis.npz")
+  np.testing.assert_array_equal(again.joint, found.analysis.joint)
+  assert list(again.flip_rates) == ["mirror"]
+  chosen = analysis.some_of(np.arange(N), 30)
+  expected = probes.flip_rates(
+    subject,
+    report.only(batches(), chosen),
+    probes={"mirror": probes.flip},
+  )
+  np.testing.assert_array_equal(again.flip_rates["mirror"], expected["mirror"])
+  assert chosen.max() > 30
+  assert any("images/s" in line for line in lines)
+  assert (again.nmi_untrained == 0).all()
+  (row,) = health.best_factors(again)
+  assert row["nmi"][0] == again.nmi.max() > row["untrained"] == 0
+  table = report.factor_lines(again)
+  assert table[1].startswith(f"  label  v{row['variables'][0]} ")
+  assert "(random weights 0.00, chance" in table[1]
+  assert set(table) <= set(lines)
+  levels = {i.name: i.level for i in health.indicators(again)}
+  assert set(levels.values()) <= set(health.LEVELS)
+
+
+def test_a_former_report_is_removed_and_nothing_else(tmp_path):
+  ours = ["figures/samples_variable_7.pdf", "explorer/data/variable_9.js"]
+  ours += ["explorer/sprites/5.png"]
+  others = ["figures/mine.pdf", "notes.txt", "explorer/index.html"]
+  for name in (*ours, *others):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("x")
+  report._remove_former(tmp_path)
+  assert all((tmp_path / name).exists() for name in ours), "not a report yet"
+  (tmp_path / report.ANALYSIS).write_text("x")
+  report._remove_former(tmp_path)
+  assert not any((tmp_path / name).exists() for name in ours)
+  assert not (tmp_path / report.ANALYSIS).exists()
+  assert all((tmp_path / name).exists() for name in others)
+
+
+def test_images_are_chosen_from_all_classes():
+  """In a folder sorted by class, the first images are of one class."""
+  labels = np.repeat(np.arange(10), 100)
+  chosen = analysis.some_of(np.arange(1000), 200)
+  assert len(np.unique(chosen)) == 200
+  counts = np.bincount(labels[chosen])
+  assert counts.min() >= 8
+  assert counts.max() <= 32
+  pixels = np.arange(1000, dtype=np.uint16)[:, None, None, None]
+  given = [
+    {
+      "image": pixels[start : start + 64],
+      "index": np.arange(start, start + 64),
+      "mask": np.arange(start, start + 64) < 1000,
+    }
+    for start in range(0, 960, 64)
+  ]
+  found = list(report.only(given, chosen))
+  assert {len(batch["image"]) for batch in found[:-1]} == {64}
+  wanted = chosen[chosen < 960]
+  for name in ("image", "index"):
+    values = np.concatenate([batch[name].ravel() for batch in found])
+    np.testing.assert_array_equal(values, wanted)
+  rows = types.SimpleNamespace(sample_indices=np.arange(1000))
+  assert len(np.unique(labels[report._examples(rows)])) >= 4
+
+
+@pytest.fixture(scope="module")
+def continuous(tmp_path_factory):
+  lines = []
+  found = explain.explain(
+    shapes_subject.make_continuous_subject(),
+    batches,
+    tmp_path_factory.mktemp("continuous"),
+    label_names=shapes_subject.SHAPES,
+    thumbnail_size=32,
+    figure_format="png",
+    progress=lines.append,
+  )
+  return found, lines
+
+
+def test_report_without_a_code_says_so(continuous):
+  found, lines = continuous
+  assert [path.stem for path in found.figures] == ["embedding_map"]
+  assert any("VICReg" in line and "no bins" in line for line in lines)
+  assert not found.analysis.has_codes
+  data = {path.stem for path in (found.index.parent / "data").iterdir()}
+  assert data == {"core", "images", "map", "neighbours"}
+
+
+@pytest.mark.skipif(
+  bool(chromium.missing()),
+  reason=f"{chromium.missing()} not found; CI installs chromium and "
+  "chromium-driver.",
+)
+def test_explorer_without_a_code(continuous):
+  found, _ = continuous
+  with chromium.Browser(dark=True) as browser:
+    browser.open(found.index.as_uri())
+    browser.wait("document.querySelector('main')?.dataset.ready")
+    assert "VICReg" in browser.text(".note")
+    tabs = browser.text("#tabs").split()
+    assert tabs == ["Overview", "Images", "Map"]
+    for page in ("image/3", "images", "map"):
+      browser.go(f"#/{page}")
+    browser.go("#/variables")
+    assert browser.text("h1") == "Not here"
+    assert browser.log() == []
+
+
+def test_a_variable_that_is_not_there(tmp_path):
+  with pytest.raises(UserError, match=r"no variable 3; .* numbered 0\.\.2"):
+    explain.explain(
+      shapes_subject.make_subject(3, 4),
+      batches,
+      tmp_path,
+      figure_variables=[1, 3],
+    )
+
+
+def test_user_mistake_is_found_before_the_work(tmp_path):
+  with pytest.raises(UserError, match="'gif'"):
+    explain.explain(
+      shapes_subject.make_subject(3, 4),
+      batches,
+      tmp_path,
+      figure_format="gif",
+    )
+
+
+@pytest.mark.parametrize(
+  ("usage", "level"),
+  [([[25, 25, 25, 25]], "good"), ([[97, 1, 1, 1]], "poor")],
+)
+def test_health_of_good_and_collapsed_variables(usage, level):
+  usage = np.array(usage)
+  found = analysis.Analysis(
+    indices=np.arange(100),
+    feature_mean=np.zeros(1),
+    sample_indices=np.arange(1),
+    sample_features=np.zeros((1, 1)),
+    codes=np.zeros((100, 1), np.uint8),
+    usage=usage,
+    marginal=usage / 100,
+    confidence=np.array([0.95]),
+    conditional_entropy=np.array([0.1]),
+  )
+  levels = {i.name: i.level for i in health.indicators(found)}
+  assert levels["Entropy used"] == level
+  assert levels["Collapsed variables"] == level
+  assert levels["Empty bins"] == "good"

@@ -1,0 +1,190 @@
+"""Features of a folder: the run's own, in order, with what is broken named."""
+
+import io
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import digits
+from imsvd_jax.base import files
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.commands import command_line
+from imsvd_jax.interop import image_embeddings
+from imsvd_jax.runs.checkpointer import Checkpointer, load_variables
+from imsvd_jax.runs.encoder import load_encoder
+from imsvd_jax.training import experiment as experiment_lib
+from imsvd_jax.training import step as step_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  """A run that never trained."""
+  config = digits.get_config("debug")
+  config.data.resize = 32  # Images of 32 pixels are taken as they are.
+  experiment = experiment_lib.build(config, 16)
+  state = jax.jit(lambda: step_lib.init_state(experiment))()
+  folder = tmp_path_factory.mktemp("run")
+  save(folder, config.to_dict(), state)
+  return str(folder)
+
+
+def save(workdir, config, state):
+  checkpointer = Checkpointer(workdir, keep_last=1, config=config)
+  checkpointer.save(3, state)
+  checkpointer.close()
+
+
+@pytest.fixture(scope="module")
+def pixels():
+  rng = np.random.default_rng(0)
+  return rng.integers(0, 256, (7, 32, 32, 3), np.uint8)
+
+
+NAMES = ["a.png", "b/1.png", "b/2.bmp", "b/c/x.PNG", "val/é.png", "z.webp"]
+
+
+@pytest.fixture
+def folder(tmp_path, pixels):
+  """Six images in sub-folders, one of them large, and other files."""
+  top = tmp_path / "images"
+  for name, image in zip(NAMES, pixels, strict=False):
+    (top / name).parent.mkdir(parents=True, exist_ok=True)
+    lossless = {"lossless": True} if name.endswith("webp") else {}
+    Image.fromarray(image).save(top / name, **lossless)
+  (top / "notes.txt").write_text("not an image")
+  (top / ".hidden.png").write_bytes(b"")
+  (top / "b" / "loop").symlink_to(top, target_is_directory=True)
+  return top
+
+
+def test_features_and_codes_are_those_of_the_encoder(workdir, folder, pixels):
+  arrays = image_embeddings.embed_folder(
+    workdir, str(folder), codes=True, batch_size=4
+  )
+  assert arrays["paths"].tolist() == NAMES
+  assert arrays["unreadable"].tolist() == []
+  encoder = load_encoder(workdir)
+  expected = encoder.features(pixels[:6])
+  assert arrays["features"].dtype == np.float32
+  np.testing.assert_allclose(arrays["features"], expected, rtol=1e-4, atol=1e-5)
+  assert arrays["codes"].dtype == np.int32
+  np.testing.assert_array_equal(arrays["codes"], encoder.codes(pixels[:6]))
+  assert (
+    image_embeddings.find_images(str(folder), [".png", ".bmp", ".webp"])[1] == 1
+  )
+
+
+def test_broken_images_are_left_out_and_named(workdir, folder, pixels, caplog):
+  (folder / "b" / "1.png").write_text("no image")
+  content = (folder / "z.webp").read_bytes()
+  (folder / "aa.png").write_bytes(content[:30])
+  arrays = image_embeddings.embed_folder(workdir, str(folder), batch_size=4)
+  left = [name for name in NAMES if name != "b/1.png"]
+  assert arrays["paths"].tolist() == left
+  assert arrays["unreadable"].tolist() == ["aa.png", "b/1.png"]
+  assert "codes" not in arrays
+  rows = [NAMES.index(name) for name in left]
+  np.testing.assert_allclose(
+    arrays["features"],
+    load_encoder(workdir).features(pixels[rows]),
+    rtol=1e-4,
+    atol=1e-5,
+  )
+  for name in ("b/1.png", "aa.png"):
+    assert f"{folder}/{name}" in caplog.text
+
+
+def test_mistakes_are_one_line(workdir, folder, tmp_path):
+  def refuse(message, images=folder, **options):
+    with pytest.raises(UserError, match=message) as error:
+      image_embeddings.embed_folder(workdir, str(images), **options)
+    assert "\n" not in str(error.value)
+
+  refuse("does not exist", tmp_path / "none")
+  refuse("is a file", folder / "a.png")
+  (tmp_path / "empty").mkdir()
+  (tmp_path / "empty" / "x.txt").write_text("x")
+  refuse(r"No images .*1 other files.*\.jpg", tmp_path / "empty")
+  refuse("no step 9", step=9)
+  (tmp_path / "bad").mkdir()
+  (tmp_path / "bad" / "x.png").write_text("x")
+  refuse("None of the 1 images", tmp_path / "bad")
+
+
+def test_codes_need_a_discrete_objective(workdir, folder, tmp_path):
+  run = load_variables(workdir)
+  run.config["objective"]["name"] = "vicreg"
+  state = {"params": run.params, "batch_stats": run.batch_stats}
+  save(tmp_path / "run", run.config, state)
+  with pytest.raises(UserError, match="no discrete code"):
+    image_embeddings.embed_folder(
+      str(tmp_path / "run"), str(folder), codes=True
+    )
+
+
+def run_command(*arguments):
+  return subprocess.run(
+    [sys.executable, "-m", "imsvd_jax", "embed", *arguments],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    check=False,
+  )
+
+
+def test_the_command_writes_the_file(workdir, folder, tmp_path):
+  (folder / "bad.png").write_text("no image")
+  output = tmp_path / "features"
+  result = run_command(
+    f"--workdir={workdir}", f"--images={folder}", f"--output={output}"
+  )
+  assert result.returncode == 0, result.stderr
+  with np.load(output, allow_pickle=False) as arrays:
+    assert arrays["paths"].tolist() == NAMES
+    assert arrays["features"].shape[0] == 6
+  assert "6 images" in result.stdout
+  assert "Left out 1 unreadable images: bad.png" in result.stdout
+  assert "bad.png" in result.stderr
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["features", "images"]
+
+
+def test_the_command_checks_the_output_before_the_work(workdir, tmp_path):
+  result = run_command(
+    f"--workdir={workdir}",
+    f"--images={tmp_path}",
+    f"--output={tmp_path}/none/x.npz",
+  )
+  assert result.returncode == 2
+  assert result.stderr == (
+    f"error: The folder {tmp_path}/none does not exist; create it.\n"
+  )
+
+
+def test_names_that_are_not_utf8_are_printed(monkeypatch):
+  stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+  monkeypatch.setattr(sys, "stdout", stream)
+  command_line.print_line(f"{os.fsdecode(bytes([0xFF]))}.png, é.png")
+  stream.flush()
+  assert stream.buffer.getvalue() == "\\udcff.png, é.png\n".encode()
+
+
+def test_an_output_that_cannot_be_made_is_one_line(tmp_path):
+  path = tmp_path / ("x" * 300)  # Longer than a file's name may be.
+  with (
+    pytest.raises(UserError, match=r"Cannot write .*: File name too long"),
+    files.in_place_when_done(path) as unfinished,
+  ):
+    pathlib.Path(unfinished).write_bytes(b"")
+  with (
+    pytest.raises(FileNotFoundError),
+    files.in_place_when_done(tmp_path / "y"),
+  ):
+    (tmp_path / "another").read_bytes()
