@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from imsvd_jax import data
 from imsvd_jax.base import console, devices, files
-from imsvd_jax.base.config import flatten
+from imsvd_jax.base.config import HARMLESS_KEYS, flatten
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import host_pipeline
 from imsvd_jax.evaluation.online import Evaluation
@@ -26,16 +26,6 @@ from imsvd_jax.training import finite
 from imsvd_jax.training import step as step_lib
 from imsvd_jax.training.finite import Skips
 from imsvd_jax.training.state import TrainState
-
-# Keys that change neither the state nor the data: a continued run may set them.
-HARMLESS_KEYS = (
-  "allow_changes",
-  "checkpoint",
-  "eval",
-  "log",
-  "init_from",
-  "not_finite",
-)
 
 # A random network may look collapsed; one that has trained this long is.
 MIN_STEPS_TO_WARN = 50

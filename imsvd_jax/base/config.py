@@ -2,6 +2,17 @@
 
 from typing import Any
 
+# Keys that change neither the state nor the data: a continued run may set them,
+# and runs that differ in them alone are the same experiment.
+HARMLESS_KEYS = (
+  "allow_changes",
+  "checkpoint",
+  "eval",
+  "log",
+  "init_from",
+  "not_finite",
+)
+
 
 def flatten(config: Any) -> dict[str, Any]:
   """Returns {"data.name": "digits", ...}.

@@ -8,19 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
-from imsvd_jax.base.config import flatten
+from imsvd_jax.base.config import HARMLESS_KEYS, flatten
 from imsvd_jax.base.errors import UserError
 
-# Keys of a config that do not change what is learned.
-_IGNORED = (
-  "seed",
-  "allow_changes",
-  "checkpoint",
-  "eval",
-  "log",
-  "init_from",
-  "not_finite",
-)
+# Keys of a config that do not change what is learned, but for chance.
+_IGNORED = ("seed", *HARMLESS_KEYS)
 
 
 class Run(NamedTuple):
