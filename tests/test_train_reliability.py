@@ -23,7 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from imsvd_jax import data, train
 from imsvd_jax.base import devices
-from imsvd_jax.base.config import flatten
+from imsvd_jax.base.config import HARMLESS_KEYS, flatten
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.objectives import OBJECTIVES
 from imsvd_jax.runs import checkpointer, interruption, metrics
@@ -83,7 +83,7 @@ def traced_once():
     config = {
       name: value
       for name, value in flatten(experiment.config).items()
-      if name.partition(".")[0] not in train.HARMLESS_KEYS
+      if name.partition(".")[0] not in HARMLESS_KEYS
     }
     key = (repr(sorted(config.items())), experiment.objective, sharding)
     if key not in steps:

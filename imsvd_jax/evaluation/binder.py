@@ -80,7 +80,7 @@ class Options:
   seed: int | None = None
   batch_size: int = 256
   output: str = ""
-  feature_cache: str = ""
+  cache: str = ""
   reuse: bool = False
 
 

@@ -37,7 +37,7 @@ class LinearResult(NamedTuple):
   best_epoch: int
   test_top1: list[float]  # after every epoch
   train_loss: list[float]  # mean cross entropy in nats, every epoch
-  linear_heads: linear_heads.Heads  # one head, on the host
+  heads: linear_heads.Heads  # one head, on the host
 
 
 def run(

@@ -11,12 +11,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from tests.formats.test_names import TINY, assert_same, variables_of
 
 from imsvd_jax import formats
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.formats.architecture import entries
 from imsvd_jax.formats.safetensors_files import write_safetensors
+from tests.formats.test_names import TINY, assert_same, variables_of
 
 Architecture = formats.Architecture
 METADATA = {
