@@ -20,7 +20,7 @@ from imsvd_jax.data import host_pipeline
 from imsvd_jax.evaluation.online import Evaluation
 from imsvd_jax.objectives.diagnostics import collapse_warning
 from imsvd_jax.runs import checkpointer as checkpoint
-from imsvd_jax.runs import interruption, metrics
+from imsvd_jax.runs import interruption, metrics, resume, weights
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import finite
 from imsvd_jax.training import step as step_lib
@@ -74,9 +74,9 @@ def train_and_evaluate(
     facts=facts,
   )
   if checkpointer.latest_step() is not None:
-    stored = checkpoint.load_facts(workdir)
-    checkpoint.check_config(
-      checkpoint.load_config(workdir) | stored,
+    stored = resume.load_facts(workdir)
+    resume.check_config(
+      resume.load_config(workdir) | stored,
       # Checkpoints of earlier versions have no facts.
       config.to_dict() | (facts if stored else {}),
       harmless=HARMLESS_KEYS,
@@ -175,7 +175,7 @@ def _restore_or_init(
       console.say("init_from is ignored: this run has checkpoints of its own.")
     return restored
   if config.init_from:
-    state, report = checkpoint.init_from(config.init_from, state)
+    state, report = weights.init_from(config.init_from, state)
     console.say(f"Weights from {config.init_from}, {report}")
   return state, 0
 

@@ -26,7 +26,13 @@ from imsvd_jax.base import devices
 from imsvd_jax.base.config import HARMLESS_KEYS, flatten
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.objectives import OBJECTIVES
-from imsvd_jax.runs import checkpointer, interruption, metrics
+from imsvd_jax.runs import (
+  checkpointer,
+  interruption,
+  metrics,
+  verification,
+  weights,
+)
 from imsvd_jax.train import train_and_evaluate
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import finite
@@ -108,14 +114,14 @@ def finished(never_stopped, tmp_path):
 
 
 def leaves_of(workdir, step=None):
-  variables = checkpointer.load_variables(workdir, step)
+  variables = weights.load_variables(workdir, step)
   return jax.tree.leaves((variables.params, variables.batch_stats))
 
 
 def checksums_of(workdir):
   """Of every leaf of the newest state: optimizer, key and counts too."""
   newest = workdir / "checkpoints" / str(steps_of(workdir)[-1])
-  return checkpointer._read_meta(newest)["leaves"]
+  return verification.read_meta(newest)["leaves"]
 
 
 def assert_same_run(left, right):
@@ -240,7 +246,7 @@ def test_a_run_starts_from_what_fits_of_another_ones_weights(
   )
   state = train_and_evaluate(config, str(tmp_path))
   said = capsys.readouterr().err
-  theirs = checkpointer.load_variables(never_stopped)
+  theirs = weights.load_variables(never_stopped)
   jax.tree.map(
     np.testing.assert_array_equal,
     state.params["backbone"],

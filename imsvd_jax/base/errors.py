@@ -1,10 +1,11 @@
-"""Errors that are the user's to fix, and the look-up that raises one kindly.
-
-Imports nothing of this package, so that every module may use it.
-"""
+"""User errors, and look-ups that raise them with a helpful message."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import (
+  Iterable,
+  Mapping,
+  Sequence,
+)
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -20,9 +21,9 @@ class UserError(ValueError):
 
 
 class PeerError(UserError):
-  """Another process of the run did not come: one line too, and exit code 4.
+  """Another process of the run did not join: one line and exit code 4.
 
-  Unlike a mistake it is worth another try, which launchers make.
+  Unlike a mistake in the input it may pass, so launchers try again.
   """
 
   exit_code = 4
@@ -35,11 +36,11 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def pair(name: str, value: Any) -> tuple[float, float]:
-  """Returns two numbers, the limits of a range.
+  """Returns a range as two numbers.
 
   Args:
-    name: What the config calls them, for the message.
-    value: What it has there.
+    name: The key in the config, for the message.
+    value: Its value.
 
   Raises:
     UserError: They are not two numbers.
@@ -70,3 +71,9 @@ def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
       f"Unknown {kind} {name!r}.{suggestion(name, registry)} Known: {known}."
     )
   return registry[name]
+
+
+def listing(names: Sequence[str], limit: int = 5) -> str:
+  """Returns "a; b; c", and how many more there are beyond the limit."""
+  more = f" and {len(names) - limit} more" if len(names) > limit else ""
+  return "; ".join(names[:limit]) + more

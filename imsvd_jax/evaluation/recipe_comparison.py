@@ -22,7 +22,7 @@ from imsvd_jax.base.config import flatten
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation.scores import wilson_interval
 from imsvd_jax.evaluation.tables import seed_interval
-from imsvd_jax.runs import checkpointer, metrics
+from imsvd_jax.runs import metrics, resume
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import step as step_lib
 
@@ -185,7 +185,7 @@ def _check_unchanged(recipe: Recipe, seed: int, folder: pathlib.Path) -> None:
   """Raises if a run has ended that is not what the recipe says now."""
   if not (folder / "final.json").exists():
     return
-  stored = flatten(checkpointer.load_config(folder))
+  stored = flatten(resume.load_config(folder))
   # As JSON has it, which has no tuples.
   current = json.loads(json.dumps({**recipe.config.to_dict(), "seed": seed}))
   current = flatten(current)

@@ -59,7 +59,7 @@ class MetricWriter:
     workdir = epath.Path(workdir)
     self._path = workdir / METRICS_FILE
     lines = _Rewritten if files.is_remote(workdir) else _Appended
-    with writing(workdir):
+    with files.writing("the metrics", workdir):
       self._lines = lines(self._path, start_step)
       self._tensorboard = metric_writers.AsyncWriter(
         metric_writers.SummaryWriter(os.fspath(workdir / "tensorboard"))
@@ -102,7 +102,7 @@ class MetricWriter:
           self._lines.close()
 
   def _writing(self) -> contextlib.AbstractContextManager:
-    return writing(self._path.parent)
+    return files.writing("the metrics", self._path.parent)
 
 
 class _Appended:
@@ -150,29 +150,6 @@ class _Rewritten:
     self.sync()
 
 
-@contextlib.contextmanager
-def writing(workdir: epath.Path) -> Iterator[None]:
-  """Makes one clear line of what a disk or a bucket refuses.
-
-  Raises:
-    UserError: It is for the user to mend.
-  """
-  try:
-    yield
-  except Exception as error:
-    if files.is_remote(workdir):
-      reason = files.lasting_reason(error)
-    else:
-      reason = _disk_reason(error)
-    if reason is None:
-      raise
-    raise UserError(
-      f"Cannot write the metrics in {workdir}: {reason}."
-      " The checkpoints are intact; make room or mend the directory, and run"
-      " the same command again to resume."
-    ) from error
-
-
 def write_tensorboard(
   directory: str, step: int, scalars: Mapping[str, float]
 ) -> None:
@@ -186,18 +163,6 @@ def write_tensorboard(
   writer = metric_writers.SummaryWriter(directory)
   writer.write_scalars(step, dict(scalars))
   writer.close()
-
-
-def _disk_reason(error: BaseException) -> str | None:
-  """Returns why the disk refused; None if it was something else."""
-  # TensorBoard's writer fails later, in a wrapping, with TensorFlow's errors.
-  while error.__cause__ is not None:
-    error = error.__cause__
-  is_tensorflows = type(error).__module__.partition(".")[0] == "tensorflow"
-  if not (isinstance(error, OSError) or is_tensorflows):
-    return None
-  text = getattr(error, "strerror", None) or str(error) or repr(error)
-  return text.splitlines()[0].rstrip(".")
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
