@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from clu import metric_writers, parameter_overview
 from etils import epath
 
@@ -23,8 +24,13 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def parameter_table(params: Mapping) -> str:
-  """Returns a table of every parameter's shape, size and spread."""
-  return parameter_overview.get_parameter_overview(params)
+  """Returns a table of every parameter's shape, size and spread.
+
+  The table is made of copies. A NumPy view of an array is cached with it and,
+  on CPUs, keeps its buffer: the first step could not donate the state.
+  """
+  copies = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(params)
+  return parameter_overview.get_parameter_overview(copies)
 
 
 def to_floats(metrics: Mapping[str, Any]) -> dict[str, Any]:
