@@ -1,4 +1,13 @@
-"""User errors, and look-ups that raise them with a helpful message."""
+"""How a program ends early, and look-ups with helpful messages.
+
+Exit codes:
+
+2    user error: config, data, disk (one line says what)
+3    the numbers went wrong: too many non-finite updates
+4    in a run of several processes, this one or a peer failed or did not join
+75   SIGTERM or SIGINT: saved; the same command resumes
+130  a second SIGINT: ended at once, nothing saved
+"""
 
 import difflib
 from collections.abc import (
@@ -9,6 +18,15 @@ from collections.abc import (
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+EXIT_NOT_FINITE = 3
+EXIT_SAVED = 75  # EX_TEMPFAIL: worth another try.
+EXIT_AT_ONCE = 130
+
+
+class Stopped(SystemExit):
+  """The run ended early and in order; `code` says why."""
 
 
 class UserError(ValueError):

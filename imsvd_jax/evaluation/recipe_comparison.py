@@ -271,7 +271,7 @@ def _time_steps(recipes: Sequence[Recipe], steps: int) -> dict[str, Timing]:
     rng = np.random.default_rng(0)
     batch = jax.tree.map(
       lambda x, rng=rng: rng.integers(0, 256, x.shape).astype(x.dtype),
-      step_lib.abstract_batch(recipe.config),
+      experiment_lib.abstract_batch(recipe.config),
     )
     batch = devices.shard_batch(batch, mesh)
     state, _ = jax.block_until_ready(step(init(), batch))
@@ -299,7 +299,7 @@ def _term_names(config: Any) -> list[str]:
   _, values = jax.eval_shape(
     lambda state, batch: step_lib.train_step(experiment, state, batch),
     state,
-    step_lib.abstract_batch(config),
+    experiment_lib.abstract_batch(config),
   )
   return list(values["terms"])
 

@@ -51,11 +51,6 @@ class Checkpointer:
     config: Mapping[str, Any],
     facts: Mapping[str, Any] | None = None,
   ):
-    if keep_last < 1 or keep_every < 0:
-      raise UserError(
-        f"keep_last is {keep_last} and keep_every is {keep_every}; expected at"
-        " least 1 and at least 0."
-      )
     self.workdir = files.absolute(workdir)
     self._root = self.workdir / run_directory.CHECKPOINTS
     self._config = as_json(config)

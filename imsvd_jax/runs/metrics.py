@@ -7,7 +7,6 @@ clock, so that a resumed run writes the very lines of one that never stopped.
 import contextlib
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +16,6 @@ from clu import metric_writers, parameter_overview
 from etils import epath
 
 from imsvd_jax.base import files
-from imsvd_jax.base.console import duration, say
 from imsvd_jax.base.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
@@ -195,64 +193,3 @@ def _lines_to_keep(path: epath.Path, step: int) -> list[str]:
     return step > 0 and line["step"] <= step and not is_final
 
   return [f"{text}\n" for text, line in _parse(path) if is_kept(line)]
-
-
-class Progress:
-  """One console line every few seconds: where the run is and how fast."""
-
-  def __init__(
-    self,
-    *,
-    total_steps: int,
-    steps_per_epoch: float,
-    batch_size: int,
-    start_step: int,
-    every_seconds: float,
-  ):
-    self._total_steps = total_steps
-    self._steps_per_epoch = steps_per_epoch
-    self._batch_size = batch_size
-    self._every_seconds = every_seconds
-    self._last_time: float | None = None
-    self._last_step = start_step
-
-  def due(self) -> bool:
-    """True when the last line is old enough (or there was none)."""
-    if self._last_time is None:
-      return True
-    return time.monotonic() - self._last_time >= self._every_seconds
-
-  def line(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Prints the line; returns the throughput since the last one.
-
-    The first line has no throughput: the time before it was compilation.
-    """
-    now = time.monotonic()
-    timing = {}
-    if self._last_time is not None and step > self._last_step:
-      seconds = (now - self._last_time) / (step - self._last_step)
-      timing = {
-        "images_per_second": self._batch_size / seconds,
-        "seconds_left": seconds * (self._total_steps - step),
-      }
-    self._last_time, self._last_step = now, step
-    say(self._format(step, metrics, timing))
-    return timing
-
-  def pause(self, seconds: float) -> None:
-    """Takes `seconds` spent on evaluation out of the next throughput."""
-    if self._last_time is not None:
-      self._last_time += seconds
-
-  def _format(self, step, metrics, timing) -> str:
-    terms = " ".join(f"{k} {v:.4f}" for k, v in metrics["terms"].items())
-    parts = [
-      f"step {step}/{self._total_steps}",
-      f"epoch {step / self._steps_per_epoch:.2f}",
-      f"loss {metrics['loss']:.4f} ({terms})",
-      f"lr {metrics['learning_rate']:.4g}",
-    ]
-    if timing:
-      parts.append(f"{timing['images_per_second']:,.0f} images/s")
-      parts.append(f"left {duration(timing['seconds_left'])}")
-    return "  ".join(parts)

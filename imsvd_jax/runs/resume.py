@@ -7,7 +7,9 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from imsvd_jax.base.config import as_json, flatten
+from ml_collections import ConfigDict
+
+from imsvd_jax.base.config import HARMLESS_KEYS, as_json, flatten
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.runs import run_directory, verification
 
@@ -48,6 +50,29 @@ def _newest_meta(workdir: str | os.PathLike) -> dict[str, Any] | None:
     with contextlib.suppress(verification.Damage):
       return verification.read_meta(root / str(candidate))
   return None
+
+
+def check_run(
+  workdir: str | os.PathLike, config: ConfigDict, facts: Mapping[str, Any]
+) -> None:
+  """Checks that a config may continue the run in a directory.
+
+  Args:
+    workdir: The run's directory, with at least one checkpoint.
+    config: The config that would continue it.
+    facts: As for the `Checkpointer`.
+
+  Raises:
+    UserError: A value differs that must not change.
+  """
+  stored = load_facts(workdir)
+  check_config(
+    load_config(workdir) | stored,
+    # Checkpoints of earlier versions have no facts.
+    config.to_dict() | (facts if stored else {}),
+    harmless=HARMLESS_KEYS,
+    allow=config.allow_changes,
+  )
 
 
 def check_config(

@@ -157,12 +157,6 @@ def test_restores_a_named_step_and_no_other(run_copy):
   run.close()
 
 
-@pytest.mark.parametrize("keep", [{"keep_last": 0}, {"keep_every": -1}])
-def test_retention_must_make_sense(tmp_path, keep):
-  with pytest.raises(UserError, match="at least 1"):
-    open_run(tmp_path, **keep)
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_state_is_never_written(run_copy, bad, caplog):
   state = make_state(3)
