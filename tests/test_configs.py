@@ -47,7 +47,7 @@ def test_the_full_train_step_lowers(recipe):
   mesh = devices.make_mesh()
   replicated = devices.replicated(mesh)
   train_step = step_lib.jit_train_step(experiment, replicated)
-  lowered = train_step.lower(state, step_lib.abstract_batch(config))
+  lowered = train_step.lower(state, experiment_lib.abstract_batch(config))
   new_state, metrics = lowered.out_info
   assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(
     lambda x: (x.shape, x.dtype), state

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from configs import digits
-from imsvd_jax import data, train
+from imsvd_jax import data
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.runs import metrics
+from imsvd_jax.runs import log_lines, metrics
 from imsvd_jax.train import train_and_evaluate
 from tests.train_child import small_config
 
@@ -89,10 +89,10 @@ def test_online_numbers_say_that_they_are(finished):
 def test_the_log_says_what_was_found_where_the_config_points(capsys):
   config = debug_config(**{"batch_size": 2048})
   source = data.make_source(config.data, "train")
-  train._describe_data(config, source)
+  log_lines.describe_data(config, source)
   said = capsys.readouterr().err
   assert said.startswith("Data: synthetic: 16 images, ")
-  assert "batch_size=2048 is more than there are images" in said
+  assert "batch_size=2048 is larger than the number of images" in said
 
 
 def test_a_finished_run_changes_nothing(finished):

@@ -21,17 +21,20 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from imsvd_jax import data, train
-from imsvd_jax.base import devices
+from imsvd_jax import data
+from imsvd_jax.base import devices, errors
 from imsvd_jax.base.config import HARMLESS_KEYS, flatten
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.objectives import OBJECTIVES
-from imsvd_jax.runs import checkpointer, interruption, metrics
+from imsvd_jax.runs import (
+  checkpointer,
+  log_lines,
+  metrics,
+  verification,
+  weights,
+)
 from imsvd_jax.train import train_and_evaluate
-from imsvd_jax.training import experiment as experiment_lib
-from imsvd_jax.training import finite
 from imsvd_jax.training import step as step_lib
-from imsvd_jax.training.finite import Skips
+from tests import breaking_objective
 from tests.runs import fake_bucket
 from tests.train_child import small_config
 
@@ -108,14 +111,14 @@ def finished(never_stopped, tmp_path):
 
 
 def leaves_of(workdir, step=None):
-  variables = checkpointer.load_variables(workdir, step)
+  variables = weights.load_variables(workdir, step)
   return jax.tree.leaves((variables.params, variables.batch_stats))
 
 
 def checksums_of(workdir):
   """Of every leaf of the newest state: optimizer, key and counts too."""
   newest = workdir / "checkpoints" / str(steps_of(workdir)[-1])
-  return checkpointer._read_meta(newest)["leaves"]
+  return verification.read_meta(newest)["leaves"]
 
 
 def assert_same_run(left, right):
@@ -137,15 +140,15 @@ def files_of(workdir):
 
 def at_step(monkeypatch, step, action):
   """Does something, once, while a run is at a step."""
-  call = train._Log.__call__
+  call = log_lines.StepLog.add
   actions = [action]
 
-  def call_and_act(self, now, *args):
-    call(self, now, *args)
+  def call_and_act(self, now, *args, **kwargs):
+    call(self, now, *args, **kwargs)
     if now == step and actions:
       actions.pop()()
 
-  monkeypatch.setattr(train._Log, "__call__", call_and_act)
+  monkeypatch.setattr(log_lines.StepLog, "add", call_and_act)
 
 
 # --- Exact resume ------------------------------------------------------------
@@ -176,7 +179,7 @@ def test_an_interrupt_stops_after_the_step_and_the_run_goes_on(
   never_stopped, tmp_path, monkeypatch, capsys
 ):
   at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
-  with pytest.raises(interruption.Stopped) as stopped:
+  with pytest.raises(errors.Stopped) as stopped:
     train_and_evaluate(small_config(), str(tmp_path))
   assert stopped.value.code == 75
   saved = steps_of(tmp_path)[-1]
@@ -195,7 +198,7 @@ def test_a_run_in_a_bucket_is_stopped_and_goes_on(
   fake_bucket.install(monkeypatch, tmp_path / "buckets")
   workdir = "gs://bucket/some/run"
   at_step(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGINT))
-  with pytest.raises(interruption.Stopped):
+  with pytest.raises(errors.Stopped):
     train_and_evaluate(small_config(), workdir)
   train_and_evaluate(small_config(), workdir)
   assert_same_run(never_stopped, tmp_path / "buckets" / "bucket/some/run")
@@ -240,7 +243,7 @@ def test_a_run_starts_from_what_fits_of_another_ones_weights(
   )
   state = train_and_evaluate(config, str(tmp_path))
   said = capsys.readouterr().err
-  theirs = checkpointer.load_variables(never_stopped)
+  theirs = weights.load_variables(never_stopped)
   jax.tree.map(
     np.testing.assert_array_equal,
     state.params["backbone"],
@@ -340,7 +343,7 @@ def test_minutes_count_too_and_no_other_step_waits_for_the_host(
 
   monkeypatch.setattr(step_lib, "jit_train_step", returns_untouchables)
   # The console's lines are by the clock.
-  monkeypatch.setattr(metrics.Progress, "due", lambda self: False)
+  monkeypatch.setattr(log_lines.StepLog, "_print_is_due", lambda self: False)
   config = small_config(
     **{
       "log.every_steps": 3,
@@ -355,87 +358,11 @@ def test_minutes_count_too_and_no_other_step_waits_for_the_host(
 
 # --- Numbers that go wrong ---------------------------------------------------
 
-NAN_LOSS = (5, 6)  # Steps, counted from 1.
-NAN_GRADIENT = (8,)
 
-
-def _happens(steps, key):
-  """Whether `key` is that of one of the steps, of a run with seed 0."""
-  run_key = jax.random.split(jax.random.key(0))[1]
-  data = jax.random.key_data
-  keys = [data(step_lib.noise_key(run_key, step - 1)) for step in steps]
-  return jnp.any(jnp.all(jnp.stack(keys) == data(key), axis=-1))
-
-
-def breaking_loss(embeddings, *, key, num_global=2, targets=None, **kwargs):
-  """VICReg, not finite at some steps: a test-only objective."""
-  del num_global, targets
-  loss, terms = OBJECTIVES["vicreg"].loss(embeddings, **kwargs)
-  broken = jnp.where(_happens(NAN_LOSS, key), jnp.nan, 1.0)
-  # Zero, with an infinite derivative.
-  edge = jax.lax.cond(
-    _happens(NAN_GRADIENT, key),
-    lambda: jnp.sqrt(jnp.sum(embeddings[0] * 0.0)),
-    lambda: 0.0,
-  )
-  terms = {**terms, "variance": terms["variance"] * broken}
-  return loss * broken + edge, terms
-
-
-@pytest.fixture
-def breaking_config(monkeypatch):
-  objective = OBJECTIVES["vicreg"]._replace(loss=breaking_loss, uses_key=True)
-  monkeypatch.setitem(OBJECTIVES, "breaking", objective)
-  config = small_config(**{"eval.every_epochs": 0.0})
-  with config.unlocked():
-    config.objective.breaking = {}
-    config.objective.name = "breaking"
-  return config
-
-
-def test_an_update_that_is_not_finite_changes_nothing(breaking_config):
-  experiment = experiment_lib.build(breaking_config, 48)
-  rng = np.random.default_rng(0)
-  batch = {
-    "views": (rng.integers(0, 256, (16, 2, 16, 16, 3), np.uint8),),
-    "index": np.arange(16, dtype=np.int32),
-    "epoch": np.zeros(16, np.int32),
-  }
-  step = jax.jit(lambda state: step_lib.train_step(experiment, state, batch))
-  state = step_lib.init_state(experiment)
-  rates = []
-  for number in range(1, 10):
-    before = state
-    state, values = step(state)
-    rates.append(float(values["learning_rate"]))
-    assert int(state.step) == number
-    same = [
-      np.array_equal(a, b)
-      for field in ("params", "batch_stats", "opt_state")
-      for a, b in zip(
-        jax.tree.leaves(getattr(before, field)),
-        jax.tree.leaves(getattr(state, field)),
-        strict=True,
-      )
-    ]
-    skipped = number in NAN_LOSS + NAN_GRADIENT
-    assert all(same) if skipped else not any(same[:3]), number
-    assert np.isfinite(values["loss"]) == (number not in NAN_LOSS)
-    assert np.isfinite(values["gradient_norm"]) == (not skipped)
-  names = finite.checked_names(values)
-  bits = sum(1 << names.index(n) for n in ("loss", "gradient_norm", "variance"))
-  assert jax.tree.map(int, state.skips) == Skips(3, 0, 2, 5, 8, bits)
-  # The schedule waits for the optimizer.
-  assert rates[5] == rates[6] == rates[4]
-  assert rates[7] != rates[6]
-
-
-def test_stop_stops_and_skip_goes_on_from_there(
-  breaking_config, tmp_path, capsys
-):
-  config = breaking_config
+def test_stop_stops_and_skip_goes_on_from_there(tmp_path, monkeypatch, capsys):
+  config = breaking_objective.config(monkeypatch)
   config.not_finite.policy = "stop"
-  with pytest.raises(interruption.Stopped) as stopped:
+  with pytest.raises(errors.Stopped) as stopped:
     train_and_evaluate(config, str(tmp_path))
   assert stopped.value.code == 3
   error = capsys.readouterr().err
@@ -445,7 +372,7 @@ def test_stop_stops_and_skip_goes_on_from_there(
   # Two in a row is one too many here, and the log names them.
   config.not_finite.policy = "skip"
   config.not_finite.max_in_a_row = 1
-  with pytest.raises(interruption.Stopped) as stopped:
+  with pytest.raises(errors.Stopped) as stopped:
     train_and_evaluate(config, str(tmp_path))
   assert stopped.value.code == 3
   error = capsys.readouterr().err
@@ -477,49 +404,11 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, monkeypatch, capsys):
     return train_step
 
   monkeypatch.setattr(step_lib, "jit_train_step", overflows)
-  with pytest.raises(interruption.Stopped) as stopped:
+  with pytest.raises(errors.Stopped) as stopped:
     train_and_evaluate(small_config(), str(tmp_path))
   assert stopped.value.code == 3
   assert "step 4 is not finite and was not saved" in capsys.readouterr().err
   assert steps_of(tmp_path) == [2]
-
-
-@pytest.mark.parametrize(
-  "override",
-  [
-    {"not_finite.policy": "ignore"},
-    {"not_finite.max_in_a_row": -1},
-    {"log.every_steps": 0},
-    {"checkpoint.every_steps": -1},
-    {"checkpoint.every_minutes": -1.0},
-    {"eval.every_epochs": -1.0},
-  ],
-  ids=lambda override: next(iter(override)),
-)
-def test_a_bad_policy_or_period_is_one_clear_line(
-  override, tmp_path, monkeypatch
-):
-  monkeypatch.setattr(step_lib, "build", None)  # Nothing is begun.
-  with pytest.raises(UserError, match=next(iter(override))):
-    train_and_evaluate(small_config(**override), str(tmp_path))
-
-
-@pytest.mark.parametrize(
-  ("minutes", "saved"), [(1e9, [4]), (0.0, [2, 4])], ids=["end", "minutes"]
-)
-def test_no_period_saves_by_minutes_and_at_the_end(minutes, saved):
-  config = small_config(
-    **{
-      "checkpoint.every_steps": 0,
-      "checkpoint.every_minutes": minutes,
-      "log.every_steps": 2,
-    }
-  )
-  saver = mock.Mock()
-  hook = train._checkpoint_hook(config, mock.Mock(total_steps=4), saver)
-  for step in range(1, 5):
-    hook(step, None, None)
-  assert [call.args[0] for call in saver.save.call_args_list] == saved
 
 
 # --- Disks -------------------------------------------------------------------

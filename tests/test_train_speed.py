@@ -91,7 +91,7 @@ def abstract(**overrides):
   experiment = experiment_lib.build(config, 48)
   rows = devices.batch_sharded(devices.make_mesh())
   state = jax.eval_shape(lambda: step_lib.init_state(experiment))
-  return experiment, state, step_lib.abstract_batch(config, rows)
+  return experiment, state, experiment_lib.abstract_batch(config, rows)
 
 
 def test_the_state_is_updated_in_place():

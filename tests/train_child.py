@@ -54,18 +54,17 @@ def _die() -> None:
 
 def _die_at(moment: str) -> None:
   """Arranges the death, from outside of the program under test."""
-  from imsvd_jax import train
-  from imsvd_jax.runs import checkpointer
+  from imsvd_jax.runs import checkpointer, log_lines
 
   kind, _, number = moment.partition(":")
   owner, name = {
-    "step": (train._Log, "__call__"),
+    "step": (log_lines.StepLog, "add"),
     "saving": (checkpointer.Checkpointer, "save"),
   }[kind]
   call = getattr(owner, name)
 
-  def call_and_die(self, step, *args):
-    result = call(self, step, *args)
+  def call_and_die(self, step, *args, **kwargs):
+    result = call(self, step, *args, **kwargs)
     if step == int(number):
       _die()
     return result

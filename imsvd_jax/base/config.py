@@ -1,9 +1,11 @@
-"""Nested configurations as one level."""
+"""Helpers for nested configs."""
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
-# Keys that change neither the state nor the data: a continued run may set them,
-# and runs that differ in them alone are the same experiment.
+# Keys that change neither the state nor the data. A resumed run may change
+# them, and runs that differ only in them are the same experiment.
 HARMLESS_KEYS = (
   "allow_changes",
   "checkpoint",
@@ -14,12 +16,12 @@ HARMLESS_KEYS = (
 )
 
 
-def flatten(config: Any) -> dict[str, Any]:
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns {"data.name": "digits", ...}.
 
   Args:
-    config: A dict or ConfigDict of them. An empty one below the first level is
-      a value, so that its going away is a change.
+    config: Nested dicts or ConfigDicts. An empty one counts as a value, so
+      that removing it is a change.
   """
   flat = {}
   for key, value in config.items():
@@ -28,3 +30,8 @@ def flatten(config: Any) -> dict[str, Any]:
     else:
       flat[key] = value
   return flat
+
+
+def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the config as JSON stores it, where a tuple is a list."""
+  return json.loads(json.dumps(config))

@@ -1,4 +1,4 @@
-"""One line every few seconds: how far, how fast, how long still."""
+"""Lines on the console: messages, progress, durations."""
 
 import sys
 import time
@@ -8,14 +8,21 @@ import jax
 
 
 def print_line(line: str) -> None:
-  """Writes a progress line to standard error, out of the way of results."""
+  """Writes a line to standard error; standard output is for results."""
   print(line, file=sys.stderr, flush=True)
 
 
 class Progress:
   """Reports the progress of a loop, at most once per `every` seconds.
 
-  Short work therefore prints nothing.
+  Work that takes less prints nothing.
+
+  Args:
+    what: What the loop does, for the line.
+    total: Units in all; None if unknown.
+    unit: Name of the units.
+    every: Seconds between two lines.
+    report: Prints a line.
   """
 
   def __init__(
@@ -33,7 +40,7 @@ class Progress:
     self._start = self._last = time.monotonic()
 
   def expect(self, total: int) -> None:
-    """Says how many units there will be, once that is known."""
+    """Sets the number of units in all, once it is known."""
     self._total = total
 
   def add(self, count: int) -> None:
@@ -46,20 +53,26 @@ class Progress:
 
   def line(self, seconds: float) -> str:
     """Returns the line to show after `seconds` of work."""
-    rate = self._done / max(seconds, 1e-9)
+    left = max((self._total or 0) - self._done, 0)
+    rate, seconds_left = pace(self._done, seconds, left)
     if not self._total:
       return f"{self._what}: {self._done} {self._unit}, {rate:.0f}/s"
-    left = max(self._total - self._done, 0) / max(rate, 1e-9)
     return (
-      f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.0f}/s, "
-      f"{left:.0f} s left"
+      f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.0f}/s,"
+      f" left {duration(seconds_left)}"
     )
 
 
+def pace(done: int, seconds: float, left: int) -> tuple[float, float]:
+  """Returns the rate per second, and the seconds that `left` more will take."""
+  rate = done / max(seconds, 1e-9)
+  return rate, left / max(rate, 1e-9)
+
+
 def say(message: str) -> None:
-  """Prints one line to the console, from process 0 only."""
+  """Prints a message to the console, from process 0 only."""
   if jax.process_index() == 0:
-    print(message, file=sys.stderr, flush=True)
+    print_line(message)
 
 
 def duration(seconds: float) -> str:

@@ -1,13 +1,32 @@
-"""Errors that are the user's to fix, and the look-up that raises one kindly.
+"""How a program ends early, and look-ups with helpful messages.
 
-Imports nothing of this package, so that every module may use it.
+Exit codes:
+
+2    user error: config, data, disk (one line says what)
+3    the numbers went wrong: too many non-finite updates
+4    in a run of several processes, this one or a peer failed or did not join
+75   SIGTERM or SIGINT: saved; the same command resumes
+130  a second SIGINT: ended at once, nothing saved
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import (
+  Iterable,
+  Mapping,
+  Sequence,
+)
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+EXIT_NOT_FINITE = 3
+EXIT_SAVED = 75  # EX_TEMPFAIL: worth another try.
+EXIT_AT_ONCE = 130
+
+
+class Stopped(SystemExit):
+  """The run ended early and in order; `code` says why."""
 
 
 class UserError(ValueError):
@@ -20,9 +39,9 @@ class UserError(ValueError):
 
 
 class PeerError(UserError):
-  """Another process of the run did not come: one line too, and exit code 4.
+  """Another process of the run did not join: one line and exit code 4.
 
-  Unlike a mistake it is worth another try, which launchers make.
+  Unlike a mistake in the input it may pass, so launchers try again.
   """
 
   exit_code = 4
@@ -35,11 +54,11 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def pair(name: str, value: Any) -> tuple[float, float]:
-  """Returns two numbers, the limits of a range.
+  """Returns a range as two numbers.
 
   Args:
-    name: What the config calls them, for the message.
-    value: What it has there.
+    name: The key in the config, for the message.
+    value: Its value.
 
   Raises:
     UserError: They are not two numbers.
@@ -70,3 +89,9 @@ def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
       f"Unknown {kind} {name!r}.{suggestion(name, registry)} Known: {known}."
     )
   return registry[name]
+
+
+def listing(names: Sequence[str], limit: int = 5) -> str:
+  """Returns "a; b; c", and how many more there are beyond the limit."""
+  more = f" and {len(names) - limit} more" if len(names) > limit else ""
+  return "; ".join(names[:limit]) + more

@@ -1,10 +1,10 @@
-"""Where a run's files are: a directory of this machine, or one in a bucket.
+"""Files of a run and of commands, on this machine or in a bucket.
 
-Objects in a bucket are written whole or not at all. Nothing can be appended to
-them, and what has been closed is there to stay.
+An object in a bucket is written whole or not at all, and cannot be appended to.
 """
 
 import contextlib
+import errno
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -13,8 +13,25 @@ from etils import epath
 
 from imsvd_jax.base.errors import UserError
 
-# What no other try can mend, by the names of the errors of TensorFlow, Google's
-# libraries and Python. Any other may be the network's, and is worth one.
+# Errors of this machine's file systems that the user can fix.
+_DISK_ERRNOS = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EFBIG,
+  errno.EROFS,
+  errno.EACCES,
+  errno.EPERM,
+  errno.ENOENT,
+  errno.ENOTDIR,
+  errno.EISDIR,
+  errno.EEXIST,
+  errno.ENAMETOOLONG,
+  errno.ELOOP,
+  errno.EIO,
+  errno.ESTALE,
+)
+# Errors of a bucket that another try cannot fix, by the names that TensorFlow,
+# Google's libraries and Python give them. Any other may be the network's.
 _LASTING = {
   "DefaultCredentialsError",
   "FileNotFoundError",
@@ -27,10 +44,8 @@ _LASTING = {
   "UnauthenticatedError",
   "UnimplementedError",
 }
-
-
-# What a network or a busy service is at fault for, as TensorFlow, TensorStore,
-# Google's libraries and Python name it, in the error's name or in its text.
+# Errors of a network or a busy service, as TensorFlow, TensorStore, Google's
+# libraries and Python write them, in the error's name or in its text.
 _PASSING = (
   "DEADLINE_EXCEEDED",
   "UNAVAILABLE",
@@ -80,7 +95,7 @@ def make(path: str) -> str:
   try:
     directory.mkdir(parents=True, exist_ok=True)
   except Exception as error:
-    reason = _reason_to_give_up(error, directory)
+    reason = refusal(error, directory)
     if reason is None:
       raise
     raise UserError(
@@ -90,12 +105,57 @@ def make(path: str) -> str:
   return os.fspath(directory)
 
 
-def lasting_reason(error: BaseException | None) -> str | None:
-  """Returns why a remote path will refuse another try too; None if it may not.
+@contextlib.contextmanager
+def writing(what: str, directory: epath.Path) -> Iterator[None]:
+  """Turns the refusal of a disk or a bucket into one clear line.
 
   Args:
-    error: What reading or writing it raised; its causes count.
+    what: What the block writes, for the message.
+    directory: The run's directory.
+
+  Raises:
+    UserError: The disk is full, read-only or gone.
   """
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    reason = refusal(error, directory)
+    if reason is None:
+      raise
+    raise UserError(
+      f"Cannot write {what} in {directory}: {reason}. The checkpoints already"
+      " there are intact; make room or repair the directory, and run the same"
+      " command again to resume."
+    ) from error
+
+
+def refusal(error: BaseException, path: str | os.PathLike) -> str | None:
+  """Returns why a path cannot be written; None if another try may succeed.
+
+  Args:
+    error: What writing it raised; its causes count.
+    path: A directory of this machine or of a bucket.
+  """
+  return (_lasting_reason if is_remote(path) else _disk_reason)(error)
+
+
+def _disk_reason(error: BaseException | None) -> str | None:
+  """Returns why a disk refused; None if something else failed."""
+  while error is not None:
+    if isinstance(error, OSError) and error.errno in _DISK_ERRNOS:
+      return os.strerror(error.errno)
+    for number in _DISK_ERRNOS:
+      # TensorStore and TensorFlow put the system's message into their own.
+      if os.strerror(number) in str(error):
+        return os.strerror(number)
+    error = error.__cause__ or error.__context__
+  return None
+
+
+def _lasting_reason(error: BaseException | None) -> str | None:
+  """Returns why a bucket will refuse another try; None if it may not."""
   while error is not None:
     if type(error).__name__ in _LASTING:
       return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -116,12 +176,6 @@ def is_passing(error: BaseException | None, path: str | os.PathLike) -> bool:
       return True
     error = error.__cause__ or error.__context__
   return False
-
-
-def _reason_to_give_up(error: Exception, path: epath.Path) -> str | None:
-  if is_remote(path):
-    return lasting_reason(error)
-  return error.strerror if isinstance(error, OSError) else None
 
 
 def _has_cloud_storage() -> bool:

@@ -15,8 +15,8 @@ import numpy as np
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.benchmarks import pipeline_speed
+from imsvd_jax.training import augment as augment_lib
 from imsvd_jax.training import experiment
-from imsvd_jax.training import step as step_lib
 
 # Batches of more images only make the measurement slower; the cost per image is
 # the same.
@@ -72,6 +72,7 @@ def run(
     "device" and "augment_ms_per_image": milliseconds of the device for all
     views of an image.
   """
+  experiment.check(config)
   batch_size = min(config.batch_size, _MAX_BATCH)
   total = seconds * (6 + 2 * reference)
   _note(f"Measuring, about {total:.0f} s ...")
@@ -96,14 +97,15 @@ def run(
 def _augment_ms(config: Any, batch_size: int, seconds: float) -> float:
   """Milliseconds of one device for one image's views; median of calls."""
   rng = np.random.default_rng(0)
-  batch = step_lib.abstract_batch(config)
+  batch = experiment.abstract_batch(config)
   batch = jax.tree.map(
     lambda x: rng.integers(0, 256, (batch_size, *x.shape[1:])).astype(x.dtype),
     batch,
   )
   batch = jax.device_put(batch, jax.devices()[0])
+  recipes = experiment.augmentation(config)
   augment = jax.jit(
-    lambda key, batch: step_lib.augment_views(config, key, batch)
+    lambda key, batch: augment_lib.augment_views(recipes, key, batch)
   )
   key = jax.random.key(0)
   jax.block_until_ready(augment(key, batch))  # Compiles.

@@ -22,6 +22,7 @@ from imsvd_jax.benchmarks import ceilings, machine, timing
 from imsvd_jax.benchmarks.costs import compiled_step as costs_step
 from imsvd_jax.benchmarks.costs import hlo, slices
 from imsvd_jax.benchmarks.text import quantity, size, spread
+from imsvd_jax.training import augment as augment_lib
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import step as step_lib
 
@@ -161,7 +162,7 @@ def _state(experiment: experiment_lib.Experiment, mesh) -> Any:
 def random_batch(config: Any, mesh) -> dict[str, Any]:
   """Returns a batch of random pixels, on the devices."""
   rng = np.random.default_rng(0)
-  shapes = step_lib.abstract_batch(config)
+  shapes = experiment_lib.abstract_batch(config)
   pixels = lambda x: rng.integers(0, 256, x.shape, np.uint8)
   batch = {
     "views": tuple(pixels(x) for x in shapes["views"]),
@@ -178,9 +179,10 @@ def _parts(
   experiment: experiment_lib.Experiment, mesh, batch: dict[str, Any]
 ) -> dict[str, Callable[[], Any]]:
   """Returns the step's parts as programs of their own, on their own state."""
-  config, state = experiment.config, _state(experiment, mesh)
+  state = _state(experiment, mesh)
   jit = lambda f: jax.jit(_in_mesh(f, mesh))
-  augment = jit(lambda rng, b: step_lib.augment_views(config, rng, b))
+  recipes = experiment.augmentation
+  augment = jit(lambda rng, b: augment_lib.augment_views(recipes, rng, b))
   views = augment(state.rng, batch)
 
   def forward(params, batch_stats, views):
@@ -201,7 +203,7 @@ def _parts(
       num_global=experiment_lib.NUM_GLOBAL,
       targets=targets,
       key=key,
-      **experiment_lib.hyperparameters(config),
+      **experiment.hyperparameters,
     )
     return jax.value_and_grad(loss, has_aux=True)(zs)
 

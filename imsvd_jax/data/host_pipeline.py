@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from imsvd_jax.base import errors
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import crops, decode
 from imsvd_jax.data.faults import (
@@ -33,21 +32,13 @@ def view_crops(views: Any) -> list[crops.Crop]:
   Args:
     views: config.views: `view1`, `view2`, `local`, `num_local`.
   """
-  if views.view1.size != views.view2.size:
-    raise UserError(
-      f"views.view1.size is {views.view1.size} and views.view2.size is"
-      f" {views.view2.size}; expected the same size for both global views."
-    )
   settings = [views.view1, views.view2] + [views.local] * views.num_local
   return [_view_crop(view) for view in settings]
 
 
 def _view_crop(view: Any) -> crops.Crop:
-  scale = errors.pair("crop_scale", view.crop_scale)
-  ratio = errors.pair("crop_ratio", view.crop_ratio)
-  crop = crops.Crop(view.size, scale, ratio, view.flip_prob)
-  _check_crop(crop)
-  return crop
+  scale, ratio = tuple(view.crop_scale), tuple(view.crop_ratio)
+  return crops.Crop(view.size, scale, ratio, view.flip_prob)
 
 
 def _check_crop(crop: crops.Crop) -> None:

@@ -21,8 +21,7 @@ from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation import protocols
 from imsvd_jax.evaluation.features import gather_rows
 from imsvd_jax.objectives import soft_discretize
-from imsvd_jax.training import experiment
-from imsvd_jax.training import step as step_lib
+from imsvd_jax.training import augment, experiment
 
 
 def some_images(source: Source, count: int, *, seed: int) -> Source:
@@ -158,7 +157,9 @@ def _embed_two_views(
   model: Any, config: Any, variables: Any, key: jax.Array, batch: Any
 ) -> jax.Array:
   """Augments and embeds a batch of pairs of crops: float32 [B, 2, D]."""
-  views = step_lib.augment_views(config, key, batch)[0]  # [2, B, S, S, C]
+  views = augment.augment_views(experiment.augmentation(config), key, batch)[
+    0
+  ]  # [2, B, S, S, C]
   embeddings = [model.apply(variables, v, train=False)[1] for v in views]
   # A stochastic head's outputs are the mean, and then what its noise is like.
   dimensions = config.model.projector[-1]

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from imsvd_jax import data
-from imsvd_jax.base import console, devices
+from imsvd_jax.base import console, devices, files
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import evaluation_batches
 from imsvd_jax.evaluation import (
@@ -247,7 +247,7 @@ class Evaluation:
     if jax.process_index() == 0:
       rows = {k: {**row, "num_images": test} for k, row in results.items()}
       folder = epath.Path(workdir)
-      with metrics.writing(folder):
+      with files.writing("the final numbers", folder):
         (folder / "final.json").write_text(json.dumps(rows, indent=2))
 
   def _skip(self, why: str) -> None:

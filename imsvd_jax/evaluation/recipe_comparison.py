@@ -22,7 +22,7 @@ from imsvd_jax.base.config import flatten
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation.scores import wilson_interval
 from imsvd_jax.evaluation.tables import seed_interval
-from imsvd_jax.runs import checkpointer, metrics
+from imsvd_jax.runs import metrics, resume
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import step as step_lib
 
@@ -185,7 +185,7 @@ def _check_unchanged(recipe: Recipe, seed: int, folder: pathlib.Path) -> None:
   """Raises if a run has ended that is not what the recipe says now."""
   if not (folder / "final.json").exists():
     return
-  stored = flatten(checkpointer.load_config(folder))
+  stored = flatten(resume.load_config(folder))
   # As JSON has it, which has no tuples.
   current = json.loads(json.dumps({**recipe.config.to_dict(), "seed": seed}))
   current = flatten(current)
@@ -271,7 +271,7 @@ def _time_steps(recipes: Sequence[Recipe], steps: int) -> dict[str, Timing]:
     rng = np.random.default_rng(0)
     batch = jax.tree.map(
       lambda x, rng=rng: rng.integers(0, 256, x.shape).astype(x.dtype),
-      step_lib.abstract_batch(recipe.config),
+      experiment_lib.abstract_batch(recipe.config),
     )
     batch = devices.shard_batch(batch, mesh)
     state, _ = jax.block_until_ready(step(init(), batch))
@@ -299,7 +299,7 @@ def _term_names(config: Any) -> list[str]:
   _, values = jax.eval_shape(
     lambda state, batch: step_lib.train_step(experiment, state, batch),
     state,
-    step_lib.abstract_batch(config),
+    experiment_lib.abstract_batch(config),
   )
   return list(values["terms"])
 

@@ -52,11 +52,10 @@ class Objective(NamedTuple):
   Attributes:
     loss: `loss(embeddings, *, num_global=2, targets=None, key=None,
       axis_name=None, **hyperparameters) -> (scalar, terms)`. `embeddings` holds
-      V arrays [N, D], the first `num_global` of them global views.
+      V arrays [N, D], the first `num_global` of them global views. `key` is
+      another one at each step.
     uses_target: The trainer keeps an EMA target network and passes its
       embeddings of the global views as `targets`.
-    uses_key: The loss draws noise: the trainer passes a `key` of its own for
-      each step.
     embedding_factor: Projector outputs per embedding dimension.
     discrete: Embeddings are M soft variables of `num_bins` bins, which is
       then a required hyper-parameter.
@@ -64,7 +63,6 @@ class Objective(NamedTuple):
 
   loss: Callable
   uses_target: bool = False
-  uses_key: bool = False
   embedding_factor: int = 1
   discrete: bool = False
 
@@ -73,7 +71,7 @@ OBJECTIVES: dict[str, Objective] = {
   "imsvd": Objective(over_view_pairs(imsvd_loss), discrete=True),
   "music": Objective(over_view_pairs(music_loss), discrete=True),
   "mveb": Objective(mveb_views, uses_target=True),
-  "superinfo": Objective(superinfo_views, uses_key=True, embedding_factor=2),
+  "superinfo": Objective(superinfo_views, embedding_factor=2),
   "barlow_twins": Objective(over_view_pairs(barlow_twins_loss)),
   "vicreg": Objective(over_view_pairs(vicreg_loss)),
   "simclr": Objective(over_view_pairs(simclr_loss)),

@@ -21,7 +21,7 @@ from imsvd_jax.base import devices
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.models import Encoder, Projector
 from imsvd_jax.objectives import OBJECTIVES, soft_discretize
-from imsvd_jax.runs import checkpointer
+from imsvd_jax.runs import weights
 from imsvd_jax.training import augment, experiment
 
 logger = logging.getLogger(__name__)
@@ -380,7 +380,7 @@ def load_encoder(
     return _load_file(path, config, batch_size)
   if config is not None:
     raise UserError(f"{path} is a run and has its own config; leave it out.")
-  stored = checkpointer.load_variables(path, step)
+  stored = weights.load_variables(path, step)
   params, batch_stats = stored.params, stored.batch_stats
   if use_target:
     if stored.target is None:

@@ -1,11 +1,4 @@
-"""How a run ends early: exit codes, signals, and the death of a peer.
-
-2    the user's to fix: config, data, disk (one line says what)
-3    the numbers went wrong: too many non-finite updates
-4    in a run of several processes this one or a peer failed, or none came
-75   SIGTERM or SIGINT: saved; the same command resumes (EX_TEMPFAIL)
-130  a second SIGINT: at once, nothing saved
-"""
+"""How a run ends early: signals, and the death of a peer."""
 
 import functools
 import os
@@ -15,40 +8,40 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from typing import Any, ParamSpec, Self, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
 
-from imsvd_jax.base.errors import PeerError, UserError
+from imsvd_jax.base.errors import (
+  EXIT_AT_ONCE,
+  EXIT_SAVED,
+  PeerError,
+  UserError,
+)
 
-EXIT_NOT_FINITE = 3
-EXIT_PEERS = PeerError.exit_code
-EXIT_SAVED = 75
-EXIT_AT_ONCE = 130
-
-
-class Stopped(SystemExit):
-  """The run ended early and in order; `code` says why."""
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class StopRequest:
   """Listens for SIGTERM and SIGINT while a run can still save itself.
 
-  A context manager. Outside the main thread, where Python takes no signals,
-  it hears nothing. With peers, JAX's preemption service owns SIGTERM and makes
-  all processes stop at the same step; a SIGINT is turned into one. Afterwards
-  SIGTERM ends the process, as it does any: the service would swallow it.
+  A context manager. It ignores signals outside of the main thread, where Python
+  delivers none. With peers, JAX's preemption service owns SIGTERM and makes all
+  processes stop at the same step; a SIGINT is turned into a SIGTERM. On exit,
+  SIGTERM ends the process again: the service would swallow it.
 
-  Signals are read by a thread: the main one may sit in a compilation for
-  minutes, and a second SIGINT must end that too.
+  A thread reads the signals, because the main thread may compile for minutes
+  and a second SIGINT must end that too.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._has_peers = jax.process_count() > 1
     self._request = threading.Event()
-    self._handlers = {}
+    self._handlers: dict[int, Any] = {}
 
-  def __enter__(self):
+  def __enter__(self) -> Self:
     if threading.current_thread() is not threading.main_thread():
       return self
     self._reader, self._writer = socket.socketpair()
@@ -65,14 +58,14 @@ class StopRequest:
     self._handlers = {n: signal.signal(n, lambda *_: None) for n in ours}
     return self
 
-  def __exit__(self, *exception):
+  def __exit__(self, *exception: object) -> None:
     if not self._handlers:
       return
     for number, handler in self._handlers.items():
-      # None: a handler that was not set from Python and cannot be set again.
+      # None: a handler that was not set from Python and cannot be restored.
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
     if self._has_peers:
-      # Nobody asks the service any more; a handler of ours disables it.
+      # Nothing polls the service any more; our handler would disable it.
       signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.set_wakeup_fd(self._old_fd)
     self._writer.close()
@@ -80,7 +73,7 @@ class StopRequest:
     self._reader.close()
 
   def requested(self, step: int) -> bool:
-    """Whether to save and exit now; call it once after each step."""
+    """Returns whether to save and exit now; call it once after each step."""
     if self._has_peers:
       return multihost_utils.reached_preemption_sync_point(step)
     return self._request.is_set()
@@ -108,30 +101,30 @@ class StopRequest:
       os.kill(os.getpid(), signal.SIGTERM)
 
 
-def ends_with_its_peers(function: Callable) -> Callable:
+def ends_with_its_peers(run: Callable[P, T]) -> Callable[P, T]:
   """Decorates a run: with peers, an error ends this process at once.
 
-  The interpreter's own exit would wait for a peer that is dead, and peers that
-  live would wait for this process in a collective.
+  The interpreter's own exit would wait for a dead peer, and live peers would
+  wait for this process in a collective.
   """
 
-  @functools.wraps(function)
-  def wrapped(*args, **kwargs):
+  @functools.wraps(run)
+  def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
     try:
-      return function(*args, **kwargs)
+      return run(*args, **kwargs)
     except UserError:
-      raise  # One line, and an exit as quick: see cli.py.
+      raise  # The command line prints it and exits as quickly.
     except Exception:
       if jax.process_count() == 1:
         raise
       traceback.print_exc()
       _print(
         f"error: process {jax.process_index()} of {jax.process_count()} cannot"
-        " go on (a peer died, or the error above). Exiting with code"
-        f" {EXIT_PEERS}; start all processes again to resume."
+        " continue (a peer died, or the error above). Exiting with code"
+        f" {PeerError.exit_code}; start all processes again to resume."
       )
       sys.stdout.flush()
-      os._exit(EXIT_PEERS)
+      os._exit(PeerError.exit_code)
 
   return wrapped
 

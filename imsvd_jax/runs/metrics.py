@@ -7,24 +7,28 @@ clock, so that a resumed run writes the very lines of one that never stopped.
 import contextlib
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from clu import metric_writers, parameter_overview
 from etils import epath
 
 from imsvd_jax.base import files
-from imsvd_jax.base.console import duration, say
 from imsvd_jax.base.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 
 
 def parameter_table(params: Mapping) -> str:
-  """Returns a table of every parameter's shape, size and spread."""
-  return parameter_overview.get_parameter_overview(params)
+  """Returns a table of every parameter's shape, size and spread.
+
+  The table is made of copies. A NumPy view of an array is cached with it and,
+  on CPUs, keeps its buffer: the first step could not donate the state.
+  """
+  copies = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(params)
+  return parameter_overview.get_parameter_overview(copies)
 
 
 def to_floats(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +63,7 @@ class MetricWriter:
     workdir = epath.Path(workdir)
     self._path = workdir / METRICS_FILE
     lines = _Rewritten if files.is_remote(workdir) else _Appended
-    with writing(workdir):
+    with files.writing("the metrics", workdir):
       self._lines = lines(self._path, start_step)
       self._tensorboard = metric_writers.AsyncWriter(
         metric_writers.SummaryWriter(os.fspath(workdir / "tensorboard"))
@@ -102,7 +106,7 @@ class MetricWriter:
           self._lines.close()
 
   def _writing(self) -> contextlib.AbstractContextManager:
-    return writing(self._path.parent)
+    return files.writing("the metrics", self._path.parent)
 
 
 class _Appended:
@@ -150,29 +154,6 @@ class _Rewritten:
     self.sync()
 
 
-@contextlib.contextmanager
-def writing(workdir: epath.Path) -> Iterator[None]:
-  """Makes one clear line of what a disk or a bucket refuses.
-
-  Raises:
-    UserError: It is for the user to mend.
-  """
-  try:
-    yield
-  except Exception as error:
-    if files.is_remote(workdir):
-      reason = files.lasting_reason(error)
-    else:
-      reason = _disk_reason(error)
-    if reason is None:
-      raise
-    raise UserError(
-      f"Cannot write the metrics in {workdir}: {reason}."
-      " The checkpoints are intact; make room or mend the directory, and run"
-      " the same command again to resume."
-    ) from error
-
-
 def write_tensorboard(
   directory: str, step: int, scalars: Mapping[str, float]
 ) -> None:
@@ -186,18 +167,6 @@ def write_tensorboard(
   writer = metric_writers.SummaryWriter(directory)
   writer.write_scalars(step, dict(scalars))
   writer.close()
-
-
-def _disk_reason(error: BaseException) -> str | None:
-  """Returns why the disk refused; None if it was something else."""
-  # TensorBoard's writer fails later, in a wrapping, with TensorFlow's errors.
-  while error.__cause__ is not None:
-    error = error.__cause__
-  is_tensorflows = type(error).__module__.partition(".")[0] == "tensorflow"
-  if not (isinstance(error, OSError) or is_tensorflows):
-    return None
-  text = getattr(error, "strerror", None) or str(error) or repr(error)
-  return text.splitlines()[0].rstrip(".")
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
@@ -224,64 +193,3 @@ def _lines_to_keep(path: epath.Path, step: int) -> list[str]:
     return step > 0 and line["step"] <= step and not is_final
 
   return [f"{text}\n" for text, line in _parse(path) if is_kept(line)]
-
-
-class Progress:
-  """One console line every few seconds: where the run is and how fast."""
-
-  def __init__(
-    self,
-    *,
-    total_steps: int,
-    steps_per_epoch: float,
-    batch_size: int,
-    start_step: int,
-    every_seconds: float,
-  ):
-    self._total_steps = total_steps
-    self._steps_per_epoch = steps_per_epoch
-    self._batch_size = batch_size
-    self._every_seconds = every_seconds
-    self._last_time: float | None = None
-    self._last_step = start_step
-
-  def due(self) -> bool:
-    """True when the last line is old enough (or there was none)."""
-    if self._last_time is None:
-      return True
-    return time.monotonic() - self._last_time >= self._every_seconds
-
-  def line(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Prints the line; returns the throughput since the last one.
-
-    The first line has no throughput: the time before it was compilation.
-    """
-    now = time.monotonic()
-    timing = {}
-    if self._last_time is not None and step > self._last_step:
-      seconds = (now - self._last_time) / (step - self._last_step)
-      timing = {
-        "images_per_second": self._batch_size / seconds,
-        "seconds_left": seconds * (self._total_steps - step),
-      }
-    self._last_time, self._last_step = now, step
-    say(self._format(step, metrics, timing))
-    return timing
-
-  def pause(self, seconds: float) -> None:
-    """Takes `seconds` spent on evaluation out of the next throughput."""
-    if self._last_time is not None:
-      self._last_time += seconds
-
-  def _format(self, step, metrics, timing) -> str:
-    terms = " ".join(f"{k} {v:.4f}" for k, v in metrics["terms"].items())
-    parts = [
-      f"step {step}/{self._total_steps}",
-      f"epoch {step / self._steps_per_epoch:.2f}",
-      f"loss {metrics['loss']:.4f} ({terms})",
-      f"lr {metrics['learning_rate']:.4g}",
-    ]
-    if timing:
-      parts.append(f"{timing['images_per_second']:,.0f} images/s")
-      parts.append(f"left {duration(timing['seconds_left'])}")
-    return "  ".join(parts)

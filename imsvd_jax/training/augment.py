@@ -23,10 +23,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 # Uniform numbers in [0, 1) by name, one for each example.
 _Draws = dict[str, jax.Array]
@@ -34,6 +35,54 @@ _Draws = dict[str, jax.Array]
 _Operation = Callable[[_Draws, jax.Array], jax.Array]
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601, what "L" means in PIL.
+
+
+class Augmentation(NamedTuple):
+  """Photometric recipes of all views of an image.
+
+  Attributes:
+    groups: Recipes (`config.views.view1`, ...) by resolution: of the two global
+      views, then of the local crops.
+    mean: Mean of each channel, or one number for all.
+    std: Standard deviation of each channel, likewise.
+  """
+
+  groups: tuple[tuple[ConfigDict, ...], ...]
+  mean: Sequence[float]
+  std: Sequence[float]
+
+
+def augment_views(
+  augmentation: Augmentation, rng: jax.Array, batch: dict[str, Any]
+) -> list[jax.Array]:
+  """Returns a batch's views, augmented and normalized.
+
+  Args:
+    augmentation: A recipe for each view.
+    rng: The run's key.
+    batch: See `step.train_step`.
+
+  Returns:
+    One float32 array [V, B, S, S, C] per resolution: the two global views,
+    then the local crops if there are any.
+  """
+  first, groups = 0, []
+  for group, images in zip(augmentation.groups, batch["views"], strict=False):
+    augmented = []
+    for v, recipe in enumerate(group):
+      keys = view_keys(rng, batch["epoch"], batch["index"], first + v)
+      augmented.append(
+        augment(
+          keys,
+          images[:, v],
+          recipe,
+          mean=augmentation.mean,
+          std=augmentation.std,
+        )
+      )
+    groups.append(jnp.stack(augmented))
+    first += len(group)
+  return groups
 
 
 def view_keys(

@@ -1,44 +1,61 @@
-"""From a config to the objects that a training step is made of."""
+"""From a config to the objects of a training step; the check of a config."""
 
+import fnmatch
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
+from imsvd_jax.base import devices
+from imsvd_jax.base.config import flatten
 from imsvd_jax.base.errors import UserError, lookup, pair
 from imsvd_jax.models import BACKBONES, Encoder, Projector
 from imsvd_jax.objectives import OBJECTIVES, Objective
+from imsvd_jax.training.augment import Augmentation
 from imsvd_jax.training.optim import make_optimizer
+
+NUM_GLOBAL = 2  # Global views per image; local crops come after them.
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class Experiment(NamedTuple):
-  """What a config means: the objects that the step is made of."""
+  """What a config means: the objects that the step is made of.
 
-  config: Any  # The locked ConfigDict.
+  Attributes:
+    config: The recipe, for logs and evaluation. The step does not read it.
+    model: The encoder with the objective's head.
+    objective: The objective.
+    hyperparameters: Keyword arguments of its loss.
+    optimizer: The optax transformation.
+    schedule: Update -> learning rate.
+    augmentation: Recipes of the views, on the device.
+    image_shape: (height, width, channels) of a global view.
+    embedding_size: Dimensions of an embedding, without those of its noise.
+    target_momentum: Of the EMA target network, at the first step.
+    seed: Seed of weights, augmentation and noise.
+    total_steps: Length of the run.
+    steps_per_epoch: May be fractional.
+  """
+
+  config: ConfigDict
   model: Encoder
   objective: Objective
+  hyperparameters: dict[str, Any]
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule
+  augmentation: Augmentation
+  image_shape: tuple[int, int, int]
+  embedding_size: int
+  target_momentum: float
+  seed: int
   total_steps: int
   steps_per_epoch: float
 
 
-NUM_GLOBAL = 2  # Global views per image; local crops come after them.
-
-
-def epochs_to_steps(epochs: float, steps_per_epoch: float) -> int:
-  """The one place that turns epochs into steps (rounded, at least one)."""
-  return max(1, round(epochs * steps_per_epoch))
-
-
-def hyperparameters(config: Any) -> dict[str, Any]:
-  """Keyword arguments of the config's objective."""
-  return dict(config.objective[config.objective.name])
-
-
-def build(config: Any, num_examples: int) -> Experiment:
+def build(config: ConfigDict, num_examples: int) -> Experiment:
   """Checks a config and makes its model, objective and optimizer.
 
   Args:
@@ -46,11 +63,10 @@ def build(config: Any, num_examples: int) -> Experiment:
     num_examples: Images in the train split, which defines the epoch.
 
   Raises:
-    UserError: A name is unknown, or values contradict each other.
+    UserError: See `check`; or the warm-up is longer than the run.
   """
-  objective = lookup(OBJECTIVES, config.objective.name, "objective")
-  _check(config, objective)
-  jax.eval_shape(lambda: _check_objective(config, objective))
+  check(config)
+  objective = OBJECTIVES[config.objective.name]
   steps_per_epoch = num_examples / config.batch_size
   total_steps = epochs_to_steps(config.epochs, steps_per_epoch)
   optimizer, schedule = make_optimizer(
@@ -59,22 +75,47 @@ def build(config: Any, num_examples: int) -> Experiment:
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
   )
+  size = config.views.view1.size
   return Experiment(
     config=config,
     model=make_model(config.model, objective),
     objective=objective,
+    hyperparameters=hyperparameters(config),
     optimizer=optimizer,
     schedule=schedule,
+    augmentation=augmentation(config),
+    image_shape=(size, size, config.data.channels),
+    embedding_size=config.model.projector[-1],
+    target_momentum=config.target_momentum,
+    seed=config.seed,
     total_steps=total_steps,
     steps_per_epoch=steps_per_epoch,
   )
 
 
-def make_model(settings: Any, objective: Objective) -> Encoder:
-  """Returns the encoder of `config.model` with the objective's head."""
-  dtype = lookup(
-    {"float32": jnp.float32, "bfloat16": jnp.bfloat16}, settings.dtype, "dtype"
+def epochs_to_steps(epochs: float, steps_per_epoch: float) -> int:
+  """Returns epochs in steps, rounded, at least one."""
+  return max(1, round(epochs * steps_per_epoch))
+
+
+def hyperparameters(config: ConfigDict) -> dict[str, Any]:
+  """Returns the keyword arguments of the config's objective."""
+  return dict(config.objective[config.objective.name])
+
+
+def augmentation(config: ConfigDict) -> Augmentation:
+  """Returns the photometric recipes of the config's views."""
+  views = config.views
+  return Augmentation(
+    groups=((views.view1, views.view2), (views.local,) * views.num_local),
+    mean=config.data.mean,
+    std=config.data.std,
   )
+
+
+def make_model(settings: ConfigDict, objective: Objective) -> Encoder:
+  """Returns the encoder of `config.model` with the objective's head."""
+  dtype = lookup(_DTYPES, settings.dtype, "dtype")
   *hidden, out = settings.projector
   return Encoder(
     backbone=lookup(BACKBONES, settings.backbone, "backbone")(
@@ -92,24 +133,148 @@ def make_model(settings: Any, objective: Objective) -> Encoder:
   )
 
 
-def _check(config: Any, objective: Objective) -> None:
-  if config.batch_size < 2:
+def abstract_batch(
+  config: ConfigDict, sharding: jax.sharding.Sharding | None = None
+) -> dict[str, Any]:
+  """Returns the shapes and types of a global batch, for compiling ahead."""
+  views, size = config.views, config.batch_size
+
+  def images(count: int, side: int) -> jax.ShapeDtypeStruct:
+    shape = (size, count, side, side, config.data.channels)
+    return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)
+
+  groups = (images(NUM_GLOBAL, views.view1.size),)
+  if views.num_local:
+    groups += (images(views.num_local, views.local.size),)
+  numbers = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding)
+  return {"views": groups, "index": numbers, "epoch": numbers}
+
+
+# -----------------------------------------------------------------------------
+# The check of a config.
+# -----------------------------------------------------------------------------
+
+_POSITIVE = math.ulp(0.0)  # The smallest number above zero.
+_ANY = math.inf
+# The smallest and the largest value of each number of a recipe. An objective
+# checks its own hyper-parameters.
+_LIMITS = {
+  "batch_size": (2, _ANY),  # Objectives are statistics over the batch.
+  "epochs": (_POSITIVE, 1e9),
+  "target_momentum": (0, 1),
+  "model.width_multiplier": (_POSITIVE, _ANY),
+  "optimizer.base_learning_rate": (0, _ANY),
+  "optimizer.warmup_epochs": (0, _ANY),
+  "optimizer.final_fraction": (0, 1),
+  "optimizer.momentum": (0, 1),
+  "optimizer.weight_decay": (0, _ANY),
+  "optimizer.trust_coefficient": (_POSITIVE, _ANY),
+  "optimizer.b[12]": (0, 1),
+  "optimizer.eps": (0, _ANY),
+  "data.num_examples": (0, _ANY),
+  "data.image_size": (1, _ANY),
+  "data.channels": (1, _ANY),
+  "data.resize": (1, _ANY),
+  "data.crop": (1, _ANY),
+  "views.num_local": (0, _ANY),
+  "views.*.size": (1, _ANY),
+  "views.*_prob": (0, 1),
+  "views.*.brightness": (0, _ANY),
+  "views.*.contrast": (0, _ANY),
+  "views.*.saturation": (0, _ANY),
+  "views.*.hue": (0, 0.5),  # Of the color circle, in both directions.
+  "views.*.solarize_threshold": (0, 256),
+  "log.every_steps": (1, _ANY),
+  "log.progress_seconds": (0, _ANY),
+  "checkpoint.every_steps": (0, _ANY),
+  "checkpoint.every_minutes": (0, _ANY),
+  "checkpoint.keep_last": (1, _ANY),
+  "checkpoint.keep_every": (0, _ANY),
+  "not_finite.max_in_a_row": (0, _ANY),
+  "eval.every_epochs": (0, _ANY),
+  "eval.batch_size": (1, _ANY),
+  "eval.num_neighbors": (1, _ANY),
+  "eval.temperature": (_POSITIVE, _ANY),
+  "eval.bank_examples": (0, _ANY),
+  "eval.linear_epochs": (0, _ANY),
+  "eval.collapse_images": (0, _ANY),
+}
+# The same, of ranges: two numbers, smallest first.
+_RANGES = {
+  "views.*.crop_scale": (_POSITIVE, 1),
+  "views.*.crop_ratio": (_POSITIVE, _ANY),
+  "views.*.blur_sigma": (0, _ANY),
+}
+
+
+def check(config: ConfigDict, num_devices: int = 1) -> None:
+  """Checks a config, before anything is compiled or written.
+
+  Args:
+    config: A recipe (see configs/common.py).
+    num_devices: Devices that share a batch.
+
+  Raises:
+    UserError: A name is unknown, a number is out of its limits, or values
+      contradict each other.
+  """
+  _check_numbers(config)
+  if config.not_finite.policy not in ("skip", "stop"):
     raise UserError(
-      f"batch_size={config.batch_size}: the objectives are statistics over"
-      " the batch; use at least 2."
+      f"not_finite.policy={config.not_finite.policy!r}; expected 'skip' or"
+      " 'stop'."
     )
-  if not 0 < config.epochs < math.inf:
-    raise UserError(f"epochs={config.epochs}; expected more than 0.")
+  for name, size in (
+    ("batch_size", config.batch_size),
+    ("eval.batch_size", config.eval.batch_size),
+  ):
+    devices.check_batch_size(size, num_devices, name)
+  _check_views(config)
   _check_widths(config.model.projector)
-  if config.views.view1.size != config.views.view2.size:
+  objective = lookup(OBJECTIVES, config.objective.name, "objective")
+  if objective.discrete:
+    _check_bins(config)
+  make_model(config.model, objective)
+  jax.eval_shape(lambda: _trace_objective(config, objective))
+
+
+def _check_numbers(config: ConfigDict) -> None:
+  for key, value in flatten(config).items():
+    for pattern, limits in _LIMITS.items():
+      if fnmatch.fnmatchcase(key, pattern) and not _within(limits, value):
+        raise UserError(f"{key}={value!r}; expected {_described(limits)}.")
+    for pattern, limits in _RANGES.items():
+      if fnmatch.fnmatchcase(key, pattern):
+        _check_range(key, value, limits)
+
+
+def _within(limits: tuple[float, float], value: Any) -> bool:
+  return isinstance(value, int | float) and limits[0] <= value <= limits[1]
+
+
+def _described(limits: tuple[float, float]) -> str:
+  least, most = limits
+  if least == _POSITIVE:
+    return "more than 0" + (f", at most {most:g}" if most < _ANY else "")
+  return f"{least:g} or more" if most == _ANY else f"{least:g} to {most:g}"
+
+
+def _check_range(key: str, value: Any, limits: tuple[float, float]) -> None:
+  low, high = pair(key, value)
+  if not (_within(limits, low) and _within(limits, high) and low <= high):
     raise UserError(
-      f"views.view1.size={config.views.view1.size} differs from"
-      f" views.view2.size={config.views.view2.size}; the two global views"
-      " need one size."
+      f"{key} is {value!r}; expected two numbers, smallest first, each"
+      f" {_described(limits)}."
     )
-  for name, view in config.views.items():
-    if name != "num_local":
-      pair(f"views.{name}.blur_sigma", view.blur_sigma)
+
+
+def _check_views(config: ConfigDict) -> None:
+  first, second = config.views.view1.size, config.views.view2.size
+  if first != second:
+    raise UserError(
+      f"views.view1.size={first} differs from views.view2.size={second}; the"
+      " two global views need one size."
+    )
   for key in ("mean", "std"):
     count = len(config.data[key])
     if count not in (1, config.data.channels):
@@ -117,16 +282,6 @@ def _check(config: Any, objective: Objective) -> None:
         f"data.{key} has {count} values, but data.channels is"
         f" {config.data.channels}; expected one value per channel, or a single"
         " one for all."
-      )
-  name = config.objective.name
-  if objective.discrete:
-    width = config.model.projector[-1]
-    num_bins = config.objective[name].num_bins
-    if num_bins < 2 or width % num_bins:
-      raise UserError(
-        f"The last width of model.projector ({width}) is not a multiple of"
-        f" objective.{name}.num_bins ({num_bins}); an embedding is M variables"
-        " of num_bins entries each."
       )
 
 
@@ -139,8 +294,19 @@ def _check_widths(widths: Any) -> None:
     )
 
 
-def _check_objective(config: Any, objective: Objective) -> None:
-  """Traces the objective, which refuses what it cannot compute with."""
+def _check_bins(config: ConfigDict) -> None:
+  name, width = config.objective.name, config.model.projector[-1]
+  num_bins = config.objective[name].num_bins
+  if num_bins < 2 or width % num_bins:
+    raise UserError(
+      f"The last width of model.projector ({width}) is not a multiple of"
+      f" objective.{name}.num_bins ({num_bins}); an embedding is M variables"
+      " of num_bins entries each."
+    )
+
+
+def _trace_objective(config: ConfigDict, objective: Objective) -> None:
+  """Traces the objective, which checks its own hyper-parameters."""
   num_views = NUM_GLOBAL + config.views.num_local
   width = config.model.projector[-1] * objective.embedding_factor
   z = jnp.zeros((config.batch_size, width))

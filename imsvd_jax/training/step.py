@@ -13,28 +13,19 @@ import optax
 
 from imsvd_jax.models import Encoder
 from imsvd_jax.objectives.diagnostics import diagnostics, off_diagonal_floor
-from imsvd_jax.training import augment
-from imsvd_jax.training.experiment import (
-  NUM_GLOBAL,
-  Experiment,
-  hyperparameters,
-)
-from imsvd_jax.training.finite import Skips
-from imsvd_jax.training.finite import (
-  discard_unless_finite as _discard_unless_finite,
-)
+from imsvd_jax.training import finite
+from imsvd_jax.training.augment import augment_views
+from imsvd_jax.training.experiment import NUM_GLOBAL, Experiment
 from imsvd_jax.training.state import TrainState, target_momentum, update_target
 
-# Augmentation's keys fold in an epoch first; this is none.
+# Folded in where the augmentation folds in the epoch: no epoch has this number.
 _NOISE = 2**32 - 1
 
 
 def init_state(experiment: Experiment) -> TrainState:
-  """Returns the state before the first step, a function of config.seed."""
-  config = experiment.config
-  init_key, run_key = jax.random.split(jax.random.key(config.seed))
-  size = config.views.view1.size
-  images = jnp.zeros((1, size, size, config.data.channels), jnp.float32)
+  """Returns the state before the first step, a function of the seed."""
+  init_key, run_key = jax.random.split(jax.random.key(experiment.seed))
+  images = jnp.zeros((1, *experiment.image_shape), jnp.float32)
   variables = experiment.model.init(init_key, images, train=False)
   params, batch_stats = variables["params"], variables["batch_stats"]
   target = None
@@ -50,39 +41,26 @@ def init_state(experiment: Experiment) -> TrainState:
     opt_state=experiment.optimizer.init(params),
     target=target,
     rng=run_key,
-    skips=Skips.none(),
+    skips=finite.Skips.none(),
     bad_images=jnp.zeros((), jnp.int32),
   )
 
 
-def abstract_batch(config: Any, sharding: Any = None) -> dict[str, Any]:
-  """Returns the shapes and types of a global batch, for compiling ahead."""
-  views, size = config.views, config.batch_size
-
-  def images(count: int, side: int) -> jax.ShapeDtypeStruct:
-    shape = (size, count, side, side, config.data.channels)
-    return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)
-
-  groups = (images(NUM_GLOBAL, views.view1.size),)
-  if views.num_local:
-    groups += (images(views.num_local, views.local.size),)
-  numbers = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding)
-  return {"views": groups, "index": numbers, "epoch": numbers}
-
-
 def jit_train_step(
-  experiment: Experiment, state_sharding: Any
+  experiment: Experiment, state_sharding: jax.sharding.NamedSharding
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """Returns `(state, batch) -> (state, metrics)` as training compiles it.
 
   Args:
     experiment: From `build`.
-    state_sharding: NamedSharding of the state and of the metrics.
+    state_sharding: Sharding of the state and of the metrics.
   """
   mesh = state_sharding.mesh.abstract_mesh
 
-  def step(state, batch):
-    # The objective divides its work over the mesh that it finds in context.
+  def step(
+    state: TrainState, batch: dict[str, Any]
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    # The objective divides its work over the mesh in the context.
     with jax.sharding.use_abstract_mesh(mesh):
       return train_step(experiment, state, batch)
 
@@ -108,17 +86,16 @@ def train_step(
     norm is not finite, the new state is the old one but for `step`, `skips` and
     `bad_images`.
   """
-  # Scopes name the parts in profiles and in preflight's table; the model's
-  # modules name their own.
-  config = experiment.config
+  # The scopes name the parts in profiles and in preflight's table. The model's
+  # modules have scopes of their own.
   with jax.named_scope("augment"):
-    views = augment_views(config, state.rng, batch)  # list of [V, B, S, S, C]
+    views = augment_views(experiment.augmentation, state.rng, batch)
 
   targets = target = None
   if experiment.objective.uses_target:
     targets, target = _target_pass(experiment, state, views[0])
 
-  def loss_fn(params):
+  def loss_fn(params: Any) -> tuple[jax.Array, Any]:
     embeddings, batch_stats = embed_views(
       experiment.model, params, state.batch_stats, views
     )
@@ -128,7 +105,7 @@ def train_step(
         num_global=NUM_GLOBAL,
         targets=targets,
         key=noise_key(state.rng, state.step),
-        **hyperparameters(config),
+        **experiment.hyperparameters,
       )
     return loss, (terms, embeddings, batch_stats)
 
@@ -144,7 +121,7 @@ def train_step(
     if target is not None:
       momentum = target_momentum(
         state.step,
-        start=config.target_momentum,
+        start=experiment.target_momentum,
         total_steps=experiment.total_steps,
       )
       target["params"] = update_target(target["params"], params, momentum)
@@ -155,7 +132,7 @@ def train_step(
     "loss": loss,
     "terms": terms,
     "diagnostics": diagnosed,
-    # The optimizer's own count does not see the steps that were skipped.
+    # The optimizer does not count the steps that were skipped.
     "learning_rate": experiment.schedule(state.step - state.skips.total),
     "gradient_norm": optax.tree.norm(gradients),
     "bad_images": state.bad_images,
@@ -169,38 +146,12 @@ def train_step(
     target=target,
   )
   with jax.named_scope("optimizer"):
-    return _discard_unless_finite(state, new_state, metrics)
+    return finite.discard_unless_finite(state, new_state, metrics)
 
 
 def noise_key(rng: jax.Array, step: jax.Array) -> jax.Array:
-  """Returns the key of a step's objective, none of the augmentation's."""
+  """Returns the key of a step's objective; augmentation never uses it."""
   return jax.random.fold_in(jax.random.fold_in(rng, _NOISE), step)
-
-
-def augment_views(
-  config: Any, rng: jax.Array, batch: dict[str, Any]
-) -> list[jax.Array]:
-  """Photometric augmentation of a batch's views.
-
-  Returns:
-    One float32 array [V, B, S, S, C] per resolution: the two global views,
-    then the local crops where there are any.
-  """
-  views = config.views
-  recipes = [[views.view1, views.view2], [views.local] * views.num_local]
-  first, groups = 0, []
-  for group, images in zip(recipes, batch["views"], strict=False):
-    augmented = []
-    for v, recipe in enumerate(group):
-      keys = augment.view_keys(rng, batch["epoch"], batch["index"], first + v)
-      augmented.append(
-        augment.augment(
-          keys, images[:, v], recipe, mean=config.data.mean, std=config.data.std
-        )
-      )
-    groups.append(jnp.stack(augmented))
-    first += len(group)
-  return groups
 
 
 def embed_views(
@@ -217,7 +168,7 @@ def embed_views(
   """
   params = _in_compute_type(model, params)
 
-  def apply(images, batch_stats):
+  def apply(images: jax.Array, batch_stats: Any) -> tuple[jax.Array, Any]:
     (_, z), updated = model.apply(
       {"params": params, "batch_stats": batch_stats},
       images,
@@ -243,9 +194,9 @@ def embed_views(
 def _in_compute_type(model: Encoder, params: Any) -> Any:
   """Casts weight matrices and kernels once for all views, as each layer would.
 
-  The views' gradients then meet before they are added up over the devices,
-  and not after it: in bfloat16 that halves what training sends. Vectors, among
-  them those of BatchNorm, stay in float32.
+  The gradients of all views are then added up before they are summed over the
+  devices, not after: in bfloat16 this halves the traffic of training. Vectors,
+  such as those of BatchNorm, stay in float32.
   """
   dtype = model.backbone.dtype
   return jax.tree.map(lambda p: p.astype(dtype) if p.ndim > 1 else p, params)
@@ -274,14 +225,14 @@ def _diagnostics(
   experiment: Experiment, embeddings: list[jax.Array]
 ) -> dict[str, jax.Array]:
   """Signs of collapse, cheap enough for every step."""
-  # A stochastic head's outputs are the mean, and then what its noise is like.
-  dimensions = experiment.config.model.projector[-1]
+  # A stochastic head outputs the mean, then the parameters of its noise.
+  size = experiment.embedding_size
   embeddings = [
-    jax.lax.stop_gradient(z[:, :dimensions]) for z in embeddings[:NUM_GLOBAL]
+    jax.lax.stop_gradient(z[:, :size]) for z in embeddings[:NUM_GLOBAL]
   ]
   if not experiment.objective.discrete:
     return diagnostics(embeddings)
-  settings = hyperparameters(experiment.config)
+  settings = experiment.hyperparameters
   return {
     **diagnostics(
       embeddings,

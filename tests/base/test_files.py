@@ -9,7 +9,7 @@ import tensorflow as tf
 from imsvd_jax.base import files
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation.online import Evaluation
-from imsvd_jax.runs import checkpointer, metrics
+from imsvd_jax.runs import checkpointer, metrics, verification, weights
 from tests.runs import fake_bucket
 from tests.runs.checkpoint_child import CONFIG, make_state, same
 
@@ -97,7 +97,7 @@ def test_checkpoints_are_in_the_bucket(bucket):
   assert step == 2
   assert same(restored, make_state(2))
   assert {path.name for path in folder.iterdir()} == {"2", "damaged-3"}
-  assert checkpointer.load_variables(RUN).step == 2
+  assert weights.load_variables(RUN).step == 2
 
 
 def test_a_bucket_that_refuses_is_one_line(bucket, monkeypatch):
@@ -149,8 +149,8 @@ def test_what_a_bucket_needs_is_said(monkeypatch):
   ],
 )
 def test_a_network_is_not_taken_for_damage(path, error, passing):
-  expected = type(error) if passing else checkpointer._Damage
-  with pytest.raises(expected), checkpointer._reading(path):
+  expected = type(error) if passing else verification.Damage
+  with pytest.raises(expected), verification.reading(path):
     raise error
   outer = RuntimeError("restoring failed")
   outer.__cause__ = error

@@ -402,20 +402,6 @@ def test_a_stream_of_nothing_but_bad_images_stops_the_run():
   [
     ({"batch_size": 6, "process_count": 4}, "batch_size is 6"),
     ({"batch_size": 0}, "batch_size is 0"),
-    ({"views": made_sources.views(crop_scale=(0.5, 1.5))}, "crop_scale"),
-    ({"views": made_sources.views(crop_ratio=(0.0, 1.0))}, "crop_ratio"),
-    (
-      {"views": made_sources.views(crop_ratio=(1.0, 1.0, 1.0))},
-      "crop_ratio is .*1",
-    ),
-    (
-      {"views": made_sources.views(crop_scale=(0.5,))},
-      r"crop_scale is \(0\.5,\)",
-    ),
-    (
-      {"views": made_sources.views(crop_scale=0.5)},
-      "two numbers, smallest and",
-    ),
   ],
 )
 def test_mistakes_in_training(change, message):
@@ -429,13 +415,6 @@ def test_mistakes_in_training(change, message):
   } | change
   with pytest.raises(UserError, match=message):
     host_pipeline.train_batches(source, **arguments)
-
-
-def test_global_views_must_have_one_size():
-  views = made_sources.views()
-  views.view2 = made_sources.view(size=8)
-  with pytest.raises(UserError, match=r"view1\.size is 16 .*view2\.size is 8"):
-    host_pipeline.view_crops(views)
 
 
 def test_crop_larger_than_resize():

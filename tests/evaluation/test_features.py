@@ -7,7 +7,6 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from imsvd_jax.base import console
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import features
 
@@ -101,15 +100,6 @@ def test_a_missing_image_is_refused(images):
 def test_no_images_are_refused():
   with pytest.raises(UserError, match="No images in test"):
     features.extract(lambda x: x, [], name="test")
-
-
-def test_progress_says_how_fast_and_how_long(images):
-  lines = []
-  meter = console.Progress("Embedding", 1000, every=0, report=lines.append)
-  meter.add(250)
-  assert lines[0].startswith("Embedding: 250/1000 images, ")
-  assert meter.line(2.0) == "Embedding: 250/1000 images, 125/s, 6 s left"
-  assert console.Progress("k-NN", None).line(1) == "k-NN: 0 images, 0/s"
 
 
 def test_short_work_prints_nothing(images):

@@ -16,8 +16,9 @@ from imsvd_jax.base import files
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.commands import command_line
 from imsvd_jax.interop import image_embeddings
-from imsvd_jax.runs.checkpointer import Checkpointer, load_variables
+from imsvd_jax.runs.checkpointer import Checkpointer
 from imsvd_jax.runs.encoder import load_encoder
+from imsvd_jax.runs.weights import load_variables
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import step as step_lib
 

@@ -24,8 +24,9 @@ from imsvd_jax.formats.safetensors_files import (
   write_safetensors,
 )
 from imsvd_jax.interop import model_card, stablehlo, weight_export
-from imsvd_jax.runs.checkpointer import Checkpointer, load_variables
+from imsvd_jax.runs.checkpointer import Checkpointer
 from imsvd_jax.runs.encoder import load_encoder
+from imsvd_jax.runs.weights import load_variables
 from imsvd_jax.train import train_and_evaluate
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -17,8 +17,8 @@ from imsvd_jax.base.errors import UserError
 from imsvd_jax.formats.architecture import entries
 from imsvd_jax.formats.safetensors_files import write_safetensors
 from imsvd_jax.interop.weight_import import import_weights
-from imsvd_jax.runs import checkpointer
 from imsvd_jax.runs import encoder as encoder_lib
+from imsvd_jax.runs import resume, weights
 from imsvd_jax.runs.encoder import load_encoder
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import step as step_lib
@@ -121,7 +121,7 @@ def test_official_files_become_runs(name, tmp_path):
   notes = import_weights(str(tmp_path / "file"), str(workdir), config)
   assert note in "\n".join(notes)
   assert "width_multiplier: 1.0 -> 0.0625" in "\n".join(notes)
-  stored = checkpointer.load_variables(workdir)
+  stored = weights.load_variables(workdir)
   assert formats.architecture_of(stored._asdict()) == network(
     *projector, hidden_bias="barlow" not in name
   )
@@ -153,7 +153,7 @@ def check_run(workdir):
   like = like.replace(
     params=zeros(like.params), batch_stats=zeros(like.batch_stats)
   )
-  state, report = checkpointer.init_from(workdir, like)
+  state, report = weights.init_from(workdir, like)
   assert report.not_loaded == report.unused == []
   jax.tree.map(
     np.testing.assert_array_equal, state.params, encoder.variables["params"]
@@ -173,7 +173,7 @@ def test_an_exported_file_needs_no_recipe(tmp_path):
   )
   notes = import_weights(str(tmp_path / "exported"), str(tmp_path / "run"))
   assert len(notes) == 1  # Nothing was left out, nothing changed.
-  stored = checkpointer.load_variables(tmp_path / "run")
+  stored = weights.load_variables(tmp_path / "run")
   assert stored.step == 7
   jax.tree.map(
     np.testing.assert_array_equal,
@@ -295,6 +295,6 @@ def test_the_command(tmp_path):
   )
   assert result.returncode == 0, result.stderr
   assert f"Wrote {tmp_path}/run" in result.stdout
-  config = checkpointer.load_config(tmp_path / "run")
+  config = resume.load_config(tmp_path / "run")
   assert config["objective"]["name"] == "vicreg"
   assert config["model"]["width_multiplier"] == WIDTH

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.runs import checkpointer
+from imsvd_jax.runs import checkpointer, verification, weights
 
 CONFIG = {"data": {"seed": 1}, "log_every": 10}
 
@@ -120,7 +120,7 @@ def small_disk(workdir: str) -> None:
     checkpointer.Checkpointer(workdir, keep_last=9, config=CONFIG)
   except UserError as error:
     print("AT START", error)
-  print("LOADED", checkpointer.load_variables(workdir).step)
+  print("LOADED", weights.load_variables(workdir).step)
   os._exit(0)  # A pending save cannot end well, and need not.
 
 
@@ -147,14 +147,14 @@ def pair(workdir: str, port: str, index: str) -> None:
 
 
 def _fail_to_read(step: str) -> None:
-  read_meta = checkpointer._read_meta
+  read_meta = verification.read_meta
 
   def read_meta_or_fail(directory):
     if directory.name == step:
-      raise checkpointer._Damage("injected")
+      raise verification.Damage("injected")
     return read_meta(directory)
 
-  checkpointer._read_meta = read_meta_or_fail
+  verification.read_meta = read_meta_or_fail
 
 
 if __name__ == "__main__":

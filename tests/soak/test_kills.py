@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import pytest
 
-from imsvd_jax.runs import checkpointer, metrics
+from imsvd_jax.runs import metrics, verification, weights
 
 ROOT = pathlib.Path(__file__).parents[2]
 MOMENTS = ["start-up"] * 2 + ["step"] * 9 + ["save"] * 9
@@ -128,7 +128,7 @@ def steps_of(workdir):
 def state_of(workdir):
   """The last step, and the checksum of each leaf of the state."""
   step = max(steps_of(workdir))
-  meta = checkpointer._read_meta(workdir / "checkpoints" / str(step))
+  meta = verification.read_meta(workdir / "checkpoints" / str(step))
   return step, meta["leaves"]
 
 
@@ -161,7 +161,7 @@ def test_twenty_kills_change_nothing(tmp_path):
   start("killed").finish()
   killed, whole = tmp_path / "killed", tmp_path / "never_killed"
   assert state_of(killed) == state_of(whole)
-  a, b = (checkpointer.load_variables(workdir) for workdir in (killed, whole))
+  a, b = (weights.load_variables(workdir) for workdir in (killed, whole))
   assert a.target is not None
   for field in ("params", "batch_stats", "target"):
     jax.tree.map(

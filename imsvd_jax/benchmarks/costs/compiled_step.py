@@ -169,7 +169,7 @@ def measure(config: Any, slice_: Slice, num_examples: int) -> Report:
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
     jax.eval_shape(lambda: step_lib.init_state(experiment)),
   )
-  batch = step_lib.abstract_batch(config, devices.batch_sharded(mesh))
+  batch = experiment_lib.abstract_batch(config, devices.batch_sharded(mesh))
   lowered = step_lib.jit_train_step(experiment, replicated).lower(state, batch)
   start = time.monotonic()
   memory = Memory(

@@ -1,0 +1,179 @@
+"""What a run says: its description, and the numbers of its steps."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from imsvd_jax.base import console
+from imsvd_jax.base.config import flatten
+from imsvd_jax.base.console import say
+from imsvd_jax.data.source import Source
+from imsvd_jax.objectives.diagnostics import collapse_warning
+from imsvd_jax.runs import metrics
+from imsvd_jax.training import finite
+from imsvd_jax.training.experiment import Experiment
+
+# A random network may look collapsed; after so many steps it is.
+MIN_STEPS_TO_WARN = 50
+
+
+def describe_run(
+  experiment: Experiment,
+  params: Any,
+  mesh: jax.sharding.Mesh,
+  workdir: str,
+  start_step: int,
+) -> None:
+  """Prints what is about to run: parameters, config, devices, steps."""
+  say(metrics.parameter_table(params))
+  say("Config:")
+  for key, value in sorted(flatten(experiment.config).items()):
+    say(f"  {key} = {value!r}")
+  device = mesh.devices.flat[0]
+  say(
+    f"Devices: {mesh.size} x {device.device_kind} ({device.platform}),"
+    f" {jax.process_count()} process(es); jax {jax.__version__}."
+  )
+  say(f"Workdir: {workdir}")
+  if start_step:
+    say(f"Continuing from the checkpoint of step {start_step}.")
+  say(
+    f"Training to step {experiment.total_steps}"
+    f" ({experiment.steps_per_epoch:.2f} steps per epoch)."
+    " The first step compiles."
+  )
+
+
+def describe_data(config: ConfigDict, source: Source) -> None:
+  """Prints what the data source found: a path may lead to other images."""
+  say(f"Data: {source.summary()}.")
+  if config.batch_size > source.num_examples:
+    say(
+      f"batch_size={config.batch_size} is larger than the number of images:"
+      " every batch repeats some of them."
+    )
+
+
+class StepLog:
+  """Writes the numbers of steps, and prints a line every few seconds.
+
+  `add` keeps a step's numbers on the device; `flush` fetches them. Call `flush`
+  after the next step has been dispatched, so that the device never waits for
+  the host.
+
+  Args:
+    experiment: From `experiment.build`.
+    writer: Where the numbers go.
+    skip_limit: Checks the skipped updates of the steps that are written.
+    start_step: Step that the run continues from.
+    every_seconds: Between two lines on the console.
+  """
+
+  def __init__(
+    self,
+    experiment: Experiment,
+    writer: metrics.MetricWriter,
+    skip_limit: finite.SkipLimit,
+    *,
+    start_step: int,
+    every_seconds: float,
+  ):
+    self._experiment = experiment
+    self._writer = writer
+    self._skip_limit = skip_limit
+    self._every_seconds = every_seconds
+    self._pending: tuple[int, Mapping[str, Any], bool] | None = None
+    self._warned = False
+    self._last_time: float | None = None  # Of the line on the console.
+    self._last_step = start_step
+
+  def add(
+    self, step: int, step_metrics: Mapping[str, Any], *, write: bool
+  ) -> None:
+    """Keeps a step's numbers if they are to be written or printed."""
+    if write or self._print_is_due():
+      self._pending = (step, step_metrics, write)
+
+  def flush(self) -> None:
+    """Fetches, writes, prints and checks the numbers that wait.
+
+    Raises:
+      Stopped: Too many updates were skipped.
+    """
+    if self._pending is None:
+      return
+    step, step_metrics, write = self._pending
+    self._pending = None
+    values = metrics.to_floats(step_metrics)
+    skips = values.pop("skips")
+    if write:
+      line = {"epoch": step / self._experiment.steps_per_epoch}
+      line |= {**metrics.flat(values), "skipped": skips.total}
+      self._writer.write(step, line)
+      self._warn(step, values["diagnostics"])
+      self._skip_limit.check(skips, finite.checked_names(values))
+    if self._print_is_due() or step == self._experiment.total_steps:
+      self._print(step, values)
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Takes the time of the block out of the next throughput."""
+    start = time.monotonic()
+    yield
+    if self._last_time is not None:
+      self._last_time += time.monotonic() - start
+
+  def _print_is_due(self) -> bool:
+    if self._last_time is None:
+      return True
+    return time.monotonic() - self._last_time >= self._every_seconds
+
+  def _print(self, step: int, values: Mapping[str, Any]) -> None:
+    """Prints the line; writes the throughput since the last one.
+
+    The first line has no throughput: the time before it was compilation.
+    """
+    now, timing = time.monotonic(), {}
+    if self._last_time is not None and step > self._last_step:
+      steps_per_second, seconds_left = console.pace(
+        step - self._last_step,
+        now - self._last_time,
+        self._experiment.total_steps - step,
+      )
+      batch_size = self._experiment.config.batch_size
+      timing = {
+        "images_per_second": steps_per_second * batch_size,
+        "seconds_left": seconds_left,
+      }
+    self._last_time, self._last_step = now, step
+    say(self._format(step, values, timing))
+    if timing:
+      self._writer.write(step, timing, timing=True)
+
+  def _format(
+    self, step: int, values: Mapping[str, Any], timing: Mapping[str, float]
+  ) -> str:
+    terms = " ".join(f"{k} {v:.4f}" for k, v in values["terms"].items())
+    parts = [
+      f"step {step}/{self._experiment.total_steps}",
+      f"epoch {step / self._experiment.steps_per_epoch:.2f}",
+      f"loss {values['loss']:.4f} ({terms})",
+      f"lr {values['learning_rate']:.4g}",
+    ]
+    if timing:
+      parts.append(f"{timing['images_per_second']:,.0f} images/s")
+      parts.append(f"left {console.duration(timing['seconds_left'])}")
+    return "  ".join(parts)
+
+  def _warn(self, step: int, diagnostics: Mapping[str, float]) -> None:
+    """Says that the run collapses, once when it begins to."""
+    if step < MIN_STEPS_TO_WARN:
+      return
+    warning = collapse_warning(diagnostics)
+    if warning and not self._warned:
+      say(f"WARNING at step {step}: {warning}")
+    self._warned = bool(warning)

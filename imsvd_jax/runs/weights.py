@@ -1,0 +1,170 @@
+"""Weights of a run, for evaluation and as the start of another run."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from imsvd_jax.base.errors import UserError, listing
+from imsvd_jax.runs import run_directory, verification
+
+_VARIABLES = ("params", "batch_stats", "target")
+
+
+class Variables(NamedTuple):
+  """A model read from a checkpoint: trees of NumPy arrays."""
+
+  params: Any
+  batch_stats: Any
+  target: Any  # None where the objective has no target network.
+  step: int
+  config: dict[str, Any]
+
+
+class InitReport(NamedTuple):
+  """What `init_from` did: names of leaves, with the reason where needed."""
+
+  step: int
+  loaded: list[str]
+  not_loaded: list[str]
+  unused: list[str]
+
+  def __str__(self) -> str:
+    """Counts in the first line, then a line for each leaf left out."""
+    lines = [
+      f"step {self.step}: {len(self.loaded)} leaves loaded;"
+      f" {len(self.not_loaded)} left as initialized;"
+      f" {len(self.unused)} of the other run unused"
+    ]
+    lines += [f"  left as initialized: {name}" for name in self.not_loaded]
+    lines += [f"  unused: {name}" for name in self.unused]
+    return "\n".join(lines)
+
+
+def load_variables(
+  workdir: str | os.PathLike, step: int | None = None
+) -> Variables:
+  """Reads a run's weights without knowing its optimizer or its devices.
+
+  Args:
+    workdir: A run's directory, or one step's directory in it.
+    step: The step; the newest good one by default.
+
+  Raises:
+    UserError: There is no checkpoint, or none that is undamaged.
+  """
+  directory, named_step = run_directory.locate(workdir)
+  root = directory / run_directory.CHECKPOINTS
+  steps = run_directory.steps_on_disk(root)
+  if not steps:
+    raise UserError(
+      f"{directory} holds no checkpoints. Expected the workdir of a training"
+      " run that has saved at least once."
+    )
+  step = named_step if step is None else step
+  (tree, meta), found, _ = verification.newest_usable(
+    root, steps, step, _read_variables
+  )
+  variables = [tree.get(name) for name in _VARIABLES]
+  return Variables(*variables, step=found, config=meta["config"])
+
+
+def _read_variables(directory: epath.Path) -> tuple[dict[str, Any], Any]:
+  """Reads and verifies params, batch_stats and target as NumPy arrays."""
+  meta = verification.read_meta(directory)
+  wanted = {
+    name: leaf
+    for name, leaf in meta["leaves"].items()
+    if name.split("/")[0] in _VARIABLES
+  }
+  item = _nested({name: 0 for name in wanted})
+  as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+  with verification.reading(directory):
+    tree = ocp.PyTreeCheckpointHandler().restore(
+      directory / "state",
+      args=ocp.args.PyTreeRestore(
+        item=item,
+        restore_args=jax.tree.map(lambda _: as_numpy, item),
+        partial_restore=True,
+      ),
+    )
+  verification.verify(wanted, tree)
+  return tree, meta
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+  tree: dict[str, Any] = {}
+  for name, value in flat.items():
+    *parents, last = name.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = value
+  return tree
+
+
+def init_from(
+  source: str | os.PathLike, state_like: Any
+) -> tuple[Any, InitReport]:
+  """Starts a new run from another run's weights.
+
+  Takes params and batch statistics where name and shape agree. Everything else
+  (step, optimizer, key) stays as it is. A target network starts as a copy of
+  the new weights, as at the start of any run.
+
+  Args:
+    source: A run's directory, or one step's directory in it.
+    state_like: A train state of concrete arrays with the attributes params,
+      batch_stats and target, and the method `replace`.
+
+  Returns:
+    The state, and a report of what was loaded and what was not.
+
+  Raises:
+    UserError: Nothing could be loaded.
+  """
+  stored = load_variables(source)
+  own = {"params": state_like.params, "batch_stats": state_like.batch_stats}
+  found = verification.named_leaves(
+    {"params": stored.params or {}, "batch_stats": stored.batch_stats or {}}
+  )
+  new, report = _take_what_fits(own, found, stored.step)
+  if not report.loaded:
+    raise UserError(
+      f"Nothing in {source} fits this model: {listing(report.not_loaded)}."
+      " Expected a run with the same backbone."
+    )
+  target = state_like.target
+  new_target = None if target is None else jax.tree.map(jnp.copy, new)
+  return state_like.replace(**new, target=new_target), report
+
+
+def _take_what_fits(
+  own: dict[str, Any], found: Mapping[str, np.ndarray], step: int
+) -> tuple[dict[str, Any], InitReport]:
+  """Replaces the leaves of `own` by those found under the same name."""
+  names = verification.named_leaves(own).keys()
+  report = InitReport(step, [], [], sorted(found.keys() - names))
+
+  def choose(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    name = verification.leaf_name(path)
+    if name in found and found[name].shape == leaf.shape:
+      report.loaded.append(name)
+      return _placed_like(found[name], leaf)
+    reason = f" {list(found[name].shape)}" if name in found else " absent"
+    report.not_loaded.append(f"{name} {list(leaf.shape)}, there{reason}")
+    return leaf
+
+  return jax.tree_util.tree_map_with_path(choose, own), report
+
+
+def _placed_like(value: np.ndarray, leaf: jax.Array) -> jax.Array:
+  value = value.astype(leaf.dtype)
+  return jax.make_array_from_callback(
+    leaf.shape, leaf.sharding, lambda index: value[index]
+  )

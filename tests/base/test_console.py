@@ -1,0 +1,22 @@
+"""Lines on the console."""
+
+from imsvd_jax.base import console
+
+
+def test_progress_says_how_fast_and_how_long():
+  lines = []
+  meter = console.Progress("Embedding", 1000, every=0, report=lines.append)
+  meter.add(250)
+  assert lines[0].startswith("Embedding: 250/1000 images, ")
+  assert meter.line(2.0) == "Embedding: 250/1000 images, 125/s, left 0:06"
+  assert console.Progress("k-NN", None).line(1) == "k-NN: 0 images, 0/s"
+
+
+def test_pace_is_a_rate_and_the_time_left():
+  assert console.pace(50, 10.0, 200) == (5.0, 40.0)
+  assert console.pace(0, 0.0, 0) == (0.0, 0.0)
+
+
+def test_durations():
+  shown = {0.4: "0:00", 61: "1:01", 3723: "1:02:03", -1: "0:00"}
+  assert {s: console.duration(s) for s in shown} == shown
