@@ -23,7 +23,7 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=setuptools.find_packages(include=["imsvd_jax", "imsvd_jax.*"]),
-  package_data={"imsvd_jax.explain": ["explorer/*"]},
+  package_data={"imsvd_jax.explain.explorer": ["*.j2", "static/*"]},
   entry_points={"console_scripts": ["imsvd = imsvd_jax.__main__:main"]},
   python_requires=">=3.11",
   install_requires=[

@@ -111,11 +111,19 @@ def test_data_scripts_are_ascii_without_markup(built):
 def test_page_needs_no_network(built):
   page = built.index.read_text()
   assert "Shapes &amp; &lt;colours&gt;" in page
-  for name in ("index.html", "explorer.js", "explorer.css"):
-    text = (built.root / name).read_text()
+  static = (built.root / "static").iterdir()
+  for path in (built.index, *static):
+    text = path.read_text()
     assert not re.findall(r"(?:https?:)?//[\w.-]+\.\w+", text)
     for call in ("fetch(", "XMLHttpRequest", "innerHTML", "document.write"):
       assert call not in text
+
+
+def test_page_loads_every_static_file_once(built):
+  loaded = re.findall(r'(?:src|href)="static/([^"]+)"', built.index.read_text())
+  assert sorted(loaded) == sorted(
+    path.name for path in (built.root / "static").iterdir()
+  )
 
 
 def test_sprites_hold_the_thumbnails(built):

@@ -3,7 +3,8 @@
 A page opened from disk may not fetch, but it may add script elements. So the
 data are scripts that call one function, loaded when a page needs them:
 
-  index.html explorer.css explorer.js
+  index.html              loads the scripts of static/ in their order
+  static/                 style sheet and scripts, one for each page
   data/core.js            tables of the overview
   data/images.js          names, labels and codes of the shown images
   data/variable_M.js      bins, best images and attribution of a variable
@@ -15,6 +16,7 @@ data are scripts that call one function, loaded when a page needs them:
 import base64
 import json
 import pathlib
+import shutil
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -143,9 +145,12 @@ def _write_page(directory, title):
   page = environment.get_template("index.html.j2").render(title=title)
   path = directory / "index.html"
   path.write_text(page, encoding="utf-8")
-  for name in ("explorer.css", "explorer.js"):
-    text = (ASSETS / name).read_text(encoding="utf-8")
-    (directory / name).write_text(text, encoding="utf-8")
+  shutil.copytree(
+    ASSETS / "static",
+    directory / "static",
+    copy_function=shutil.copyfile,
+    dirs_exist_ok=True,
+  )
   return path
 
 
