@@ -254,7 +254,7 @@ def _clean_console(request):
 
 @needs_chromium
 def test_opens_from_disk_without_network(browser, built):
-  assert browser.text("h1") == "What it learned"
+  assert browser.text("h1") == "What the encoder learned"
   assert browser.text(".brand") == "Shapes & <colours>"
   assert browser.script("return document.title").endswith("<colours>")
   folder = built.root.as_uri()
@@ -281,9 +281,9 @@ def test_every_page_has_one_heading_and_its_tab(browser):
     ("#/image/3", "Image"),
     ("#/matrix", "Joint matrix"),
     ("#/map", "Map of the embedding"),
-    ("#/nonsense", "Not here"),
-    ("#/variable/99", "Not here"),
-    ("#/image/99999", "Not here"),
+    ("#/nonsense", "Not found"),
+    ("#/variable/99", "Not found"),
+    ("#/image/99999", "Not found"),
   ):
     browser.go(page)
     assert browser.text("h1") == heading

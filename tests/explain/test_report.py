@@ -173,7 +173,7 @@ def test_explorer_without_a_code(continuous):
     for page in ("image/3", "images", "map"):
       browser.go(f"#/{page}")
     browser.go("#/variables")
-    assert browser.text("h1") == "Not here"
+    assert browser.text("h1") == "Not found"
     assert browser.log() == []
 
 

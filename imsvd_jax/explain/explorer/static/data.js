@@ -5,8 +5,8 @@
    index.html: each takes what it needs from the object at its top and adds what
    it offers at its end.
 
-   A page opened from disk may not fetch either, so that the files in data/ are
-   scripts, too: they call explorer.receive. Text from the data set reaches the
+   A page opened from disk may not fetch either. So the files in data/ are
+   scripts, too, and call explorer.receive. Text from the data set reaches the
    page only through textContent or attributes, never as markup. */
 "use strict";
 
@@ -59,8 +59,8 @@ const explorer = (() => {
     return () => (value ??= make());
   }
 
-  /* The shown images: indices, names, factors and codes by slot, the place of
-     an image among them. */
+  /* The shown images: their indices, names, factors and codes. A slot is the
+     position of an image in these arrays. */
   const images = once(async () => {
     const raw = await load("images");
     const result = { names: raw.names, factors: [] };

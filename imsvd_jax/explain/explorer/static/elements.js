@@ -57,7 +57,7 @@
   }
 
   function missing(what, why = "") {
-    return [heading("Not here"),
+    return [heading("Not found"),
       h("p", {}, `${what} is not in this explorer. ${why}`),
       h("p", {}, h("a", { href: "#/overview" }, "Back to the overview"))];
   }

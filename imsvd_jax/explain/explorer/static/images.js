@@ -29,8 +29,8 @@
     return [
       heading("Images"),
       h("p", { class: "soft" }, core.hasCodes
-        ? "Choose an image to see its codes and which images share them."
-        : "Choose an image to see its nearest neighbours."),
+        ? "Select an image to see its codes and the images that share them."
+        : "Select an image to see its nearest neighbors."),
       h("div", { class: "controls" }, text), status, grid,
     ];
   };
@@ -50,7 +50,7 @@
         return value >= 0 && values[value].includes(word);
       }));
     });
-    // The image of just this index comes first.
+    // The image with exactly this index comes first.
     const exact = /^\d+$/.test(words[0]) ? all.slotOf.get(+words[0])
       : undefined;
     return exact === undefined || words.length > 1 ? found
@@ -151,9 +151,10 @@
       const { counts, matches } = countShared(all, slot, required);
       const what = [...required].map((m) => `v${m}`).join(", ");
       status.textContent = required.size
-        ? `${number(matches)} other images have the same bins in ${what}; `
-          + "of these, the most alike:"
-        : "The images with most variables in the same bin, and how many.";
+        ? `${number(matches)} other images have the same bins in ${what}. `
+          + "The most similar of them:"
+        : "The images with the most variables in the same bin, and their "
+          + "number of such variables.";
       strip.replaceChildren(...largest(counts, slot, 24).map((i) => {
         const text = `${counts[i]} of ${core.numVariables}`;
         return withCaption(thumb(all, i, { note: `${text} codes shared` }),
@@ -161,9 +162,8 @@
       }));
     };
     show();
-    const section = h("section", {}, h("h2", {}, "Images that share its codes"),
-      status, strip);
-    return { section, show };
+    const title = h("h2", {}, "Images that share these codes");
+    return { section: h("section", {}, title, status, strip), show };
   }
 
   /* Counts equal codes with every shown image, column by column: -1 where a
@@ -207,11 +207,11 @@
     const row = near.rows.get(slot);
     if (row === undefined) {
       return h("section", {}, h("h2", {}, "Nearest in feature space"),
-        h("p", { class: "soft" }, "Not in the sample whose features were "
-          + "kept."));
+        h("p", { class: "soft" }, "The features of this image were not kept: "
+          + "it is not in the sample."));
     }
     return h("section", {}, h("h2", {}, "Nearest in feature space"),
-      h("p", { class: "soft small" }, "By the cosine of their features."),
+      h("p", { class: "soft small" }, "By cosine similarity of the features."),
       h("div", { class: "strip" }, range(near.count).map((k) => {
         const place = row * near.count + k;
         const cosine = (near.cosines[place] / 255).toFixed(2);
@@ -237,9 +237,9 @@
         href: `#/variable/${m}/${d}`,
         "aria-label": `Variable ${m}, bin ${d}` }, `v${m}`), button);
     };
-    return h("section", {}, h("h2", {}, "Its codes"),
+    return h("section", {}, h("h2", {}, "Codes"),
       h("p", { class: "soft small" }, "Variable, bin, and the share of images "
-        + "in that bin. Press bins to require them above."),
+        + "in that bin. Select bins to require them above."),
       h("div", { class: "chips" }, range(core.numVariables).map(chip)));
   }
 })();

@@ -132,15 +132,15 @@
     return [
       h("div", { class: "head" },
         heading("Map of the embedding"),
-        h("div", { class: "controls" }, choice("Colour by", colorings(),
+        h("div", { class: "controls" }, choice("Color by", colorings(),
           points.coloring, (chosen) => {
             points.coloring = chosen;
             points.group();
-          }, "colour-by"))),
+          }, "color-by"))),
       h("p", { class: "soft" }, `The first two principal components of the `
-        + `features hold ${percent(x)} and ${percent(y)} of their variance; `
+        + `features explain ${percent(x)} and ${percent(y)} of the variance; `
         + "each axis is scaled to fill the square. "
-        + `${number(points.slots.length)} images. Choose a point to open its `
+        + `${number(points.slots.length)} images. Select a point to open its `
         + "image."),
       h("div", { class: "stage" }, points.canvas, points.view.buttons()),
       points.legend,

@@ -53,7 +53,7 @@
   // --- Pairs of bins -------------------------------------------------------
 
   const MAX_ROWS = 40;  // Rows of blocks in memory; the oldest are dropped.
-  const MAX_BLOCKS = 600;  // Pictures of blocks.
+  const MAX_BLOCKS = 600;  // Pictures of blocks in memory.
 
   /* Blocks of the matrix, loaded by rows when they are looked at. */
   class Blocks {
@@ -395,10 +395,10 @@
     return [
       heading("Joint matrix"),
       h("p", { class: "soft" }, "Each square is a pair of variables; its "
-        + "colour is their mutual information above the finite-sample floor. ",
+        + "color is their mutual information above the finite-sample floor. ",
       core.hasJointDetail ? "Zoom in to see every pair of bins: how much more "
         + "or less often they occur together than if they were independent."
-        : "The cells of the blocks are in analysis.npz."),
+        : "The probabilities of pairs of bins are in analysis.npz."),
       h("div", { class: "head" }, matrix.pairForm(), matrix.kindChoice()),
       h("div", { class: "stage" }, matrix.canvas, matrix.view.buttons()),
       matrix.legend(),

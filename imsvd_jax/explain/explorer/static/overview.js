@@ -11,7 +11,7 @@
     if (core.best.length && core.hasCodes) tables.push(bestSection());
     if (core.pairs?.length) tables.push(pairsSection());
     return [
-      heading("What it learned"),
+      heading("What the encoder learned"),
       h("p", { class: "lede" }, core.summary),
       core.sentence && h("p", { class: "note" }, core.sentence),
       h("div", { class: "cards" }, core.health.map(card)),
@@ -34,13 +34,12 @@
   }
 
   function scope() {
-    return [core.numShown < core.numImages
-      ? `Every number is over all ${number(core.numImages)} images. `
-        + `${number(core.numShown)} of them are shown: the best of every bin `
-        + "and a uniform sample."
-      : `Every number is over all ${number(core.numImages)} images, and all `
-        + "of them are shown.",
-    ` The pass took ${core.seconds} s.`];
+    const all = `All numbers are computed on all ${number(core.numImages)} `
+      + "images. ";
+    const shown = core.numShown < core.numImages
+      ? `The pages show ${number(core.numShown)} of them: the best of every `
+        + "bin and a uniform sample. " : "The pages show all of them. ";
+    return `${all}${shown}The scan of the data took ${core.seconds} s.`;
   }
 
   function entropySection() {
@@ -49,8 +48,8 @@
     const order = range(values.length).sort((a, b) => values[b] - values[a]);
     return h("section", {},
       h("h2", {}, "Entropy of each variable"),
-      h("p", { class: "soft small" }, "Sorted; the line above is the most that "
-        + `${core.numBins} bins can hold, ${nats(most)}. The same numbers are `
+      h("p", { class: "soft small" }, "Sorted. The line at the top is the "
+        + `maximum for ${core.numBins} bins, ${nats(most)}. The numbers are `
         + "in the ", h("a", { href: "#/variables" }, "table of variables"),
         "."),
       barChart(order.map((m) => values[m]),
@@ -59,7 +58,7 @@
           tip: (i) => [`Variable ${order[i]}`,
             `${nats(values[order[i]])} of ${nats(most)}`],
           open: (i) => { location.hash = `#/variable/${order[i]}`; },
-          axis: ["most", `${values.length} variables`, "least"],
+          axis: ["largest", `${values.length} variables`, "smallest"],
         }));
   }
 
@@ -67,13 +66,13 @@
     const values = core.spectrum;
     return h("section", {},
       h("h2", {}, "Spectrum of the features"),
-      h("p", { class: "soft small" }, "Share of the variance in each principal "
-        + `direction${values.length < core.numFeatures
+      h("p", { class: "soft small" }, "Share of the variance of each principal "
+        + `component${values.length < core.numFeatures
           ? `, the first ${values.length} of ${core.numFeatures}` : ""}.`),
-      barChart(values, "Share of variance of each principal direction", {
-        tip: (i) => [`Direction ${i + 1}`, `${percent(values[i], 2)} of the `
+      barChart(values, "Share of the variance of each principal component", {
+        tip: (i) => [`Component ${i + 1}`, `${percent(values[i], 2)} of the `
           + "variance"],
-        axis: ["1", "principal directions", String(values.length)],
+        axis: ["1", "principal components", String(values.length)],
       }));
   }
 
@@ -94,13 +93,11 @@
     const variables = (row) => row.variables.slice(0, 4).flatMap((m, i) => [
       h("span", { class: "item" }, variableLink(m),
         ` ${row.nmi[i].toFixed(2)}`), " "]);
-    return table("Which variables know what",
-      "Normalized mutual information with "
-        + "everything known about the images; "
-        + (before ? "random is the best variable of the same network with "
-          + "random weights, " : "")
-        + "chance is what independent variables would show on so many "
-        + "images.",
+    return table("Best variables for each factor",
+      "Normalized mutual information (NMI) with each known factor of the "
+        + `images. ${before ? "Random: the best variable of the same network "
+          + "with random weights. " : ""}Chance: the value expected of `
+        + "independent variables on this number of images.",
       [["Factor"], ["Best variables", "text"], ...(before ? [["Random"]] : []),
         ["Chance"]],
       core.best.map((row) => h("tr", {},
@@ -112,8 +109,8 @@
 
   function pairsSection() {
     return table("Most redundant pairs",
-      "Mutual information in nats, and the "
-        + "floor that independent variables would show on so many images.",
+      "Mutual information in nats. Floor: the value expected of independent "
+        + "variables on this number of images.",
       [["Pair"], ["Information"], ["Floor"], ["Above floor"]],
       core.pairs.slice(0, 8).map(([a, b, value, floor]) => h("tr", {},
         h("th", { scope: "row" },
@@ -137,8 +134,8 @@
     });
     return h("section", {}, h("h2", {}, "Two views of one image"),
       h("p", { class: "soft small" }, "Each column is a variable, each row a "
-        + "bin; the stronger the colour, the more probable. "
-        + "An invariant code shows the same picture twice."), box);
+        + "bin; a stronger color is a higher probability. The two pictures of "
+        + "an invariant code are the same."), box);
   }
 
   /* Two views of one image beside their codes; codes: [M, b] bytes each. */

@@ -32,7 +32,7 @@
         (x) => percent(x)));
     }
     if (table.shared) {
-      result.push({ key: "shared", label: "Most shared (nats)",
+      result.push({ key: "shared", label: "Redundancy (nats)",
         get: (m) => table.shared[m], show: (m) => [
           `${table.shared[m].toFixed(3)} with `,
           variableLink(table.partner[m])] });
@@ -83,7 +83,7 @@
     return [
       heading("Variables"),
       h("p", { class: "soft" }, `${core.numVariables} variables of `
-        + `${core.numBins} bins. Choose a heading to sort by it.`),
+        + `${core.numBins} bins. Select a heading to sort by it.`),
       h("div", { class: "scroll tall", tabindex: "0", role: "region",
         "aria-label": "Table of variables" },
       h("table", { id: "variables" }, h("thead", {}, h("tr", {}, heads)),
@@ -159,7 +159,7 @@
     return result;
   }
 
-  /* The variable that shares most with it, and what changes its bin. */
+  /* The most redundant variable, and the augmentations that change the bin. */
   function relations(m) {
     const table = core.variables;
     const partner = table.partner?.[m];
@@ -167,11 +167,11 @@
       .sort((a, b) => b[1] - a[1]);
     return [
       ...(partner === undefined ? [] : [
-        "Shares most with ", variableLink(partner),
-        `: ${nats(table.shared[m])} above the floor (`,
-        h("a", { href: `#/matrix/${m}/${partner}` }, "joint"), "). "]),
-      flips.length ? `Flips most often under ${flips[0][0]} `
-        + `(${percent(flips[0][1], 0)}), least under `
+        "Most redundant with ", variableLink(partner),
+        `: mutual information ${nats(table.shared[m])} above the floor (`,
+        h("a", { href: `#/matrix/${m}/${partner}` }, "joint matrix"), "). "]),
+      flips.length ? `The bin changes most often under ${flips[0][0]} `
+        + `(${percent(flips[0][1], 0)}) and least often under `
         + `${flips.at(-1)[0]} (${percent(flips.at(-1)[1], 0)}).` : "",
     ];
   }
@@ -204,7 +204,7 @@
         + `${percent(usage / core.numImages)}`),
       counts && classes(counts));
     const strip = h("div", { class: "strip" });
-    // A bin of few images shows the likeliest others too.
+    // Where a bin has few images, the most probable others follow.
     const isMember = (slot) => all.codes[m * all.indices.length + slot] === d;
     data.slots[d].forEach((slot, rank) => {
       if (slot < 0) return;
