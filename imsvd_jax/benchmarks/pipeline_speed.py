@@ -22,6 +22,7 @@ from sklearn import datasets
 from imsvd_jax.data import (
   crops,
   decode,
+  execution,
   faults,
   host_pipeline,
   make_source,
@@ -93,7 +94,7 @@ def run(
     "images_per_second": images / wall,
     "views_per_second": images * per_image / wall,
     "views_per_cpu_second": images * per_image / cpu,
-    "threads": faults.num_threads(),
+    "threads": execution.num_threads(),
     "images": images,
     "bad_images": batches.bad_images,
     "bad_files": len(source.named),
@@ -190,10 +191,10 @@ def _stage(
 ) -> Iterator[Any]:
   """A pipeline that ends with `stage`."""
   records = _records(source, batch_size, num_views).map(
-    stage, num_parallel_calls=faults.num_threads()
+    stage, num_parallel_calls=execution.num_threads()
   )
   records = records.ignore_errors(log_warning=False).batch(batch_size)
-  return iter(records.with_options(faults.options()))
+  return iter(records.with_options(execution.pipeline_options()))
 
 
 def _records(

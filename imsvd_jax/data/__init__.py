@@ -1,18 +1,18 @@
-"""The host half of the data path: sources of images, and their batches."""
+"""Sources of images, and the batches that the host makes of them."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 import tensorflow as tf
+from ml_collections import ConfigDict
 
 from imsvd_jax.base import errors
 from imsvd_jax.data.source import Source
 from imsvd_jax.data.sources import digits, folder, shapes, synthetic, tfds
 
-# The accelerators are JAX's; TensorFlow would take their memory for itself. It
-# refuses if the caller has used it already, and then it is the caller's choice.
+# The accelerators are JAX's; TensorFlow would reserve their memory. It raises
+# if the caller has already used them, and then the choice is the caller's.
 with contextlib.suppress(RuntimeError):
   tf.config.set_visible_devices([], "GPU")
   tf.config.set_visible_devices([], "TPU")
@@ -27,18 +27,17 @@ SOURCES = {
 }
 
 
-def make_source(settings: Any, split: str) -> Source | None:
+def make_source(settings: ConfigDict, split: str) -> Source | None:
   """Returns one split of the source that `settings` names.
 
   Args:
-    settings: config.data; `name` is a source, for TFDS with the data set after
-      a colon ("tfds:cifar10").
-    split: "train" or "eval"; the source is asked for `settings.train_split` or
-      `settings.eval_split`.
+    settings: config.data; `name` is a key of SOURCES. For TFDS the data set
+      follows after a colon ("tfds:cifar10").
+    split: "train" for `settings.train_split`, "eval" for `settings.eval_split`.
 
   Returns:
-    The source; None if there is nothing to evaluate on: `settings.eval_split`
-    is empty, or a folder has no evaluation part.
+    The source; None if there are no evaluation images: `settings.eval_split` is
+    empty, or a folder has no evaluation part.
   """
   splits = {"train": settings.train_split, "eval": settings.eval_split}
   name = settings.name.partition(":")[0]

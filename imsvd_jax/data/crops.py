@@ -1,4 +1,4 @@
-"""Random-resized-crop and centre crop: where to cut, and how to resample.
+"""Random-resized-crop and center crop: the boxes, and the resampling.
 
 The boxes follow torchvision's definitions. They are computed from uniform
 numbers that the caller supplies, so that they are functions of their keys.
@@ -6,22 +6,23 @@ numbers that the caller supplies, so that they are functions of their keys.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
-TRIES = 10  # torchvision's, before it falls back to a centre crop.
+TRIES = 10  # torchvision's, before it falls back to a center crop.
 NUM_UNIFORMS = 2 * TRIES + 3  # Area and aspect of each try; top, left, flip.
 
 
 class Crop(NamedTuple):
-  """What the host does for one view.
+  """The crop and flip of one view.
 
   Attributes:
     size: Height and width of the result.
-    scale: Smallest and largest area of the box, as shares of the image's.
+    scale: Smallest and largest area of the box, as fractions of the image's.
     ratio: Smallest and largest width / height of the box.
     flip_prob: Probability of a horizontal flip.
   """
@@ -30,6 +31,14 @@ class Crop(NamedTuple):
   scale: tuple[float, float]
   ratio: tuple[float, float]
   flip_prob: float
+
+
+T = TypeVar("T")
+
+
+def by_size(views: Sequence[T]) -> list[Sequence[T]]:
+  """Splits views by their size: the two global ones and, if any, local ones."""
+  return [views[:2], views[2:]] if len(views) > 2 else [views]
 
 
 class Box(NamedTuple):
@@ -50,13 +59,14 @@ def random_boxes(
 ) -> Box:
   """Returns torchvision's random-resized-crop boxes, in whole pixels.
 
-  All views at once: starting an operation costs more than these do.
+  Handles all views at once, because starting an operation costs more than the
+  operation itself.
 
   Args:
     uniforms: float32 [..., V, NUM_UNIFORMS] in [0, 1).
     height: Height of each image, float32 [...].
     width: Width of each image, likewise.
-    view_list: The limits of V views.
+    view_list: The crops of V views.
 
   Returns:
     Boxes [..., V].
@@ -85,29 +95,31 @@ def random_boxes(
   left = _random_offset(place[1], width - box_width)
 
   found = tf.reduce_any(fits, axis=-1)
-  centre = _fallback_boxes(height, width, ratio[..., 0])
+  center = _fallback_boxes(height, width, ratio[..., 0])
   chosen = [
     tf.where(found, a, b)
-    for a, b in zip((top, left, box_height, box_width), centre, strict=True)
+    for a, b in zip((top, left, box_height, box_width), center, strict=True)
   ]
   flip_prob = np.array([crop.flip_prob for crop in view_list], np.float32)
-  return Box(*chosen, flip=place[2] < flip_prob)
+  top, left, box_height, box_width = chosen
+  return Box(top, left, box_height, box_width, flip=place[2] < flip_prob)
 
 
 def _column(limits: Iterable[tuple[float, float]]) -> np.ndarray:
-  """Lower and upper limits of V views: float32 [2, V, 1]."""
+  """Returns the lower and upper limits of V views, float32 [2, V, 1]."""
   return np.array(list(limits), np.float32).T[..., np.newaxis]
 
 
 def _random_offset(uniform: tf.Tensor, room: tf.Tensor) -> tf.Tensor:
-  """A whole number in [0, room]; the minimum guards against rounding up."""
+  """Returns a whole number in [0, room]."""
+  # The minimum guards against rounding up.
   return tf.minimum(tf.floor(uniform * (room + 1)), room)
 
 
 def _fallback_boxes(
   height: tf.Tensor, width: tf.Tensor, ratio: np.ndarray
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-  """The largest centred boxes whose aspect is allowed: top, left, h, w."""
+  """The largest centerd boxes whose aspect is allowed: top, left, h, w."""
   box_width = tf.minimum(width, tf.round(height * ratio[1]))
   box_height = tf.minimum(height, tf.round(width / ratio[0]))
   top = tf.floor((height - box_height) / 2)
@@ -115,13 +127,19 @@ def _fallback_boxes(
   return top, left, box_height, box_width
 
 
-def centre_box(
+def center_box(
   height: tf.Tensor, width: tf.Tensor, resize: int, crop: int
 ) -> Box:
-  """Returns the box that "resize the shorter side, crop the centre" sees.
+  """Returns the part of an image that "resize, then crop the center" shows.
 
-  In pixels of the image as it is, so that one resampling does both; its edges
-  are fractions of a pixel.
+  The box is in pixels of the image before the resize, so that one resampling
+  does both; its edges are fractions of a pixel.
+
+  Args:
+    height: Height of each image, float32 [...].
+    width: Width of each image, likewise.
+    resize: Size of the shorter side before the crop.
+    crop: Height and width of the crop.
   """
   shorter = tf.minimum(height, width)
   resized_height = tf.floor(resize * height / shorter)
@@ -139,7 +157,7 @@ def centre_box(
 
 
 def _bicubic(x: tf.Tensor) -> tf.Tensor:
-  """Keys' cubic convolution kernel with a = -0.5, as PIL has it."""
+  """Returns Keys' cubic convolution kernel with a = -0.5, like PIL's."""
   x = tf.abs(x)
   near = (1.5 * x - 2.5) * x * x + 1
   far = ((-0.5 * x + 2.5) * x - 4) * x + 2
@@ -164,16 +182,16 @@ def resample_weights(
 ) -> tf.Tensor:
   """Returns the weight of each input pixel in each output pixel, for one axis.
 
-  Antialiased: the kernel widens with the scale when it shrinks. These are
-  PIL's weights.
+  Antialiased: where the image shrinks, the kernel widens with the scale. The
+  weights are PIL's.
 
   Args:
     start: float32 [N], where each box begins.
-    length: float32 [N], how long it is.
+    length: float32 [N], its length.
     in_size: Pixels of the image.
     out_size: Pixels of the result.
     kernel: "bicubic" or "bilinear".
-    clip_to_box: Whether pixels outside of the box are invisible, as if the box
+    clip_to_box: Whether pixels outside of the box have no weight, as if the box
       were cut out before it is resized.
 
   Returns:
@@ -183,8 +201,8 @@ def resample_weights(
   scale = length / out_size
   out = tf.range(out_size, dtype=tf.float32)[None, :, None]
   pixels = tf.range(in_size, dtype=tf.float32)[None, None, :]
-  centres = start + (out + 0.5) * scale
-  distance = (pixels + 0.5 - centres) / tf.maximum(scale, 1.0)
+  centers = start + (out + 0.5) * scale
+  distance = (pixels + 0.5 - centers) / tf.maximum(scale, 1.0)
   weights = KERNELS[kernel](distance)
   if clip_to_box:
     inside = (pixels >= start) & (pixels < start + length)
@@ -202,8 +220,8 @@ def resample(
 ) -> tf.Tensor:
   """Cuts and resizes a batch of images of one size.
 
-  Two matrix products per image: for small images this is much faster than one
-  image at a time.
+  Takes two matrix products per image, which for small images is much faster
+  than one image at a time.
 
   Args:
     images: float32 [N, height, width, channels].
@@ -216,9 +234,11 @@ def resample(
     uint8 [N, size, size, channels].
   """
   height, width, channels = images.shape[1:]
-  settings = {"out_size": size, "kernel": kernel, "clip_to_box": clip_to_box}
-  rows = resample_weights(box.top, box.height, in_size=height, **settings)
-  columns = resample_weights(box.left, box.width, in_size=width, **settings)
+  weights = functools.partial(
+    resample_weights, out_size=size, kernel=kernel, clip_to_box=clip_to_box
+  )
+  rows = weights(box.top, box.height, in_size=height)
+  columns = weights(box.left, box.width, in_size=width)
   columns = tf.where(
     box.flip[:, None, None], tf.reverse(columns, axis=[1]), columns
   )
@@ -231,9 +251,9 @@ def resample(
 
 
 def to_uint8(images: tf.Tensor) -> tf.Tensor:
-  """Rounds float32 and clips to what a pixel can hold.
+  """Rounds float32 and clips it to the range of a pixel.
 
-  By the one operation that does all of it, in half the time of four.
+  One operation does all of it, in half the time of the usual four.
   """
   pixels = tf.raw_ops.QuantizeV2(
     input=images, min_range=0.0, max_range=255.0, T=tf.quint8

@@ -1,11 +1,12 @@
-"""One record at a time: read, decode, cut, resize.
+"""One record at a time: decode, cut, resize.
 
 An image is decoded once for all of its views, and only the part that some view
 shows. A JPEG is decoded at a half, quarter or eighth of its size when every
-view would shrink it at least that much anyway. What is left to shrink by more
-than 2 is first averaged over blocks of pixels; a last resampling by less than 2
-is not antialiased, because TensorFlow's antialiased resize costs four times as
-much. Evaluation, where every point counts and speed does not, is antialiased.
+view shrinks it at least that much. A view that is still too large by a factor
+of 2 or more is averaged over blocks of pixels. The last resampling, by less
+than 2, is not antialiased, because TensorFlow's antialiased resize costs four
+times as much. Evaluation uses the antialiased resize: there accuracy matters
+more than speed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from imsvd_jax.data.source import Source
 
 _MAX_HALVINGS = 3  # libjpeg scales by 1, 1/2, 1/4 and 1/8.
 
-# What PIL takes. TensorFlow's default is off by up to 9 levels and no faster.
+# PIL's method. TensorFlow's default is off by up to 9 levels and no faster.
 _DCT_METHOD = "INTEGER_ACCURATE"
 
 _KERNEL_TYPES = {"bicubic": "keyscubic", "bilinear": "triangle"}
@@ -40,7 +41,7 @@ def train_views(
     source: Where the record is from.
     record: An encoded image (string scalar) or uint8 [height, width, C].
     uniforms: float32 [V, NUM_UNIFORMS].
-    view_list: What to cut, V crops; local ones are of one size.
+    view_list: V crops; local ones are of one size.
 
   Returns:
     uint8 [2, size, size, C] and, if V > 2, uint8 [V - 2, size, size, C].
@@ -55,12 +56,11 @@ def train_views(
     lambda: views,
   )
   views = [
-    # Here, while the view is in the cache: 9% less for decoding and cropping.
+    # Rounded while the view is in the cache, which saves 9% of the time.
     crops.to_uint8(_resize(source, view, crop.size))
     for view, crop in zip(views, view_list, strict=True)
   ]
-  groups = [views[:2], views[2:]] if len(views) > 2 else [views]
-  return [tf.concat(group, axis=0) for group in groups]
+  return [tf.concat(group, axis=0) for group in crops.by_size(views)]
 
 
 def decode_for_views(
@@ -69,7 +69,7 @@ def decode_for_views(
   uniforms: tf.Tensor,
   view_list: list[crops.Crop],
 ) -> tuple[tf.Tensor, crops.Box]:
-  """Returns as much of an image as its views need, and where in it they are.
+  """Returns the part of an image that its views need, and their boxes in it.
 
   Takes the arguments of `train_views`; boxes are [V].
   """
@@ -87,7 +87,7 @@ def decode_for_views(
 def _from_pixels(
   image: tf.Tensor, uniforms: tf.Tensor, view_list: list[crops.Crop]
 ) -> tuple[tf.Tensor, crops.Box]:
-  """The image, and where in it the views are."""
+  """Returns the whole image, and the views' boxes in it."""
   sides = _float_sides(tf.shape(image))
   return image, crops.random_boxes(uniforms, *sides, view_list)
 
@@ -98,7 +98,7 @@ def _from_jpeg(
   uniforms: tf.Tensor,
   view_list: list[crops.Crop],
 ) -> tuple[tf.Tensor, crops.Box]:
-  """The part of the image that the views show, and where in it they are."""
+  """Returns the part of a JPEG that its views need, and their boxes in it."""
   height, width = _float_sides(tf.image.extract_jpeg_shape(record))
   boxes = crops.random_boxes(uniforms, height, width, view_list)
   halvings = tf.reduce_min(_halvings(boxes, view_list))
@@ -117,7 +117,7 @@ def _float_sides(shape: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _halvings(boxes: crops.Box, view_list: list[crops.Crop]) -> tf.Tensor:
-  """How often each box can be halved and still fill its view, int32 [V]."""
+  """Returns how often each box can be halved and still fill its view, [V]."""
   sizes = np.array([crop.size for crop in view_list], np.float32)
   shrink = tf.minimum(boxes.height, boxes.width) / sizes
   # Comparisons rather than a logarithm, whose rounding could land below 2**k.
@@ -129,7 +129,7 @@ def _halvings(boxes: crops.Box, view_list: list[crops.Crop]) -> tf.Tensor:
 def _shrink(
   boxes: crops.Box, halvings: tf.Tensor, height: tf.Tensor, width: tf.Tensor
 ) -> crops.Box:
-  """The boxes in pixels of an image decoded at 1 / 2**halvings of its size."""
+  """Returns the boxes in an image decoded at 1 / 2**halvings of its size."""
   factor = 2.0 ** tf.cast(halvings, tf.float32)
   # libjpeg rounds the sides up.
   height, width = tf.math.ceil(height / factor), tf.math.ceil(width / factor)
@@ -169,7 +169,7 @@ def _decode_jpeg_window(
 
 
 def _cut(image: tf.Tensor, boxes: crops.Box, channels: int) -> list[tf.Tensor]:
-  """Cuts and flips: V images float32 [1, h, w, C], each of its own size."""
+  """Cuts and flips V views, float32 [1, h, w, C], each of its own size."""
   corners = tf.pad(tf.stack(boxes[:2], axis=1), [[0, 0], [0, 1]])
   sizes = tf.pad(
     tf.stack(boxes[2:4], axis=1), [[0, 0], [0, 1]], constant_values=channels
@@ -183,20 +183,20 @@ def _cut(image: tf.Tensor, boxes: crops.Box, channels: int) -> list[tf.Tensor]:
   views = []
   for corner, size, flip in parts:
     view = tf.slice(image, corner, size)
-    # A branch, because to reverse no axis takes longer than to reverse one.
+    # A branch, because tf.reverse of no axis is slower than of one.
     view = tf.cond(
       flip,
       lambda view=view: tf.reverse(view, [1]),
       lambda view=view: view,
     )
-    # As float32: TensorFlow's resize of integers is 1.6 times as slow.
+    # TensorFlow's resize of integers is 1.6 times slower than of float32.
     view = tf.cast(view, tf.float32)[tf.newaxis]
     views.append(tf.ensure_shape(view, (1, None, None, channels)))
   return views
 
 
 def _resize(source: Source, view: tf.Tensor, size: int) -> tf.Tensor:
-  """float32 [1, h, w, C] -> [1, size, size, C]."""
+  """Resizes float32 [1, h, w, C] to [1, size, size, C]."""
   resize = _RESIZE[source.interpolation]
   view = resize(images=view, size=[size, size], half_pixel_centers=True)
   return tf.ensure_shape(view, (1, size, size, source.channels))
@@ -230,7 +230,7 @@ def _halve(images: tf.Tensor, times: tf.Tensor) -> tf.Tensor:
 def eval_view(
   source: Source, record: tf.Tensor, resize: int, crop: int
 ) -> tf.Tensor:
-  """Returns the resized centre of one image, uint8 [crop, crop, C].
+  """Returns the resized center of one image, uint8 [crop, crop, C].
 
   Args:
     source: Where the record is from.
@@ -242,7 +242,7 @@ def eval_view(
   if record.dtype == tf.string:
     image = decode_pixels(record, source.channels)
   height, width = _float_sides(tf.shape(image))
-  box = crops.centre_box(height, width, resize, crop)
+  box = crops.center_box(height, width, resize, crop)
   scale = crop / tf.stack([box.height, box.width])
 
   def resample() -> tf.Tensor:
@@ -269,11 +269,10 @@ def decode_pixels(record: tf.Tensor, channels: int) -> tf.Tensor:
 
   Args:
     record: The contents of the file, a string scalar.
-    channels: 1, 3 or 4. Gray is repeated; alpha is dropped, or added where
-      the file has none.
+    channels: 1, 3 or 4. Gray is repeated; alpha is dropped, or added where the
+      file has none.
   """
-  # Only the decoders of PNG and, mostly, JPEG convert between numbers of
-  # channels by themselves.
+  # Only TensorFlow's decoders of PNG and, mostly, JPEG convert channels.
   return tf.case(
     [
       (tf.io.is_jpeg(record), lambda: _decode_jpeg(record, channels)),
@@ -301,10 +300,10 @@ def _decode_jpeg(record: tf.Tensor, channels: int) -> tf.Tensor:
 def _jpeg_channels(
   record: tf.Tensor, decode: Callable[[int], tf.Tensor], channels: int
 ) -> tf.Tensor:
-  """What `decode(components)` gives, with any number of channels."""
+  """Returns `decode(components)` with any number of channels."""
   if channels != 1:
     return _add_alpha(decode(3), channels)
-  # libjpeg makes gray of all but CMYK, in less time than we do from colour.
+  # libjpeg converts all but CMYK to gray, faster than we convert from color.
   is_cmyk = tf.io.extract_jpeg_shape(record)[-1] == 4
   return tf.cond(is_cmyk, lambda: _convert(decode(3), 1), lambda: decode(1))
 
@@ -312,7 +311,7 @@ def _jpeg_channels(
 def _decode_png(record: tf.Tensor, channels: int) -> tf.Tensor:
   if channels != 4:
     return tf.io.decode_png(record, channels)
-  # TensorFlow's opaque is 1, not 255, where a level has less than 8 bits.
+  # With less than 8 bits per level, TensorFlow's opaque alpha is 1, not 255.
   bits = tf.io.decode_raw(tf.strings.substr(record, 24, 1), tf.uint8)[0]
   return tf.cond(
     bits < 8,
@@ -322,7 +321,7 @@ def _decode_png(record: tf.Tensor, channels: int) -> tf.Tensor:
 
 
 def _decode_other(record: tf.Tensor, channels: int) -> tf.Tensor:
-  """GIF, and WebP with or without alpha; here alpha is kept if wanted."""
+  """Decodes GIF, and WebP with or without alpha."""
   image = tf.io.decode_image(record, expand_animations=False)
   if channels != 4:
     return _convert(image, channels)
@@ -338,12 +337,12 @@ def _add_alpha(image: tf.Tensor, channels: int) -> tf.Tensor:
 
 
 def _convert(image: tf.Tensor, channels: int) -> tf.Tensor:
-  """[h, w, 1, 3 or 4] -> [h, w, channels]."""
-  colour = tf.cond(
+  """Converts [h, w, 1, 3 or 4] to [h, w, channels]."""
+  color = tf.cond(
     tf.shape(image)[-1] == 1,
     lambda: tf.repeat(image, 3, axis=-1),
     lambda: image[..., :3],
   )
   if channels == 1:
-    return tf.image.rgb_to_grayscale(colour)
-  return _add_alpha(colour, channels)
+    return tf.image.rgb_to_grayscale(color)
+  return _add_alpha(color, channels)

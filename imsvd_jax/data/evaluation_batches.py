@@ -1,20 +1,16 @@
-"""Each image once, for evaluation: resize, central crop, padded batches."""
+"""Evaluation batches: each image once, resized, center-cropped and padded."""
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import crops, decode
-from imsvd_jax.data.faults import (
-  Batches,
-  first_readable,
-  num_threads,
-)
-from imsvd_jax.data.order import (
-  local_batch_size,
-)
-from imsvd_jax.data.source import Source
+from imsvd_jax.data.execution import num_threads
+from imsvd_jax.data.faults import Batches, first_readable
+from imsvd_jax.data.order import local_batch_size
+from imsvd_jax.data.source import Source, Stream
 
 
 def eval_batches(
@@ -26,12 +22,11 @@ def eval_batches(
   process_index: int = 0,
   process_count: int = 1,
 ) -> Batches:
-  """Returns an iterator over each image once, over all processes together.
+  """Returns an iterator that gives each image once, over all processes.
 
   Process k of P reads images [k * c, (k + 1) * c), c = ceil(n / P); every
   process returns the same number of batches. The shorter side is resized to
-  `resize` and the centre cropped; an image that has the right size already is
-  left as it is.
+  `resize` and the center cropped; an image of the right size is unchanged.
 
   Args:
     source: Where images come from.
@@ -45,8 +40,8 @@ def eval_batches(
     Batches {"image": uint8 [b, crop, crop, C], "label": int32 [b] (absent when
     the source has none; [b, classes] where an image may have several),
     "index": int32 [b], "mask": bool [b]}. Padding has mask False, label -1 and
-    index -1; an image that cannot be read has mask False. "bad": bool [b] says
-    which (absent as in training).
+    index -1. An unreadable image has mask False, and "bad", bool [b], True;
+    "bad" is absent where the source holds its images decoded.
   """
   if crop > resize:
     raise UserError(
@@ -67,8 +62,10 @@ def eval_batches(
     )
     if source.stream is not None:
       dataset = _padded(source.stream.evaluate(start, last), end - start)
-    if source.small_images:
-      dataset = _eval_arrays(dataset.batch(size), source, resize, crop)
+    if source.images is not None and source.small_images:
+      dataset = _eval_arrays(
+        dataset.batch(size), source.images, source.interpolation, resize, crop
+      )
     else:
       dataset = _eval_records(dataset, source, resize, crop, careful)
       dataset = dataset.batch(size)
@@ -77,11 +74,11 @@ def eval_batches(
     labels = tf.constant(source.labels, tf.int32)
     return dataset.map(lambda batch: _add_labels(batch, labels))
 
-  return Batches(build, source, 0, "the evaluation leaves it out")
+  return Batches(build, source, 0, "the evaluation skips it")
 
 
 def _padded(dataset: tf.data.Dataset, length: int) -> tf.data.Dataset:
-  """Fills a stream up with empty records of index -1."""
+  """Appends empty records of index -1 to a stream."""
   empty = tf.data.Dataset.from_tensors(
     {"serialized": tf.constant(""), "index": tf.constant(-1, tf.int64)}
   )
@@ -89,21 +86,26 @@ def _padded(dataset: tf.data.Dataset, length: int) -> tf.data.Dataset:
 
 
 def _eval_arrays(
-  dataset: tf.data.Dataset, source: Source, resize: int, crop: int
+  dataset: tf.data.Dataset,
+  arrays: np.ndarray,
+  interpolation: str,
+  resize: int,
+  crop: int,
 ) -> tf.data.Dataset:
-  pixels = tf.constant(source.images)
-  height, width = source.images.shape[1:3]
+  """Resizes and crops a whole batch of images that are in memory."""
+  pixels = tf.constant(arrays)
+  height, width = arrays.shape[1:3]
 
   def cut(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     index = tf.maximum(batch["index"], 0)
     images = tf.gather(pixels, index)
     if (height, width, resize) != (crop, crop, crop):
-      sides = [tf.fill(tf.shape(index), float(s)) for s in (height, width)]
+      side_of = lambda side: tf.fill(tf.shape(index), float(side))
       images = crops.resample(
         tf.cast(images, tf.float32),
-        crops.centre_box(*sides, resize, crop),
+        crops.center_box(side_of(height), side_of(width), resize, crop),
         size=crop,
-        kernel=source.interpolation,
+        kernel=interpolation,
         clip_to_box=False,
       )
     return _eval_element(batch, images)
@@ -118,6 +120,7 @@ def _eval_records(
   crop: int,
   careful: bool,
 ) -> tf.data.Dataset:
+  """Reads, resizes and crops images one by one."""
   blank = tf.zeros([crop, crop, source.channels], tf.uint8)
   label_shape = [source.num_classes] if source.multi_label else []
   read = source.reader()
@@ -140,18 +143,18 @@ def _eval_records(
     element = _eval_element(record, image)
     element = element | {"mask": element["mask"] & ~bad, "bad": bad}
     if source.stream is not None and source.num_classes:
-      element["label"] = _stream_label(source, record, label_shape)
+      element["label"] = _stream_label(source.stream, record, label_shape)
     return element
 
   return dataset.map(cut, num_parallel_calls=num_threads())
 
 
 def _stream_label(
-  source: Source, record: dict[str, tf.Tensor], shape: list[int]
+  stream: Stream, record: dict[str, tf.Tensor], shape: list[int]
 ) -> tf.Tensor:
   return tf.cond(
     record["index"] >= 0,
-    lambda: source.stream.parse(record["serialized"])["label"],
+    lambda: stream.parse(record["serialized"])["label"],
     lambda: tf.fill(shape, -1),
   )
 

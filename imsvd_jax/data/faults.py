@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,32 +10,53 @@ import numpy as np
 import tensorflow as tf
 
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.data import execution
 from imsvd_jax.data.source import Source
+
+# Records to try in place of an unreadable one, itself included.
+NUM_PROBES = 16
+
+# Batches without an unreadable image until the fast pipeline is used again.
+PATIENCE = 100
+
+_PREFETCH = 2  # Batches made ahead.
+
+# (first step, careful) -> batches from that step on.
+Build = Callable[[int, bool], tf.data.Dataset]
 
 
 class Batches(Iterator[dict[str, Any]]):
   """Iterates over batches of NumPy arrays and counts unreadable images.
 
-  Catching errors costs time for every image, so batches are made by the fast
-  pipeline until it fails, and from that batch on by the careful one, until as
-  many as `_PATIENCE` had no error. Both give the same batches, because batches
-  are functions of their step. To open a pipeline takes time too: each return to
-  the fast one takes twice as many batches as the last.
+  Catching errors costs time for every image. So a fast pipeline makes the
+  batches until it fails; from that batch on a careful one makes them, until
+  `PATIENCE` batches in a row had no error. Both give the same batches, because
+  a batch is a function of its step. Opening a pipeline also takes time, so each
+  return to the fast one takes twice as many batches as the one before.
 
   Attributes:
-    bad_images: How many images of the batches taken so far could not be read.
+    bad_images: Number of unreadable images in the batches taken so far.
   """
 
   def __init__(
-    self, build: _Build, source: Source, first_step: int, remedy: str
-  ):
+    self, build: Build, source: Source, first_step: int, remedy: str
+  ) -> None:
+    """Opens the pipeline.
+
+    Args:
+      build: Makes the pipeline.
+      source: Where images come from.
+      first_step: Step of the first batch.
+      remedy: What happens to an unreadable image, for the log: "Cannot read
+        image x; {remedy}."
+    """
     self.bad_images = 0
     self._build = build
     self._source = source
     self._step = first_step
     self._remedy = remedy
     self._careful = False
-    self._patience = _PATIENCE
+    self._patience = PATIENCE
     self._good_batches = 0  # In a row, made by the careful pipeline.
     self._bad_in_a_row = 0  # Images of whole batches.
     self._batches = self._open()
@@ -45,7 +65,8 @@ class Batches(Iterator[dict[str, Any]]):
     # Nothing here needs AutoGraph, which takes time and warns about lambdas.
     build = tf.autograph.experimental.do_not_convert(self._build)
     dataset = build(self._step, self._careful).prefetch(_PREFETCH)
-    return dataset.with_options(options()).as_numpy_iterator()
+    dataset = dataset.with_options(execution.pipeline_options())
+    return dataset.as_numpy_iterator()
 
   def __iter__(self) -> Batches:
     return self
@@ -68,10 +89,10 @@ class Batches(Iterator[dict[str, Any]]):
         self._report(batch["index"][bad])
       if black is not None:
         self._stop_without_images(batch["index"], bad, black)
-      self._be_fast_again(bad)
+      self._try_fast_pipeline(bad)
     return batch
 
-  def _be_fast_again(self, bad: np.ndarray) -> None:
+  def _try_fast_pipeline(self, bad: np.ndarray) -> None:
     if not self._careful:
       return
     self._good_batches = 0 if bad.any() else self._good_batches + 1
@@ -84,25 +105,25 @@ class Batches(Iterator[dict[str, Any]]):
   def _stop_without_images(
     self, indices: np.ndarray, bad: np.ndarray, black: np.ndarray
   ) -> None:
-    """Raises where a run would train on black images, or on few others.
+    """Raises if a run would train mostly on black images.
 
-    A stream has nothing at hand to replace an image by, and some black ones are
-    no reason to stop it; small batches of nothing else may be chance, several
-    in a row are not.
+    Without a stream, a black image means that NUM_PROBES images in a row are
+    unreadable. A stream cannot replace an image, so single black ones are
+    expected; NUM_PROBES of them in batches without any other are not.
     """
     self._bad_in_a_row = self._bad_in_a_row + len(bad) if bad.all() else 0
     exhausted = black.any() and self._source.stream is None
     if not exhausted and self._bad_in_a_row < NUM_PROBES:
       return
     name = self._source.describe(int(indices[black if exhausted else bad][0]))
-    tried = min(NUM_PROBES, self._source.num_examples)
-    what = (
-      f"nor any of the {tried} images from there on"
+    others = (
+      f"the {min(NUM_PROBES, self._source.num_examples)} images from it on"
       if exhausted
-      else f"nor any of the {self._bad_in_a_row} images that were drawn with it"
+      else f"the {self._bad_in_a_row} images drawn with it"
     )
     raise UserError(
-      f"Cannot read image {name}, {what}; repair or remove what cannot be read."
+      f"Cannot read image {name} or any of {others}; repair or remove the"
+      " unreadable images."
     )
 
   def _report(self, indices: np.ndarray) -> None:
@@ -120,39 +141,6 @@ class Batches(Iterator[dict[str, Any]]):
       logging.warning("Cannot read image %s; %s.", name, self._remedy)
 
 
-# How many records to try where one is unreadable, itself included.
-NUM_PROBES = 16
-
-
-# Batches without an unreadable image after which to stop looking for them.
-_PATIENCE = 100
-
-
-# (first step, careful) -> batches from that step on.
-_Build = Callable[[int, bool], tf.data.Dataset]
-
-
-_PREFETCH = 2  # Batches made ahead.
-
-
-def options() -> tf.data.Options:
-  """Returns how the data pipeline is executed."""
-  options = tf.data.Options()
-  options.deterministic = True
-  options.autotune.enabled = True
-  options.threading.private_threadpool_size = num_threads()
-  # Images are the unit of parallelism; threads within one only add overhead.
-  options.threading.max_intra_op_parallelism = 1
-  return options
-
-
-def num_threads() -> int:
-  """Returns the number of cores that this process may use."""
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
 def first_readable(
   views_of: Callable[[dict[str, tf.Tensor]], list[tf.Tensor]],
   record: dict[str, tf.Tensor],
@@ -160,10 +148,17 @@ def first_readable(
   blank: list[tf.Tensor],
   num_probes: int = NUM_PROBES,
 ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
-  """Views of a record, or of the next that can be read, or blank ones.
+  """Returns views of a record, of the next readable one, or blank ones.
 
-  A dataset within the dataset, because its `ignore_errors` is the only way to
-  catch an error in a graph. A stream has no other records at hand: blank.
+  Uses a dataset within the dataset, because only `ignore_errors` catches an
+  error in a graph. A stream cannot read other records, so it gives blank views.
+
+  Args:
+    views_of: Makes the views of a record.
+    record: The record, with its "index".
+    source: Where the record is from.
+    blank: Views to give if nothing can be read.
+    num_probes: Records to try, at most.
 
   Returns:
     The views, whether they are not this record's, and whether they are blank.

@@ -1,6 +1,6 @@
-"""The host half of the path of a batch: read, decode, crop, batch.
+"""Training batches made by the host: read, decode, crop, batch.
 
-`order` says which image comes when, `faults` what happens to unreadable ones.
+`order` decides the order of the images, `faults` handles unreadable ones.
 """
 
 from __future__ import annotations
@@ -11,23 +11,17 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from ml_collections import ConfigDict
 
-from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import crops, decode
-from imsvd_jax.data.faults import (
-  Batches,
-  first_readable,
-  num_threads,
-)
-from imsvd_jax.data.order import (
-  local_batch_size,
-  ordered_records,
-)
+from imsvd_jax.data.execution import num_threads
+from imsvd_jax.data.faults import Batches, first_readable
+from imsvd_jax.data.order import local_batch_size, ordered_records
 from imsvd_jax.data.source import Source
 
 
-def view_crops(views: Any) -> list[crops.Crop]:
-  """Returns what the host does for each view: two global, then the local ones.
+def view_crops(views: ConfigDict) -> list[crops.Crop]:
+  """Returns the crop of each view: two global ones, then the local ones.
 
   Args:
     views: config.views: `view1`, `view2`, `local`, `num_local`.
@@ -36,27 +30,24 @@ def view_crops(views: Any) -> list[crops.Crop]:
   return [_view_crop(view) for view in settings]
 
 
-def _view_crop(view: Any) -> crops.Crop:
+def _view_crop(view: ConfigDict) -> crops.Crop:
   scale, ratio = tuple(view.crop_scale), tuple(view.crop_ratio)
   return crops.Crop(view.size, scale, ratio, view.flip_prob)
 
 
-def _check_crop(crop: crops.Crop) -> None:
-  if not 0 < crop.scale[0] <= crop.scale[1] <= 1:
-    raise UserError(
-      f"crop_scale is {crop.scale}; expected 0 < smallest <= largest <= 1."
-    )
-  if not 0 < crop.ratio[0] <= crop.ratio[1]:
-    raise UserError(f"crop_ratio is {crop.ratio}; expected 0 < low <= high.")
+# A record or a batch of them, by the names of their parts.
+Record = dict[str, tf.Tensor]
+
+LabelReader = Callable[[Record], tf.Tensor]
 
 
-# --- Training -----------------------------------------------------------------
+# --- Batches ------------------------------------------------------------------
 
 
 def train_batches(
   source: Source,
   *,
-  views: Any,
+  views: ConfigDict,
   batch_size: int,
   seed: int,
   start_step: int = 0,
@@ -65,25 +56,25 @@ def train_batches(
 ) -> Batches:
   """Returns an endless iterator over this process's part of each batch.
 
-  A function of its arguments: the same (seed, epoch, index) gives the same
-  views at any step, batch size or number of processes.
+  The views are a function of (seed, epoch, index): they are the same at any
+  step, batch size or number of processes.
 
   Args:
     source: Where images come from.
     views: config.views, see `view_crops`.
     batch_size: Images per step over all processes (B).
     seed: Seed of the order and of the crops.
-    start_step: The first step to return; costs nothing to reach.
+    start_step: The first step to return; earlier ones cost nothing.
     process_index: Which process this is.
     process_count: Number of processes (P).
 
   Returns:
     Batches {"views": (uint8 [B / P, 2, S, S, C], and with local views uint8
     [B / P, L, s, s, C]), "index": int32 [B / P], "epoch": int32 [B / P]}, and
-    "bad": bool [B / P], which images could not be read and were replaced;
+    "bad": bool [B / P], whether an image was unreadable and has been replaced;
     absent where the source holds its images decoded.
   """
-  remedy = f"{'a black' if source.stream else 'another'} image takes its place"
+  remedy = f"{'a black' if source.stream else 'another'} image replaces it"
   return _cropped_batches(
     source,
     view_crops(views),
@@ -105,30 +96,30 @@ def labelled_epochs(
   process_index: int = 0,
   process_count: int = 1,
 ) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
-  """Returns epochs of what `train_batches` gives, of one crop with its label.
+  """Returns epochs of images in one crop each, with their labels.
 
-  A batch may reach from one epoch into the next, so that the first E epochs
-  show every image E times, but for the rounding of the last batch.
+  The order is that of `train_batches`. A batch may reach from one epoch into
+  the next, so the first E epochs show every image E times, except for the
+  rounding of the last batch.
 
   Args:
     source: Where images come from; it has labels.
-    crop: What to cut.
-    batch_size: See `train_batches`, as all that follow.
+    crop: The crop and flip.
+    batch_size: Images per step over all processes (B).
     seed: Seed of the order and of the crops.
     process_index: Which process this is.
-    process_count: Number of processes.
+    process_count: Number of processes (P).
 
   Returns:
-    A function to be called with 0, 1, 2, ... in turn, each time for the batches
-    {"image": uint8 [b, S, S, C], "label": int32 [b], "index": int32 [b],
-    "epoch": int32 [b], "mask": bool [b]} of that epoch, b = B / P; mask is
-    False where an image cannot be read.
+    A function to be called with 0, 1, 2, ... in turn. It gives the batches of
+    that epoch: {"image": uint8 [b, S, S, C], "label": int32 [b], "index": int32
+    [b], "epoch": int32 [b], "mask": bool [b]}, b = B / P; mask is False where
+    an image is unreadable.
   """
-  _check_crop(crop)
   batches = _cropped_batches(
     source,
     [crop],
-    remedy="it teaches nothing",
+    remedy="it is masked out",
     with_labels=True,
     batch_size=batch_size,
     seed=seed,
@@ -143,7 +134,7 @@ def labelled_epochs(
     ]
     for batch in itertools.islice(batches, ends[1] - ends[0]):
       views = batch.pop("views")
-      batch.pop("bad", None)  # `mask` says it.
+      batch.pop("bad", None)  # The same as ~mask.
       yield {"image": views[0][:, 0], **batch}
 
   return epoch_of
@@ -161,7 +152,7 @@ def _cropped_batches(
   process_index: int,
   process_count: int,
 ) -> Batches:
-  """Batches of the given crops; see `train_batches`."""
+  """Returns batches of the given crops; see `train_batches`."""
   size = local_batch_size(batch_size, process_count)
 
   def build(step: int, careful: bool) -> tf.data.Dataset:
@@ -175,17 +166,18 @@ def _cropped_batches(
       process_count=process_count,
     )
     label_of = _label_reader(source) if with_labels else None
-    if source.small_images:
-      return _crop_arrays(dataset, source, view_list, label_of)
+    if source.images is not None and source.small_images:
+      return _crop_arrays(dataset, source, source.images, view_list, label_of)
     return _crop_records(dataset, source, view_list, size, careful, label_of)
 
   return Batches(build, source, start_step, remedy)
 
 
-def _label_reader(source: Source) -> Callable[[dict[str, tf.Tensor]], Any]:
-  """Returns a function of a record, or of a batch of them, to its labels."""
-  if source.labels is None:
-    return lambda record: source.stream.parse(record["serialized"])["label"]
+def _label_reader(source: Source) -> LabelReader:
+  """Returns a function from a record or a batch to its labels."""
+  stream = source.stream
+  if stream is not None and source.labels is None:
+    return lambda record: stream.parse(record["serialized"])["label"]
   labels = tf.constant(source.labels, tf.int32)
   return lambda record: tf.gather(labels, record["index"])
 
@@ -193,29 +185,32 @@ def _label_reader(source: Source) -> Callable[[dict[str, tf.Tensor]], Any]:
 def _crop_arrays(
   dataset: tf.data.Dataset,
   source: Source,
+  images: np.ndarray,
   view_list: list[crops.Crop],
-  label_of: Callable[[dict[str, tf.Tensor]], Any] | None,
+  label_of: LabelReader | None,
 ) -> tf.data.Dataset:
-  """Cuts every view of a whole batch out of images of one size."""
-  pixels = tf.constant(source.images)
-  height, width = map(float, source.images.shape[1:3])
+  """Cuts every view of a whole batch; `images` are those of the source."""
+  pixels = tf.constant(images)
+  height, width = map(float, images.shape[1:3])
 
-  def cut(batch: dict[str, tf.Tensor]) -> dict[str, Any]:
-    images = tf.cast(tf.gather(pixels, batch["index"]), tf.float32)
-    sides = [tf.fill(tf.shape(batch["index"]), s) for s in (height, width)]
-    boxes = crops.random_boxes(batch["uniforms"], *sides, view_list)
+  def cut(batch: Record) -> dict[str, Any]:
+    chosen = tf.cast(tf.gather(pixels, batch["index"]), tf.float32)
+    sides_of = lambda side: tf.fill(tf.shape(batch["index"]), side)
+    boxes = crops.random_boxes(
+      batch["uniforms"], sides_of(height), sides_of(width), view_list
+    )
     views = [
       crops.resample(
-        images,
-        crops.Box(*(side[:, number] for side in boxes)),
+        chosen,
+        crops.Box._make(side[:, number] for side in boxes),
         size=crop.size,
         kernel=source.interpolation,
         clip_to_box=True,
       )
       for number, crop in enumerate(view_list)
     ]
-    groups = [views[:2], views[2:]] if len(views) > 2 else [views]
-    element = _train_element(batch, [tf.stack(g, axis=1) for g in groups])
+    groups = [tf.stack(group, axis=1) for group in crops.by_size(views)]
+    element = _train_element(batch, groups)
     if label_of is not None:
       readable = tf.ones_like(element["index"], tf.bool)
       element |= {"label": label_of(batch), "mask": readable}
@@ -230,13 +225,13 @@ def _crop_records(
   view_list: list[crops.Crop],
   size: int,
   careful: bool,
-  label_of: Callable[[dict[str, tf.Tensor]], Any] | None,
+  label_of: LabelReader | None,
 ) -> tf.data.Dataset:
   """Reads images one by one, cuts their views, and batches them again."""
   blank = _blank_views(source, view_list)
   read = source.reader()
 
-  def cut(record: dict[str, tf.Tensor]) -> dict[str, Any]:
+  def cut(record: Record) -> dict[str, Any]:
     views_of = lambda record: decode.train_views(
       source, read(record), record["uniforms"], view_list
     )
@@ -248,7 +243,7 @@ def _crop_records(
     element = _train_element(record, views) | {"bad": bad}
     if label_of is not None:
       element |= {"label": label_of(record), "mask": ~bad}
-      black = tf.constant(False)  # Masked out, so that no image is missed.
+      black = tf.constant(False)  # Masked out, so a replacement is not needed.
     return element | {"black": black}
 
   dataset = dataset.unbatch().map(cut, num_parallel_calls=num_threads())
@@ -258,22 +253,16 @@ def _crop_records(
 def _blank_views(
   source: Source, view_list: list[crops.Crop]
 ) -> list[tf.Tensor]:
-  """Black views, shaped like those of `decode.train_views`."""
-  groups = [view_list[:2], view_list[2:]] if len(view_list) > 2 else [view_list]
+  """Returns black views, shaped like those of `decode.train_views`."""
   return [
     tf.zeros([len(g), g[0].size, g[0].size, source.channels], tf.uint8)
-    for g in groups
+    for g in crops.by_size(view_list)
   ]
 
 
-def _train_element(
-  record: dict[str, tf.Tensor], views: list[tf.Tensor]
-) -> dict[str, Any]:
+def _train_element(record: Record, views: list[tf.Tensor]) -> dict[str, Any]:
   return {
     "views": tuple(views),
     "index": tf.cast(record["index"], tf.int32),
     "epoch": tf.cast(record["epoch"], tf.int32),
   }
-
-
-# --- Evaluation ---------------------------------------------------------------

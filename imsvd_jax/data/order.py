@@ -1,26 +1,24 @@
-"""Which image comes when: positions, epochs and shares of processes.
+"""The order of training images: positions, epochs and parts of processes.
 
-Training is a sequence of positions 0, 1, 2, ... without end: position p is in
+Training reads an endless sequence of positions 0, 1, 2, ...: position p is in
 epoch p // n and takes the image at p % n of that epoch's permutation. Step s
 with batch size B takes positions [s * B, (s + 1) * B), and process k of P the
-k-th contiguous part of them. So no image is ever dropped, each comes exactly
-once per epoch, a batch may hold the end of one epoch and the start of the next,
-the global batch is the same for any number of processes, and step s can be
-computed without the steps before it.
+k-th contiguous part of them. So every image comes exactly once per epoch, a
+batch may hold the end of one epoch and the start of the next, the global batch
+is the same for any number of processes, and step s can be computed without the
+steps before it.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import tensorflow as tf
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import crops, stateless
 from imsvd_jax.data.source import Source
 
-# Streams of random numbers that must not share keys.
+# Random keys of different purposes must differ.
 _ORDER, _CROPS = 1, 2
-_NO_END = np.iinfo(np.int64).max
 
 
 def local_batch_size(batch_size: int, process_count: int) -> int:
@@ -43,7 +41,7 @@ def ordered_records(
   process_index: int,
   process_count: int,
 ) -> tf.data.Dataset:
-  """This process's part of each batch, before any image is read.
+  """Returns this process's part of each batch, before any image is read.
 
   Returns:
     Batches of {"epoch", "index": int64 [b], "uniforms": float32 [b, V,
@@ -64,7 +62,7 @@ def ordered_records(
     return {"epoch": epoch, "index": index}
 
   if source.stream is None:
-    batches = tf.data.Dataset.range(start_step, _NO_END).map(order)
+    batches = tf.data.Dataset.range(start_step, tf.int64.max).map(order)
   else:
     first = start_step * size
     records = source.stream.train(key, first, process_index, process_count)

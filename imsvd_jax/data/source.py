@@ -1,15 +1,14 @@
-"""What a source of images offers to the pipeline.
+"""A source of images: the interface between data sets and the pipeline.
 
-A source is a frozen description of one split. It offers its records in one of
-three ways, fastest first; the pipeline takes the first that is set:
+A source is a frozen description of one split. It offers its records in one or
+more of three ways:
 
-  images:      every image decoded, of one size, in memory. The pipeline crops
-               a whole batch at once, which is what small images need:
-               TensorFlow spends more time in starting operations than in
-               doing them.
+  images:      all images in memory, decoded and of one size. The pipeline crops
+               a whole batch of small images at once, because TensorFlow spends
+               more time starting operations on small images than doing them.
   fetch:       one record by its index, as an encoded string or as pixels.
   stream:      records in an order that the source chooses, for files that can
-               only be read forwards.
+               only be read sequentially.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from ml_collections import ConfigDict
 
 from imsvd_jax.base.errors import UserError
 
-# Above this many bytes of decoded pixels a source computes or reads its images
-# one by one instead of holding them.
+# Decoded pixels that a source keeps in memory at most; with more it computes or
+# reads its images one by one.
 MAX_BYTES_IN_MEMORY = 1 << 30
 
-# Up to this side, a batch of images is cropped at once, by matrix products.
+# Images up to this side are cropped a batch at once, by matrix products.
 MAX_SMALL_SIDE = 64
 
-_NAMES_SHOWN = 5  # Of classes, in a run's log.
+_NAMES_SHOWN = 5  # Class names in the log of a run.
 
 ON_BAD_IMAGE = ("replace", "error")
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -39,11 +38,11 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-  """Records of a source that reads its files forwards.
+  """Records of a source that reads its files sequentially.
 
   Attributes:
-    train: (key, first_record, process_index, process_count) -> endless dataset
-      of {"serialized", "index", "epoch"}, this process's part.
+    train: (key, first_record, process_index, process_count) -> this process's
+      part, an endless dataset of {"serialized", "index", "epoch"}.
     evaluate: (first, last) -> dataset of {"serialized", "index"}, in order.
     parse: serialized -> {"image": string scalar or uint8 [height, width,
       channels], "label": int32, if there are labels (see `Source.labels`)}.
@@ -59,31 +58,32 @@ class Source:
   """One split of a data set.
 
   Attributes:
-    name: What to call it in messages ("digits", "tfds:cifar10").
+    name: Name of the source in messages ("digits", "tfds:cifar10").
     num_examples: Number of records.
-    num_classes: Number of classes; 0 when there are no labels.
+    num_classes: Number of classes; 0 if there are no labels.
     label_names: A name for every class; may be empty.
     channels: Channels of every image after decoding.
     interpolation: "bicubic" or "bilinear", for every resize.
     on_bad_image: "replace" or "error", for a record that cannot be decoded.
     images: uint8 [num_examples, height, width, channels], or None.
-    labels: int32 [num_examples], or None when unlabelled or only in the stream.
-      With `multi_label` [num_examples, num_classes]: 1 where the image has the
-      class, 0 where it has not, -1 where that does not count.
+    labels: int32 [num_examples]; None if there are none, or only in the stream.
+      With `multi_label` [num_examples, num_classes]: 1 if the image has the
+      class, 0 if it does not, -1 if the class is to be ignored.
     multi_label: Whether an image may have several classes.
     fetch: (index, int64 scalar) -> string scalar, or uint8 [height, width,
       channels]; runs inside tf.data. None if not available.
-    stream: Records in order, if they cannot be taken by index.
-    describe: index -> a name for a message, such as the path of a file.
-    stamp: () -> what tells these data from others of that name and size, where
-      they are not in memory: versions, or sizes and times of files.
-    factors: float32 [num_examples, len(factor_names)]: what the images were
-      drawn from, or None.
+    stream: Records in order, if they cannot be read by index.
+    describe: index -> a name for messages, such as the path of a file.
+    stamp: () -> text that differs for other data of the same name and size:
+      versions, or sizes and times of files. Empty for images in memory.
+    factors: float32 [num_examples, len(factor_names)], the generative factors
+      of the images, or None.
     factor_names: Names of the columns of `factors`.
-    named: What `describe` calls the records that the log has named already as
-      unreadable; parts of a source share it.
-    factor_values: By name of a column of class numbers, the classes' names.
-    remarks: What the log of a run should say of the data, without a full stop.
+    named: Names of the unreadable records that are in the log already; parts of
+      a source share the set.
+    factor_values: Class names of each column that holds class numbers, by the
+      name of the column.
+    remarks: Facts about the data for the log, without a full stop.
   """
 
   name: str
@@ -108,7 +108,7 @@ class Source:
   )
   remarks: tuple[str, ...] = ()
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.num_examples < 1:
       raise UserError(
         f"Data source {self.name!r} is empty: found 0 images, expected at"
@@ -132,17 +132,18 @@ class Source:
     return max(self.images.shape[1:3]) <= MAX_SMALL_SIDE
 
   def summary(self) -> str:
-    """Returns one line for people: how many images, what else is to say."""
-    classes = "no labels"
+    """Returns one line for the log: images, classes and remarks."""
+    classes = "unlabeled"
     if self.num_classes:
       names = list(self.label_names[:_NAMES_SHOWN])
       names += ["..."] * (self.num_classes > len(names))
       classes = f"{self.num_classes} classes ({', '.join(names)})"
-    images = f"{self.num_examples} images, {classes}"
+    plural = "" if self.num_examples == 1 else "s"
+    images = f"{self.num_examples} image{plural}, {classes}"
     return f"{self.name}: {'; '.join([images, *self.remarks])}"
 
   def fingerprint(self) -> str:
-    """Returns a digest that another version of the data would not have."""
+    """Returns a digest that differs for another version of the data."""
     digest = hashlib.sha256(f"{self.name} {self.num_examples} ".encode())
     digest.update(self.stamp().encode())
     for array in (self.images, self.labels):
@@ -151,59 +152,56 @@ class Source:
     return digest.hexdigest()
 
   def reader(self) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
-    """Returns a function of a record {"index" or "serialized"} to its image."""
-    if self.stream is not None:
-      return lambda record: self.stream.parse(record["serialized"])["image"]
+    """Returns a function from a record {"index" or "serialized"} to its image.
+
+    Raises:
+      ValueError: The source offers no records.
+    """
+    stream, fetch = self.stream, self.fetch
+    if stream is not None:
+      return lambda record: stream.parse(record["serialized"])["image"]
     if self.images is not None:
       pixels = tf.constant(self.images)
       return lambda record: pixels[record["index"]]
-    return lambda record: self.fetch(record["index"])
+    if fetch is not None:
+      return lambda record: fetch(record["index"])
+    raise ValueError(f"Source {self.name!r} has no images, fetch or stream.")
 
 
 def split_number(split: str) -> int:
-  """Returns a number for the name of a split, the same in every run."""
+  """Returns a number made from the name of a split: the seed of its images."""
   return int.from_bytes(split.encode(), "little") % 2**63
 
 
-def require_num_examples(settings: Any) -> int:
-  """Returns data.num_examples for a source that makes as many as you want."""
+def require_num_examples(settings: ConfigDict) -> int:
+  """Returns data.num_examples for a source that generates its images."""
   if settings.num_examples < 1:
     raise UserError(
       f"data.num_examples is {settings.num_examples}; source"
-      f" {settings.name!r} makes its images and needs to know how many."
+      f" {settings.name!r} generates its images; expected their number, at"
+      " least 1."
     )
   return settings.num_examples
 
 
-def reject_num_examples(settings: Any) -> None:
+def reject_num_examples(settings: ConfigDict) -> None:
   """Raises if data.num_examples is set for a source of fixed size."""
   if settings.num_examples:
     raise UserError(
       f"data.num_examples is {settings.num_examples}, but source"
-      f" {settings.name!r} has a size of its own; expected 0."
+      f" {settings.name!r} has a fixed size; expected 0."
     )
 
 
-def check_encoded_channels(settings: Any) -> None:
+def check_encoded_channels(settings: ConfigDict) -> None:
   """Raises if image files cannot be decoded to data.channels."""
   if settings.channels not in (1, 3, 4):
     raise UserError(
-      f"data.channels is {settings.channels}; image files are decoded to 1, 3"
-      " or 4 channels (more need a TFDS data set of arrays)."
+      f"data.channels is {settings.channels}; expected 1, 3 or 4 for image"
+      " files (other numbers need a TFDS data set of arrays)."
     )
 
 
-@tf.autograph.experimental.do_not_convert
-def hold_in_memory(source: Source, size: int) -> Source:
-  """Returns the source with `images` filled in, if they fit.
-
-  Args:
-    source: A source whose `fetch` returns pixels [size, size, channels].
-    size: Height and width of every image.
-  """
-  num_bytes = source.num_examples * size * size * source.channels
-  if num_bytes > MAX_BYTES_IN_MEMORY:
-    return source
-  dataset = tf.data.Dataset.range(source.num_examples).map(source.fetch)
-  images = next(dataset.batch(source.num_examples).as_numpy_iterator())
-  return dataclasses.replace(source, images=images)
+def fits_in_memory(num_examples: int, size: int, channels: int) -> bool:
+  """Returns whether a source may hold its decoded images."""
+  return num_examples * size * size * channels <= MAX_BYTES_IN_MEMORY

@@ -1,16 +1,16 @@
 """Random numbers and shuffles that are functions of their keys alone.
 
-`tf.random.stateless_uniform` takes one seed per call, so numbers keyed by
-example would cost a call per example. These functions hash the keys of a whole
-batch at once (SplitMix64's finalizer, a bijection of 64-bit words), which makes
-the random numbers of a batch a handful of vectorized operations.
+`tf.random.stateless_uniform` takes one seed per call, so keys per example would
+cost a call per example. These functions hash the keys of a whole batch at once,
+with SplitMix64's finalizer, a bijection of 64-bit words: a handful of
+vectorized operations make the random numbers of a batch.
 """
 
 from __future__ import annotations
 
 import tensorflow as tf
 
-# TensorFlow's default of 4 leaves visible runs in one epoch out of ten or so.
+# TensorFlow's default of 4 leaves visible runs in about one epoch out of ten.
 _SHUFFLE_ROUNDS = 24
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -21,7 +21,7 @@ def _xor_shift(words: tf.Tensor, bits: int) -> tf.Tensor:
 
 
 def _mix(words: tf.Tensor) -> tf.Tensor:
-  """SplitMix64's finalizer, element by element, on uint64."""
+  """Applies SplitMix64's finalizer to each element, uint64."""
   words = _xor_shift(words, 30) * tf.constant(0xBF58476D1CE4E5B9, tf.uint64)
   words = _xor_shift(words, 27) * tf.constant(0x94D049BB133111EB, tf.uint64)
   return _xor_shift(words, 31)
@@ -60,17 +60,16 @@ def uniform(keys: tf.Tensor, count: int) -> tf.Tensor:
 def permute(
   offsets: tf.Tensor, size: int | tf.Tensor, keys: tf.Tensor
 ) -> tf.Tensor:
-  """Returns where each offset goes in its key's permutation of `range(size)`.
+  """Returns the image of each offset under its key's permutation.
 
-  Costs the same at any offset: nothing is stored, nothing is skipped.
+  The cost does not depend on the offset: nothing is stored or skipped.
 
   Args:
     offsets: int64 [N], each in [0, size).
-    size: Number of things permuted.
+    size: The permutation is one of `range(size)`.
     keys: uint64 [N].
   """
-  # Hashed, because index_shuffle is not random for small seeds: (1, 1, 1)
-  # leaves 0..9 in place.
+  # Hashed, because small seeds shuffle badly: (1, 1, 1) leaves 0..9 in place.
   parts = tf.range(3, dtype=tf.int64)
   seeds = seed(fold_in(keys[:, tf.newaxis], parts))  # [N, 3]
   last = tf.fill(tf.shape(offsets), tf.cast(size, tf.int64) - 1)

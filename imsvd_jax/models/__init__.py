@@ -1,4 +1,4 @@
-"""Backbones and heads (Flax Linen), confined here: outside, states are pytrees.
+"""Backbones and heads; the only Flax Linen modules of the package.
 
 A new backbone is one file and one line in BACKBONES.
 """

@@ -14,10 +14,12 @@ from imsvd_jax.models.resnet import batch_norm
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def _bias_init(fan_in: int):
+def _bias_init(fan_in: int) -> nn.initializers.Initializer:
   bound = fan_in**-0.5
 
-  def init(key, shape, dtype=jnp.float32):
+  def init(
+    key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
+  ) -> jax.Array:
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
   return init
@@ -31,7 +33,7 @@ class Projector(nn.Module):
       (8192, 8160) after 2048 features is the "2048-8192-8160" of the papers.
     hidden_bias: Whether hidden Dense layers have a bias (VICReg's and IMSVD's
       do, Barlow Twins' do not; the batch norm that follows cancels it).
-    dtype: What the layers compute in; the output is float32 or wider.
+    dtype: Type that the layers compute in; the output is float32 or wider.
   """
 
   widths: Sequence[int]
@@ -42,7 +44,7 @@ class Projector(nn.Module):
   def __call__(self, features: jax.Array, train: bool) -> jax.Array:
     """Maps features [B, F] to embeddings [B, D]."""
     if not self.widths:
-      raise UserError("A projector needs one width at least, found none.")
+      raise UserError("A projector has no widths; expected at least one.")
     x = features
     for i, width in enumerate(self.widths[:-1]):
       x = nn.Dense(

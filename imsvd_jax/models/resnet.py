@@ -1,15 +1,15 @@
 """ResNets that compute the same numbers as torchvision's.
 
-What makes weights portable in both directions: explicit padding (never
+Weights are portable in both directions because of explicit padding (never
 "SAME", which pads strided convolutions on the other side), the stride on the
 3x3 convolution of a bottleneck, batch-norm epsilon 1e-5 and momentum 0.9.
 Parameter names follow torchvision's (`layer1_0/conv1/kernel` here is
-`layer1.0.conv1.weight` there), so that `interop` is a renaming.
+`layer1.0.conv1.weight` there), so that a conversion is a renaming.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -34,18 +34,18 @@ def _convolve(
   padding: Sequence[tuple[int, int]],
   **rest: Any,
 ) -> jax.Array:
-  """Does what `jax.lax.conv_general_dilated` does, the smallest maps faster.
+  """Equals `jax.lax.conv_general_dilated`, and is faster on the smallest maps.
 
-  On maps of up to 2x2 positions a 3x3 window reaches all of them: then one
-  product of matrices has half the arithmetic, since it leaves out the padding,
-  and XLA for CPUs, whose convolution is at its worst there, takes a twelfth of
-  the time (forward and backward, 512 maps of 96 channels).
+  On maps of up to 2x2 positions a 3x3 window covers all of them. There one
+  product of matrices has half the arithmetic, because it skips the padding, and
+  takes a twelfth of the time on XLA's CPU backend (forward and backward, 512
+  maps of 96 channels).
 
   Args:
     x: Maps [B, h, w, C].
     kernel: [k, k, C, F].
-    strides: Of the two dimensions.
-    padding: Before and after, of the two dimensions.
+    strides: One for each of the two dimensions.
+    padding: (before, after) for each of the two dimensions.
     **rest: Layout, dilation and precision, at Linen's defaults.
   """
   _, height, width, _ = x.shape
@@ -168,6 +168,9 @@ class Bottleneck(nn.Module):
     return nn.relu(y + _shortcut(x, wide, self.stride, self.dtype, train))
 
 
+Block: TypeAlias = type[BasicBlock] | type[Bottleneck]
+
+
 class ResNet(nn.Module):
   """A residual network without classifier.
 
@@ -177,15 +180,15 @@ class ResNet(nn.Module):
       halves the resolution and doubles the filters.
     num_filters: Filters of the stem and of the first stage.
     stem: A key of STEMS.
-    dtype: What convolutions compute in; parameters and batch statistics stay
-      float32, and so do the outputs (wider, if dtype is).
-    remat: Recompute each block in the backward pass: less memory, about a
-      third more time.
-    zero_init_residual: Start each block as its shortcut alone (the scale of
-      its last batch norm at zero).
+    dtype: Type that convolutions compute in; parameters and batch statistics
+      are float32, and outputs float32 or wider.
+    remat: Whether to recompute each block in the backward pass: less memory,
+      about a third more time.
+    zero_init_residual: Whether each block starts as its shortcut alone (the
+      scale of its last batch norm is zero).
   """
 
-  block: type[nn.Module]
+  block: Block
   stage_sizes: tuple[int, ...]
   num_filters: int = 64
   stem: str = "imagenet"
@@ -199,7 +202,7 @@ class ResNet(nn.Module):
     doublings = 2 ** (len(self.stage_sizes) - 1)
     return self.num_filters * doublings * self.block.expansion
 
-  def setup(self):
+  def setup(self) -> None:
     """Creates the stem and the stages under torchvision's names."""
     kernel, stride, _ = lookup(STEMS, self.stem, "stem")
     self.conv1 = _conv(self.num_filters, kernel, stride, self.dtype)
@@ -236,7 +239,7 @@ class ResNet(nn.Module):
 
 
 def resnet(
-  block: type[nn.Module],
+  block: Block,
   stage_sizes: tuple[int, ...],
   *,
   width_multiplier: float = 1.0,
@@ -250,15 +253,15 @@ def resnet(
   Args:
     block: BasicBlock or Bottleneck.
     stage_sizes: Number of blocks in each stage.
-    width_multiplier: Scales the filters of the stem and of every stage, and
-      with them the features, as SimCLR's "2x" does (torchvision's
-      `wide_resnet50_2` widens the 3x3 convolutions alone). 0.25 gives a first
-      stage of 16 filters, 0.375 one of 24.
+    width_multiplier: Scales the filters of the stem and of every stage, and so
+      the features, like SimCLR's "2x" (torchvision's `wide_resnet50_2` widens
+      only the 3x3 convolutions). 0.25 gives a first stage of 16 filters, 0.375
+      one of 24.
     stem: "imagenet" (7x7 stride 2, then max-pool), "cifar" (3x3 stride 1) or
       "small" (5x5 stride 2).
-    dtype: What convolutions compute in, e.g. jnp.bfloat16.
-    remat: Recompute each block in the backward pass to save memory.
-    zero_init_residual: Start each block as its shortcut alone.
+    dtype: Type that convolutions compute in, such as jnp.bfloat16.
+    remat: Whether to recompute each block in the backward pass to save memory.
+    zero_init_residual: Whether each block starts as its shortcut alone.
 
   Raises:
     UserError: Unknown stem, or a width that leaves no filters.

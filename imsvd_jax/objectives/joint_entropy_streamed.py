@@ -35,7 +35,7 @@ needs, and an all-gather that autodiff never sees cannot be counted twice.
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,10 @@ from imsvd_jax.objectives.collectives import (
   global_sum,
 )
 
-Precision = jax.lax.PrecisionLike
+Precision: TypeAlias = jax.lax.PrecisionLike
+Gradients: TypeAlias = tuple[jax.Array, jax.Array]
+# Where tiles start in a padded array, and their first positions among all D.
+Tiles: TypeAlias = tuple[jax.Array, jax.Array]
 
 # Longest side of a tile: where longer ones stopped being faster
 # (docs/benchmarks.md). Several tiles live at once: Pc, its logarithm, G.
@@ -109,7 +112,9 @@ def _share(plan: Plan, q1: jax.Array, q2: jax.Array) -> jax.Array:
   return _on_this_platform(run, plan, rows, columns, first) / _pairs(q1)
 
 
-def _share_fwd(plan: Plan, q1: jax.Array, q2: jax.Array):
+def _share_fwd(
+  plan: Plan, q1: jax.Array, q2: jax.Array
+) -> tuple[jax.Array, Gradients]:
   rows, columns, first = _exchange(plan, q1, q2)
   # Here and not in the backward pass, where it would cost a pass over [N, D].
   scale = 1 / (_pairs(q1) * global_rows(q1, plan.axis_name))
@@ -121,9 +126,11 @@ def _share_fwd(plan: Plan, q1: jax.Array, q2: jax.Array):
   return value / _pairs(q1), gradients
 
 
-def _share_bwd(plan: Plan, gradients, cotangent: jax.Array):
+def _share_bwd(
+  plan: Plan, gradients: Gradients, cotangent: jax.Array
+) -> Gradients:
   del plan
-  return tuple(cotangent * gradient for gradient in gradients)
+  return cotangent * gradients[0], cotangent * gradients[1]
 
 
 _share.defvjp(_share_fwd, _share_bwd)
@@ -138,7 +145,9 @@ def _pairs(q: jax.Array) -> int:
 # --- Over devices -------------------------------------------------------------
 
 
-def _exchange(plan: Plan, q1: jax.Array, q2: jax.Array):
+def _exchange(
+  plan: Plan, q1: jax.Array, q2: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gathers what this device's rows of Pc need.
 
   Returns:
@@ -165,7 +174,7 @@ def _exchange_back(
   d_rows: jax.Array,
   d_columns: jax.Array,
   scale: float,
-) -> tuple[jax.Array, jax.Array]:
+) -> Gradients:
   """Returns the gradients [n, M, b] of this device's images, and finishes them.
 
   Args:
@@ -220,14 +229,20 @@ def tile_side(length: int, platform: str) -> int:
   return -(-side // multiple) * multiple
 
 
-def _on_this_platform(run: Callable, plan: Plan, rows, columns, first):
+def _on_this_platform(
+  run: Callable[..., Any],
+  plan: Plan,
+  rows: jax.Array,
+  columns: jax.Array,
+  first: jax.Array,
+) -> Any:
   """Calls `run` with the plan's tiles and precision, or the platform's.
 
   The platform is known when the program is lowered, which may be on another
   machine, and not while it is traced.
   """
 
-  def on(platform: str) -> Callable:
+  def on(platform: str) -> Callable[..., Any]:
     return functools.partial(
       run,
       sides=tuple(
@@ -256,10 +271,10 @@ def _sum_tiles(
   rows, row_tiles = _tiles(rows, sides[0], first)
   columns, column_tiles = _tiles(columns, sides[1], 0)
 
-  def row_step(_, at_row):
+  def row_step(_: tuple, at_row: Tiles) -> tuple[tuple, jax.Array]:
     block = _read(rows, at_row[0], sides[0])
 
-    def column_step(_, at_column):
+    def column_step(_: tuple, at_column: Tiles) -> tuple[tuple, jax.Array]:
       other = _read(columns, at_column[0], sides[1])
       at = (at_row[1], at_column[1])
       value, _ = _tile(block, other, at, num_bins, precision)
@@ -285,11 +300,13 @@ def _sum_tiles_with_gradients(
   rows, row_tiles = _tiles(rows, sides[0], first)
   columns, column_tiles = _tiles(columns, sides[1], 0)
 
-  def row_step(carry, at_row):
+  def row_step(carry: Gradients, at_row: Tiles) -> tuple[Gradients, jax.Array]:
     d_rows, d_columns = carry
     block = _read(rows, at_row[0], sides[0])
 
-    def column_step(carry, at_column):
+    def column_step(
+      carry: Gradients, at_column: Tiles
+    ) -> tuple[Gradients, jax.Array]:
       d_block, d_columns = carry
       other = _read(columns, at_column[0], sides[1])
       at = (at_row[1], at_column[1])
@@ -310,7 +327,9 @@ def _sum_tiles_with_gradients(
   return jnp.sum(values), d_rows[:, : widths[0]], d_columns[:, : widths[1]]
 
 
-def _tiles(x: jax.Array, side: int, first: jax.Array | int):
+def _tiles(
+  x: jax.Array, side: int, first: jax.Array | int
+) -> tuple[jax.Array, Tiles]:
   """Pads x [N, entries] to whole tiles.
 
   Returns:

@@ -138,8 +138,8 @@ def _check(
   num_global: int,
   group_size: int,
   axis_name: AxisName,
-) -> None:
-  """Raises on wrong views, targets or groups."""
+) -> Sequence[jax.Array]:
+  """Returns the targets; raises on wrong views, targets or groups."""
   view_pairs(len(embeddings), num_global)  # Raises on a wrong number of views.
   if num_global < 2:
     raise UserError("MVEB aligns global views: expected 2 or more, found 1.")
@@ -156,6 +156,7 @@ def _check(
       f"MVEB's group_size is {group_size} and the batch is {rows}; expected a"
       " batch that is a multiple of a group_size of 2 or more."
     )
+  return targets
 
 
 def mveb_views(
@@ -189,7 +190,7 @@ def mveb_views(
     "entropy_surrogate" (only its gradient has a meaning).
   """
   del key
-  _check(embeddings, targets, num_global, group_size, axis_name)
+  targets = _check(embeddings, targets, num_global, group_size, axis_name)
   units = [unit_rows(z) for z in embeddings]
   targets = [jax.lax.stop_gradient(unit_rows(t)) for t in targets]
 

@@ -29,7 +29,9 @@ def log_sum_exp(x: jax.Array) -> jax.Array:
 
 
 @log_sum_exp.defjvp
-def _log_sum_exp_jvp(primals, tangents):
+def _log_sum_exp_jvp(
+  primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
   (x,), (x_dot,) = primals, tangents
   result = log_sum_exp(x)
   return result, jnp.sum(jnp.exp(x - result) * x_dot, axis=-1, keepdims=True)

@@ -8,6 +8,7 @@ crops are never paired, because they may share nothing of the image.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -53,7 +54,7 @@ def over_view_pairs(two_view_loss: Callable) -> Callable:
     targets: Sequence[jax.Array] | None = None,
     key: jax.Array | None = None,
     axis_name: AxisName = None,
-    **hyperparameters,
+    **hyperparameters: Any,
   ) -> tuple[jax.Array, Terms]:
     del targets, key  # Only objectives that say so use them.
     check_embeddings(embeddings)

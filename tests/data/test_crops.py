@@ -154,7 +154,7 @@ def test_resample_equals_pil(kernel, size):
 )
 def test_centre_equals_resize_then_crop(height, width, resize, crop):
   image = made_sources.pale(made_sources.photograph(0, width, height))
-  box = crops.centre_box(
+  box = crops.center_box(
     tf.constant([float(height)]), tf.constant([float(width)]), resize, crop
   )
   out = crops.resample(

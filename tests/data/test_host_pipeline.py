@@ -331,7 +331,7 @@ def test_nothing_readable_stops_the_run(tmp_path):
   batches = host_pipeline.train_batches(
     source, views=made_sources.views(), batch_size=4, seed=0
   )
-  message = r"Cannot read image .*[012]\.jpg, nor any of the 3 images"
+  message = r"Cannot read image .*[012]\.jpg or any of the 3 images from it on"
   with pytest.raises(UserError, match=message):
     next(batches)
 
@@ -366,7 +366,7 @@ def scripted(bad_of, *, stream=None, opened=None):
 
 
 def test_one_bad_file_does_not_slow_the_rest_of_the_run(monkeypatch):
-  monkeypatch.setattr(host_pipeline, "_PATIENCE", 2)
+  monkeypatch.setattr(faults, "PATIENCE", 2)
   opened = []
   batches = scripted(lambda s: [s in (3, 4, 9), 0, 0, 0], opened=opened)
   taken = [next(batches) for _ in range(20)]
@@ -389,7 +389,7 @@ def test_a_stream_of_nothing_but_bad_images_stops_the_run():
   batches = scripted(lambda s: [s >= 2] * 4, stream=stream)
   for _ in range(5):
     next(batches)
-  message = "record 20, nor any of the 16 images that were drawn with it"
+  message = "record 20 or any of the 16 images drawn with it"
   with pytest.raises(UserError, match=message):
     next(batches)
 

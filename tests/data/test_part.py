@@ -155,12 +155,6 @@ def test_an_unreadable_image_teaches_nothing(bad_folder):
   assert masked == 6
 
 
-def test_impossible_crops_are_refused(source):
-  crop = CROP._replace(scale=(0.5, 2.0))
-  with pytest.raises(UserError, match="crop_scale is"):
-    host_pipeline.labelled_epochs(source, crop=crop, batch_size=8, seed=0)
-
-
 @pytest.mark.parametrize("limit", [1 << 30, 0], ids=["memory", "stream"])
 def test_several_labels_per_image(several_dir, monkeypatch, limit):
   monkeypatch.setattr(tfds_source, "MAX_BYTES_IN_MEMORY", limit)

@@ -249,15 +249,15 @@ def test_what_a_folder_has_is_summed_up(tmp_path):
   summary = make("folder", path=str(tmp_path)).summary()
   assert summary == (
     f"folder:{tmp_path}/train: 7 images, 7 classes (a, b, c, d, e, ...);"
-    " 2 other files ignored; only 'train' is trained on, not the folders of"
-    " images beside it: more"
+    " 2 other files ignored; training uses only 'train' and ignores the folders"
+    " of images beside it: more"
   )
   remote = make("folder", path=f"file://{tmp_path}").summary()
   assert remote == summary.replace("folder:", "folder:file://")
   (tmp_path / "more" / "deep" / "2.jpg").unlink()
   assert "beside" not in make("folder", path=str(tmp_path)).summary()
-  unlabelled = make("folder", path=str(tmp_path / "val" / "a")).summary()
-  assert unlabelled.endswith("/a: 1 images, no labels")
+  unlabeled = make("folder", path=str(tmp_path / "val" / "a")).summary()
+  assert unlabeled.endswith("/a: 1 image, unlabeled")
 
 
 def test_a_directory_that_cannot_be_read_is_left_out(
@@ -476,12 +476,15 @@ def test_tfds_mistakes(tfds_dir, name, split, message):
   [
     ({"name": "digit"}, "Unknown data source 'digit'. Did you mean 'digits'"),
     ({"train_split": "third"}, "no split 'third'"),
-    ({"num_examples": 5}, "num_examples is 5, but source 'digits' has a size"),
-    ({"name": "shapes"}, "num_examples is 0; .* needs to know how many"),
+    ({"num_examples": 5}, "num_examples is 5, but source 'digits' has a fixed"),
+    ({"name": "shapes"}, "num_examples is 0; .* expected their number"),
     ({"name": "synthetic", "num_examples": -1}, "num_examples is -1"),
     ({"interpolation": "cubic"}, "data.interpolation is 'cubic'"),
     ({"on_bad_image": "skip"}, "data.on_bad_image is 'skip'"),
-    ({"name": "folder", "channels": 5, "path": "."}, "1, 3 or 4 channels"),
+    (
+      {"name": "folder", "channels": 5, "path": "."},
+      "expected 1, 3 or 4 for image files",
+    ),
   ],
 )
 def test_mistakes(overrides, message):

@@ -115,7 +115,7 @@ def test_user_mistakes():
     models.BACKBONES["resnet18"](stem="cifer")
   with pytest.raises(UserError, match=r"width_multiplier 0\.001"):
     models.BACKBONES["resnet18"](width_multiplier=0.001)
-  with pytest.raises(UserError, match="needs one width"):
+  with pytest.raises(UserError, match="expected at least one"):
     models.Projector(()).init(jax.random.key(0), jnp.zeros((2, 8)), False)
 
 

@@ -1,24 +1,23 @@
-"""Real scans of handwritten digits that scikit-learn carries: no download.
+"""Scans of handwritten digits that are part of scikit-learn: no download.
 
 1797 scans of 8 x 8 pixels, enlarged to `data.image_size` with bicubic
-interpolation. Train and test are scikit-learn's
-`train_test_split(test_size=0.2, random_state=0, stratify=labels)`: 1437 and 360
-images, every digit in the same proportion in both.
+interpolation. The splits are scikit-learn's
+`train_test_split(test_size=0.2, random_state=0, stratify=labels)`: 1437 images
+for "train" and 360 for "test", with the same proportion of every digit.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import tensorflow as tf
+from ml_collections import ConfigDict
 from sklearn import datasets, model_selection
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import source as source_lib
 
 
-def make(settings: Any, split: str) -> source_lib.Source:
+def make(settings: ConfigDict, split: str) -> source_lib.Source:
   """Returns the "train" (1437) or "test" (360) scans."""
   source_lib.reject_num_examples(settings)
   digits = datasets.load_digits()
@@ -28,12 +27,12 @@ def make(settings: Any, split: str) -> source_lib.Source:
     random_state=0,
     stratify=digits.target,
   )
-  rows = dict(zip(("train", "test"), parts, strict=True))
-  if split not in rows:
+  rows_of = dict(zip(("train", "test"), parts, strict=True))
+  if split not in rows_of:
     raise UserError(
       f"Source 'digits' has no split {split!r}; expected 'train' or 'test'."
     )
-  rows = rows[split]
+  rows = rows_of[split]
   return source_lib.Source(
     name="digits",
     num_examples=len(rows),
@@ -47,8 +46,8 @@ def make(settings: Any, split: str) -> source_lib.Source:
   )
 
 
-def _enlarge(scans: np.ndarray, settings: Any) -> np.ndarray:
-  """Gray levels 0..16 [n, 8, 8] -> uint8 [n, size, size, channels]."""
+def _enlarge(scans: np.ndarray, settings: ConfigDict) -> np.ndarray:
+  """Resizes gray levels 0..16 [n, 8, 8] to uint8 [n, size, size, channels]."""
   size = settings.image_size
   images = scans[..., None].astype(np.float32) * (255 / 16)
   images = np.asarray(tf.image.resize(images, (size, size), method="bicubic"))

@@ -1,16 +1,15 @@
-"""A directory tree of images: the user's own.
+"""A directory tree of the user's images.
 
     path/                        path/                     path/
       train/cat/1.jpg              cat/1.jpg                 any/depth/1.jpg
       train/dog/2.jpg              dog/more/2.jpg            2.png
       val/cat/3.jpg
 
-A part of the tree named like the split (for evaluation also "val",
-"validation", "valid" or "test", the first that is there) holds that split;
-without a "train" part, everything outside of all parts with these names is for
-training. When all images lie
-in two or more sub-folders, the first level of sub-folders names the classes;
-otherwise the images are unlabelled.
+A subfolder named like the split holds that split. For evaluation the names
+"val", "validation", "valid" and "test" also count; the first that exists is
+used. Without a "train" subfolder, all images outside of the subfolders with
+these names are for training. If all images lie in two or more subfolders, the
+first level of subfolders names the classes; otherwise the images are unlabeled.
 
 Gray, RGBA and CMYK files become RGB (alpha is dropped); an animation gives its
 first frame. Orientation tags (EXIF) are not applied, as in torchvision.
@@ -23,10 +22,11 @@ import hashlib
 import logging
 import os
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from ml_collections import ConfigDict
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import source as source_lib
@@ -36,16 +36,18 @@ _EVALUATION_NAMES = ("val", "validation", "valid", "test")
 
 
 class _Tree(NamedTuple):
-  """Images below a directory: paths relative to it with "/", in order.
+  """The images below a directory.
 
-  And the number of visible files that are none.
+  Attributes:
+    files: Paths relative to the directory, with "/", in a fixed order.
+    num_others: Number of visible files that are not images.
   """
 
   files: list[str]
   num_others: int
 
 
-def make(settings: Any, split: str) -> source_lib.Source | None:
+def make(settings: ConfigDict, split: str) -> source_lib.Source | None:
   """Returns one split of `data.path`; None if it has no evaluation part."""
   source_lib.reject_num_examples(settings)
   source_lib.check_encoded_channels(settings)
@@ -64,17 +66,16 @@ def make(settings: Any, split: str) -> source_lib.Source | None:
 
 
 def _training(
-  settings: Any, root: str, train: str | None, evaluation: list[str]
+  settings: ConfigDict, root: str, train: str | None, evaluation: list[str]
 ) -> source_lib.Source:
   tree = _training_tree(root, train, evaluation)
+  others = _folders_beside(root, [train, *evaluation]) if train else []
   remarks = []
-  if train:
-    others = _folders_beside(root, [train, *evaluation])
-    if others:
-      remarks.append(
-        f"only {os.path.basename(train)!r} is trained on, not the folders of"
-        f" images beside it: {', '.join(others)}"
-      )
+  if train and others:
+    remarks.append(
+      f"training uses only {os.path.basename(train)!r} and ignores the folders"
+      f" of images beside it: {', '.join(others)}"
+    )
   return _source(settings, train or root, tree, _classes(tree.files), remarks)
 
 
@@ -99,8 +100,8 @@ def _root(path: str) -> str:
   return path
 
 
-def _parts(root: str, settings: Any) -> tuple[str | None, list[str]]:
-  """The directory of the training part, if there, and those not to train on.
+def _parts(root: str, settings: ConfigDict) -> tuple[str | None, list[str]]:
+  """Returns the training part or None, and the parts not to train on.
 
   The first of the latter is the evaluation part.
   """
@@ -113,7 +114,7 @@ def _parts(root: str, settings: Any) -> tuple[str | None, list[str]]:
 
 
 def _folders_beside(root: str, parts: list[str]) -> list[str]:
-  """Names of the folders of `root` that have images and are none of `parts`."""
+  """Returns the folders of `root` that have images and are not in `parts`."""
   _, folders = _list(root)
   paths = {name: os.path.join(root, name) for name in sorted(folders)}
   return [
@@ -126,16 +127,16 @@ def _folders_beside(root: str, parts: list[str]) -> list[str]:
 def _walk(
   top: str, excluded: Collection[str] = (), *, first_only: bool = False
 ) -> _Tree:
-  """The images below `top`.
+  """Returns the images below `top`.
 
   Links are followed; a directory that contains itself is entered once. Names
-  that begin with a dot are skipped (macOS leaves such files beside images), and
-  directories that cannot be read.
+  that begin with a dot are skipped (macOS creates such files beside images), as
+  are unreadable directories.
 
   Args:
-    top: Where to begin.
+    top: The directory to search.
     excluded: Directories not to enter.
-    first_only: Whether one image is enough.
+    first_only: Whether to stop at the first folder with images.
 
   Raises:
     UserError: `top` itself cannot be read.
@@ -143,7 +144,8 @@ def _walk(
   remote = "://" in top
   entered = {os.path.realpath(top)}
   pending = [""]
-  found, num_others = [], 0
+  found: list[str] = []
+  num_others = 0
   while pending and not (first_only and found):
     folder = pending.pop()
     path = os.path.join(top, folder)
@@ -152,11 +154,10 @@ def _walk(
     try:
       files, folders = _list(path)
     except (OSError, tf.errors.OpError) as error:
-      reason = getattr(error, "strerror", None) or error
+      reason = getattr(error, "strerror", None) or str(error)
       if not folder:
-        raise UserError(f"Cannot read the directory {top!r}: {reason}.") from (
-          error
-        )
+        message = f"Cannot read the directory {top!r}: {reason}."
+        raise UserError(message) from error
       _warn_once(path, reason)
       continue
     images = [name for name in files if name.lower().endswith(EXTENSIONS)]
@@ -170,18 +171,19 @@ def _walk(
   return _Tree(found, num_others)
 
 
-@functools.cache  # A tree is walked for each split.
-def _warn_once(path: str, reason: Any) -> None:
-  logging.warning("Cannot read %s: %s; it is left out.", path, reason)
+@functools.cache  # Every split walks the tree.
+def _warn_once(path: str, reason: str) -> None:
+  logging.warning("Cannot read %s: %s; it is skipped.", path, reason)
 
 
 def _list(path: str) -> tuple[list[str], list[str]]:
-  """Names of the visible files and folders in a directory."""
+  """Returns the names of the visible files and folders in a directory."""
   return _list_remote(path) if "://" in path else _list_local(path)
 
 
 def _list_local(path: str) -> tuple[list[str], list[str]]:
-  files, folders = [], []
+  files: list[str] = []
+  folders: list[str] = []
   with os.scandir(path) as entries:
     for entry in entries:
       if entry.name.startswith("."):
@@ -189,14 +191,14 @@ def _list_local(path: str) -> tuple[list[str], list[str]]:
       try:
         (folders if entry.is_dir() else files).append(entry.name)
       except OSError as error:  # A link to itself.
-        _warn_once(entry.path, error.strerror)
+        _warn_once(entry.path, error.strerror or str(error))
   return files, folders
 
 
 def _list_remote(path: str) -> tuple[list[str], list[str]]:
   names = [name.rstrip("/") for name in tf.io.gfile.listdir(path)]
   names = [name for name in names if name and not name.startswith(".")]
-  # Asking about every file costs a request each; images have an extension.
+  # Each isdir is a request, so files with an extension of images are not asked.
   images = [n for n in names if n.lower().endswith(EXTENSIONS)]
   others = [n for n in names if not n.lower().endswith(EXTENSIONS)]
   folders = [n for n in others if tf.io.gfile.isdir(os.path.join(path, n))]
@@ -204,32 +206,32 @@ def _list_remote(path: str) -> tuple[list[str], list[str]]:
 
 
 def _classes(files: list[str]) -> list[str]:
-  """First-level folders, if they can be classes; else an empty list."""
+  """Returns the first-level folders if they can be classes, else nothing."""
   folders = {name.partition("/")[0] for name in files}
   loose = any("/" not in name for name in files)
   return [] if loose or len(folders) < 2 else sorted(folders)
 
 
 def _training_classes(
-  settings: Any, train: list[str], classes: list[str]
+  settings: ConfigDict, train: list[str], classes: list[str]
 ) -> list[str]:
-  """The classes of the training part, which number the labels.
+  """Returns the classes that number the evaluation labels: those of training.
 
-  An evaluation part may lack some of them but may not have others. Without
-  classes for training, the evaluation's own number its labels.
+  The evaluation part may lack some of them but not have others. If the training
+  part has no classes, the evaluation's own number its labels.
   """
   unknown = sorted(set(classes) - set(train))
   if train and unknown:
     raise UserError(
       f"The evaluation part of {settings.path!r} has class folder"
       f" {unknown[0]!r}, which the training part does not have; expected the"
-      f" same folders in both."
+      " same folders in both."
     )
   return train or classes
 
 
 def _source(
-  settings: Any,
+  settings: ConfigDict,
   top: str,
   tree: _Tree,
   classes: list[str],
@@ -246,8 +248,8 @@ def _source(
   labels = None
   if classes:
     number = {name: i for i, name in enumerate(classes)}
-    labels = [number[name.partition("/")[0]] for name in files]
-    labels = np.array(labels, np.int32)
+    numbers = [number[name.partition("/")[0]] for name in files]
+    labels = np.array(numbers, np.int32)
   paths = [os.path.join(top, name) for name in files]
   table = tf.constant([os.fsencode(path) for path in paths])
   return source_lib.Source(
@@ -267,7 +269,7 @@ def _source(
 
 
 def _stamp(files: list[str], paths: list[str]) -> str:
-  """Names, sizes and times of all files: one that is replaced has others."""
+  """Returns a digest of the names, sizes and times of all files."""
   digest = hashlib.sha256()
   for name, path in zip(files, paths, strict=True):
     found = tf.io.gfile.stat(path)

@@ -1,9 +1,9 @@
-"""Coloured, textured shapes drawn from independent factors.
+"""Colored, textured shapes drawn from independent factors.
 
-Six shapes in four textures; the colours of shape and background, position, size
-and rotation are random. The label is shape x texture (24 classes). Colour fills
-the pixels and says nothing about the label, so raw pixels and random features
-are near chance: what an encoder scores here, it has learned.
+Six shapes in four textures; the colors of shape and background, position, size
+and rotation are random. The label is shape x texture (24 classes). Color
+dominates the pixels and is independent of the label, so raw pixels and random
+features are near chance: an encoder scores well only if it has learned.
 
 Image i of a split is the same in every run and for any number of images.
 """
@@ -11,10 +11,10 @@ Image i of a split is the same in every run and for any number of images.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from ml_collections import ConfigDict
 
 from imsvd_jax.data import source as source_lib
 from imsvd_jax.data import stateless
@@ -39,7 +39,7 @@ _SUPERSAMPLING = 3  # Samples per pixel along each side.
 _CHUNK_SAMPLES = 1 << 21  # Samples drawn at once, to stay in the cache.
 
 
-def make(settings: Any, split: str) -> source_lib.Source:
+def make(settings: ConfigDict, split: str) -> source_lib.Source:
   """Returns `data.num_examples` drawings; a quarter as many for evaluation."""
   num_examples = source_lib.require_num_examples(settings)
   if split != settings.train_split:
@@ -57,7 +57,7 @@ def make(settings: Any, split: str) -> source_lib.Source:
     return tf.ensure_shape(image, [size, size, channels])
 
   images = None
-  if num_examples * size * size * channels <= source_lib.MAX_BYTES_IN_MEMORY:
+  if source_lib.fits_in_memory(num_examples, size, channels):
     images = render(factors, size, channels)
   return source_lib.Source(
     name="shapes",
@@ -79,8 +79,8 @@ def make(settings: Any, split: str) -> source_lib.Source:
 def draw_factors(num_examples: int, seed: int) -> np.ndarray:
   """Returns float32 [num_examples, len(FACTORS)], one row per image.
 
-  Shape and texture are class numbers, colours are in [0, 1], x, y and size are
-  shares of the image's side, rotation is in radians.
+  Shape and texture are class numbers, colors are in [0, 1], x, y and size are
+  fractions of the image's side, rotation is in radians.
   """
   keys = stateless.fold_in(
     stateless.key(seed), tf.range(num_examples, dtype=tf.int64)
@@ -132,16 +132,16 @@ def _render_chunk(factors: np.ndarray, size: int, channels: int) -> np.ndarray:
   return np.round(image * 255).astype(np.uint8)
 
 
-def _channels(colour: np.ndarray, channels: int) -> np.ndarray:
-  """[n, 3] -> [n, 1, 1, channels]: the three colours over and over."""
-  return colour[:, np.arange(channels) % 3][:, None, None, :]
+def _channels(color: np.ndarray, channels: int) -> np.ndarray:
+  """Repeats the three components of [n, 3] to [n, 1, 1, channels]."""
+  return color[:, np.arange(channels) % 3][:, None, None, :]
 
 
-# Each takes coordinates in the shape's frame and tells which points are inside.
+# Each takes coordinates in the shape's frame and returns which are inside.
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """Five points: the radius falls linearly with the angle from each tip."""
+  """Five tips; the radius falls linearly with the angle from each tip."""
   angle = np.arctan2(x, -y) * (5 / (2 * np.pi))
   from_tip = 2 * np.abs(angle - np.round(angle))  # 0 at a tip, 1 between.
   return x * x + y * y < (1.1 - 0.7 * from_tip) ** 2

@@ -1,23 +1,24 @@
-"""Random pixels: for debug configs and for measuring everything else.
+"""Random pixels, for debug configs and benchmarks.
 
-Image i is the same in every run and whatever the number of images. Its label is
-i mod 10: every class occurs, and nothing can be learned about it.
+Image i is the same in every run and for any number of images. Its label is
+i mod 10: every class occurs, and no image says anything about its label.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
+from ml_collections import ConfigDict
 
+from imsvd_jax.data import execution, stateless
 from imsvd_jax.data import source as source_lib
-from imsvd_jax.data import stateless
 
 NUM_CLASSES = 10
 
 
-def make(settings: Any, split: str) -> source_lib.Source:
+def make(settings: ConfigDict, split: str) -> source_lib.Source:
   """Returns `data.num_examples` images, different ones for each split."""
   num_examples = source_lib.require_num_examples(settings)
   key = stateless.key(source_lib.split_number(split))
@@ -33,7 +34,10 @@ def make(settings: Any, split: str) -> source_lib.Source:
     pixels = pixels[: size * size * channels]
     return tf.reshape(pixels, [size, size, channels])
 
-  source = source_lib.Source(
+  images = None
+  if source_lib.fits_in_memory(num_examples, size, channels):
+    images = _all_images(fetch, num_examples)
+  return source_lib.Source(
     name="synthetic",
     num_examples=num_examples,
     num_classes=NUM_CLASSES,
@@ -42,6 +46,14 @@ def make(settings: Any, split: str) -> source_lib.Source:
     interpolation=settings.interpolation,
     on_bad_image=settings.on_bad_image,
     labels=np.arange(num_examples, dtype=np.int32) % NUM_CLASSES,
+    images=images,
     fetch=fetch,
   )
-  return source_lib.hold_in_memory(source, size)
+
+
+@tf.autograph.experimental.do_not_convert
+def _all_images(
+  fetch: Callable[[tf.Tensor], tf.Tensor], num_examples: int
+) -> np.ndarray:
+  dataset = tf.data.Dataset.range(num_examples).map(fetch)
+  return execution.read_all(dataset, num_examples)

@@ -1,33 +1,33 @@
 """Any image data set of TensorFlow Datasets: `data.name="tfds:cifar10"`.
 
-The part after the colon is what `tfds.load` takes, with a configuration or a
-version if wanted ("tfds:imagenet_resized/32x32"). `data.path` is TFDS's
-data_dir, empty for its default. Splits are TFDS expressions: "train",
+The part after the colon is the name for `tfds.load`, optionally with a
+configuration or a version ("tfds:imagenet_resized/32x32"). `data.path` is
+TFDS's data_dir, empty for its default. Splits are TFDS expressions: "train",
 "train[:90%]", "train[10%:]+validation".
 
-The data set must have been prepared: nothing is ever downloaded here.
+The data set must be prepared already: this module downloads nothing.
 
 Records are read undecoded. A split of at most `MAX_BYTES_IN_MEMORY` is read
-once and kept in memory, where any record can be taken at any time: the order is
-exact and the same for any number of processes. A larger one is a stream:
+once and kept in memory, which gives access to any record: the order is exact
+and the same for any number of processes. A larger one is a stream:
 
 - An epoch reads the files in a random order, and process k of P takes records
-  [k n / P, (k + 1) n / P) of the files laid end to end. So the union over
-  processes is every record exactly once per epoch. The global batch depends on
-  the number of processes, and where n is not a multiple of P the processes'
-  epochs differ in length by one record.
-- A process reads its files in groups of `FILES_PER_GROUP` at a time, taking
-  records in turn and shuffling them in a buffer of `SHUFFLE_BUFFER`. TFDS has
-  shuffled the records over the files when it wrote them.
-- Starting in the middle of an epoch skips whole groups without reading them,
-  and the rest of one group undecoded.
+  [k n / P, (k + 1) n / P) of the concatenated files. So all processes together
+  read every record exactly once per epoch. The global batch depends on the
+  number of processes; if n is not a multiple of P, the processes' epochs differ
+  in length by one record.
+- A process reads its files in groups of `FILES_PER_GROUP`, takes records from
+  them in turn and shuffles these in a buffer of `SHUFFLE_BUFFER`. TFDS shuffled
+  the records over the files when it wrote them.
+- A start in the middle of an epoch skips whole groups without reading them, and
+  the remaining records of one group without decoding them.
 
 A record's index is its position in the split, the same in both cases.
 
 Labels are the feature "label", or the only one of type ClassLabel. Without one,
 a list of classes ("labels", or the only one of its kind) gives every image a 1
-or 0 for each class; where there is also "labels_no_difficult", as in VOC, a
-class that is in the first list alone gets -1: it does not count.
+or 0 for each class. If there is also "labels_no_difficult", as in VOC, a class
+that is only in the first list gets -1: it is to be ignored.
 """
 
 from __future__ import annotations
@@ -35,56 +35,58 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from ml_collections import ConfigDict
 
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.data import decode, stateless
+from imsvd_jax.data import decode, execution, stateless
 from imsvd_jax.data import source as source_lib
 
 MAX_BYTES_IN_MEMORY = 1 << 30  # Of undecoded records.
 FILES_PER_GROUP = 16
 SHUFFLE_BUFFER = 2048  # Records; about 230 MB of ImageNet.
 
-_NO_END = np.iinfo(np.int64).max
-
-_Example = dict[str, tf.Tensor]
+_Example = dict[str, Any]  # Of tensors; groups of files nest one in another.
 
 
-def make(settings: Any, split: str) -> source_lib.Source:
+def make(settings: ConfigDict, split: str) -> source_lib.Source:
   """Returns one split of a prepared data set."""
   source_lib.reject_num_examples(settings)
   builder = _builder(settings)
   files = _Files(builder, split)
-  parse, image, label, several = _parser(builder, settings)
+  content = _content(builder, settings)
+  stream = source_lib.Stream(
+    files.train_stream, files.eval_stream, content.parse
+  )
   source = source_lib.Source(
     name=f"{settings.name} {split}",
     num_examples=files.num_examples,
-    num_classes=label.num_classes or 0 if label else 0,
-    label_names=tuple(label.names or ()) if label else (),
-    multi_label=several,
+    num_classes=len(content.label_names),
+    label_names=content.label_names,
+    multi_label=content.multi_label,
     channels=settings.channels,
     interpolation=settings.interpolation,
     on_bad_image=settings.on_bad_image,
-    stream=source_lib.Stream(files.train_stream, files.eval_stream, parse),
+    stream=stream,
     describe=lambda index: f"{index} of {settings.name} {split}",
     # Versions are fixed; two preparations may still differ in their shards.
     stamp=lambda: f"{builder.info.full_name} {split} {files.num_bytes}",
   )
   if files.num_bytes > MAX_BYTES_IN_MEMORY:
     return source
-  records = source.stream.evaluate(0, source.num_examples)
-  return hold_in_memory(source, records, image.shape)
+  records = stream.evaluate(0, source.num_examples)
+  return read_into_memory(source, stream, records, content.image_shape)
 
 
-# --- What the data set is -----------------------------------------------------
+# --- Content of the data set --------------------------------------------------
 
 
-def _builder(settings: Any) -> Any:
-  """The builder of a data set that has been prepared."""
-  # Imported here because it takes seconds, and other sources do without.
+def _builder(settings: ConfigDict) -> Any:
+  """Returns the builder of a prepared data set."""
+  # Imported here because it takes seconds, and other sources do not need it.
   import tensorflow_datasets as tfds
 
   name = settings.name.partition(":")[2]
@@ -119,70 +121,120 @@ def _builder(settings: Any) -> Any:
   return builder
 
 
-def _parser(
-  builder: Any, settings: Any
-) -> tuple[Callable[[tf.Tensor], _Example], Any, Any, bool]:
-  """A parser of serialized examples, and what is in them.
+class _Labels(NamedTuple):
+  """The feature that labels the images.
 
-  Returns:
-    The parser, the image's and the label's feature, and whether an image may
-    have several labels.
+  Attributes:
+    key: Its name.
+    names: Names of the classes.
+    several: Whether it is a list of classes.
+    counted_key: Name of the list of those classes that are not to be ignored
+      (VOC's "difficult" ones are), if there is one.
   """
+
+  key: str
+  names: tuple[str, ...]
+  several: bool = False
+  counted_key: str | None = None
+
+  def of(self, example: _Example) -> tf.Tensor:
+    """Returns the label of an example, see `Source.labels`."""
+    if not self.several:
+      return tf.cast(example[self.key], tf.int32)
+    present = _indicator(example[self.key], len(self.names))
+    if self.counted_key is None:
+      return present
+    counted = _indicator(example[self.counted_key], len(self.names))
+    return tf.where(counted < present, -1, present)
+
+
+class _Content(NamedTuple):
+  """What the records of a data set hold.
+
+  Attributes:
+    parse: See `Stream`.
+    image_shape: Shape of every image; None where it differs.
+    label_names: Names of the classes; empty if there are no labels.
+    multi_label: Whether an image may have several classes.
+  """
+
+  parse: Callable[[tf.Tensor], _Example]
+  image_shape: tuple[int | None, ...]
+  label_names: tuple[str, ...]
+  multi_label: bool
+
+
+def _content(builder: Any, settings: ConfigDict) -> _Content:
+  """Returns what the records hold, and how to parse them."""
   import tensorflow_datasets as tfds
 
   features = builder.info.features
-  image_key = _only_key(features, "image", _is_image)
-  if image_key is None:
-    raise UserError(
-      f"{settings.name!r} has no image: found {', '.join(features)}; expected"
-      " a feature of type Image, or a uint8 Tensor of rank 3."
-    )
-  is_label = lambda feature: isinstance(feature, tfds.features.ClassLabel)
-  is_several = lambda feature: (
-    isinstance(feature, tfds.features.Sequence) and is_label(feature.feature)
-  )
-  label_key = _only_key(features, "label", is_label)
-  several = label_key is None
-  if several:
-    label_key = _only_key(features, "labels", is_several)
-  image = features[image_key]
-  label = features[label_key] if label_key else None
-  several = several and label is not None
-  label = label.feature if several else label
-  # Of the classes present, those that count (VOC's "difficult" ones do not).
-  counted_key = f"{label_key}_no_difficult"
-  counted_key = counted_key if several and counted_key in features else None
-  encoded = isinstance(image, tfds.features.Image)
-  if encoded:
-    source_lib.check_encoded_channels(settings)
-  elif image.shape[-1] != settings.channels:
-    raise UserError(
-      f"data.channels is {settings.channels}, but images of {settings.name!r}"
-      f" have {image.shape[-1]} channels."
-    )
-  wanted = {key: True for key in (image_key, label_key, counted_key) if key}
-  wanted = tfds.decode.PartialDecoding(wanted).extract_features(features)
+  image_key = _image_key(features, settings)
+  labels = _find_labels(features)
+  keys = [image_key]
+  if labels is not None:
+    keys += [k for k in (labels.key, labels.counted_key) if k is not None]
+  wanted = tfds.decode.PartialDecoding(dict.fromkeys(keys, True))
+  wanted = wanted.extract_features(features)
+  encoded = isinstance(features[image_key], tfds.features.Image)
   decoders = {image_key: tfds.decode.SkipDecoding()} if encoded else None
 
   def parse(serialized: tf.Tensor) -> _Example:
     example = wanted.deserialize_example(serialized, decoders=decoders)
-    parsed = {"image": example[image_key]}
-    if several:
-      present = _indicator(example[label_key], label.num_classes)
-      parsed["label"] = present
-      if counted_key:
-        counted = _indicator(example[counted_key], label.num_classes)
-        parsed["label"] = tf.where(counted < present, -1, present)
-    elif label_key:
-      parsed["label"] = tf.cast(example[label_key], tf.int32)
-    return parsed
+    image = {"image": example[image_key]}
+    return image if labels is None else image | {"label": labels.of(example)}
 
-  return parse, image, label, several
+  return _Content(
+    parse,
+    features[image_key].shape,
+    labels.names if labels else (),
+    labels.several if labels else False,
+  )
+
+
+def _image_key(features: Any, settings: ConfigDict) -> str:
+  """Returns the key of the images; raises if they do not fit data.channels."""
+  import tensorflow_datasets as tfds
+
+  key = _only_key(features, "image", _is_image)
+  if key is None:
+    raise UserError(
+      f"{settings.name!r} has no image: found {', '.join(features)}; expected"
+      " a feature of type Image, or a uint8 Tensor of rank 3."
+    )
+  if isinstance(features[key], tfds.features.Image):
+    source_lib.check_encoded_channels(settings)
+  elif features[key].shape[-1] != settings.channels:
+    raise UserError(
+      f"data.channels is {settings.channels}, but images of {settings.name!r}"
+      f" have {features[key].shape[-1]} channels."
+    )
+  return key
+
+
+def _find_labels(features: Any) -> _Labels | None:
+  import tensorflow_datasets as tfds
+
+  is_label = lambda feature: isinstance(feature, tfds.features.ClassLabel)
+  is_list = lambda feature: (
+    isinstance(feature, tfds.features.Sequence) and is_label(feature.feature)
+  )
+  key = _only_key(features, "label", is_label)
+  if key is not None:
+    return _Labels(key, tuple(features[key].names))
+  key = _only_key(features, "labels", is_list)
+  if key is None:
+    return None
+  names = tuple(features[key].feature.names)
+  counted_key = f"{key}_no_difficult"
+  if counted_key not in features:
+    return _Labels(key, names, several=True)
+  return _Labels(key, names, several=True, counted_key=counted_key)
 
 
 def _indicator(labels: tf.Tensor, num_classes: int) -> tf.Tensor:
-  """Classes, in any number, to int32 [num_classes] of 1 and 0."""
-  # The sum of no rows is 0, where their maximum would be the least integer.
+  """Returns int32 [num_classes]: 1 for each class that is listed, else 0."""
+  # A sum, because the maximum of no rows is the smallest integer.
   counts = tf.reduce_sum(tf.one_hot(labels, num_classes, dtype=tf.int32), 0)
   return tf.minimum(counts, 1)
 
@@ -197,12 +249,12 @@ def _is_image(feature: Any) -> bool:
 
 
 def _only_key(
-  features: Any, favourite: str, accepts: Callable[[Any], bool]
+  features: Any, preferred: str, accepts: Callable[[Any], bool]
 ) -> str | None:
-  """The key of the feature wanted: by name, else the only one of its kind."""
+  """Returns the preferred key if its feature is accepted, else the only one."""
   keys = [key for key, feature in features.items() if accepts(feature)]
-  if favourite in keys:
-    return favourite
+  if preferred in keys:
+    return preferred
   return keys[0] if len(keys) == 1 else None
 
 
@@ -210,65 +262,62 @@ def _only_key(
 
 
 @tf.autograph.experimental.do_not_convert
-def hold_in_memory(
+def read_into_memory(
   source: source_lib.Source,
+  stream: source_lib.Stream,
   records: tf.data.Dataset,
   shape: tuple[int | None, ...],
 ) -> source_lib.Source:
   """Reads all records once; decodes them if they are small and of one size.
 
   Args:
-    source: Its stream says how to parse a record.
-    records: The `source.num_examples` records of the stream that are wanted.
-    shape: Of every image; None where they differ.
+    source: The source to return, without its records.
+    stream: Parses the records.
+    records: The `source.num_examples` records of the stream.
+    shape: Shape of every image; None where it differs.
   """
-  parse = source.stream.parse
-  serialized = _gather(records.map(lambda r: r["serialized"]), source)
+  count, parse = source.num_examples, stream.parse
+  serialized = execution.read_all(records.map(lambda r: r["serialized"]), count)
   labels = None
   if source.num_classes:
-    labels = tf.data.Dataset.from_tensor_slices(serialized)
-    labels = _gather(labels.map(lambda s: parse(s)["label"]), source)
-  source = dataclasses.replace(
-    source,
-    stream=None,
-    labels=labels,
-    fetch=lambda index: parse(table[index])["image"],
-  )
+    parsed = tf.data.Dataset.from_tensor_slices(serialized)
+    parsed = parsed.map(lambda s: parse(s)["label"])
+    labels = execution.read_all(parsed, count)
   table = tf.constant(serialized)
-  if None in shape[:2] or max(shape[:2]) > source_lib.MAX_SMALL_SIDE:
+  fetch = lambda index: parse(table[index])["image"]
+  source = dataclasses.replace(source, stream=None, labels=labels, fetch=fetch)
+  height, width = shape[:2]
+  if height is None or width is None:
+    return source
+  if max(height, width) > source_lib.MAX_SMALL_SIDE:
     return source
 
   def pixels(index: tf.Tensor) -> tf.Tensor:
-    image = source.fetch(index)
+    image = fetch(index)
     if image.dtype == tf.string:
       image = decode.decode_pixels(image, source.channels)
-    return tf.ensure_shape(image, (*shape[:2], source.channels))
+    return tf.ensure_shape(image, (height, width, source.channels))
 
-  images = tf.data.Dataset.range(source.num_examples)
+  images = tf.data.Dataset.range(count)
   images = images.map(pixels, num_parallel_calls=tf.data.AUTOTUNE)
   try:
-    return dataclasses.replace(source, images=_gather(images, source))
+    return dataclasses.replace(source, images=execution.read_all(images, count))
   except tf.errors.InvalidArgumentError:
     return source  # Some image is bad: the pipeline deals with it.
-
-
-def _gather(dataset: tf.data.Dataset, source: source_lib.Source) -> np.ndarray:
-  """All elements of a dataset of `source.num_examples` elements."""
-  return next(dataset.batch(source.num_examples).as_numpy_iterator())
 
 
 # --- Many records: a stream ---------------------------------------------------
 
 
 class _Files:
-  """The files of a split and what to read of each.
+  """The files of a split, and the records to read of each.
 
   Attributes:
     num_examples: Records in the split.
-    num_bytes: About how many bytes they have.
+    num_bytes: Approximate size of the records.
   """
 
-  def __init__(self, builder: Any, split: str):
+  def __init__(self, builder: Any, split: str) -> None:
     instructions = _instructions(builder, split)
     self._names = np.array([i.filename for i in instructions])
     self._skips = np.array([i.skip for i in instructions], np.int64)
@@ -281,7 +330,7 @@ class _Files:
     self.num_bytes = mean * self.num_examples
 
   def eval_stream(self, first: int, last: int) -> tf.data.Dataset:
-    """Records [first, last) in order: {"serialized", "index"}."""
+    """Returns records [first, last) in order: {"serialized", "index"}."""
     order = tf.range(len(self._names), dtype=tf.int64)
     return self._pieces(order, first, last).flat_map(_read)
 
@@ -292,11 +341,11 @@ class _Files:
     process_index: int,
     process_count: int,
   ) -> tf.data.Dataset:
-    """This process's records, epoch after epoch, without end.
+    """Returns this process's records, epoch after epoch, without end.
 
     Args:
       key: Key of the order, uint64.
-      first_record: How many of this process's records to leave out.
+      first_record: Number of this process's records to skip.
       process_index: Which process this is.
       process_count: Number of processes.
 
@@ -322,9 +371,11 @@ class _Files:
           "seed": stateless.seed(stateless.fold_in(epoch_key, number)),
         }
       )
-      return _leave_out(groups, tf.where(epoch == first_epoch, offset, 0))
+      return _skip_records(groups, tf.where(epoch == first_epoch, offset, 0))
 
-    groups = tf.data.Dataset.range(first_epoch, _NO_END).flat_map(groups_of)
+    groups = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(
+      groups_of
+    )
     # Parallel, so that the next group is opened before this one ends.
     return groups.interleave(
       _read_group,
@@ -334,11 +385,16 @@ class _Files:
     )
 
   def _pieces(self, order: tf.Tensor, first: int, last: int) -> tf.data.Dataset:
-    """What to read of each file for records [first, last) of files in order.
+    """Returns the pieces of files that hold records [first, last).
+
+    Args:
+      order: Order of the files.
+      first: First record, counted in that order.
+      last: The record after the last one.
 
     Returns:
-      Elements {"file", "skip", "take", "index"}: the path, how many records to
-      leave out, how many to read, and the index of the first one read.
+      Elements {"file", "skip", "take", "index"}: the path, the number of
+      records to skip, the number to read, and the index of the first one read.
     """
     takes = tf.gather(self._takes, order)
     starts = tf.cumsum(takes, exclusive=True)
@@ -355,7 +411,7 @@ class _Files:
 
 
 def _instructions(builder: Any, split: str) -> list[Any]:
-  """TFDS's file instructions for a split expression."""
+  """Returns TFDS's file instructions for a split expression."""
   name = builder.info.full_name
   file_format = builder.info.file_format
   if file_format and file_format.value != "tfrecord":
@@ -373,8 +429,8 @@ def _instructions(builder: Any, split: str) -> list[Any]:
     ) from error
 
 
-def _leave_out(groups: tf.data.Dataset, count: tf.Tensor) -> tf.data.Dataset:
-  """Drops whole groups, and tells the next one how many records to skip."""
+def _skip_records(groups: tf.data.Dataset, count: tf.Tensor) -> tf.data.Dataset:
+  """Drops whole groups, and sets the number to skip in the next one."""
 
   def split(left: tf.Tensor, group: _Example) -> tuple[tf.Tensor, _Example]:
     size = tf.reduce_sum(group["group"]["take"])
@@ -386,7 +442,7 @@ def _leave_out(groups: tf.data.Dataset, count: tf.Tensor) -> tf.data.Dataset:
 
 
 def _read_group(group: _Example) -> tf.data.Dataset:
-  """Shuffled records of a group of files."""
+  """Returns the shuffled records of a group of files."""
   records = tf.data.Dataset.from_tensor_slices(group["group"]).interleave(
     _read,
     cycle_length=FILES_PER_GROUP,
@@ -401,7 +457,7 @@ def _read_group(group: _Example) -> tf.data.Dataset:
 
 
 def _read(piece: _Example) -> tf.data.Dataset:
-  """Records of one file: {"serialized", "index"}."""
+  """Returns the records of a piece of a file: {"serialized", "index"}."""
   records = tf.data.TFRecordDataset(piece["file"], buffer_size=1 << 20)
   records = records.skip(piece["skip"]).take(piece["take"])
   return records.enumerate(piece["index"]).map(
