@@ -19,6 +19,11 @@ from imsvd_jax.data.faults import Batches, first_readable
 from imsvd_jax.data.order import local_batch_size, ordered_records
 from imsvd_jax.data.source import Source
 
+# A record or a batch of them, by the names of their parts.
+Record = dict[str, tf.Tensor]
+
+LabelReader = Callable[[Record], tf.Tensor]
+
 
 def view_crops(views: ConfigDict) -> list[crops.Crop]:
   """Returns the crop of each view: two global ones, then the local ones.
@@ -33,12 +38,6 @@ def view_crops(views: ConfigDict) -> list[crops.Crop]:
 def _view_crop(view: ConfigDict) -> crops.Crop:
   scale, ratio = tuple(view.crop_scale), tuple(view.crop_ratio)
   return crops.Crop(view.size, scale, ratio, view.flip_prob)
-
-
-# A record or a batch of them, by the names of their parts.
-Record = dict[str, tf.Tensor]
-
-LabelReader = Callable[[Record], tf.Tensor]
 
 
 # --- Batches ------------------------------------------------------------------

@@ -22,7 +22,7 @@ FLAGS = [
   "--disable-sync",
   "--disable-dev-shm-usage",
   "--hide-scrollbars",
-  # A page opened from disk must need nothing: no proxy, no host resolves.
+  # A page opened from disk must work without a network: no host resolves.
   "--host-resolver-rules=MAP * ~NOTFOUND",
 ]
 KEYS = {
@@ -38,7 +38,7 @@ ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
 def missing():
-  """What is not installed, or an empty string."""
+  """Returns the names of missing programs, or an empty string."""
   wanted = [p for p in ("chromium", "chromedriver") if not shutil.which(p)]
   return " and ".join(wanted)
 
@@ -152,7 +152,7 @@ class Browser:
       if value:
         return value
       time.sleep(0.03)
-    raise AssertionError(f"Waited {seconds} s in vain for: {source}")
+    raise AssertionError(f"Still false after {seconds} s: {source}")
 
   def go(self, page):
     """Opens a page of the explorer by its hash and waits for it."""
@@ -206,7 +206,7 @@ class Browser:
     self._call("POST", "/actions", {"actions": [keyboard]})
 
   def log(self):
-    """Errors and warnings on the console since the last call."""
+    """Returns errors and warnings on the console since the last call."""
     return [
       line["message"]
       for line in self._call("POST", "/se/log", {"type": "browser"})
@@ -214,7 +214,7 @@ class Browser:
     ]
 
   def requests(self):
-    """Addresses asked for since the last call."""
+    """Returns the addresses requested since the last call."""
     lines = self._call("POST", "/se/log", {"type": "performance"})
     messages = [json.loads(line["message"])["message"] for line in lines]
     return [

@@ -76,7 +76,7 @@ class Built:
     )
 
   def data(self, name):
-    """What a data script hands to the page."""
+    """Returns the value that a data script passes to the page."""
     text = (self.root / "data" / f"{name}.js").read_text()
     return json.loads(text[text.index(", ") + 2 : text.rindex(");")])
 
@@ -525,7 +525,7 @@ def test_matrix_tooltip_zoom_and_keyboard(browser, built):
     "new KeyboardEvent('keydown', {key: 'ArrowRight'})),"
     " document.getElementById('live').textContent.includes('bins 1, '))"
   )
-  # What it says of the pair of bins is what the matrix holds.
+  # The tooltip agrees with the matrix.
   said = browser.text("#live")
   bins = re.search(r"bins (\d), (\d): P (?:=|≈) ([\d.e-]+)", said)
   d, e = int(bins[1]), int(bins[2])
@@ -544,7 +544,7 @@ def test_matrix_tooltip_zoom_and_keyboard(browser, built):
 
 @needs_chromium
 def test_matrix_pixels_follow_the_matrix(browser, built):
-  """In the light the darker a pair, the more it shares above the floor."""
+  """In the light theme, a darker pair has more information above the floor."""
   browser.go("#/matrix")
   centres = (
     "const c = document.querySelector('.stage canvas');"
