@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, Literal, overload
 
 import tensorflow as tf
 
@@ -25,6 +25,14 @@ SOURCES = {
   "synthetic": synthetic.make,
   "tfds": tfds.make,
 }
+
+
+@overload
+def make_source(settings: Any, split: Literal["train"]) -> Source: ...
+
+
+@overload
+def make_source(settings: Any, split: str) -> Source | None: ...
 
 
 def make_source(settings: Any, split: str) -> Source | None:

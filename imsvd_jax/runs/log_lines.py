@@ -81,7 +81,7 @@ class StepLog:
     *,
     start_step: int,
     every_seconds: float,
-  ):
+  ) -> None:
     self._experiment = experiment
     self._writer = writer
     self._skip_limit = skip_limit
