@@ -5,6 +5,7 @@ Any key of the recipe can be set on the command line
 """
 
 import pathlib
+from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import config_flags
@@ -30,8 +31,8 @@ def default_workdir(config_path: str) -> str:
   return str(pathlib.Path("runs") / (f"{name}-{mode}" if mode else name))
 
 
-def main(argv: list[str]) -> None:
-  """Runs the recipe given by --config in --workdir."""
+def main(argv: Sequence[str]) -> None:
+  """Trains the recipe of --config in --workdir."""
   del argv
   _join_cluster()
   # Imported late, so that --help and a bad flag answer at once.

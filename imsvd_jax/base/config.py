@@ -23,7 +23,7 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     config: Nested dicts or ConfigDicts. An empty one counts as a value, so
       that removing it is a change.
   """
-  flat = {}
+  flat: dict[str, Any] = {}
   for key, value in config.items():
     if hasattr(value, "items") and value:
       flat |= {f"{key}.{name}": leaf for name, leaf in flatten(value).items()}

@@ -33,7 +33,7 @@ class Progress:
     unit: str = "images",
     every: float = 3.0,
     report: Callable[[str], None] = print_line,
-  ):
+  ) -> None:
     self._what, self._total, self._unit = what, total, unit
     self._every, self._report = every, report
     self._done = 0

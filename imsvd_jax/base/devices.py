@@ -68,7 +68,7 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 def local_view(tree: Any, mesh: Mesh) -> Any:
   """Returns replicated global arrays as arrays of this process's devices.
 
-  A computation on them is this process's own: the others need not take part.
+  This process can then compute on them without the others.
 
   Args:
     tree: Tree of arrays, each a full copy on every device.
@@ -89,11 +89,13 @@ def local_view(tree: Any, mesh: Mesh) -> Any:
   return jax.tree.map(local, tree)
 
 
-def prefetch(batches: Iterable[Any], mesh: Mesh, size: int = 2) -> Iterator:
-  """Yields sharded batches, `size` of them in flight ahead of the consumer.
+def prefetch(
+  batches: Iterable[Any], mesh: Mesh, size: int = 2
+) -> Iterator[Any]:
+  """Yields sharded batches, transferring `size` of them ahead.
 
-  Transfers are asynchronous, so the next batches travel while the devices
-  compute on this one.
+  Transfers are asynchronous: the next batches travel while the devices compute
+  on this one.
   """
   source = (shard_batch(batch, mesh) for batch in batches)
   queue = collections.deque(itertools.islice(source, size))

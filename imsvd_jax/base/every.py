@@ -19,7 +19,7 @@ class Every:
 
   def __init__(
     self, *, steps: int = 0, minutes: float | None = None, clock_steps: int = 1
-  ):
+  ) -> None:
     self._steps = steps
     self._minutes = minutes
     self._clock_steps = clock_steps

@@ -67,7 +67,7 @@ def absolute(path: str | os.PathLike) -> epath.Path:
   """Returns the path with ~ expanded; a remote one as it is.
 
   Raises:
-    UserError: Nothing here reads this kind of path.
+    UserError: This kind of path is not supported.
   """
   if not is_remote(path):
     return epath.Path(path).expanduser().absolute()
@@ -75,8 +75,8 @@ def absolute(path: str | os.PathLike) -> epath.Path:
     return epath.Path(path)
   except KeyError:
     raise UserError(
-      f"{os.fspath(path)} is of no known kind; expected a directory, or"
-      " gs://BUCKET/DIR."
+      f"{os.fspath(path)} is neither a directory nor in a known kind of bucket;"
+      " expected a directory, or gs://BUCKET/DIR."
     ) from None
 
 
@@ -89,8 +89,8 @@ def make(path: str) -> str:
   directory = absolute(path)
   if os.fspath(directory).startswith("gs://") and not _has_cloud_storage():
     raise UserError(
-      f"Checkpoints in {directory} need google-cloud-storage, which Orbax asks"
-      " about the bucket: pip install 'imsvd_jax[gcs]'."
+      f"Checkpoints in {directory} need the package google-cloud-storage: pip"
+      " install 'imsvd_jax[gcs]'."
     )
   try:
     directory.mkdir(parents=True, exist_ok=True)
@@ -164,11 +164,11 @@ def _lasting_reason(error: BaseException | None) -> str | None:
 
 
 def is_passing(error: BaseException | None, path: str | os.PathLike) -> bool:
-  """Whether a remote path may be read again later, its content being whole.
+  """Returns whether a read failed because of the network, not the content.
 
   Args:
-    error: What reading it raised; its causes count.
-    path: What was read; a local one has no network to blame.
+    error: What reading raised; its causes count.
+    path: What was read. A local path never fails because of the network.
   """
   while error is not None and is_remote(path):
     text = f"{type(error).__name__}: {error}"
@@ -182,14 +182,14 @@ def _has_cloud_storage() -> bool:
   try:
     return importlib.util.find_spec("google.cloud.storage") is not None
   except ModuleNotFoundError:
-    return False  # Nor "google.cloud".
+    return False  # The parent package is missing too.
 
 
 def check_output(path: str) -> str:
   """Returns the path, with ~ expanded, if a file can be written there.
 
   Raises:
-    UserError: It cannot; better known before the work than after.
+    UserError: It cannot. Call this before the work, not after it.
   """
   path = os.path.expanduser(path)
   folder = os.path.dirname(path) or "."
@@ -199,8 +199,8 @@ def check_output(path: str) -> str:
     raise UserError(f"{path} is a folder; give the name of a file.")
   if os.path.exists(path) and not os.path.isfile(path):
     raise UserError(
-      f"{path} is no regular file and would be replaced by one; choose another"
-      " --output."
+      f"{path} is not a regular file and would be replaced by one; choose"
+      " another --output."
     )
   if not os.access(folder, os.W_OK):
     raise UserError(f"May not write into {folder}; choose another --output.")
@@ -208,10 +208,10 @@ def check_output(path: str) -> str:
 
 
 def check_directory(path: str | os.PathLike[str]) -> None:
-  """Checks that a directory is there, or can be made, to write files into.
+  """Checks that a directory exists, or can be created, and is writable.
 
   Raises:
-    UserError: It cannot; better known before the work than after.
+    UserError: It cannot. Call this before the work, not after it.
   """
   existing = os.fspath(path)
   if "://" in existing:
@@ -227,14 +227,14 @@ def check_directory(path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def in_place_when_done(path: str | os.PathLike[str]) -> Iterator[str]:
-  """Gives another name to write to; renames it when the block succeeds."""
+  """Yields a temporary name to write to; renames it if the block succeeds."""
   unfinished = f"{os.fspath(path)}.unfinished"
   try:
     yield unfinished
     os.replace(unfinished, path)
   except OSError as error:
     if str(error.filename) not in ("None", unfinished):
-      raise  # Of another file.
+      raise  # The error is about another file.
     raise UserError(f"Cannot write {path}: {error.strerror}.") from error
   finally:
     if os.path.exists(unfinished):

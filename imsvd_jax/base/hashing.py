@@ -1,4 +1,4 @@
-"""Hashes: of integers into an order, of arrays into a digest."""
+"""Hashes of integers (an order) and of arrays (a digest)."""
 
 import hashlib
 from typing import Any
@@ -9,8 +9,8 @@ import numpy as np
 
 def hash_order(size: int, *, seed: int) -> np.ndarray:
   """Returns int64 [size]: 0, 1, ... in the order of their hashes."""
-  with np.errstate(over="ignore"):  # Wrapping round is the arithmetic meant.
-    words = np.arange(1, size + 1, dtype=np.uint64)
+  with np.errstate(over="ignore"):  # The arithmetic wraps around on purpose.
+    words: np.ndarray = np.arange(1, size + 1, dtype=np.uint64)
     words = mix(words + mix(np.array([seed], np.uint64)))
   return np.argsort(words, kind="stable")
 
@@ -24,10 +24,7 @@ def mix(words: np.ndarray) -> np.ndarray:
 
 
 def checksum(tree: Any) -> str:
-  """Returns a digest of every array of a pytree, with its place and type.
-
-  It also tells whether a frozen backbone stayed frozen.
-  """
+  """Returns a digest of the arrays of a pytree, with their places and types."""
   digest = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     leaf = np.asarray(leaf)

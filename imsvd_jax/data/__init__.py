@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Literal, overload
 
 import tensorflow as tf
 from ml_collections import ConfigDict
@@ -25,6 +26,14 @@ SOURCES = {
   "synthetic": synthetic.make,
   "tfds": tfds.make,
 }
+
+
+@overload
+def make_source(settings: ConfigDict, split: Literal["train"]) -> Source: ...
+
+
+@overload
+def make_source(settings: ConfigDict, split: str) -> Source | None: ...
 
 
 def make_source(settings: ConfigDict, split: str) -> Source | None:

@@ -10,7 +10,7 @@ from imsvd_jax import formats
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.objectives import OBJECTIVES
 from imsvd_jax.runs import checkpointer as checkpoint
-from imsvd_jax.runs.encoder import stored_config, stored_step
+from imsvd_jax.runs.weight_files import stored_config, stored_step
 from imsvd_jax.training import experiment
 
 

@@ -50,7 +50,7 @@ class Checkpointer:
     keep_every: int = 0,
     config: Mapping[str, Any],
     facts: Mapping[str, Any] | None = None,
-  ):
+  ) -> None:
     self.workdir = files.absolute(workdir)
     self._root = self.workdir / run_directory.CHECKPOINTS
     self._config = as_json(config)
@@ -239,7 +239,7 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 def _from_first_process(steps: Sequence[int]) -> list[int]:
   # A network file system may list different files to different processes.
   count = multihost_utils.broadcast_one_to_all(np.int32(len(steps)))
-  padded = np.zeros(int(count), np.int32)
+  padded: np.ndarray = np.zeros(int(count), np.int32)
   if jax.process_index() == 0:
     padded[:] = steps
   return [int(step) for step in multihost_utils.broadcast_one_to_all(padded)]

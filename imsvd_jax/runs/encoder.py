@@ -1,14 +1,14 @@
-"""A trained run as functions of images: what every later command starts from.
+"""A trained encoder as functions of images.
 
-`load_encoder(workdir_or_file)` is the door for Python users; `evaluate`,
-`export`, `embed` and `explain` go through it too.
+`load_encoder(workdir_or_file)` is the entry for Python users, and for the
+commands `evaluate`, `export`, `embed` and `explain`.
 """
 
 import functools
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,33 +16,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from imsvd_jax import formats
 from imsvd_jax.base import devices
 from imsvd_jax.base.errors import UserError, lookup
-from imsvd_jax.models import Encoder, Projector
+from imsvd_jax.models import Encoder
 from imsvd_jax.objectives import OBJECTIVES, soft_discretize
-from imsvd_jax.runs import weights
+from imsvd_jax.runs import weight_files, weights
 from imsvd_jax.training import augment, experiment
 
 logger = logging.getLogger(__name__)
-
-# What files that say nothing else were trained with: torchvision's ResNets and
-# the official ones of IMSVD, VICReg and Barlow Twins.
-IMAGENET_DATA = {
-  "channels": 3,
-  "resize": 256,
-  "crop": 224,
-  "interpolation": "bicubic",
-  "mean": (0.485, 0.456, 0.406),
-  "std": (0.229, 0.224, 0.225),
-}
-
-# What a recipe needs for functions of images.
-_RECIPE = {
-  "model": ("dtype",),
-  "data": tuple(IMAGENET_DATA),
-  "objective": ("name",),
-}
 
 
 class LoadedEncoder:
@@ -70,7 +51,7 @@ class LoadedEncoder:
     model: Encoder | None = None,
     metadata: Mapping[str, Any] | None = None,
     batch_size: int = 256,
-  ):
+  ) -> None:
     """Binds weights to a recipe.
 
     Args:
@@ -82,11 +63,12 @@ class LoadedEncoder:
       metadata: What the file of the weights says about itself.
       batch_size: Images in a block, over all devices.
     """
-    objective = None
-    if config.objective.name:
-      objective = lookup(OBJECTIVES, config.objective.name, "objective")
+    name = config.objective.name
+    objective = lookup(OBJECTIVES, name, "objective") if name else None
+    if model is None:
+      model = experiment.make_model(config.model, OBJECTIVES[name])
     self.config = config
-    self.model = model or experiment.make_model(config.model, objective)
+    self.model = model
     self.step = step
     self.metadata = dict(metadata or {})
     self.has_projector = "projector" in variables["params"]
@@ -112,7 +94,7 @@ class LoadedEncoder:
     """Maps uint8 images [B, H, W, C] of any size to features [B, F].
 
     Images are resized (shorter side to data.resize, antialiased bicubic) and
-    cropped to the centre first, as in evaluation.
+    cropped to the center first, as in evaluation.
     """
     return self._in_blocks(self._features, self.preprocess(images))
 
@@ -153,7 +135,7 @@ class LoadedEncoder:
   def features_and_codes(
     self, images: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what `features` and `codes` do, from one pass."""
+    """Returns `features` and `codes`, from one pass."""
     self.check_discrete()
     return self._in_blocks(self._features_and_codes, self._check(images))
 
@@ -166,7 +148,7 @@ class LoadedEncoder:
   def apply(
     self, variables: Any, images: jax.Array, *, projector: bool = False
   ) -> jax.Array | dict[str, jax.Array]:
-    """Everything about images, as a function that jit and export accept.
+    """Returns everything about images, as a function for jit and export.
 
     Args:
       variables: As `self.variables`.
@@ -194,7 +176,7 @@ class LoadedEncoder:
       images, mean=tuple(settings.mean), std=tuple(settings.std)
     )
 
-  def _pure_features(self, variables, images):
+  def _pure_features(self, variables: Any, images: jax.Array) -> jax.Array:
     return self.model.apply(
       variables,
       self._normalized(images),
@@ -202,17 +184,19 @@ class LoadedEncoder:
       method=self.model.features,
     )
 
-  def _pure_embeddings(self, variables, images):
+  def _pure_embeddings(self, variables: Any, images: jax.Array) -> jax.Array:
     return self.model.apply(variables, self._normalized(images), train=False)[1]
 
-  def _pure_probabilities(self, variables, images):
+  def _pure_probabilities(self, variables: Any, images: jax.Array) -> jax.Array:
     return self._discretized(self._pure_embeddings(variables, images))
 
-  def _pure_features_and_codes(self, variables, images):
+  def _pure_features_and_codes(
+    self, variables: Any, images: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     outputs = self.apply(variables, images, projector=True)
     return outputs["features"], outputs["codes"]
 
-  def _discretized(self, embeddings):
+  def _discretized(self, embeddings: jax.Array) -> jax.Array:
     settings = experiment.hyperparameters(self.config)
     return soft_discretize(
       embeddings,
@@ -220,11 +204,11 @@ class LoadedEncoder:
       temperature=settings["temperature"],
     )
 
-  def _likeliest(self, embeddings):
+  def _likeliest(self, embeddings: jax.Array) -> jax.Array:
     bins = jnp.argmax(self._discretized(embeddings), axis=-1)
     return bins.astype(jnp.int32)
 
-  def _pure_feature_maps(self, variables, images):
+  def _pure_feature_maps(self, variables: Any, images: jax.Array) -> jax.Array:
     return self.model.apply(
       variables,
       self._normalized(images),
@@ -234,8 +218,12 @@ class LoadedEncoder:
 
   # --- Blocks -----------------------------------------------------------------
 
-  def _in_blocks(self, function, images: np.ndarray) -> Any:
-    size, blocks = self._batch_size, []
+  def _in_blocks(
+    self, function: Callable[[Any, jax.Array], Any], images: np.ndarray
+  ) -> Any:
+    """Runs a function on blocks of one size, and joins what it returns."""
+    size = self._batch_size
+    blocks: list[Any] = []
     pending = None
     for start in range(0, len(images), size):
       block = images[start : start + size]
@@ -247,7 +235,8 @@ class LoadedEncoder:
       if pending is not None:  # Fetched while the device works on the next.
         blocks.append(_fetch(*pending))
       pending = result
-    blocks.append(_fetch(*pending))
+    if pending is not None:
+      blocks.append(_fetch(*pending))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *blocks)
 
   def _check(self, images: np.ndarray) -> np.ndarray:
@@ -288,15 +277,17 @@ def _fetch(result: Any, count: int) -> Any:
   return jax.tree.map(lambda x: np.asarray(x)[:count], result)
 
 
-def data_settings(encoder: LoadedEncoder, chosen: str = "") -> Any:
-  """Returns the run's data settings, with another data set if one is given.
+def data_settings(
+  encoder: LoadedEncoder, chosen: str = ""
+) -> ml_collections.ConfigDict:
+  """Returns the run's data settings, for another data set if one is chosen.
 
   Args:
     encoder: Loaded from a run or a file.
     chosen: "NAME" or "NAME=PATH"; the run's own data set if empty.
 
   Returns:
-    As config.data; the name is empty where neither says one.
+    Settings like config.data; the name is empty if none is known.
   """
   data = encoder.config.copy_and_resolve_references().data.to_dict()
   settings = ml_collections.ConfigDict(
@@ -320,7 +311,7 @@ def data_settings(encoder: LoadedEncoder, chosen: str = "") -> Any:
 def fit_images(
   variables: Any, images: jax.Array, *, resize: int, crop: int
 ) -> jax.Array:
-  """Resizes the shorter side to `resize` and cuts the centre `crop`.
+  """Resizes the shorter side to `resize` and cuts the center `crop`.
 
   Args:
     variables: Ignored; every function of an encoder takes them.
@@ -358,17 +349,16 @@ def load_encoder(
   """Loads an encoder: `encoder(images uint8 [B, H, W, 3]) -> [B, F]`.
 
   Args:
-    workdir: A run's directory; or a file of weights: one that `export` wrote,
-      or any other that `interop.read_file` reads.
+    workdir: A run's directory; or a file of weights, in any format that
+      `formats.read_file` reads.
     step: Which checkpoint; the newest good one by default.
     use_target: Take the EMA target network's weights.
-    config: The recipe, for files that hold none. Without, they are taken as
-      ImageNet's ResNets.
+    config: The recipe, for files that hold none; ImageNet's by default.
     batch_size: Images that are computed together, over all devices.
 
   Raises:
     UserError: There is no such run or step, it has no target network, or the
-      file is not what it says.
+      file cannot be read.
   """
   path = os.path.expanduser(os.fspath(workdir))
   if os.path.isfile(path):
@@ -377,7 +367,8 @@ def load_encoder(
         f"{path} is a file and holds one set of weights; a step or the EMA"
         " target network is chosen in the run's directory."
       )
-    return _load_file(path, config, batch_size)
+    file = weight_files.read(path, config)
+    return LoadedEncoder(**file._asdict(), batch_size=batch_size)
   if config is not None:
     raise UserError(f"{path} is a run and has its own config; leave it out.")
   stored = weights.load_variables(path, step)
@@ -395,97 +386,4 @@ def load_encoder(
     {"params": params, "batch_stats": batch_stats},
     stored.step,
     batch_size=batch_size,
-  )
-
-
-# -----------------------------------------------------------------------------
-# Files of weights.
-# -----------------------------------------------------------------------------
-
-
-def stored_config(
-  path: str, imported: formats.Imported
-) -> dict[str, Any] | None:
-  """Returns the recipe that a file carries, if it does.
-
-  Raises:
-    UserError: It is one of ours, but not all of it.
-  """
-  config = (imported.metadata or {}).get("config")
-  if not isinstance(config, Mapping) or not _RECIPE.keys() <= config.keys():
-    return None
-  for part, keys in _RECIPE.items():
-    found = config[part] if isinstance(config[part], Mapping) else {}
-    missing = [f"{part}.{key}" for key in keys if key not in found]
-    if missing:
-      raise UserError(
-        f"The recipe in {path} lacks {', '.join(missing)}; give another one as"
-        " the config."
-      )
-  return dict(config)
-
-
-def stored_step(imported: formats.Imported) -> int:
-  """Returns the training steps that a file tells of; 0 if it does not.
-
-  Other people's metadata may say "12k".
-  """
-  step = str((imported.metadata or {}).get("step", ""))
-  return int(step) if step.isdecimal() else 0
-
-
-def _load_file(
-  path: str, config: Mapping[str, Any] | None, batch_size: int
-) -> LoadedEncoder:
-  imported = formats.read_file(path)
-  config = config or stored_config(path, imported)
-  if config is None:
-    config = _imagenet_config(path, imported.architecture)
-  config = ml_collections.ConfigDict(config)
-  channels = imported.architecture.channels
-  if config.data.channels != channels:
-    raise UserError(
-      f"{path} is for images of {channels} channels, the config for"
-      f" {config.data.channels}."
-    )
-  return LoadedEncoder(
-    config,
-    imported.variables,
-    stored_step(imported),
-    model=_network(imported.architecture, config.model.dtype),
-    metadata=imported.metadata,
-    batch_size=batch_size,
-  )
-
-
-def _imagenet_config(
-  path: str, architecture: formats.Architecture
-) -> dict[str, Any]:
-  """Returns what is enough of a recipe for functions of images."""
-  if (architecture.stem, architecture.channels) != ("imagenet", 3):
-    raise UserError(
-      f"{path} does not say how its images are to be prepared, and"
-      f" {architecture.describe()} is not ImageNet's; give config=, or import"
-      " it with `python -m imsvd_jax import_weights --config=...`."
-    )
-  logger.info(
-    "%s does not say how its images are to be prepared: taking ImageNet's mean"
-    " and standard deviation, shorter side 256, centre 224.",
-    path,
-  )
-  return {
-    "model": {"dtype": "float32"},
-    "data": IMAGENET_DATA,
-    "objective": {"name": ""},
-  }
-
-
-def _network(architecture: formats.Architecture, dtype: str) -> Encoder:
-  return Encoder(
-    backbone=architecture.network().clone(dtype=jnp.dtype(dtype)),
-    projector=Projector(
-      widths=architecture.projector,
-      hidden_bias=architecture.hidden_bias,
-      dtype=jnp.dtype(dtype),
-    ),
   )

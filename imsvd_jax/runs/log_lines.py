@@ -1,9 +1,11 @@
 """What a run says: its description, and the numbers of its steps."""
 
+from __future__ import annotations
+
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from ml_collections import ConfigDict
@@ -11,11 +13,13 @@ from ml_collections import ConfigDict
 from imsvd_jax.base import console
 from imsvd_jax.base.config import flatten
 from imsvd_jax.base.console import say
-from imsvd_jax.data.source import Source
 from imsvd_jax.objectives.diagnostics import collapse_warning
 from imsvd_jax.runs import metrics
 from imsvd_jax.training import finite
 from imsvd_jax.training.experiment import Experiment
+
+if TYPE_CHECKING:  # It imports TensorFlow.
+  from imsvd_jax.data.source import Source
 
 # A random network may look collapsed; after so many steps it is.
 MIN_STEPS_TO_WARN = 50
@@ -81,7 +85,7 @@ class StepLog:
     *,
     start_step: int,
     every_seconds: float,
-  ):
+  ) -> None:
     self._experiment = experiment
     self._writer = writer
     self._skip_limit = skip_limit

@@ -1,7 +1,7 @@
-"""Where numbers go: console, metrics.jsonl and TensorBoard.
+"""Writes and reads the numbers of a run: metrics.jsonl and TensorBoard.
 
-The only importer of clu. `metrics.jsonl` holds nothing that depends on the
-clock, so that a resumed run writes the very lines of one that never stopped.
+The only module that imports clu. `metrics.jsonl` holds nothing that depends on
+the clock, so a resumed run writes the same lines as one that never stopped.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ def parameter_table(params: Mapping) -> str:
 
 
 def to_floats(metrics: Mapping[str, Any]) -> dict[str, Any]:
-  """Fetches scalars from the device: waits for the step that makes them."""
+  """Fetches scalars from the device; waits for the step that computes them."""
   return jax.tree.map(float, jax.device_get(dict(metrics)))
 
 
 def flat(metrics: Mapping[str, Any]) -> dict[str, float]:
-  """Returns one level: what "terms" and "diagnostics" hold stands for them."""
-  result = {}
+  """Returns one level: groups such as "terms" are replaced by their scalars."""
+  result: dict[str, float] = {}
   for name, value in metrics.items():
     result |= value if isinstance(value, Mapping) else {name: value}
   return result
@@ -47,26 +47,26 @@ def flat(metrics: Mapping[str, Any]) -> dict[str, float]:
 class MetricWriter:
   """Writes scalars to TensorBoard and metrics.jsonl, from process 0 only."""
 
-  def __init__(self, workdir: str, *, start_step: int):
-    """Opens the files; drops lines past `start_step`, which will come again.
+  def __init__(self, workdir: str, *, start_step: int) -> None:
+    """Opens the files; drops lines after `start_step`, to be written again.
 
     Args:
       workdir: Existing directory of the run.
       start_step: Step that the run continues from; 0 if from the beginning.
 
     Raises:
-      UserError: The files cannot be written; so do the methods.
+      UserError: The files cannot be written. The methods raise it too.
     """
     self._is_main = jax.process_index() == 0
     if not self._is_main:
       return
-    workdir = epath.Path(workdir)
-    self._path = workdir / METRICS_FILE
-    lines = _Rewritten if files.is_remote(workdir) else _Appended
-    with files.writing("the metrics", workdir):
+    directory = epath.Path(workdir)
+    self._path = directory / METRICS_FILE
+    lines = _Rewritten if files.is_remote(directory) else _Appended
+    with self._writing():
       self._lines = lines(self._path, start_step)
       self._tensorboard = metric_writers.AsyncWriter(
-        metric_writers.SummaryWriter(os.fspath(workdir / "tensorboard"))
+        metric_writers.SummaryWriter(os.fspath(directory / "tensorboard"))
       )
 
   def write(
@@ -83,11 +83,14 @@ class MetricWriter:
   def sync(self) -> None:
     """Waits until the lines are on disk, or in the bucket.
 
-    A checkpoint must not outlive, in a crash of the machine, the lines before
-    it. Nor may a run go on writing to a file that somebody removed.
+    Call it before a checkpoint: after a crash of the machine, all lines before
+    the checkpoint must exist.
+
+    Raises:
+      UserError: Somebody removed the file.
     """
     if self._is_main:
-      # First: a bucket would make the file anew.
+      # Checked first, because a bucket would create the file again.
       if not self._path.exists():
         raise UserError(
           f"{self._path} is gone: the working directory was removed while the"
@@ -110,9 +113,9 @@ class MetricWriter:
 
 
 class _Appended:
-  """Lines of a file of this machine, each there as soon as it is written."""
+  """Lines of a file on this machine, each written at once."""
 
-  def __init__(self, path: epath.Path, start_step: int):
+  def __init__(self, path: epath.Path, start_step: int) -> None:
     if path.exists():
       partial = path.with_suffix(".partial")
       partial.write_text("".join(_lines_to_keep(path, start_step)))
@@ -131,12 +134,12 @@ class _Appended:
 
 
 class _Rewritten:
-  """Lines of an object in a bucket, there after the next `sync`.
+  """Lines of an object in a bucket, written at the next `sync`.
 
-  Nothing can be appended to an object, so it is written anew, whole.
+  An object cannot be appended to, so each `sync` writes all of it.
   """
 
-  def __init__(self, path: epath.Path, start_step: int):
+  def __init__(self, path: epath.Path, start_step: int) -> None:
     self._path = path
     self._lines = _lines_to_keep(path, start_step) if path.exists() else []
     self._path.write_text("".join(self._lines))
@@ -160,9 +163,9 @@ def write_tensorboard(
   """Writes scalars of one step to event files of their own.
 
   Args:
-    directory: Where the files lie; made if absent.
-    step: Of the scalars.
-    scalars: Finite or not, by tag.
+    directory: Directory of the files, created if absent.
+    step: Step of the scalars.
+    scalars: Values by tag; they need not be finite.
   """
   writer = metric_writers.SummaryWriter(directory)
   writer.write_scalars(step, dict(scalars))
@@ -180,15 +183,15 @@ def _parse(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
       yield text, json.loads(text)
     except json.JSONDecodeError:
-      continue  # A line cut short by a kill; its step will come again.
+      continue  # A line cut short by a kill; the run writes its step again.
 
 
 def _lines_to_keep(path: epath.Path, step: int) -> list[str]:
-  """Returns the lines, each with its end, that will not come again."""
+  """Returns the lines up to a step, each with its line break."""
 
-  def is_kept(line):
-    # A run from the beginning writes step 0 again, and any writes the results
-    # of the final evaluation again.
+  def is_kept(line: Mapping[str, Any]) -> bool:
+    # A run from the beginning writes step 0 again, and every run writes the
+    # results of the final evaluation again.
     is_final = any(name.startswith("final_") for name in line)
     return step > 0 and line["step"] <= step and not is_final
 

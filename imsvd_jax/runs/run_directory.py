@@ -26,10 +26,10 @@ _DAMAGED = "damaged-"  # Followed by the number of the step.
 
 def locate(path: str | os.PathLike) -> tuple[epath.Path, int | None]:
   """Returns (workdir, None), or (workdir, step) for a step's directory."""
-  path = files.absolute(path)
-  if path.name.isdigit() and path.parent.name == CHECKPOINTS:
-    return path.parent.parent, int(path.name)
-  return path, None
+  directory = files.absolute(path)
+  if directory.name.isdigit() and directory.parent.name == CHECKPOINTS:
+    return directory.parent.parent, int(directory.name)
+  return directory, None
 
 
 def steps_on_disk(root: epath.Path) -> list[int]:

@@ -70,8 +70,8 @@ def load_variables(
   (tree, meta), found, _ = verification.newest_usable(
     root, steps, step, _read_variables
   )
-  variables = [tree.get(name) for name in _VARIABLES]
-  return Variables(*variables, step=found, config=meta["config"])
+  variables = {name: tree.get(name) for name in _VARIABLES}
+  return Variables(**variables, step=found, config=meta["config"])
 
 
 def _read_variables(directory: epath.Path) -> tuple[dict[str, Any], Any]:

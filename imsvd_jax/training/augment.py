@@ -1,11 +1,10 @@
 """The device half of augmentation: pixel arithmetic, in JAX and float32.
 
-Definitions are torchvision's on float images in [0, 1]: colour jitter
+The definitions are torchvision's, on float images in [0, 1]: color jitter
 (brightness, contrast, saturation and hue in random order), grayscale, Gaussian
-blur, solarize. Two more operations serve images in which colour must carry no
-information: a random permutation of the channels, and inversion. They apply in
-this order: jitter, permutation, inversion, grayscale, blur, solarize,
-normalize.
+blur, solarize. Two more operations are for images whose color must carry no
+information: a random permutation of the channels, and inversion. The order is:
+jitter, permutation, inversion, grayscale, blur, solarize, normalize.
 
 Every random number is a function of one key per example, so an example's view
 depends on (seed, epoch, index, view) and not on the batch that it is in. An
@@ -15,8 +14,8 @@ Saturation, hue and grayscale are defined on three channels; for another number
 of channels they are skipped, brightness and contrast apply, and contrast takes
 the plain mean of all channels.
 
-Inside, images are planes [C, B, H, W]: the channel comes first because three
-channels next to each other would defeat vectorization.
+Internally, images are planes [C, B, H, W]: with the three channels last, XLA
+could not vectorize.
 """
 
 from __future__ import annotations
@@ -158,7 +157,7 @@ def augment(
 def _recipe(
   settings: Any, channels: int
 ) -> list[tuple[str, float, _Operation]]:
-  """(name of the coin, probability, operation(draws, planes)), in order."""
+  """Returns (coin's name, probability, operation(draws, planes)) in order."""
   gray_prob = settings.gray_prob if channels == 3 else 0.0
   strengths = _strengths(settings, channels)
   jitter = functools.partial(_jitter, strengths=strengths)
@@ -205,9 +204,9 @@ _DRAWS = (
 
 
 def _draw(keys: jax.Array, channels: int) -> _Draws:
-  """Uniform numbers in [0, 1) by name: [B]; "permutation": [B, C].
+  """Returns uniform numbers in [0, 1) by name: [B]; "permutation": [B, C].
 
-  One call of the generator per example: many small ones cost more to compile
+  Calls the generator once per example: many small calls cost more to compile
   and to run.
   """
   count = len(_DRAWS) + channels
@@ -216,7 +215,7 @@ def _draw(keys: jax.Array, channels: int) -> _Draws:
   return draws | {"permutation": numbers[:, len(_DRAWS) :]}
 
 
-# --- Colour jitter ------------------------------------------------------------
+# --- Color jitter -------------------------------------------------------------
 
 _BLENDS = ("brightness", "contrast", "saturation")
 
@@ -441,7 +440,7 @@ def gaussian_blur(planes: jax.Array, sigma: jax.Array) -> jax.Array:
 def _convolve(
   plane: jax.Array, weights: list[jax.Array], axis: int
 ) -> jax.Array:
-  """One axis, with a symmetric kernel given from its centre outwards."""
+  """One axis, with a symmetric kernel given from its center outwards."""
   radius, length = len(weights) - 1, plane.shape[axis]
   padding = [(0, 0)] * plane.ndim
   padding[axis] = (radius, radius)

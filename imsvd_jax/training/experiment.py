@@ -143,11 +143,11 @@ def abstract_batch(
     shape = (size, count, side, side, config.data.channels)
     return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)
 
-  groups = (images(NUM_GLOBAL, views.view1.size),)
+  groups = [images(NUM_GLOBAL, views.view1.size)]
   if views.num_local:
-    groups += (images(views.num_local, views.local.size),)
+    groups.append(images(views.num_local, views.local.size))
   numbers = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding)
-  return {"views": groups, "index": numbers, "epoch": numbers}
+  return {"views": tuple(groups), "index": numbers, "epoch": numbers}
 
 
 # -----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ run.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -96,11 +97,15 @@ def discard_unless_finite(
   # The key never changes, and `where` would have to unwrap it.
   kept = jax.tree.map(
     lambda n, o: jnp.where(finite, n, o),
-    new.replace(rng=None),
-    old.replace(rng=None),
+    dataclasses.replace(new, rng=None),
+    dataclasses.replace(old, rng=None),
   )
-  new = kept.replace(
-    step=step, skips=skips, rng=old.rng, bad_images=metrics["bad_images"]
+  new = dataclasses.replace(
+    kept,
+    step=step,
+    skips=skips,
+    rng=old.rng,
+    bad_images=metrics["bad_images"],
   )
   return new, {**metrics, "skips": skips}
 
@@ -114,7 +119,7 @@ class SkipLimit:
     seen: Skips of the run that is resumed, which were reported before.
   """
 
-  def __init__(self, policy: str, max_in_a_row: int, seen: int):
+  def __init__(self, policy: str, max_in_a_row: int, seen: int) -> None:
     self._policy = policy
     self._max_in_a_row = max_in_a_row
     self._seen = seen

@@ -1,8 +1,8 @@
 """Optimizers of the reference recipes, their schedule and their masks.
 
-All three apply the learning rate last, outside the momentum buffer, as the
-reference implementations do; `optax.lars` puts it inside, which is another
-algorithm as soon as the learning rate changes.
+All three apply the learning rate last, outside of the momentum buffer, like the
+reference implementations. `optax.lars` applies it inside, which is a different
+algorithm under a schedule.
 """
 
 from collections.abc import Callable
@@ -11,22 +11,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from imsvd_jax.base.errors import UserError, lookup
 
 
 def not_1d(params: Any) -> Any:
-  """Marks kernels True, biases and batch-norm parameters False."""
+  """Returns True for kernels, False for biases and batch-norm parameters."""
   return jax.tree.map(lambda p: jnp.ndim(p) != 1, params)
 
 
-def _decay(settings: Any) -> optax.GradientTransformation:
+def _decay(settings: ConfigDict) -> optax.GradientTransformation:
   mask = None if settings.decay_1d else not_1d
   return optax.add_decayed_weights(settings.weight_decay, mask=mask)
 
 
 def lars(
-  settings: Any, schedule: optax.Schedule
+  settings: ConfigDict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
   """LARS: m <- momentum m + q (g + wd w), w <- w - lr m.
 
@@ -45,7 +46,7 @@ def lars(
 
 
 def sgd(
-  settings: Any, schedule: optax.Schedule
+  settings: ConfigDict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
   """SGD: m <- momentum m + g + wd w, w <- w - lr m."""
   return optax.chain(
@@ -56,7 +57,7 @@ def sgd(
 
 
 def adamw(
-  settings: Any, schedule: optax.Schedule
+  settings: ConfigDict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
   """AdamW: w <- w - lr (adam(g) + wd w) (Loshchilov and Hutter, 2019)."""
   return optax.chain(
@@ -67,7 +68,7 @@ def adamw(
 
 
 OPTIMIZERS: dict[
-  str, Callable[[Any, optax.Schedule], optax.GradientTransformation]
+  str, Callable[[ConfigDict, optax.Schedule], optax.GradientTransformation]
 ] = {
   "lars": lars,
   "sgd": sgd,
@@ -81,10 +82,10 @@ def learning_rate_schedule(
   """Linear from 0 to peak, then half a cosine to final_fraction * peak.
 
   Raises:
-    UserError: The run has no steps, or ends before its warm-up does.
+    UserError: The run has no steps, or ends before its warm-up.
   """
   if total_steps < 1:
-    raise UserError(f"A run needs one step at least, found {total_steps}.")
+    raise UserError(f"A run needs at least one step, found {total_steps}.")
   if not 0 <= warmup_steps < total_steps:
     raise UserError(
       f"The warm-up of {warmup_steps} steps must be shorter than the run of "
@@ -102,7 +103,11 @@ def learning_rate_schedule(
 
 
 def make_optimizer(
-  settings: Any, *, batch_size: int, steps_per_epoch: float, total_steps: int
+  settings: ConfigDict,
+  *,
+  batch_size: int,
+  steps_per_epoch: float,
+  total_steps: int,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """Returns the optimizer that `settings` describe, and its learning rate.
 

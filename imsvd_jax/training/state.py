@@ -20,11 +20,11 @@ class TrainState:
     opt_state: Optax state.
     target: {"params", "batch_stats"} of the EMA target network, or None where
       the objective has none.
-    rng: Typed key of the run; never changes, only folded into.
-    skips: Updates thrown away; they count as steps, and change nothing else.
+    rng: Typed key of the run. It never changes; other keys are folded from it.
+    skips: Discarded updates. They count as steps and change nothing else.
     bad_images: int32 scalar; images so far, of all processes, that could not
-      be read and were replaced. Here, so that no step waits for the host and a
-      resumed run counts on.
+      be read and were replaced. Part of the state, so that no step waits for
+      the host and a resumed run continues the count.
   """
 
   step: jax.Array

@@ -4,6 +4,7 @@ Free of TensorFlow, so that benchmarks and preflight can compile the real step
 on any machine.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -139,7 +140,8 @@ def train_step(
   }
   if "bad" in batch:
     metrics["bad_images"] += jnp.sum(batch["bad"], dtype=jnp.int32)
-  new_state = state.replace(
+  new_state = dataclasses.replace(
+    state,
     params=params,
     batch_stats=batch_stats,
     opt_state=opt_state,

@@ -135,7 +135,7 @@ def test_what_a_bucket_needs_is_said(monkeypatch):
   monkeypatch.setattr(files, "_has_cloud_storage", lambda: False)
   with pytest.raises(UserError, match=r"imsvd_jax\[gcs\]"):
     files.make(RUN)
-  with pytest.raises(UserError, match="gz://b/run is of no known kind"):
+  with pytest.raises(UserError, match="gz://b/run is neither a directory"):
     files.make("gz://b/run")
 
 

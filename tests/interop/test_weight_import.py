@@ -17,8 +17,7 @@ from imsvd_jax.base.errors import UserError
 from imsvd_jax.formats.architecture import entries
 from imsvd_jax.formats.safetensors_files import write_safetensors
 from imsvd_jax.interop.weight_import import import_weights
-from imsvd_jax.runs import encoder as encoder_lib
-from imsvd_jax.runs import resume, weights
+from imsvd_jax.runs import resume, weight_files, weights
 from imsvd_jax.runs.encoder import load_encoder
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import step as step_lib
@@ -189,7 +188,7 @@ def test_steps_of_foreign_files(written, step, tmp_path):
   architecture = network()
   write_safetensors(tmp_path / "file", fake(architecture), {"step": written})
   imported = formats.read_file(tmp_path / "file")
-  assert encoder_lib.stored_step(imported) == step
+  assert weight_files.stored_step(imported) == step
 
 
 @pytest.mark.parametrize("part", ["model", "data", "objective"])
@@ -209,7 +208,7 @@ def test_a_recipe_with_holes_is_refused(part, tmp_path):
 def test_what_functions_need_is_not_what_training_needs(tmp_path):
   config = {
     "model": {"dtype": "float32"},
-    "data": encoder_lib.IMAGENET_DATA,
+    "data": weight_files.IMAGENET_DATA,
     "objective": {"name": "vicreg"},
   }
   path = str(tmp_path / "file")

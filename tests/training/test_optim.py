@@ -200,7 +200,7 @@ def test_user_mistakes():
     make(settings("lar"))
   with pytest.raises(UserError, match=r"warm-up of 60 steps.*run of 60"):
     make(settings("sgd", warmup_epochs=11))
-  with pytest.raises(UserError, match="one step at least"):
+  with pytest.raises(UserError, match="at least one step"):
     optim.make_optimizer(
       settings("sgd"), batch_size=1, steps_per_epoch=1, total_steps=0
     )

@@ -1,0 +1,141 @@
+"""Files of weights, and the recipe that each one was trained with."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from imsvd_jax import formats
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.models import Encoder, Projector
+
+logger = logging.getLogger(__name__)
+
+# Data settings of files that name none: torchvision's ResNets and the official
+# models of IMSVD, VICReg and Barlow Twins.
+IMAGENET_DATA = {
+  "channels": 3,
+  "resize": 256,
+  "crop": 224,
+  "interpolation": "bicubic",
+  "mean": (0.485, 0.456, 0.406),
+  "std": (0.229, 0.224, 0.225),
+}
+# The keys of a recipe that functions of images need.
+_RECIPE = {
+  "model": ("dtype",),
+  "data": tuple(IMAGENET_DATA),
+  "objective": ("name",),
+}
+
+
+class WeightFile(NamedTuple):
+  """A network read from a file.
+
+  Attributes:
+    config: The recipe, or the part of it that functions of images need.
+    variables: {"params", "batch_stats"}.
+    step: Training steps behind the weights; 0 if unknown.
+    model: The network.
+    metadata: The file's own metadata.
+  """
+
+  config: ConfigDict
+  variables: dict[str, Any]
+  step: int
+  model: Encoder
+  metadata: Mapping[str, Any] | None
+
+
+def read(path: str, config: Mapping[str, Any] | None) -> WeightFile:
+  """Reads a file of weights.
+
+  Args:
+    path: A file in any format that `formats.read_file` reads.
+    config: The recipe, for files that hold none.
+
+  Raises:
+    UserError: The file cannot be read, or does not fit the config.
+  """
+  imported = formats.read_file(path)
+  architecture = imported.architecture
+  config = config or stored_config(path, imported)
+  recipe = ConfigDict(config or _imagenet_config(path, architecture))
+  if recipe.data.channels != architecture.channels:
+    raise UserError(
+      f"{path} is for images of {architecture.channels} channels, the config"
+      f" for {recipe.data.channels}."
+    )
+  return WeightFile(
+    recipe,
+    imported.variables,
+    stored_step(imported),
+    _network(architecture, recipe.model.dtype),
+    imported.metadata,
+  )
+
+
+def stored_config(
+  path: str, imported: formats.Imported
+) -> dict[str, Any] | None:
+  """Returns the recipe that a file carries, or None.
+
+  Raises:
+    UserError: The recipe is incomplete.
+  """
+  config = (imported.metadata or {}).get("config")
+  if not isinstance(config, Mapping) or not _RECIPE.keys() <= config.keys():
+    return None
+  for part, keys in _RECIPE.items():
+    found = config[part] if isinstance(config[part], Mapping) else {}
+    missing = [f"{part}.{key}" for key in keys if key not in found]
+    if missing:
+      raise UserError(
+        f"The recipe in {path} lacks {', '.join(missing)}; give another one as"
+        " the config."
+      )
+  return dict(config)
+
+
+def stored_step(imported: formats.Imported) -> int:
+  """Returns the training steps in the metadata; 0 without a whole number.
+
+  The metadata of other projects may say "12k".
+  """
+  step = str((imported.metadata or {}).get("step", ""))
+  return int(step) if step.isdecimal() else 0
+
+
+def _imagenet_config(
+  path: str, architecture: formats.Architecture
+) -> dict[str, Any]:
+  """Returns the part of a recipe that functions of images need."""
+  if (architecture.stem, architecture.channels) != ("imagenet", 3):
+    raise UserError(
+      f"{path} does not say how to prepare its images, and"
+      f" {architecture.describe()} is not ImageNet's; give config=, or import"
+      " it with `python -m imsvd_jax import_weights --config=...`."
+    )
+  logger.info(
+    "%s does not say how to prepare its images: taking ImageNet's mean and"
+    " standard deviation, shorter side 256, center crop 224.",
+    path,
+  )
+  return {
+    "model": {"dtype": "float32"},
+    "data": IMAGENET_DATA,
+    "objective": {"name": ""},
+  }
+
+
+def _network(architecture: formats.Architecture, dtype: str) -> Encoder:
+  return Encoder(
+    backbone=architecture.network().clone(dtype=jnp.dtype(dtype)),
+    projector=Projector(
+      widths=architecture.projector,
+      hidden_bias=architecture.hidden_bias,
+      dtype=jnp.dtype(dtype),
+    ),
+  )
