@@ -12,25 +12,27 @@ import numpy as np
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import input_checks, protocols
-from imsvd_jax.evaluation.inputs import Inputs
+from imsvd_jax.evaluation.inputs import Evaluator, Inputs
+
+NEEDS = ("sample", "embeddings", "view_groups", "codes")
 
 
 def run(
   inputs: Inputs, protocol: protocols.Collapse
 ) -> Iterator[tuple[str, float]]:
-  """Yields whatever the inputs allow; at least one of them must be given.
+  """Yields the numbers that the inputs allow; at least one must be given.
 
-  RankMe of the backbone's features needs `train` or `test`; RankMe of the
-  embeddings, alignment and uniformity need `embeddings`; LiDAR needs
-  `view_groups`; the statistics of codes need `codes`. The entropy of each
-  variable is "codes/variable/0/entropy" and so on.
+  RankMe of the backbone's features needs `sample`; RankMe of the embeddings,
+  alignment and uniformity need `embeddings`; LiDAR needs `view_groups`; the
+  statistics of codes need `codes`. The entropy of each variable is
+  "codes/variable/0/entropy" and so on.
   """
-  part = inputs.test if inputs.train is None else inputs.train
-  views, groups, codes = inputs.embeddings, inputs.view_groups, inputs.codes
-  if part is None and views is None and groups is None and codes is None:
-    inputs.need("train", "embeddings", "view_groups", "codes")
-  if part is not None:
-    yield "rank_me/features", rank_me(_some(part.features, protocol))
+  if all(getattr(inputs, name) is None for name in NEEDS):
+    inputs.need(*NEEDS)
+  sample, views = inputs.sample, inputs.embeddings
+  groups, codes = inputs.view_groups, inputs.codes
+  if sample is not None:
+    yield "rank_me/features", rank_me(_some(sample.features, protocol))
   if views is not None:
     yield "rank_me/embeddings", rank_me(_some(views[:, 0], protocol))
     if views.shape[1] > 1:
@@ -378,3 +380,6 @@ def _checked_codes(codes: np.ndarray) -> np.ndarray:
       "softmax, not the logits."
     )
   return codes
+
+
+EVALUATOR = Evaluator(run, NEEDS, labels=False)

@@ -21,15 +21,15 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from imsvd_jax.base import console
+from imsvd_jax.base import devices as devices_lib
+from imsvd_jax.base.devices import AXIS
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import input_checks, protocols, scores
-from imsvd_jax.evaluation.inputs import Inputs
-
-_AXIS = "queries"
+from imsvd_jax.evaluation.inputs import Evaluator, Inputs
 
 
 def run(inputs: Inputs, protocol: protocols.Knn) -> Iterator[tuple[str, float]]:
@@ -59,8 +59,8 @@ def knn_accuracy(
   queries: np.ndarray,
   query_labels: np.ndarray | None,
   *,
-  num_neighbors: Sequence[int] = (20,),
-  temperatures: Sequence[float] = (0.07,),
+  num_neighbors: Sequence[int],
+  temperatures: Sequence[float],
   bank_block: int = 4096,
   query_block: int = 512,
   devices: Sequence[jax.Device] | None = None,
@@ -183,7 +183,7 @@ def nearest_neighbors(
     block = _normalized(bank[start : start + bank_block])
     count = len(block)
     block = np.pad(block, [(0, bank_block - count), (0, 0)])
-    block = jax.device_put(block, NamedSharding(mesh, P()))
+    block = jax.device_put(block, devices_lib.replicated(mesh))
     best = merge_block(best, tiles, block, start, count, mesh=mesh)
     # One block ahead is enough; without waiting the whole bank would queue up.
     jax.block_until_ready(best)
@@ -235,7 +235,7 @@ def merge_block(
     return jax.lax.map(merge_tile, (*best, tiles))
 
   return jax.shard_map(
-    merge_shard, mesh=mesh, in_specs=P(_AXIS), out_specs=P(_AXIS)
+    merge_shard, mesh=mesh, in_specs=P(AXIS), out_specs=P(AXIS)
   )(best, tiles)
 
 
@@ -266,9 +266,15 @@ def check_settings(
     )
 
 
+def _check_protocol(protocol: protocols.Knn, num_train: int) -> None:
+  check_settings(
+    sorted(protocol.num_neighbors), protocol.temperatures, num_train
+  )
+
+
 def _mesh(devices: Sequence[jax.Device] | None) -> Mesh:
   devices = jax.local_devices() if devices is None else devices
-  return Mesh(np.asarray(devices), (_AXIS,), axis_types=(AxisType.Auto,))
+  return devices_lib.make_mesh(list(devices))
 
 
 def _normalized(features: np.ndarray) -> np.ndarray:
@@ -288,7 +294,7 @@ def _tiled(queries: np.ndarray, query_block: int, mesh: Mesh) -> jax.Array:
   padding = -len(queries) % per_round
   tiles = np.pad(queries, [(0, padding), (0, 0)])
   tiles = tiles.reshape(-1, query_block, queries.shape[1])
-  return jax.device_put(tiles, NamedSharding(mesh, P(_AXIS)))
+  return jax.device_put(tiles, devices_lib.batch_sharded(mesh))
 
 
 def _nothing_yet(
@@ -393,3 +399,6 @@ def _vote_ranks(
   ahead = (votes > own) | ((votes == own) & voted & lower)
   ranks = ahead.sum(axis=-1, dtype=jnp.int32)
   return jnp.where(voted[rows, query_labels], ranks, num_classes)
+
+
+EVALUATOR = Evaluator(run, needs=("train", "test"), check=_check_protocol)

@@ -11,10 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-_AXIS = "data"
+from imsvd_jax.base import devices
 
 
 class Heads(NamedTuple):
@@ -29,20 +28,6 @@ class HeadsState(NamedTuple):
 
   heads: Heads
   momentum: Heads
-
-
-def make_mesh() -> Mesh:
-  """Returns a mesh of every device of every process."""
-  return _mesh(jax.devices())
-
-
-def make_local_mesh() -> Mesh:
-  """Returns a mesh of this process's devices."""
-  return _mesh(jax.local_devices())
-
-
-def _mesh(devices: list[jax.Device]) -> Mesh:
-  return Mesh(np.asarray(devices), (_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def create_heads(
@@ -62,7 +47,7 @@ def create_heads(
     bias=np.zeros((num_heads, num_classes), np.float32),
   )
   state = HeadsState(heads, jax.tree.map(np.zeros_like, heads))
-  return jax.device_put(state, NamedSharding(mesh, P()))
+  return jax.device_put(state, devices.replicated(mesh))
 
 
 def place_batch(
@@ -81,13 +66,10 @@ def place_batch(
   """
   size = max(size, len(rows[0]))
   padding = size - len(rows[0]) + -size % len(mesh.local_devices)
-  sharding = NamedSharding(mesh, P(_AXIS))
-  return tuple(
-    jax.make_array_from_process_local_data(
-      sharding, np.pad(r, [(0, padding)] + [(0, 0)] * (r.ndim - 1))
-    )
-    for r in rows
+  padded = tuple(
+    np.pad(r, [(0, padding)] + [(0, 0)] * (r.ndim - 1)) for r in rows
   )
+  return devices.shard_batch(padded, mesh)
 
 
 @functools.partial(jax.jit, static_argnames="optimizer", donate_argnums=0)
