@@ -1,6 +1,6 @@
 """Embeddings of augmented views of images, as the objective sees them.
 
-What the evaluator `collapse` looks at: true groups of views, from the run's own
+The evaluator `collapse` looks at them: true groups of views, from the run's own
 crops and photometric augmentation, through the frozen network.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from imsvd_jax.base import devices as sharding
 from imsvd_jax.base import hashing
@@ -20,6 +21,7 @@ from imsvd_jax.data import host_pipeline, part
 from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation import protocols
 from imsvd_jax.evaluation.features import gather_rows
+from imsvd_jax.models import Encoder
 from imsvd_jax.objectives import soft_discretize
 from imsvd_jax.training import augment, experiment
 
@@ -45,8 +47,8 @@ class ViewEmbedder:
   """
 
   def __init__(
-    self, model: Any, config: Any, *, discrete: bool, batch_size: int
-  ):
+    self, model: Encoder, config: ConfigDict, *, discrete: bool, batch_size: int
+  ) -> None:
     """Compiles nothing yet.
 
     Args:
@@ -65,7 +67,7 @@ class ViewEmbedder:
 
   def inputs(
     self,
-    variables: Any,
+    variables: dict[str, Any],
     source: Source,
     protocol: protocols.Collapse,
     *,
@@ -94,7 +96,7 @@ class ViewEmbedder:
 
   def embed(
     self,
-    variables: Any,
+    variables: dict[str, Any],
     source: Source,
     *,
     num_views: int,
@@ -147,20 +149,24 @@ class ViewEmbedder:
     )
 
 
-def _without_local(views: Any) -> Any:
+def _without_local(views: ConfigDict) -> ConfigDict:
   views = views.copy_and_resolve_references()
   views.num_local = 0
   return views
 
 
 def _embed_two_views(
-  model: Any, config: Any, variables: Any, key: jax.Array, batch: Any
+  model: Encoder,
+  config: ConfigDict,
+  variables: dict[str, Any],
+  key: jax.Array,
+  batch: Any,
 ) -> jax.Array:
   """Augments and embeds a batch of pairs of crops: float32 [B, 2, D]."""
   views = augment.augment_views(experiment.augmentation(config), key, batch)[
     0
   ]  # [2, B, S, S, C]
   embeddings = [model.apply(variables, v, train=False)[1] for v in views]
-  # A stochastic head's outputs are the mean, and then what its noise is like.
+  # A stochastic head gives the mean first, and after it the noise's spread.
   dimensions = config.model.projector[-1]
   return jnp.stack(embeddings, axis=1)[..., :dimensions]

@@ -17,7 +17,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import imsvd_jax
-from imsvd_jax import data
 from imsvd_jax.base import console, devices
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import crops, evaluation_batches, host_pipeline, part
@@ -29,6 +28,7 @@ from imsvd_jax.evaluation import (
   protocols,
   results,
 )
+from imsvd_jax.evaluation.data_set import DataSet, preparation
 from imsvd_jax.evaluation.features import Embed, Features, extract
 from imsvd_jax.evaluation.inputs import (
   Backbone,
@@ -78,61 +78,6 @@ class Weights(NamedTuple):
 
 
 RAW_PIXELS = Weights(results.RAW_PIXELS, None, None, None)
-
-
-class DataSet:
-  """A train and a test split, made when they are first asked for."""
-
-  def __init__(
-    self,
-    settings: ConfigDict,
-    train: Source | None = None,
-    test: Source | None = None,
-  ) -> None:
-    """Makes nothing yet.
-
-    Args:
-      settings: As `config.data`.
-      train: The train split, if it is made already.
-      test: The test split, likewise.
-    """
-    self.settings = settings
-    self._given = {"train": train, "eval": test}
-
-  @functools.cached_property
-  def train(self) -> Source:
-    """The train split."""
-    return self._source("train")
-
-  @functools.cached_property
-  def test(self) -> Source:
-    """The test split."""
-    return self._source("eval")
-
-  def _source(self, split: str) -> Source:
-    source = self._given[split] or data.make_source(self.settings, split)
-    if source is None:
-      raise UserError(
-        f"{self.settings.name} has no test split (data.eval_split is empty);"
-        " name both with --splits=TRAIN,TEST."
-      )
-    return source
-
-  def described(self, *, with_test: bool) -> dict[str, Any]:
-    """Returns what `results.json` says about the data."""
-    settings = self.settings
-    found: dict[str, Any] = {
-      "name": settings.name,
-      "train": settings.train_split,
-      "preprocessing": _preparation(settings),
-    }
-    if with_test:
-      found["test"] = settings.eval_split
-    if settings.path:
-      found["path"] = settings.path
-    if settings.num_examples:
-      found["num_examples"] = settings.num_examples
-    return found
 
 
 class Binder:
@@ -230,7 +175,7 @@ class Binding:
     self,
     name: str,
     protocol: protocols.Protocol,
-    run_data: Callable[[], DataSet],
+    run_data: DataSet,
     *,
     online: bool = False,
     known: Callable[[results.Result], results.Result | None] = lambda _: None,
@@ -240,7 +185,7 @@ class Binding:
     Args:
       name: The protocol's, for the record.
       protocol: What to measure.
-      run_data: Returns the run's data, for protocols that bring none along.
+      run_data: For protocols that do not bring their own.
       online: Whether a training run measures itself, for the record.
       known: Returns the result of a planned measurement that is there already.
 
@@ -250,7 +195,7 @@ class Binding:
     start = time.monotonic()
     evaluator = evaluator_of(protocol)
     if evaluator.own_data is None:
-      data_set, remedy = run_data(), ""
+      data_set, remedy = run_data, ""
     else:
       settings, remedy = evaluator.own_data(
         protocol, self.binder.network.data, self._data_dir
@@ -322,15 +267,15 @@ class Binding:
         self.binder.eval_batches(source, resize, crop),
         name=f"{name} images",
       )
-      preparation = _preparation(settings) | {"resize": resize, "crop": crop}
-      found = self._cached(source, preparation, compute)
+      prepared = preparation(settings) | {"resize": resize, "crop": crop}
+      found = self._cached(source, prepared, compute)
       self._features[key] = (source, found)  # The source, to keep its id.
     return self._features[key][1]
 
   def _cached(
     self,
     source: Source,
-    preparation: dict[str, Any],
+    prepared: dict[str, Any],
     compute: Callable[[], Features],
   ) -> Features:
     if self._cache is None:
@@ -339,7 +284,7 @@ class Binding:
       "weights": self.weights.checksum,
       "data": source.fingerprint(),
       "split": source.name,
-      "preprocessing": preparation,
+      "preprocessing": prepared,
       "dtype": str(self.binder.network.config.model.dtype),
       "version": imsvd_jax.__version__,
     }
@@ -509,16 +454,6 @@ def _apply_backbone(
   return features, updated["batch_stats"]["backbone"]
 
 
-def _preparation(settings: ConfigDict) -> dict[str, Any]:
-  """Returns how images are prepared, of the data settings."""
-  names = ("resize", "crop", "interpolation", "channels", "mean", "std")
-  found = settings.to_dict()
-  return {
-    name: list(value) if isinstance(value, tuple | list) else value
-    for name, value in ((name, found[name]) for name in names)
-  }
-
-
 def _check_before_the_work(
   evaluator: Evaluator, protocol: protocols.Protocol, data_set: DataSet
 ) -> None:
@@ -535,6 +470,6 @@ def _check_before_the_work(
 
 def _check_classes(train: Source, test: Source) -> None:
   """Checks the classes where the labels are known before the images are."""
-  known = train.labels is not None and test.labels is not None
-  if known and not (train.multi_label or test.multi_label):
-    input_checks.check_classes(train.labels, test.labels[test.labels >= 0])
+  if train.labels is None or test.labels is None or train.multi_label:
+    return
+  input_checks.check_classes(train.labels, test.labels[test.labels >= 0])

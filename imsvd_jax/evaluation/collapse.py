@@ -204,7 +204,7 @@ class CodeStatistics(NamedTuple):
 
   def summary(self) -> dict[str, float]:
     """Returns the numbers to log."""
-    pairs = ~np.eye(len(self.entropies), dtype=bool)
+    pairs: np.ndarray = ~np.eye(len(self.entropies), dtype=bool)
     information = self.mutual_information[pairs]
     result = {
       "entropy_mean": self.entropies.mean(),
@@ -246,7 +246,7 @@ def code_statistics(
   information = mutual_information(bins[:, 0], num_bins)
   generator = np.random.default_rng(seed)
   shuffled = generator.permuted(bins[:, 0], axis=0)  # each variable by itself
-  pairs = ~np.eye(len(counts), dtype=bool)
+  pairs: np.ndarray = ~np.eye(len(counts), dtype=bool)
   unrelated = mutual_information(shuffled, num_bins)[pairs]
   agreement = soft_agreement = kappa = None
   if num_views > 1:

@@ -42,7 +42,7 @@ def cached_features(
   name = hashlib.sha256(text.encode()).hexdigest()[:32]
   path = Path(directory) / f"features_{name}.npz"
   found = _read(path, text, report)
-  if _everyone(found is not None):
+  if _everyone(found is not None) and found is not None:
     return found
   features = compute()
   if jax.process_index() == 0:
@@ -81,11 +81,15 @@ def _write(path: Path, text: str, features: Features) -> None:
   """Writes the file whole or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
-  arrays = {"features": features.features, "indices": features.indices}
+  arrays: dict[str, Any] = {
+    "key": np.array(text),
+    "features": features.features,
+    "indices": features.indices,
+  }
   if features.labels is not None:
     arrays["labels"] = features.labels
   with temporary.open("wb") as file:
-    np.savez(file, key=np.array(text), **arrays)
+    np.savez(file, **arrays)
     file.flush()
     os.fsync(file.fileno())
   temporary.replace(path)

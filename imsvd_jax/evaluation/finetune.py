@@ -266,7 +266,10 @@ class _Classifier:
       self._test_batches(),
       name="test images",
     )
-    return scores.class_ranks(found.features, found.labels)
+    labels = input_checks.check_labels(
+      found.labels, len(found.features), "test"
+    )
+    return scores.class_ranks(found.features, labels)
 
 
 EVALUATOR = Evaluator(run, NEEDS)

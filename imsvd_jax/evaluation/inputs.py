@@ -1,4 +1,4 @@
-"""What an evaluator is: a function of arrays and functions, never of a model."""
+"""What an evaluator is, and what it is given: never a model."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -215,7 +215,9 @@ def merge_block(
     mesh: One axis, over which the tiles are sharded.
   """
 
-  def merge_tile(tile):
+  def merge_tile(
+    tile: tuple[jax.Array, jax.Array, jax.Array],
+  ) -> tuple[jax.Array, jax.Array]:
     similarities, indices, queries = tile
     tile_similarities = jnp.matmul(
       queries, block.T, precision=jax.lax.Precision.HIGHEST
@@ -231,7 +233,9 @@ def merge_block(
     candidates = jnp.concatenate([indices, columns], axis=1)
     return similarities, jnp.take_along_axis(candidates, places, axis=1)
 
-  def merge_shard(best, tiles):
+  def merge_shard(
+    best: tuple[jax.Array, jax.Array], tiles: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     return jax.lax.map(merge_tile, (*best, tiles))
 
   return jax.shard_map(
@@ -259,11 +263,11 @@ def check_settings(
       f"k-NN with k = {wrong} over a bank of {bank_size} images; expected "
       f"1 <= k <= {bank_size}: choose a smaller k or a larger bank."
     )
-  wrong = [t for t in temperatures if not (t > 0 and math.isfinite(t))]
-  if wrong:
-    raise UserError(
-      f"k-NN with temperature {wrong[0]}; expected a positive number."
-    )
+  for temperature in temperatures:
+    if not (temperature > 0 and math.isfinite(temperature)):
+      raise UserError(
+        f"k-NN with temperature {temperature}; expected a positive number."
+      )
 
 
 def _check_protocol(protocol: protocols.Knn, num_train: int) -> None:
@@ -368,7 +372,9 @@ def vote(
 
   # Adding one neighbour at a time fixes the order of summation, so that equal
   # votes are equal on every device; it also gives each smaller k on the way.
-  def add_neighbor(j, state):
+  def add_neighbor(
+    j: jax.Array, state: tuple[jax.Array, jax.Array]
+  ) -> tuple[jax.Array, jax.Array]:
     votes, voted = state
     label = neighbor_labels[:, j]
     return (
@@ -384,7 +390,8 @@ def vote(
   ranks, done = [], 0
   for k in num_neighbors:
     state = jax.lax.fori_loop(done, k, add_neighbor, state)
-    ranks.append(_vote_ranks(*state, query_labels))
+    votes, voted = state
+    ranks.append(_vote_ranks(votes, voted, query_labels))
     done = k
   return jnp.stack(ranks)
 

@@ -145,7 +145,7 @@ def _train_epoch(
   meter: console.Progress,
 ) -> tuple[linear_heads.HeadsState, float, int]:
   """Returns the state after an epoch, its mean loss and its images."""
-  rate = np.full(1, protocol.learning_rate_at(epoch), np.float32)
+  rate: np.ndarray = np.full(1, protocol.learning_rate_at(epoch), np.float32)
   losses, seen = [], 0
   for batch, embedded in features.embed_ahead(embed, batches):
     labels, weights = _labels_and_weights(batch, num_classes)

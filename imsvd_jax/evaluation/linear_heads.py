@@ -108,7 +108,7 @@ def train_step(
   """
   weights = weights / jnp.maximum(weights.sum(), 1e-12)
 
-  def total_loss(heads):
+  def total_loss(heads: Heads) -> tuple[jax.Array, jax.Array]:
     logits = _logits(heads, features)  # [G, B, C]
     log_p = jax.nn.log_softmax(logits)
     picked = jnp.take_along_axis(log_p, labels[None, :, None], axis=2)
@@ -117,7 +117,9 @@ def train_step(
 
   gradients, losses = jax.grad(total_loss, has_aux=True)(state.heads)
 
-  def update(w, g, m):
+  def update(
+    w: jax.Array, g: jax.Array, m: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     g = g + weight_decay * w
     if optimizer == "lars":
       g = g * _trust_ratio(w, g, trust_coefficient)

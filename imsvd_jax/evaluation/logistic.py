@@ -5,7 +5,7 @@ the strength of the penalty, which is chosen on a held-out part of train.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -86,13 +86,17 @@ def logistic_regression(
   measure = lookup(metrics.METRICS, metric, "metric")
   train, test = input_checks.check_pair(train_features, test_features)
   several = np.ndim(train_labels) == 2
-  check = _check_several if several else _check_one
+  check: Callable[..., tuple[np.ndarray, np.ndarray, int]] = (
+    _check_several if several else _check_one
+  )
   train_labels, test_labels, num_classes = check(
     train_labels, test_labels, len(train), len(test), metric
   )
   train, test = standardize(train, test)
 
-  def fit(rows, penalties, features):
+  def fit(
+    rows: np.ndarray | slice, penalties: Sequence[float], features: np.ndarray
+  ) -> list[tuple[np.ndarray, bool]]:
     path = _path_of_several if several else _path
     settings = (
       num_classes,
@@ -238,7 +242,9 @@ def _path(
     odds = np.asarray(model.decision_function(features), np.float32)
     if odds.ndim == 1:  # Of two classes, only the second's odds are given.
       odds = np.stack([-odds, odds], axis=1)
-    scores = np.full((len(features), num_classes), -np.inf, np.float32)
+    scores: np.ndarray = np.full(
+      (len(features), num_classes), -np.inf, np.float32
+    )
     scores[:, model.classes_] = odds
     yield scores, bool(model.n_iter_.max() < max_iterations)
 

@@ -5,7 +5,6 @@ disk under what they are a function of. The encoder is frozen: its weights and
 BatchNorm statistics are compared before and after every protocol.
 """
 
-import functools
 import os
 import pathlib
 from collections.abc import Iterator
@@ -21,10 +20,10 @@ from imsvd_jax.evaluation import protocols, results, tables
 from imsvd_jax.evaluation.binder import (
   Binder,
   Binding,
-  DataSet,
   Network,
   Weights,
 )
+from imsvd_jax.evaluation.data_set import DataSet
 from imsvd_jax.evaluation.options import Options
 from imsvd_jax.runs import metrics
 from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
@@ -114,6 +113,7 @@ class Run:
       workdir, options.step, use_target=options.target
     )
     self._chosen = _choose(options, _run_crops(self.encoder.config))
+    self._data = _data_set(self.encoder, options)
     self._binding = Binding(
       Binder(_network(self.encoder), batch_size=options.batch_size),
       Weights(
@@ -133,32 +133,13 @@ class Run:
       console.say(f"{name} ...")
       try:
         result = self._binding.measure(
-          name, protocol, lambda: self._data, known=self._measured_before
+          name, protocol, self._data, known=self._measured_before
         )
       except UserError as error:
         raise UserError(f"{name}: {error}") from error
       self._check_frozen()
       self._keep(result)
       yield result
-
-  @functools.cached_property
-  def _data(self) -> DataSet:
-    """The data set that the options name; the run's own by default."""
-    options = self._options
-    settings = data_settings(self.encoder, options.data)
-    if options.splits:
-      if len(options.splits) != 2:
-        raise UserError(
-          f"--splits={','.join(options.splits)}; expected two names: of the"
-          " train and of the test split."
-        )
-      settings.train_split, settings.eval_split = options.splits
-    if not settings.name:
-      raise UserError(
-        "These weights do not say which data they belong to; give --data, such"
-        " as --data=tfds:imagenet2012 or --data=folder=~/images."
-      )
-    return DataSet(settings)
 
   def _cache_directory(self) -> pathlib.Path:
     if self._options.cache:
@@ -191,6 +172,19 @@ class Run:
         result.step or 0,
         scalars,
       )
+
+
+def _data_set(encoder: LoadedEncoder, options: Options) -> DataSet:
+  """Returns the data that the options name; the run's own by default."""
+  settings = data_settings(encoder, options.data)
+  if options.splits:
+    if len(options.splits) != 2:
+      raise UserError(
+        f"--splits={','.join(options.splits)}; expected two names: of the train"
+        " and of the test split."
+      )
+    settings.train_split, settings.eval_split = options.splits
+  return DataSet(settings)
 
 
 def _network(encoder: LoadedEncoder) -> Network:

@@ -22,10 +22,10 @@ from imsvd_jax.evaluation.binder import (
   RAW_PIXELS,
   Binder,
   Binding,
-  DataSet,
   Network,
   Weights,
 )
+from imsvd_jax.evaluation.data_set import DataSet
 from imsvd_jax.evaluation.registry import evaluator_of
 from imsvd_jax.runs import metrics
 from imsvd_jax.training import step as step_lib
@@ -102,9 +102,7 @@ class Evaluation:
         continue
       data_set = self._bank if labels else self._data
       try:
-        yield binding.measure(
-          name, protocol, lambda data_set=data_set: data_set, online=True
-        )
+        yield binding.measure(name, protocol, data_set, online=True)
       except UserError as error:
         # A measurement that cannot be made is no reason to lose the run.
         console.say(f"WARNING at step {step}: no online evaluation: {error}")
@@ -133,16 +131,19 @@ class Evaluation:
       # The encoder is trained and saved; `evaluate` can measure it.
       console.say(f"WARNING: no final evaluation: {error}")
       return
-    trained = {_kind(r): r.final for r in found if r.encoder == results.TRAINED}
+    trained: dict[str, float] = {}
+    for result in found:
+      if result.encoder == results.TRAINED:
+        trained |= _scalars(result)
     writer.write(
-      int(state.step), {f"final_{kind}": v for kind, v in trained.items()}
+      int(state.step), {f"final_{name}": v for name, v in trained.items()}
     )
 
   def _measure_final(self, state: TrainState) -> Iterator[results.Result]:
     for binding in self._final_bindings(state):
       console.say(f"Evaluating {binding.weights.encoder} ...")
       for name, protocol in protocols.final(self._settings).items():
-        yield binding.measure(name, protocol, lambda: self._data)
+        yield binding.measure(name, protocol, self._data)
 
   def _final_bindings(self, state: TrainState) -> Iterator[Binding]:
     if self._settings.baselines:
@@ -200,14 +201,9 @@ def _record(workdir: str, found: Sequence[results.Result]) -> None:
       results.write_results(folder / results.FILE_NAME, found)
 
 
-def _kind(result: results.Result) -> str:
-  """Returns the name of a result in the metrics: "knn" of "knn/online"."""
-  return result.protocol.partition("/")[0]
-
-
 def _scalars(result: results.Result) -> dict[str, float]:
-  """Returns the numbers of an online result, as the metrics name them."""
-  kind = _kind(result)
+  """Returns the numbers of a result by their names in the metrics."""
+  kind = result.protocol.partition("/")[0]
   if result.final is not None:
     return {kind: result.final}
   return {f"{kind}/{name}": value for name, value in result.values.items()}

@@ -164,7 +164,7 @@ def _fit(
     order = generator.permutation(len(train))
     for start in range(0, len(train), batch_size):
       rows = order[start : start + batch_size]
-      weights = np.ones(len(rows), np.float32)
+      weights: np.ndarray = np.ones(len(rows), np.float32)
       batch = (train[rows], train_labels[rows], weights)
       batch = linear_heads.place_batch(mesh, *batch, size=batch_size)
       state, _ = linear_heads.train_step(

@@ -33,7 +33,9 @@ def _one_of(*names: str) -> Limit:
   return Limit(f"one of {', '.join(names)}", lambda v: v in names)
 
 
-def _list_of(expected: str, limit: Limit, *, may_be_empty: bool = False) -> Any:
+def _list_of(
+  expected: str, limit: Limit, *, may_be_empty: bool = False
+) -> Limit:
   """The limit of a tuple whose every entry has a limit."""
   return Limit(
     expected,
@@ -166,9 +168,9 @@ class Crops(Settings):
 class Linear(Settings):
   """A linear head trained by SGD on crops of a frozen backbone."""
 
+  crops: Crops
   # Per 256 images if scale_by_batch, otherwise as it is.
   learning_rate: float = _field(_POSITIVE)
-  crops: Crops
   scale_by_batch: bool = False
   optimizer: str = _field(_one_of("sgd", "lars"), "sgd")
   trust_coefficient: float = _field(_POSITIVE, 1e-3)  # of LARS
@@ -204,10 +206,10 @@ class FineTune(Settings):
   steps of an epoch.
   """
 
+  crops: Crops
   fraction: float = _field(_FRACTION)
   backbone_learning_rate: float = _field(_NOT_NEGATIVE)
   head_learning_rate: float = _field(_POSITIVE)
-  crops: Crops
   momentum: float = _field(_MOMENTUM, 0.9)
   weight_decay: float = _field(_NOT_NEGATIVE, 0.0)
   batch_size: int = _field(_COUNT, 256)
@@ -294,6 +296,9 @@ SUITES: dict[str, tuple[str, ...]] = {
   "transfer": tuple(f"transfer/{name}" for name in TRANSFER),
 }
 
+# The closing table of a training run.
+FINAL = ("knn/final", "linear/final")
+
 
 def online(settings: ml_collections.ConfigDict) -> dict[str, Protocol]:
   """Returns the protocols of one online evaluation, by name.
@@ -322,7 +327,7 @@ def final(settings: ml_collections.ConfigDict) -> dict[str, Protocol]:
   Args:
     settings: The recipe's `eval`.
   """
-  return {"knn/final": _knn_of(settings), "linear/final": Lbfgs()}
+  return dict(zip(FINAL, (_knn_of(settings), Lbfgs()), strict=True))
 
 
 def _knn_of(settings: ml_collections.ConfigDict) -> Knn:
@@ -353,13 +358,13 @@ def choose(
   if not chosen:
     raise UserError("--protocol names none; --protocol=help lists them.")
   if seed is not None:
-    chosen = {
-      name: dataclasses.replace(protocol, seed=seed)
-      if "seed" in _keys(protocol)
-      else protocol
-      for name, protocol in chosen.items()
-    }
+    chosen = {name: _seeded(p, seed) for name, p in chosen.items()}
   return with_settings(chosen, settings, run_crops=run_crops)
+
+
+def _seeded(protocol: Any, seed: int) -> Any:
+  has_seed = "seed" in _keys(protocol)
+  return dataclasses.replace(protocol, seed=seed) if has_seed else protocol
 
 
 def with_settings(

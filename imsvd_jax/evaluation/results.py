@@ -78,7 +78,7 @@ def with_values(
   """
   values = {name: float(value) for name, value in values.items()}
   final, best, low, high = (values.pop(name, None) for name in _HEADLINE)
-  interval = None if low is None else (low, high)
+  interval = None if low is None or high is None else (low, high)
   return dataclasses.replace(
     planned, final=final, best=best, interval=interval, values=values, **fields
   )

@@ -92,8 +92,8 @@ def average_precision_11_point(scores: np.ndarray, labels: np.ndarray) -> float:
     )
   order = np.argsort(-scores, kind="stable")
   scores, positive = scores[order], positive[order]
-  last_of_equals = np.append(scores[1:] != scores[:-1], True)
-  retrieved = np.flatnonzero(last_of_equals) + 1
+  last_of_equals: np.ndarray = np.append(scores[1:] != scores[:-1], True)
+  retrieved: np.ndarray = np.flatnonzero(last_of_equals) + 1
   hits = np.cumsum(positive)[last_of_equals]
   # A tenth such as 0.3 is not a float: compare with room for its rounding.
   recall, precision = hits / positive.sum() + 1e-9, hits / retrieved
@@ -161,8 +161,8 @@ def bootstrap_interval(
     statistic(generator.integers(0, num_images, num_images))
     for _ in range(num_resamples)
   ]
-  low, high = np.percentile(values, [2.5, 97.5])
-  return float(low), float(high)
+  bounds: np.ndarray = np.percentile(values, [2.5, 97.5])
+  return float(bounds[0]), float(bounds[1])
 
 
 def top1_score(scores: np.ndarray, labels: np.ndarray) -> Score:
