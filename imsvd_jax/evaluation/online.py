@@ -84,7 +84,7 @@ class Evaluation:
       scalars |= _scalars(result)
     writer.write(step, {f"online/{name}": v for name, v in scalars.items()})
     try:
-      _record(writer.workdir, found)
+      record_results(writer.workdir, found)
     except UserError as error:
       console.say(f"WARNING at step {step}: {error}")
     console.say(
@@ -126,7 +126,7 @@ class Evaluation:
     try:
       found = list(self._measure_final(state))
       self._print(found)
-      _record(workdir, found)
+      record_results(workdir, found)
     except UserError as error:
       # The encoder is trained and saved; `evaluate` can measure it.
       console.say(f"WARNING: no final evaluation: {error}")
@@ -193,7 +193,7 @@ def _why_not(train: Source, test: Source | None) -> str:
   return ""
 
 
-def _record(workdir: str, found: Sequence[results.Result]) -> None:
+def record_results(workdir: str, found: Sequence[results.Result]) -> None:
   """Adds results to the run's results.json, from process 0."""
   if jax.process_index() == 0:
     folder = epath.Path(workdir)
