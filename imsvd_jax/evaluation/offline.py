@@ -24,7 +24,7 @@ from imsvd_jax.evaluation.binder import (
   Weights,
 )
 from imsvd_jax.evaluation.data_set import DataSet
-from imsvd_jax.evaluation.options import Options
+from imsvd_jax.evaluation.evaluate_options import Options
 from imsvd_jax.runs import metrics
 from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
 

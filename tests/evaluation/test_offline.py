@@ -35,7 +35,7 @@ from imsvd_jax.evaluation import (
   transfer_sets,
 )
 from imsvd_jax.evaluation.data_set import DataSet
-from imsvd_jax.evaluation.options import Options
+from imsvd_jax.evaluation.evaluate_options import Options
 from imsvd_jax.evaluation.protocols import PROTOCOLS
 from imsvd_jax.evaluation.results import read_results
 from imsvd_jax.runs.checkpointer import Checkpointer

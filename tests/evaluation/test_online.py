@@ -162,7 +162,7 @@ def test_the_closing_table_is_rows_of_results_json(digits, said, tmp_path):
   config.eval.baselines = True
   evaluation = Evaluation(experiment._replace(config=config), source)
   written = Written(tmp_path)
-  evaluation.final(state._replace(step=9), written, str(tmp_path))
+  evaluation.final(state.replace(step=9), written, str(tmp_path))
   rows = results.read_results(tmp_path / "results.json")
   assert [(r["encoder"], r["step"], r["protocol"]) for r in rows] == [
     (name, step, protocol)
