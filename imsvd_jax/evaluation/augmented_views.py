@@ -163,9 +163,8 @@ def _embed_two_views(
   batch: Any,
 ) -> jax.Array:
   """Augments and embeds a batch of pairs of crops: float32 [B, 2, D]."""
-  views = augment.augment_views(experiment.augmentation(config), key, batch)[
-    0
-  ]  # [2, B, S, S, C]
+  recipes = experiment.augmentation(config)
+  views = augment.augment_views(recipes, key, batch)[0]  # [2, B, S, S, C]
   embeddings = [model.apply(variables, v, train=False)[1] for v in views]
   # A stochastic head gives the mean first, and after it the noise's spread.
   dimensions = config.model.projector[-1]

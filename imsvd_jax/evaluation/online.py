@@ -9,8 +9,10 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 
 from imsvd_jax import data
@@ -176,8 +178,14 @@ class Evaluation:
       {"params": state.params, "batch_stats": state.batch_stats},
       self._binder.mesh,
     )
-    checksum = hashing.checksum(variables)
+    # Of copies: on CPUs, an array that NumPy has seen cannot be donated.
+    checksum = hashing.checksum(_copies(variables))
     return Binding(self._binder, Weights(encoder, step, variables, checksum))
+
+
+@jax.jit
+def _copies(variables: dict[str, Any]) -> dict[str, Any]:
+  return jax.tree.map(jnp.copy, variables)
 
 
 def _why_not(train: Source, test: Source | None) -> str:
