@@ -55,7 +55,7 @@ def rank_me(features: np.ndarray, *, epsilon: float = 1e-7) -> float:
 
     p_k = sigma_k / sum_j sigma_j + epsilon,   RankMe = exp(-sum_k p_k log p_k)
 
-  with sigma the singular values of the matrix of features (not centred).
+  with sigma the singular values of the matrix of features (not centered).
 
   Args:
     features: [N, F]; the value is meaningful for N well above F.
@@ -103,9 +103,9 @@ def lidar(
   """
   views = _checked_views(views)
   means = views.mean(axis=1, dtype=np.float64)  # [N, D]
-  centred = means - means.mean(axis=0)
+  centered = means - means.mean(axis=0)
   if views.shape[0] * views.shape[1] < views.shape[2]:
-    eigenvalues = _lidar_of_few(views, means, centred, delta)
+    eigenvalues = _lidar_of_few(views, means, centered, delta)
     return effective_rank(np.maximum(eigenvalues, 0), epsilon=epsilon)
   within = np.zeros((views.shape[2], views.shape[2]))
   for start in range(0, len(views), 64):  # A float64 copy of all is too large.
@@ -117,7 +117,7 @@ def lidar(
   values, vectors = np.linalg.eigh(within)
   # The nonzero eigenvalues are the squared singular values of the whitened
   # means, which never forms the ill-conditioned product.
-  whitened = centred @ (vectors / np.sqrt(values))  # [N, D]
+  whitened = centered @ (vectors / np.sqrt(values))  # [N, D]
   if len(whitened) < whitened.shape[1]:
     whitened = whitened.T
   eigenvalues = np.linalg.eigvalsh(whitened.T @ whitened)
@@ -125,7 +125,7 @@ def lidar(
 
 
 def _lidar_of_few(
-  views: np.ndarray, means: np.ndarray, centred: np.ndarray, delta: float
+  views: np.ndarray, means: np.ndarray, centered: np.ndarray, delta: float
 ) -> np.ndarray:
   """LiDAR's nonzero eigenvalues where there are fewer views than dimensions.
 
@@ -136,8 +136,8 @@ def _lidar_of_few(
   deviations = (views - means[:, None]).reshape(-1, views.shape[2])
   deviations /= np.sqrt(len(deviations))
   gram = deviations @ deviations.T + delta * np.eye(len(deviations))
-  mixed = deviations @ centred.T  # [N V, N]
-  inner = centred @ centred.T - mixed.T @ np.linalg.solve(gram, mixed)
+  mixed = deviations @ centered.T  # [N V, N]
+  inner = centered @ centered.T - mixed.T @ np.linalg.solve(gram, mixed)
   return np.linalg.eigvalsh(inner / delta)
 
 

@@ -1,7 +1,7 @@
-"""Features on disk, found again by what they were made from.
+"""Features on disk, under a key of everything they depend on.
 
-A key holds the checksum of the weights, the data and its preprocessing; another
-checkpoint or another crop is another file. A damaged file is made anew.
+The key holds the checksum of the weights, the data and its preprocessing, so
+another checkpoint or another crop is another file. A damaged file is replaced.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ def cached_features(
   *,
   report: Callable[[str], None] = console.print_line,
 ) -> Features:
-  """Returns features from disk, or computes and keeps them.
+  """Returns features from disk, or computes and stores them.
 
-  Every process calls this; they compute unless all of them find the file.
+  Every process must call this; all compute unless all find the file.
 
   Args:
-    directory: Where the files lie; made if absent.
+    directory: Where the files are; created if absent.
     key: What the features are a function of, as JSON: "weights" (`checksum`),
       "data", "split", "preprocessing".
     compute: Gives the features of all images, as `features.extract` does.
@@ -64,7 +64,7 @@ def _read(
   if not path.exists():
     return None
   try:
-    # Opened here: NumPy leaves a file open that it cannot read.
+    # Opened here, because NumPy does not close a file that it cannot read.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
       if str(stored["key"]) != text:
         raise ValueError("another key")
@@ -72,7 +72,7 @@ def _read(
       return Features(stored["features"], labels, stored["indices"])
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     report(
-      f"Cached features in {path} are damaged ({error}); making them anew."
+      f"Cached features in {path} are damaged ({error}); computing them again."
     )
     return None
 

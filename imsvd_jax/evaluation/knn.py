@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification, streamed in blocks.
+"""Weighted k-nearest-neighbor classification, streamed in blocks.
 
 The vote for class c on a query x is the sum of exp(cos(x, y) / T) over those
 of its k nearest bank images y that have class c; nearest is by cosine.
@@ -7,10 +7,10 @@ The similarity matrix is never built: blocks of the bank visit the devices,
 which hold the queries and the best k so far of each. Device memory is that of
 the queries, one bank block and one tile, and does not grow with the bank.
 
-Ties are settled, so that a number does not depend on blocks or devices: of
-equally near neighbours the one earlier in the bank is taken; of classes with
-equal votes the lower number comes first; a class without a neighbour is no
-prediction, so fewer than five classes may be in the top five. A zero feature
+Ties are broken by rule, so that results do not depend on blocks or devices: of
+equally near neighbors the one earlier in the bank is taken; of classes with
+equal votes the lower number comes first; a class without a neighbor is never
+predicted, so fewer than five classes may be in the top five. A zero feature
 has cosine 0 with everything.
 """
 
@@ -117,7 +117,7 @@ def knn_ranks(
 
   Returns:
     int32 [Q] per pair: 0 for a right prediction; the number of classes where
-    no neighbour has the query's class.
+    no neighbor has the query's class.
   """
   bank, queries = input_checks.check_pair(bank, queries)
   bank_labels = input_checks.check_labels(bank_labels, len(bank), "train")
@@ -255,7 +255,7 @@ def check_settings(
   """
   if not num_neighbors or not temperatures:
     raise UserError(
-      "k-NN needs at least one number of neighbours and one temperature."
+      "k-NN needs at least one number of neighbors and one temperature."
     )
   if num_neighbors[0] < 1 or num_neighbors[-1] > bank_size:
     wrong = num_neighbors[0] if num_neighbors[0] < 1 else num_neighbors[-1]
@@ -352,7 +352,7 @@ def vote(
   num_neighbors: tuple[int, ...],
   num_classes: int,
 ) -> jax.Array:
-  """Lets the neighbours vote, nearest first, and ranks the true classes.
+  """Lets the neighbors vote, nearest first, and ranks the true classes.
 
   Args:
     similarities: Cosines [Q, k], descending.
@@ -370,7 +370,7 @@ def vote(
   advantage = similarities - similarities[:, :1]
   weights = jnp.exp(advantage / temperatures[:, None, None])  # [T, Q, k]
 
-  # Adding one neighbour at a time fixes the order of summation, so that equal
+  # Adding one neighbor at a time fixes the order of summation, so that equal
   # votes are equal on every device; it also gives each smaller k on the way.
   def add_neighbor(
     j: jax.Array, state: tuple[jax.Array, jax.Array]

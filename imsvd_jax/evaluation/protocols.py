@@ -68,7 +68,7 @@ _METRIC = _one_of(*METRICS)
 
 
 def _field(limit: Limit, default: Any = dataclasses.MISSING) -> Any:
-  """Returns a field whose values have a limit; numbers are finite besides."""
+  """Returns a field whose values have a limit; numbers must also be finite."""
   return dataclasses.field(default=default, metadata={"limit": limit})
 
 

@@ -1,4 +1,4 @@
-"""Trains recipes with several seeds and puts what they reached side by side."""
+"""Trains recipes with several seeds and tabulates their results."""
 
 import dataclasses
 import importlib.machinery
@@ -58,7 +58,7 @@ class Recipe:
 
 
 class Run(NamedTuple):
-  """What one finished run left in its workdir.
+  """The results of one finished run.
 
   Attributes:
     results: Entries of results.json: the closing table.
@@ -159,7 +159,7 @@ def load_recipe(argument: str) -> Recipe:
   """Returns the recipe that `FILE.py[:MODE]` names.
 
   Raises:
-    UserError: There is no such file, it imports what is not there, or it does
+    UserError: The file or a module that it imports does not exist, or it does
       not know the mode.
   """
   path, mode = recipe_files.locate(argument)
@@ -176,7 +176,7 @@ def load_recipe(argument: str) -> Recipe:
 
 
 def _check_unchanged(recipe: Recipe, seed: int, folder: pathlib.Path) -> None:
-  """Raises if a run has ended that is not what the recipe says now."""
+  """Raises if a run has ended and its recipe has changed since."""
   if not _closing_table(folder):
     return
   stored = flatten(resume.load_config(folder))
@@ -199,7 +199,7 @@ def _train_all(
   folders: Mapping[tuple[str, int], pathlib.Path],
   root: pathlib.Path,
 ) -> list[tuple[str, int]]:
-  """Trains what has not ended yet; returns the runs that failed."""
+  """Trains the runs that have not ended; returns those that failed."""
   todo = [
     (recipe, seed)
     for recipe in recipes
@@ -258,7 +258,7 @@ def _closing_table(folder: pathlib.Path) -> list[dict[str, Any]]:
 def _time_steps(recipes: Sequence[Recipe], steps: int) -> dict[str, Timing]:
   """Times the train step of every recipe, all in turn in each of three rounds.
 
-  The machine's other work then falls on all alike. Batches are random pixels.
+  Other load on the machine then affects all alike. Batches are random pixels.
   """
   mesh = devices.make_mesh()
   jobs = {}

@@ -1,4 +1,4 @@
-"""Results as a file that says how they were made, and as a table."""
+"""results.json, which also says how each number was made; console tables."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ class Result:
   weights: str | None = None
 
   def key(self) -> str:
-    """Returns what makes two results the same measurement."""
+    """Returns a text that is equal for two results of one measurement."""
     return _key(dataclasses.asdict(self))
 
 
@@ -144,7 +144,7 @@ def find(
 
   Args:
     entries: From `read_results`.
-    planned: What is to be measured, of which weights; no numbers yet.
+    planned: The measurement, without numbers.
   """
   for entry in entries:
     same = _key(entry) == planned.key() and not entry["skipped"]
@@ -166,7 +166,7 @@ def scalars(result: Result) -> dict[str, float]:
 
 
 def is_detail(name: str) -> bool:
-  """Returns whether a number is one of very many: for results.json alone."""
+  """Returns whether a number is one of very many, for results.json alone."""
   return "/variable/" in name
 
 
@@ -228,7 +228,7 @@ def _key(entry: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-  """Returns `value` as JSON has it: lists, and null for what is no number."""
+  """Returns `value` as JSON stores it: lists, and null for NaN and infinity."""
   if isinstance(value, Mapping):
     return {str(key): _plain(entry) for key, entry in value.items()}
   if isinstance(value, list | tuple):

@@ -12,12 +12,12 @@ from imsvd_jax.base.config import HARMLESS_KEYS, flatten
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation.results import TRAINED
 
-# Keys of a config that do not change what is learned, but for chance.
+# Keys of a config that do not change what is learned, except by chance.
 _IGNORED = ("seed", *HARMLESS_KEYS)
 
 
 class Run(NamedTuple):
-  """A run and what was measured of it.
+  """A run and its measurements.
 
   Attributes:
     config: Nested.

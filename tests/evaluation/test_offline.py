@@ -127,7 +127,7 @@ def test_the_numbers_are_those_of_the_encoder(measured, encoder, sources):
   judge = KNeighborsClassifier(20, metric="cosine", algorithm="brute")
   judge.fit(encoder.features(train.images), train.labels)
   expected = judge.score(encoder.features(test.images), test.labels)
-  # At a high temperature every neighbour has the same vote.
+  # At a high temperature every neighbor has the same vote.
   found = measured[1][0]
   assert found.final == pytest.approx(expected, abs=0.006)
   assert found.final > 0.5

@@ -131,7 +131,7 @@ def inputs():
 
 
 def small(protocol):
-  """The protocol with fewer epochs and neighbours."""
+  """The protocol with fewer epochs and neighbors."""
   names = {field.name for field in dataclasses.fields(protocol)}
   changes = {"epochs": 3, "num_neighbors": (5, 1), "learning_rates": (0.1,)}
   kept = {key: value for key, value in changes.items() if key in names}
