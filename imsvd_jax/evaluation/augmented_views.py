@@ -6,13 +6,13 @@ crops and photometric augmentation, through the frozen network.
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
-from ml_collections import ConfigDict
 
 from imsvd_jax.base import devices as sharding
 from imsvd_jax.base import hashing
@@ -47,7 +47,12 @@ class ViewEmbedder:
   """
 
   def __init__(
-    self, model: Encoder, config: ConfigDict, *, discrete: bool, batch_size: int
+    self,
+    model: Encoder,
+    config: ml_collections.ConfigDict,
+    *,
+    discrete: bool,
+    batch_size: int,
   ) -> None:
     """Compiles nothing yet.
 
@@ -109,13 +114,8 @@ class ViewEmbedder:
     """
     num_pairs, size = -(-num_views // 2), source.num_examples
     total = num_pairs * size
-    batches = host_pipeline.train_batches(
-      source,
-      views=_without_local(self._config.views),
-      batch_size=self._batch_size,
-      seed=seed,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+    batches = train_crops(
+      source, self._config, batch_size=self._batch_size, seed=seed
     )
     num_batches = -(-total // self._batch_size)
     num_cut = 2 * num_batches * self._batch_size
@@ -149,15 +149,39 @@ class ViewEmbedder:
     )
 
 
-def _without_local(views: ConfigDict) -> ConfigDict:
-  views = views.copy_and_resolve_references()
+def train_crops(
+  source: Source,
+  config: ml_collections.ConfigDict,
+  *,
+  batch_size: int,
+  seed: int,
+) -> Iterator[dict[str, Any]]:
+  """Returns endless batches of the two global crops, as training cuts them.
+
+  Args:
+    source: Where images come from.
+    config: The run's recipe.
+    batch_size: Images per batch over all processes.
+    seed: Seed of the order and of the crops.
+
+  Returns:
+    This process's part of what `host_pipeline.train_batches` returns.
+  """
+  views = config.views.copy_and_resolve_references()
   views.num_local = 0
-  return views
+  return host_pipeline.train_batches(
+    source,
+    views=views,
+    batch_size=batch_size,
+    seed=seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
 
 
 def _embed_two_views(
   model: Encoder,
-  config: ConfigDict,
+  config: ml_collections.ConfigDict,
   variables: dict[str, Any],
   key: jax.Array,
   batch: Any,
