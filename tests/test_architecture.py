@@ -39,7 +39,7 @@ BINDERS = {
   "evaluation": {
     "augmented_views",
     "binder",
-    "finetune",
+    "offline",
     "online",
     "recipe_comparison",
   },

@@ -9,6 +9,7 @@ repeated and one that was interrupted continues.
 """
 
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -26,7 +27,7 @@ _TIMING_STEPS = flags.DEFINE_integer(
 )
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
   """Compares the recipes named in `argv`; 1 if a run failed."""
   # Imported late, so that --help and a bad flag answer at once.
   from imsvd_jax.evaluation import recipe_comparison

@@ -1,16 +1,17 @@
 """Embeddings of augmented views of images, as the objective sees them.
 
-What the evaluator `collapse` looks at: true groups of views, from the run's own
+The evaluator `collapse` looks at them: true groups of views, from the run's own
 crops and photometric augmentation, through the frozen network.
 """
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from imsvd_jax.base import devices as sharding
@@ -20,6 +21,7 @@ from imsvd_jax.data import host_pipeline, part
 from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation import protocols
 from imsvd_jax.evaluation.features import gather_rows
+from imsvd_jax.models import Encoder
 from imsvd_jax.objectives import soft_discretize
 from imsvd_jax.training import augment, experiment
 
@@ -45,8 +47,13 @@ class ViewEmbedder:
   """
 
   def __init__(
-    self, model: Any, config: Any, *, discrete: bool, batch_size: int
-  ):
+    self,
+    model: Encoder,
+    config: ml_collections.ConfigDict,
+    *,
+    discrete: bool,
+    batch_size: int,
+  ) -> None:
     """Compiles nothing yet.
 
     Args:
@@ -65,7 +72,7 @@ class ViewEmbedder:
 
   def inputs(
     self,
-    variables: Any,
+    variables: dict[str, Any],
     source: Source,
     protocol: protocols.Collapse,
     *,
@@ -94,7 +101,7 @@ class ViewEmbedder:
 
   def embed(
     self,
-    variables: Any,
+    variables: dict[str, Any],
     source: Source,
     *,
     num_views: int,
@@ -107,13 +114,8 @@ class ViewEmbedder:
     """
     num_pairs, size = -(-num_views // 2), source.num_examples
     total = num_pairs * size
-    batches = host_pipeline.train_batches(
-      source,
-      views=_without_local(self._config.views),
-      batch_size=self._batch_size,
-      seed=seed,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+    batches = train_crops(
+      source, self._config, batch_size=self._batch_size, seed=seed
     )
     num_batches = -(-total // self._batch_size)
     num_cut = 2 * num_batches * self._batch_size
@@ -147,20 +149,47 @@ class ViewEmbedder:
     )
 
 
-def _without_local(views: Any) -> Any:
-  views = views.copy_and_resolve_references()
+def train_crops(
+  source: Source,
+  config: ml_collections.ConfigDict,
+  *,
+  batch_size: int,
+  seed: int,
+) -> Iterator[dict[str, Any]]:
+  """Returns endless batches of the two global crops, as training cuts them.
+
+  Args:
+    source: Where images come from.
+    config: The run's recipe.
+    batch_size: Images per batch over all processes.
+    seed: Seed of the order and of the crops.
+
+  Returns:
+    This process's part of what `host_pipeline.train_batches` returns.
+  """
+  views = config.views.copy_and_resolve_references()
   views.num_local = 0
-  return views
+  return host_pipeline.train_batches(
+    source,
+    views=views,
+    batch_size=batch_size,
+    seed=seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
 
 
 def _embed_two_views(
-  model: Any, config: Any, variables: Any, key: jax.Array, batch: Any
+  model: Encoder,
+  config: ml_collections.ConfigDict,
+  variables: dict[str, Any],
+  key: jax.Array,
+  batch: Any,
 ) -> jax.Array:
   """Augments and embeds a batch of pairs of crops: float32 [B, 2, D]."""
-  views = augment.augment_views(experiment.augmentation(config), key, batch)[
-    0
-  ]  # [2, B, S, S, C]
+  recipes = experiment.augmentation(config)
+  views = augment.augment_views(recipes, key, batch)[0]  # [2, B, S, S, C]
   embeddings = [model.apply(variables, v, train=False)[1] for v in views]
-  # A stochastic head's outputs are the mean, and then what its noise is like.
+  # A stochastic head gives the mean first, and after it the noise's spread.
   dimensions = config.model.projector[-1]
   return jnp.stack(embeddings, axis=1)[..., :dimensions]

@@ -12,25 +12,27 @@ import numpy as np
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import input_checks, protocols
-from imsvd_jax.evaluation.inputs import Inputs
+from imsvd_jax.evaluation.inputs import Evaluator, Inputs
+
+NEEDS = ("sample", "embeddings", "view_groups", "codes")
 
 
 def run(
   inputs: Inputs, protocol: protocols.Collapse
 ) -> Iterator[tuple[str, float]]:
-  """Yields whatever the inputs allow; at least one of them must be given.
+  """Yields the numbers that the inputs allow; at least one must be given.
 
-  RankMe of the backbone's features needs `train` or `test`; RankMe of the
-  embeddings, alignment and uniformity need `embeddings`; LiDAR needs
-  `view_groups`; the statistics of codes need `codes`. The entropy of each
-  variable is "codes/variable/0/entropy" and so on.
+  RankMe of the backbone's features needs `sample`; RankMe of the embeddings,
+  alignment and uniformity need `embeddings`; LiDAR needs `view_groups`; the
+  statistics of codes need `codes`. The entropy of each variable is
+  "codes/variable/0/entropy" and so on.
   """
-  part = inputs.test if inputs.train is None else inputs.train
-  views, groups, codes = inputs.embeddings, inputs.view_groups, inputs.codes
-  if part is None and views is None and groups is None and codes is None:
-    inputs.need("train", "embeddings", "view_groups", "codes")
-  if part is not None:
-    yield "rank_me/features", rank_me(_some(part.features, protocol))
+  if all(getattr(inputs, name) is None for name in NEEDS):
+    inputs.need(*NEEDS)
+  sample, views = inputs.sample, inputs.embeddings
+  groups, codes = inputs.view_groups, inputs.codes
+  if sample is not None:
+    yield "rank_me/features", rank_me(_some(sample.features, protocol))
   if views is not None:
     yield "rank_me/embeddings", rank_me(_some(views[:, 0], protocol))
     if views.shape[1] > 1:
@@ -53,7 +55,7 @@ def rank_me(features: np.ndarray, *, epsilon: float = 1e-7) -> float:
 
     p_k = sigma_k / sum_j sigma_j + epsilon,   RankMe = exp(-sum_k p_k log p_k)
 
-  with sigma the singular values of the matrix of features (not centred).
+  with sigma the singular values of the matrix of features (not centered).
 
   Args:
     features: [N, F]; the value is meaningful for N well above F.
@@ -101,9 +103,9 @@ def lidar(
   """
   views = _checked_views(views)
   means = views.mean(axis=1, dtype=np.float64)  # [N, D]
-  centred = means - means.mean(axis=0)
+  centered = means - means.mean(axis=0)
   if views.shape[0] * views.shape[1] < views.shape[2]:
-    eigenvalues = _lidar_of_few(views, means, centred, delta)
+    eigenvalues = _lidar_of_few(views, means, centered, delta)
     return effective_rank(np.maximum(eigenvalues, 0), epsilon=epsilon)
   within = np.zeros((views.shape[2], views.shape[2]))
   for start in range(0, len(views), 64):  # A float64 copy of all is too large.
@@ -115,7 +117,7 @@ def lidar(
   values, vectors = np.linalg.eigh(within)
   # The nonzero eigenvalues are the squared singular values of the whitened
   # means, which never forms the ill-conditioned product.
-  whitened = centred @ (vectors / np.sqrt(values))  # [N, D]
+  whitened = centered @ (vectors / np.sqrt(values))  # [N, D]
   if len(whitened) < whitened.shape[1]:
     whitened = whitened.T
   eigenvalues = np.linalg.eigvalsh(whitened.T @ whitened)
@@ -123,7 +125,7 @@ def lidar(
 
 
 def _lidar_of_few(
-  views: np.ndarray, means: np.ndarray, centred: np.ndarray, delta: float
+  views: np.ndarray, means: np.ndarray, centered: np.ndarray, delta: float
 ) -> np.ndarray:
   """LiDAR's nonzero eigenvalues where there are fewer views than dimensions.
 
@@ -134,8 +136,8 @@ def _lidar_of_few(
   deviations = (views - means[:, None]).reshape(-1, views.shape[2])
   deviations /= np.sqrt(len(deviations))
   gram = deviations @ deviations.T + delta * np.eye(len(deviations))
-  mixed = deviations @ centred.T  # [N V, N]
-  inner = centred @ centred.T - mixed.T @ np.linalg.solve(gram, mixed)
+  mixed = deviations @ centered.T  # [N V, N]
+  inner = centered @ centered.T - mixed.T @ np.linalg.solve(gram, mixed)
   return np.linalg.eigvalsh(inner / delta)
 
 
@@ -202,7 +204,7 @@ class CodeStatistics(NamedTuple):
 
   def summary(self) -> dict[str, float]:
     """Returns the numbers to log."""
-    pairs = ~np.eye(len(self.entropies), dtype=bool)
+    pairs: np.ndarray = ~np.eye(len(self.entropies), dtype=bool)
     information = self.mutual_information[pairs]
     result = {
       "entropy_mean": self.entropies.mean(),
@@ -244,7 +246,7 @@ def code_statistics(
   information = mutual_information(bins[:, 0], num_bins)
   generator = np.random.default_rng(seed)
   shuffled = generator.permuted(bins[:, 0], axis=0)  # each variable by itself
-  pairs = ~np.eye(len(counts), dtype=bool)
+  pairs: np.ndarray = ~np.eye(len(counts), dtype=bool)
   unrelated = mutual_information(shuffled, num_bins)[pairs]
   agreement = soft_agreement = kappa = None
   if num_views > 1:
@@ -378,3 +380,6 @@ def _checked_codes(codes: np.ndarray) -> np.ndarray:
       "softmax, not the logits."
     )
   return codes
+
+
+EVALUATOR = Evaluator(run, NEEDS, labels=False)

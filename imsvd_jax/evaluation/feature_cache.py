@@ -1,7 +1,7 @@
-"""Features on disk, found again by what they were made from.
+"""Features on disk, under a key of everything they depend on.
 
-A key holds the checksum of the weights, the data and its preprocessing; another
-checkpoint or another crop is another file. A damaged file is made anew.
+The key holds the checksum of the weights, the data and its preprocessing, so
+another checkpoint or another crop is another file. A damaged file is replaced.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ def cached_features(
   *,
   report: Callable[[str], None] = console.print_line,
 ) -> Features:
-  """Returns features from disk, or computes and keeps them.
+  """Returns features from disk, or computes and stores them.
 
-  Every process calls this; they compute unless all of them find the file.
+  Every process must call this; all compute unless all find the file.
 
   Args:
-    directory: Where the files lie; made if absent.
+    directory: Where the files are; created if absent.
     key: What the features are a function of, as JSON: "weights" (`checksum`),
       "data", "split", "preprocessing".
     compute: Gives the features of all images, as `features.extract` does.
@@ -42,7 +42,7 @@ def cached_features(
   name = hashlib.sha256(text.encode()).hexdigest()[:32]
   path = Path(directory) / f"features_{name}.npz"
   found = _read(path, text, report)
-  if _everyone(found is not None):
+  if _everyone(found is not None) and found is not None:
     return found
   features = compute()
   if jax.process_index() == 0:
@@ -64,7 +64,7 @@ def _read(
   if not path.exists():
     return None
   try:
-    # Opened here: NumPy leaves a file open that it cannot read.
+    # Opened here, because NumPy does not close a file that it cannot read.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
       if str(stored["key"]) != text:
         raise ValueError("another key")
@@ -72,7 +72,7 @@ def _read(
       return Features(stored["features"], labels, stored["indices"])
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     report(
-      f"Cached features in {path} are damaged ({error}); making them anew."
+      f"Cached features in {path} are damaged ({error}); computing them again."
     )
     return None
 
@@ -81,11 +81,15 @@ def _write(path: Path, text: str, features: Features) -> None:
   """Writes the file whole or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
-  arrays = {"features": features.features, "indices": features.indices}
+  arrays: dict[str, Any] = {
+    "key": np.array(text),
+    "features": features.features,
+    "indices": features.indices,
+  }
   if features.labels is not None:
     arrays["labels"] = features.labels
   with temporary.open("wb") as file:
-    np.savez(file, key=np.array(text), **arrays)
+    np.savez(file, **arrays)
     file.flush()
     os.fsync(file.fileno())
   temporary.replace(path)

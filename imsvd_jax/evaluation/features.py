@@ -1,4 +1,4 @@
-"""Features of a data set: one row per image, whatever the batches were."""
+"""Features of a data set: one row per image, independent of the batches."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -41,7 +41,7 @@ def extract(
       [B, H, W, C], "index" int32 [B], "mask" bool [B] (False: padding) and, if
       labelled, "label" int32 [B].
     num_images: How many images to expect, over all processes.
-    name: What is extracted, for the progress line.
+    name: What the features are of, for the progress line.
     report: Takes a progress line every few seconds.
 
   Raises:
@@ -69,8 +69,8 @@ def embed_ahead(
 ) -> Iterator[tuple[Mapping[str, np.ndarray], np.ndarray]]:
   """Yields every batch with its features, float32 [B, F], on the host.
 
-  A batch is dispatched before the last one's features are waited for, so that
-  the device has work while the host reads.
+  Each batch is dispatched before the previous one's features are fetched, so
+  that the device has work while the host reads.
   """
   pending = None
   for batch in batches:
@@ -130,7 +130,7 @@ def _unpadded(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns the features, labels and indices of a batch without padding."""
   mask = np.asarray(batch["mask"], dtype=bool)
-  # -1 stands in for "absent", so that every process gathers the same arrays.
+  # -1 means "absent", so that every process gathers the same arrays.
   labels = batch.get("label", np.full(len(mask), -1, np.int32))
   return (
     features[mask],

@@ -1,4 +1,4 @@
-"""The mistakes every evaluator refuses, one clear line each."""
+"""Checks that evaluators share; each raises one clear line."""
 
 import numpy as np
 
@@ -72,7 +72,7 @@ def check_labels(
 
 
 def check_classes(train_labels: np.ndarray, test_labels: np.ndarray) -> int:
-  """Returns the number of classes, once train knows all those of test.
+  """Returns the number of classes, once train has all classes of test.
 
   Args:
     train_labels: int32 [N].

@@ -1,43 +1,86 @@
-"""What an evaluator is given: arrays and functions, never a model."""
+"""What an evaluator is, and what it is given: never a model."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
+import jax
+import ml_collections
 import numpy as np
 
 from imsvd_jax.base import console
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation.features import Embed, Features
 
+# Batches of this process: "image" uint8 [B, S, S, C] and perhaps "label" int32
+# [B], "index" int32 [B] and "mask" bool [B], which is False for padding.
+Batches = Iterable[Mapping[str, np.ndarray]]
+
+# From an epoch, counted from 0 and called in turn, to its batches.
+TrainEpoch = Callable[[int], Batches]
+
+
+class Backbone(NamedTuple):
+  """A backbone to be trained: a pure function and the initial weights.
+
+  Attributes:
+    apply: (params, batch_stats, images uint8 [B, S, S, C], train) -> (features
+      float32 [B, F], updated batch_stats).
+    params: On the host.
+    batch_stats: On the host.
+    num_features: F.
+  """
+
+  apply: Callable[[Any, Any, jax.Array, bool], tuple[jax.Array, Any]]
+  params: Any
+  batch_stats: Any
+  num_features: int
+
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-  """Whatever of a run the chosen protocols need; the rest stays None.
+  """What an evaluator declares that it needs; everything else stays None.
 
   Attributes:
     train: Features of the training images, from central crops.
     test: Features of the test images, from central crops.
+    test_crops: The same of the central crops that the protocol's `crops` name.
     num_classes: Classes of the labels.
     embed: From uint8 [B, H, W, C] to features float32 [B, F].
-    train_epoch: From an epoch to batches of random crops, as `sgd.TrainEpoch`.
-    embeddings: float32 [N, 2, D]: two augmented views of N images, as the
-      objective sees them (after the projector).
-    view_groups: float32 [n, V, D]: many views of fewer images.
+    train_labels: () -> the labels of the training images, int32 [N] (see
+      `Source.labels`); reads the records of a stream.
+    test_labels: The same of the test images.
+    train_epochs: From indices of training images, increasing, or None for all
+      of them, to the epochs of random crops by the protocol's `crops`,
+      `batch_size` and `seed`.
+    test_batches: () -> central crops of the test images, by `crops`.
+    backbone: The network to fine-tune.
+    sample: Features of at most `max_images` training images.
+    embeddings: float32 [N, 2, D]: two augmented views of each image of the
+      sample, as the objective sees them (after the projector).
+    view_groups: float32 [n, V, D]: `lidar_views` views of `lidar_groups` images
+      of the sample.
     codes: float32 [N, V, M, b]: the probabilities of M variables of b bins.
     report: Takes progress lines.
   """
 
   train: Features | None = None
   test: Features | None = None
+  test_crops: Features | None = None
   num_classes: int | None = None
   embed: Embed | None = None
-  train_epoch: Callable[[int], Iterable[Mapping[str, np.ndarray]]] | None = None
+  train_labels: Callable[[], np.ndarray] | None = None
+  test_labels: Callable[[], np.ndarray] | None = None
+  train_epochs: Callable[[np.ndarray | None], TrainEpoch] | None = None
+  test_batches: Callable[[], Batches] | None = None
+  backbone: Backbone | None = None
+  sample: Features | None = None
   embeddings: np.ndarray | None = None
   view_groups: np.ndarray | None = None
   codes: np.ndarray | None = None
   report: Callable[[str], None] = console.print_line
 
-  def need(self, *names: str) -> tuple:
+  def need(self, *names: str) -> tuple[Any, ...]:
     """Returns the named fields.
 
     Raises:
@@ -50,3 +93,39 @@ class Inputs:
         "command did not provide: choose another protocol."
       )
     return tuple(getattr(self, name) for name in names)
+
+
+class OwnData(NamedTuple):
+  """A data set that a protocol brings along.
+
+  Attributes:
+    settings: As `config.data`.
+    remedy: What to do if it cannot be read, beside what the error says.
+  """
+
+  settings: ml_collections.ConfigDict
+  remedy: str = ""
+
+
+class Evaluator(NamedTuple):
+  """One way to measure an encoder, and what it needs.
+
+  Attributes:
+    run: From inputs and a protocol to named numbers. "final", "best", "low" and
+      "high" are the headline (see `scores.headline`).
+    needs: Fields of `Inputs`. What a run cannot provide stays None.
+    labels: Whether predictions are compared with labels of a test split.
+    check: Called with the protocol and the number of training images before
+      any image is read; raises UserError where they do not fit each other.
+    own_data: From the protocol, the run's `config.data` and --data_dir to the
+      data set of the protocol; None if it is measured on the run's. Where such
+      a data set cannot be read, the protocol is skipped.
+  """
+
+  run: Callable[[Inputs, Any], Iterator[tuple[str, float]]]
+  needs: tuple[str, ...]
+  labels: bool = True
+  check: Callable[[Any, int], None] | None = None
+  own_data: Callable[[Any, ml_collections.ConfigDict, str], OwnData] | None = (
+    None
+  )

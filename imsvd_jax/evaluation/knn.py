@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification, streamed in blocks.
+"""Weighted k-nearest-neighbor classification, streamed in blocks.
 
 The vote for class c on a query x is the sum of exp(cos(x, y) / T) over those
 of its k nearest bank images y that have class c; nearest is by cosine.
@@ -7,10 +7,10 @@ The similarity matrix is never built: blocks of the bank visit the devices,
 which hold the queries and the best k so far of each. Device memory is that of
 the queries, one bank block and one tile, and does not grow with the bank.
 
-Ties are settled, so that a number does not depend on blocks or devices: of
-equally near neighbours the one earlier in the bank is taken; of classes with
-equal votes the lower number comes first; a class without a neighbour is no
-prediction, so fewer than five classes may be in the top five. A zero feature
+Ties are broken by rule, so that results do not depend on blocks or devices: of
+equally near neighbors the one earlier in the bank is taken; of classes with
+equal votes the lower number comes first; a class without a neighbor is never
+predicted, so fewer than five classes may be in the top five. A zero feature
 has cosine 0 with everything.
 """
 
@@ -21,15 +21,15 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from imsvd_jax.base import console
+from imsvd_jax.base import devices as devices_lib
+from imsvd_jax.base.devices import AXIS
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import input_checks, protocols, scores
-from imsvd_jax.evaluation.inputs import Inputs
-
-_AXIS = "queries"
+from imsvd_jax.evaluation.inputs import Evaluator, Inputs
 
 
 def run(inputs: Inputs, protocol: protocols.Knn) -> Iterator[tuple[str, float]]:
@@ -59,8 +59,8 @@ def knn_accuracy(
   queries: np.ndarray,
   query_labels: np.ndarray | None,
   *,
-  num_neighbors: Sequence[int] = (20,),
-  temperatures: Sequence[float] = (0.07,),
+  num_neighbors: Sequence[int],
+  temperatures: Sequence[float],
   bank_block: int = 4096,
   query_block: int = 512,
   devices: Sequence[jax.Device] | None = None,
@@ -117,7 +117,7 @@ def knn_ranks(
 
   Returns:
     int32 [Q] per pair: 0 for a right prediction; the number of classes where
-    no neighbour has the query's class.
+    no neighbor has the query's class.
   """
   bank, queries = input_checks.check_pair(bank, queries)
   bank_labels = input_checks.check_labels(bank_labels, len(bank), "train")
@@ -183,7 +183,7 @@ def nearest_neighbors(
     block = _normalized(bank[start : start + bank_block])
     count = len(block)
     block = np.pad(block, [(0, bank_block - count), (0, 0)])
-    block = jax.device_put(block, NamedSharding(mesh, P()))
+    block = jax.device_put(block, devices_lib.replicated(mesh))
     best = merge_block(best, tiles, block, start, count, mesh=mesh)
     # One block ahead is enough; without waiting the whole bank would queue up.
     jax.block_until_ready(best)
@@ -215,7 +215,9 @@ def merge_block(
     mesh: One axis, over which the tiles are sharded.
   """
 
-  def merge_tile(tile):
+  def merge_tile(
+    tile: tuple[jax.Array, jax.Array, jax.Array],
+  ) -> tuple[jax.Array, jax.Array]:
     similarities, indices, queries = tile
     tile_similarities = jnp.matmul(
       queries, block.T, precision=jax.lax.Precision.HIGHEST
@@ -231,11 +233,13 @@ def merge_block(
     candidates = jnp.concatenate([indices, columns], axis=1)
     return similarities, jnp.take_along_axis(candidates, places, axis=1)
 
-  def merge_shard(best, tiles):
+  def merge_shard(
+    best: tuple[jax.Array, jax.Array], tiles: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     return jax.lax.map(merge_tile, (*best, tiles))
 
   return jax.shard_map(
-    merge_shard, mesh=mesh, in_specs=P(_AXIS), out_specs=P(_AXIS)
+    merge_shard, mesh=mesh, in_specs=P(AXIS), out_specs=P(AXIS)
   )(best, tiles)
 
 
@@ -251,7 +255,7 @@ def check_settings(
   """
   if not num_neighbors or not temperatures:
     raise UserError(
-      "k-NN needs at least one number of neighbours and one temperature."
+      "k-NN needs at least one number of neighbors and one temperature."
     )
   if num_neighbors[0] < 1 or num_neighbors[-1] > bank_size:
     wrong = num_neighbors[0] if num_neighbors[0] < 1 else num_neighbors[-1]
@@ -259,16 +263,22 @@ def check_settings(
       f"k-NN with k = {wrong} over a bank of {bank_size} images; expected "
       f"1 <= k <= {bank_size}: choose a smaller k or a larger bank."
     )
-  wrong = [t for t in temperatures if not (t > 0 and math.isfinite(t))]
-  if wrong:
-    raise UserError(
-      f"k-NN with temperature {wrong[0]}; expected a positive number."
-    )
+  for temperature in temperatures:
+    if not (temperature > 0 and math.isfinite(temperature)):
+      raise UserError(
+        f"k-NN with temperature {temperature}; expected a positive number."
+      )
+
+
+def _check_protocol(protocol: protocols.Knn, num_train: int) -> None:
+  check_settings(
+    sorted(protocol.num_neighbors), protocol.temperatures, num_train
+  )
 
 
 def _mesh(devices: Sequence[jax.Device] | None) -> Mesh:
   devices = jax.local_devices() if devices is None else devices
-  return Mesh(np.asarray(devices), (_AXIS,), axis_types=(AxisType.Auto,))
+  return devices_lib.make_mesh(list(devices))
 
 
 def _normalized(features: np.ndarray) -> np.ndarray:
@@ -288,7 +298,7 @@ def _tiled(queries: np.ndarray, query_block: int, mesh: Mesh) -> jax.Array:
   padding = -len(queries) % per_round
   tiles = np.pad(queries, [(0, padding), (0, 0)])
   tiles = tiles.reshape(-1, query_block, queries.shape[1])
-  return jax.device_put(tiles, NamedSharding(mesh, P(_AXIS)))
+  return jax.device_put(tiles, devices_lib.batch_sharded(mesh))
 
 
 def _nothing_yet(
@@ -342,7 +352,7 @@ def vote(
   num_neighbors: tuple[int, ...],
   num_classes: int,
 ) -> jax.Array:
-  """Lets the neighbours vote, nearest first, and ranks the true classes.
+  """Lets the neighbors vote, nearest first, and ranks the true classes.
 
   Args:
     similarities: Cosines [Q, k], descending.
@@ -360,9 +370,11 @@ def vote(
   advantage = similarities - similarities[:, :1]
   weights = jnp.exp(advantage / temperatures[:, None, None])  # [T, Q, k]
 
-  # Adding one neighbour at a time fixes the order of summation, so that equal
+  # Adding one neighbor at a time fixes the order of summation, so that equal
   # votes are equal on every device; it also gives each smaller k on the way.
-  def add_neighbor(j, state):
+  def add_neighbor(
+    j: jax.Array, state: tuple[jax.Array, jax.Array]
+  ) -> tuple[jax.Array, jax.Array]:
     votes, voted = state
     label = neighbor_labels[:, j]
     return (
@@ -378,7 +390,8 @@ def vote(
   ranks, done = [], 0
   for k in num_neighbors:
     state = jax.lax.fori_loop(done, k, add_neighbor, state)
-    ranks.append(_vote_ranks(*state, query_labels))
+    votes, voted = state
+    ranks.append(_vote_ranks(votes, voted, query_labels))
     done = k
   return jnp.stack(ranks)
 
@@ -393,3 +406,6 @@ def _vote_ranks(
   ahead = (votes > own) | ((votes == own) & voted & lower)
   ranks = ahead.sum(axis=-1, dtype=jnp.int32)
   return jnp.where(voted[rows, query_labels], ranks, num_classes)
+
+
+EVALUATOR = Evaluator(run, needs=("train", "test"), check=_check_protocol)

@@ -5,14 +5,13 @@ sees the backbone, so it cannot change it. Test features do not change either:
 they are extracted once and scored after every epoch.
 """
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from imsvd_jax.base import console
+from imsvd_jax.base import console, devices
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import (
   features,
@@ -22,11 +21,12 @@ from imsvd_jax.evaluation import (
   scores,
 )
 from imsvd_jax.evaluation.features import Embed, Features
-from imsvd_jax.evaluation.inputs import Inputs
-
-# From an epoch, counted from 0, to its batches of this process: "image" uint8
-# [B, S, S, C], "label" int32 [B] and, if padded, "mask" bool [B].
-TrainEpoch = Callable[[int], Iterable[Mapping[str, np.ndarray]]]
+from imsvd_jax.evaluation.inputs import (
+  Batches,
+  Evaluator,
+  Inputs,
+  TrainEpoch,
+)
 
 
 class LinearResult(NamedTuple):
@@ -40,17 +40,20 @@ class LinearResult(NamedTuple):
   heads: linear_heads.Heads  # one head, on the host
 
 
+NEEDS = ("embed", "train_epochs", "test_crops", "num_classes")
+
+
 def run(
   inputs: Inputs, protocol: protocols.Linear
 ) -> Iterator[tuple[str, float]]:
   """Yields the accuracy on test, after the last and the best epoch."""
-  embed, train_epoch, test = inputs.need("embed", "train_epoch", "test")
+  embed, train_epochs, test, num_classes = inputs.need(*NEEDS)
   result = train_linear(
     embed,
-    train_epoch,
+    train_epochs(None),
     test,
     protocol,
-    num_classes=inputs.num_classes,
+    num_classes=num_classes,
     report=inputs.report,
   )
   yield from scores.headline(result.accuracy, result.best_top1)
@@ -92,7 +95,7 @@ def train_linear(
       f"Test has class {labels.max()}; expected classes below {num_classes}: "
       "check that both splits number their classes alike."
     )
-  mesh = linear_heads.make_mesh()
+  mesh = devices.make_mesh()
   state = linear_heads.create_heads(
     1,
     test_features.shape[1],
@@ -131,40 +134,10 @@ def train_linear(
   )
 
 
-def labelled_crops(
-  batches: Iterator[Mapping[str, Any]],
-  labels: np.ndarray,
-  steps_per_epoch: int,
-) -> TrainEpoch:
-  """Returns the epochs of a linear protocol from a pretraining pipeline.
-
-  Pretraining batches carry no labels, only which image each crop is of.
-
-  Args:
-    batches: As `data.pipeline.train_batches` gives them, without end: "views",
-      whose first entry is uint8 [B, V, S, S, C], and "index" int32 [B].
-    labels: int [N] by index; an image with -1 teaches nothing.
-    steps_per_epoch: Batches in an epoch.
-
-  Returns:
-    A function to be called with the epochs in turn: each call goes on where the
-    last one ended.
-  """
-
-  def train_epoch(epoch):
-    del epoch  # The iterator knows where it is.
-    for batch in itertools.islice(batches, steps_per_epoch):
-      label = labels[batch["index"]]
-      image = batch["views"][0][:, 0]
-      yield {"image": image, "label": label, "mask": label >= 0}
-
-  return train_epoch
-
-
 def _train_epoch(
   state: linear_heads.HeadsState,
   embed: Embed,
-  batches: Iterable[Mapping[str, np.ndarray]],
+  batches: Batches,
   protocol: protocols.Linear,
   epoch: int,
   mesh: jax.sharding.Mesh,
@@ -172,7 +145,7 @@ def _train_epoch(
   meter: console.Progress,
 ) -> tuple[linear_heads.HeadsState, float, int]:
   """Returns the state after an epoch, its mean loss and its images."""
-  rate = np.full(1, protocol.learning_rate_at(epoch), np.float32)
+  rate: np.ndarray = np.full(1, protocol.learning_rate_at(epoch), np.float32)
   losses, seen = [], 0
   for batch, embedded in features.embed_ahead(embed, batches):
     labels, weights = _labels_and_weights(batch, num_classes)
@@ -215,3 +188,6 @@ def _labels_and_weights(
       f"expected 0 to {num_classes - 1}: use a labelled training set."
     )
   return labels, weights
+
+
+EVALUATOR = Evaluator(run, NEEDS)

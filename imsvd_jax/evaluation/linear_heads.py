@@ -11,10 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-_AXIS = "data"
+from imsvd_jax.base import devices
 
 
 class Heads(NamedTuple):
@@ -29,20 +28,6 @@ class HeadsState(NamedTuple):
 
   heads: Heads
   momentum: Heads
-
-
-def make_mesh() -> Mesh:
-  """Returns a mesh of every device of every process."""
-  return _mesh(jax.devices())
-
-
-def make_local_mesh() -> Mesh:
-  """Returns a mesh of this process's devices."""
-  return _mesh(jax.local_devices())
-
-
-def _mesh(devices: list[jax.Device]) -> Mesh:
-  return Mesh(np.asarray(devices), (_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def create_heads(
@@ -62,7 +47,7 @@ def create_heads(
     bias=np.zeros((num_heads, num_classes), np.float32),
   )
   state = HeadsState(heads, jax.tree.map(np.zeros_like, heads))
-  return jax.device_put(state, NamedSharding(mesh, P()))
+  return jax.device_put(state, devices.replicated(mesh))
 
 
 def place_batch(
@@ -81,13 +66,10 @@ def place_batch(
   """
   size = max(size, len(rows[0]))
   padding = size - len(rows[0]) + -size % len(mesh.local_devices)
-  sharding = NamedSharding(mesh, P(_AXIS))
-  return tuple(
-    jax.make_array_from_process_local_data(
-      sharding, np.pad(r, [(0, padding)] + [(0, 0)] * (r.ndim - 1))
-    )
-    for r in rows
+  padded = tuple(
+    np.pad(r, [(0, padding)] + [(0, 0)] * (r.ndim - 1)) for r in rows
   )
+  return devices.shard_batch(padded, mesh)
 
 
 @functools.partial(jax.jit, static_argnames="optimizer", donate_argnums=0)
@@ -126,7 +108,7 @@ def train_step(
   """
   weights = weights / jnp.maximum(weights.sum(), 1e-12)
 
-  def total_loss(heads):
+  def total_loss(heads: Heads) -> tuple[jax.Array, jax.Array]:
     logits = _logits(heads, features)  # [G, B, C]
     log_p = jax.nn.log_softmax(logits)
     picked = jnp.take_along_axis(log_p, labels[None, :, None], axis=2)
@@ -135,7 +117,9 @@ def train_step(
 
   gradients, losses = jax.grad(total_loss, has_aux=True)(state.heads)
 
-  def update(w, g, m):
+  def update(
+    w: jax.Array, g: jax.Array, m: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     g = g + weight_decay * w
     if optimizer == "lars":
       g = g * _trust_ratio(w, g, trust_coefficient)

@@ -4,9 +4,8 @@ The problem is convex and solved to its minimum, so there is nothing to tune but
 the strength of the penalty, which is chosen on a held-out part of train.
 """
 
-import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.evaluation import input_checks, protocols, subsets
 from imsvd_jax.evaluation import scores as metrics
-from imsvd_jax.evaluation.inputs import Inputs
+from imsvd_jax.evaluation.inputs import Evaluator, Inputs
 
 
 class LogisticResult(NamedTuple):
@@ -31,6 +30,9 @@ class LogisticResult(NamedTuple):
   converged: bool
 
 
+_DEFAULT = protocols.Lbfgs()
+
+
 def run(
   inputs: Inputs, protocol: protocols.Lbfgs
 ) -> Iterator[tuple[str, float]]:
@@ -41,7 +43,7 @@ def run(
     train.labels,
     test.features,
     test.labels,
-    **dataclasses.asdict(protocol),
+    protocol,
   )
   yield from metrics.headline(result.score)
   if result.accuracy is not None:
@@ -56,13 +58,7 @@ def logistic_regression(
   train_labels: np.ndarray | None,
   test_features: np.ndarray,
   test_labels: np.ndarray | None,
-  *,
-  inverse_penalties: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
-  metric: str = "top1",
-  held_out: float = 0.2,
-  max_iterations: int = 1000,
-  tolerance: float = 1e-5,
-  seed: int = 0,
+  protocol: protocols.Lbfgs = _DEFAULT,
 ) -> LogisticResult:
   """Fits logistic regression with an L2 penalty by L-BFGS.
 
@@ -78,39 +74,47 @@ def logistic_regression(
     train_labels: int [N]; or int [N, C] of 1, 0 and -1 (does not count).
     test_features: [Q, F].
     test_labels: int [Q] or [Q, C].
-    inverse_penalties: Values of C to choose from.
-    metric: A name in `metrics.METRICS`.
-    held_out: Fraction of train (of each class) used to choose C.
-    max_iterations: At most this many steps of L-BFGS per fit.
-    tolerance: A fit ends when no component of the gradient of the mean loss is
-      larger.
-    seed: Chooses the held-out part.
+    protocol: The values of C to choose from, the metric, the share of each
+      class of train that chooses C, and when a fit ends: after `max_iterations`
+      steps of L-BFGS, or when no component of the gradient of the mean loss is
+      larger than `tolerance`.
 
   Raises:
     UserError: Features, labels or the metric are unusable.
   """
+  metric = protocol.metric
   measure = lookup(metrics.METRICS, metric, "metric")
   train, test = input_checks.check_pair(train_features, test_features)
   several = np.ndim(train_labels) == 2
-  check = _check_several if several else _check_one
+  check: Callable[..., tuple[np.ndarray, np.ndarray, int]] = (
+    _check_several if several else _check_one
+  )
   train_labels, test_labels, num_classes = check(
     train_labels, test_labels, len(train), len(test), metric
   )
   train, test = standardize(train, test)
 
-  def fit(rows, penalties, features):
+  def fit(
+    rows: np.ndarray | slice, penalties: Sequence[float], features: np.ndarray
+  ) -> list[tuple[np.ndarray, bool]]:
     path = _path_of_several if several else _path
-    settings = (num_classes, max_iterations, tolerance)
+    settings = (
+      num_classes,
+      protocol.max_iterations,
+      protocol.tolerance,
+    )
     with _threads_for(train.size * num_classes):
       return list(
         path(train[rows], train_labels[rows], penalties, features, *settings)
       )
 
-  penalties = sorted(float(c) for c in inverse_penalties)
+  penalties = sorted(float(c) for c in protocol.inverse_penalties)
   tried: dict[float, float] = {}
   if len(penalties) > 1:
     strata = np.argmax(train_labels, axis=1) if several else train_labels
-    stay, away = subsets.split_classes(strata, held_out, seed=seed)
+    stay, away = subsets.split_classes(
+      strata, protocol.held_out, seed=protocol.seed
+    )
     fits = fit(stay, penalties, train[away])
     values = [measure.value(s, train_labels[away]) for s, _ in fits]
     tried = dict(zip(penalties, values, strict=True))
@@ -238,7 +242,9 @@ def _path(
     odds = np.asarray(model.decision_function(features), np.float32)
     if odds.ndim == 1:  # Of two classes, only the second's odds are given.
       odds = np.stack([-odds, odds], axis=1)
-    scores = np.full((len(features), num_classes), -np.inf, np.float32)
+    scores: np.ndarray = np.full(
+      (len(features), num_classes), -np.inf, np.float32
+    )
     scores[:, model.classes_] = odds
     yield scores, bool(model.n_iter_.max() < max_iterations)
 
@@ -263,3 +269,6 @@ def _path_of_several(
   for fits in zip(*paths, strict=True):
     scores = np.stack([scores[:, 1] for scores, _ in fits], axis=1)
     yield scores, all(converged for _, converged in fits)
+
+
+EVALUATOR = Evaluator(run, needs=("train", "test"))

@@ -1,40 +1,38 @@
-"""Evaluation inside a pretraining run: online numbers, and the closing table.
+"""A training run that measures itself: now and then, and at its end.
 
-Binds the run's model and data to the evaluators, which see neither. The online
-linear head is fitted to the features of the online k-NN: no gradient reaches
-the encoder, and the training step needs no label and does no work for it.
+The online linear head is fitted to the features of the online k-NN: no gradient
+reaches the encoder, and the training step needs no labels and does no work for
+it.
 """
 
 import dataclasses
 import functools
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from etils import epath
 
 from imsvd_jax import data
-from imsvd_jax.base import console, devices, files
+from imsvd_jax.base import console, devices, files, hashing
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.data import evaluation_batches
-from imsvd_jax.evaluation import (
-  PROTOCOLS,
-  augmented_views,
-  collapse,
-  features,
-  inputs,
-  knn,
-  logistic,
-  probe,
-  results,
+from imsvd_jax.data.source import Source
+from imsvd_jax.evaluation import protocols, results
+from imsvd_jax.evaluation.binder import (
+  RAW_PIXELS,
+  Binder,
+  Binding,
+  Network,
+  Weights,
 )
+from imsvd_jax.evaluation.data_set import DataSet
+from imsvd_jax.evaluation.registry import evaluator_of
 from imsvd_jax.runs import metrics
-from imsvd_jax.training import augment
-from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import step as step_lib
+from imsvd_jax.training.experiment import Experiment
+from imsvd_jax.training.state import TrainState
 
 
 class Evaluation:
@@ -46,216 +44,186 @@ class Evaluation:
   the embedding uses.
 
   Each process embeds its own share of the images on its own devices, then all
-  gather the features of all and evaluate them alike.
+  gather the features of all and evaluate them alike. Numbers go to the metrics
+  and, with how they were made, to results.json.
   """
 
-  def __init__(self, experiment: experiment_lib.Experiment, train_source: Any):
+  def __init__(self, experiment: Experiment, train_source: Source) -> None:
+    config = experiment.config
     self._experiment = experiment
-    self._mesh = devices.make_mesh(jax.local_devices())
-    self._config = experiment.config
-    self._train = train_source
-    self._eval = None
-    self._apply = jax.jit(
-      functools.partial(_features, experiment.model, self._config.data)
+    self._settings = config.eval
+    self._binder = Binder(
+      Network(
+        model=experiment.model,
+        config=config,
+        data=config.data,
+        discrete=experiment.objective.discrete,
+        has_views=True,
+      ),
+      batch_size=config.eval.batch_size,
     )
-    source = data.make_source(self._config.data, "eval")
-    if not train_source.num_classes:
-      self._skip("the images have no labels")
-    elif train_source.multi_label:
-      self._skip("the images have several labels each")
-    elif source is None:
-      self._skip("there is no evaluation split (data.eval_split)")
-    elif not source.num_classes:
-      self._skip(f"{source.name} has no labels, though the train images have")
-    else:
-      self._eval = source
+    test = data.make_source(config.data, "eval")
+    why = _why_not(train_source, test)
+    if why:
+      console.say(f"No k-NN or linear evaluation: {why}.")
+    self._has_labels = not why
+    self._data = DataSet(config.data, train_source, test)
 
-  def online(self, step: int, state: Any, writer: metrics.MetricWriter) -> None:
+  # --- Online -----------------------------------------------------------------
+
+  def online(
+    self, step: int, state: TrainState, writer: metrics.MetricWriter
+  ) -> None:
     """Measures and logs the encoder as it is now."""
-    if not self._config.eval.every_epochs:
+    if not self._settings.every_epochs:
       return
     start = time.monotonic()
-    found: dict[str, float] = {}
-    for measure in (self._online_probes, self._online_collapse):
+    found = [_without_details(r) for r in self._measure_online(step, state)]
+    if not found:
+      return
+    scalars: dict[str, float] = {}
+    for result in found:
+      scalars |= _scalars(result)
+    writer.write(step, {f"online/{name}": v for name, v in scalars.items()})
+    try:
+      record_results(writer.workdir, found)
+    except UserError as error:
+      console.say(f"WARNING at step {step}: {error}")
+    console.say(
+      f"step {step}  online{' (random init)' if step == 0 else ''}:"
+      f" {_summary(scalars)}  [{time.monotonic() - start:.1f} s]"
+    )
+
+  def _measure_online(
+    self, step: int, state: TrainState
+  ) -> Iterator[results.Result]:
+    binding = self._bind(state, step)
+    for name, protocol in protocols.online(self._settings).items():
+      labels = evaluator_of(protocol).labels
+      if labels and not self._has_labels:
+        continue
+      data_set = self._bank if labels else self._data
       try:
-        for name, value in measure(state):
-          found[name] = value  # What comes before an error is kept.
+        yield binding.measure(name, protocol, data_set, online=True)
       except UserError as error:
         # A measurement that cannot be made is no reason to lose the run.
         console.say(f"WARNING at step {step}: no online evaluation: {error}")
-    if not found:
-      return
-    writer.write(step, {f"online/{name}": v for name, v in found.items()})
-    console.say(
-      f"step {step}  online{' (random init)' if step == 0 else ''}:"
-      f" {_summary(found)}  [{time.monotonic() - start:.1f} s]"
-    )
-
-  def _online_probes(self, state: Any) -> Iterator[tuple[str, float]]:
-    """Accuracy of k-NN and of a linear head on features as they are now."""
-    if self._eval is None:
-      return
-    train, test = self._extract(self.embed(state), self._bank)
-    yield "knn", self._knn(train, test)
-    epochs = self._config.eval.linear_epochs
-    if not epochs:
-      return
-    protocol = dataclasses.replace(PROTOCOLS["linear/online"], epochs=epochs)
-    result = probe.linear_probe(
-      train.features,
-      train.labels,
-      test.features,
-      test.labels,
-      **dataclasses.asdict(protocol),
-    )
-    yield "linear", result.accuracy.top1
-
-  def _online_collapse(self, state: Any) -> Iterator[tuple[str, float]]:
-    """What the evaluator `collapse` says of some images of train."""
-    if not self._config.eval.collapse_images:
-      return
-    images, embedder, protocol = self._collapse_subject
-    found = embedder.inputs(self._variables(state), images, protocol)
-    central = features.extract(
-      self.embed(state), self._batches(images), name="images"
-    )
-    given = inputs.Inputs(train=central, **found)
-    for name, value in collapse.run(given, protocol):
-      if not results.is_detail(name):
-        yield f"collapse/{name}", value
 
   @functools.cached_property
-  def _bank(self) -> Any:
-    """The images that vote and that the linear head learns from, online."""
-    count = self._config.eval.bank_examples or self._train.num_examples
-    return augmented_views.some_images(self._train, count, seed=0)
+  def _bank(self) -> DataSet:
+    """The data of online k-NN and probe: train is a part of all of train."""
+    train = self._data.train
+    count = self._settings.bank_examples or train.num_examples
+    part = self._binder.sample(train, count, seed=0)
+    return DataSet(self._data.settings, part, self._data.test)
 
-  @functools.cached_property
-  def _collapse_subject(self) -> tuple[Any, Any, Any]:
-    """Some images, what embeds their views, and the protocol."""
-    count = self._config.eval.collapse_images
-    protocol = dataclasses.replace(
-      PROTOCOLS["collapse/online"],
-      max_images=count,
-      lidar_groups=max(2, count // 8),
-    )
-    embedder = augmented_views.ViewEmbedder(
-      self._experiment.model,
-      self._config,
-      discrete=self._experiment.objective.discrete,
-      batch_size=self._config.eval.batch_size,
-    )
-    images = augmented_views.some_images(self._train, count, seed=0)
-    return images, embedder, protocol
+  # --- At the end -------------------------------------------------------------
 
   def final(
-    self, state: Any, writer: metrics.MetricWriter, workdir: str
+    self, state: TrainState, writer: metrics.MetricWriter, workdir: str
   ) -> None:
-    """Prints k-NN and linear accuracy beside what one had for nothing."""
-    if self._eval is None:
+    """Prints k-NN and linear accuracy beside those of the baselines."""
+    if not self._has_labels:
       return
     try:
-      self._final(state, writer, workdir)
+      found = list(self._measure_final(state))
+      self._print(found)
+      record_results(workdir, found)
     except UserError as error:
-      # The encoder is trained and saved; `imsvd_jax.evaluate` can measure it.
+      # The encoder is trained and saved; `evaluate` can measure it.
       console.say(f"WARNING: no final evaluation: {error}")
+      return
+    trained: dict[str, float] = {}
+    for result in found:
+      if result.encoder == results.TRAINED:
+        trained |= _scalars(result)
+    writer.write(
+      int(state.step), {f"final_{name}": v for name, v in trained.items()}
+    )
 
-  def _final(
-    self, state: Any, writer: metrics.MetricWriter, workdir: str
-  ) -> None:
-    encoders = {"trained": self.embed(state)}
-    if self._config.eval.baselines:
+  def _measure_final(self, state: TrainState) -> Iterator[results.Result]:
+    for binding in self._final_bindings(state):
+      console.say(f"Evaluating {binding.weights.encoder} ...")
+      for name, protocol in protocols.final(self._settings).items():
+        yield binding.measure(name, protocol, self._data)
+
+  def _final_bindings(self, state: TrainState) -> Iterator[Binding]:
+    if self._settings.baselines:
+      yield Binding(self._binder, RAW_PIXELS)
       random_init = step_lib.init_state(self._experiment)
-      encoders = {
-        "raw pixels": _pixels,
-        "random init": self.embed(random_init),
-        **encoders,
-      }
-    results = {}
-    for name, embed in encoders.items():
-      console.say(f"Evaluating {name} ...")
-      train, test = self._extract(embed, self._train)
-      results[name] = {
-        "knn": self._knn(train, test),
-        "linear": logistic.logistic_regression(
-          train.features, train.labels, test.features, test.labels
-        ).accuracy.top1,
-      }
-    self._report(results, workdir)
-    step = int(state.step)
-    writer.write(step, {f"final_{k}": v for k, v in results["trained"].items()})
+      yield self._bind(random_init, 0, results.RANDOM_INIT)
+    yield self._bind(state, int(state.step))
 
-  def embed(self, state: Any) -> Callable[[np.ndarray], jax.Array]:
-    """Returns images uint8 [B, H, W, C] -> features float32 [B, F].
-
-    Of this process's images; B is a multiple of its devices.
-    """
-    variables = self._variables(state)
-
-    def embed(images):
-      return self._apply(variables, devices.shard_batch(images, self._mesh))
-
-    return embed
-
-  def _variables(self, state: Any) -> dict[str, Any]:
-    return devices.local_view(
-      {"params": state.params, "batch_stats": state.batch_stats}, self._mesh
-    )
-
-  def _extract(
-    self, embed, train: Any
-  ) -> tuple[features.Features, features.Features]:
-    return tuple(
-      features.extract(embed, self._batches(source))
-      for source in (train, self._eval)
-    )
-
-  def _batches(self, source) -> Iterator[dict[str, np.ndarray]]:
-    return evaluation_batches.eval_batches(
-      source,
-      batch_size=self._config.eval.batch_size,
-      resize=self._config.data.resize,
-      crop=self._config.data.crop,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
-
-  def _knn(self, train, test) -> float:
-    settings = self._config.eval
-    k, temperature = settings.num_neighbors, settings.temperature
-    results = knn.knn_accuracy(
-      train.features,
-      train.labels,
-      test.features,
-      test.labels,
-      num_neighbors=[k],
-      temperatures=[temperature],
-    )
-    return results[k, temperature].top1
-
-  def _report(self, results: dict[str, dict[str, float]], workdir: str) -> None:
-    settings = self._config.eval
-    train, test = self._train.num_examples, self._eval.num_examples
+  def _print(self, found: Sequence[results.Result]) -> None:
+    settings = self._settings
+    train, test = self._data.train.num_examples, self._data.test.num_examples
     console.say(
       f"\nAccuracy on {test} held-out images ({train} train images;"
       f" k-NN with k = {settings.num_neighbors}, T = {settings.temperature};"
       " linear is L2 logistic regression on frozen features)"
     )
     console.say(f"{'':14}{'k-NN':>9}{'linear':>9}")
-    for name, row in results.items():
-      console.say(f"{name:14}{row['knn']:9.2%}{row['linear']:9.2%}")
-    if jax.process_index() == 0:
-      rows = {k: {**row, "num_images": test} for k, row in results.items()}
-      folder = epath.Path(workdir)
-      with files.writing("the final numbers", folder):
-        (folder / "final.json").write_text(json.dumps(rows, indent=2))
+    rows: dict[str, list[results.Result]] = {}
+    for result in found:
+      rows.setdefault(result.encoder, []).append(result)
+    for name, row in rows.items():
+      cells = "".join(f"{result.final:9.2%}" for result in row)
+      console.say(f"{name:14}{cells}")
 
-  def _skip(self, why: str) -> None:
-    console.say(f"No k-NN or linear evaluation: {why}.")
+  def _bind(
+    self, state: TrainState, step: int, encoder: str = results.TRAINED
+  ) -> Binding:
+    """Binds the weights of a state."""
+    variables = devices.local_view(
+      {"params": state.params, "batch_stats": state.batch_stats},
+      self._binder.mesh,
+    )
+    # Of copies: on CPUs, an array that NumPy has seen cannot be donated.
+    checksum = hashing.checksum(_copies(variables))
+    return Binding(self._binder, Weights(encoder, step, variables, checksum))
 
 
-def _summary(found: Mapping[str, float]) -> str:
-  """The few numbers that the console shows."""
+@jax.jit
+def _copies(variables: dict[str, Any]) -> dict[str, Any]:
+  return jax.tree.map(jnp.copy, variables)
+
+
+def _why_not(train: Source, test: Source | None) -> str:
+  """Returns why there is no accuracy to measure; "" if there is one."""
+  if not train.num_classes:
+    return "the images have no labels"
+  if train.multi_label:
+    return "the images have several labels each"
+  if test is None:
+    return "there is no evaluation split (data.eval_split)"
+  if not test.num_classes:
+    return f"{test.name} has no labels, though the train images have"
+  return ""
+
+
+def record_results(workdir: str, found: Sequence[results.Result]) -> None:
+  """Adds results to the run's results.json, from process 0."""
+  if jax.process_index() == 0:
+    folder = epath.Path(workdir)
+    with files.writing("the results", folder):
+      results.write_results(folder / results.FILE_NAME, found)
+
+
+def _scalars(result: results.Result) -> dict[str, float]:
+  """Returns the numbers of a result by their names in the metrics."""
+  kind = result.protocol.partition("/")[0]
+  if result.final is not None:
+    return {kind: result.final}
+  return {f"{kind}/{name}": value for name, value in result.values.items()}
+
+
+def _without_details(result: results.Result) -> results.Result:
+  kept = {k: v for k, v in result.values.items() if not results.is_detail(k)}
+  return dataclasses.replace(result, values=kept)
+
+
+def _summary(scalars: Mapping[str, float]) -> str:
+  """Returns the few numbers that the console shows."""
   shown = {
     "knn": "k-NN {:.2%}",
     "linear": "linear {:.2%}",
@@ -264,14 +232,7 @@ def _summary(found: Mapping[str, float]) -> str:
     "collapse/codes/entropy_mean": "entropy of a variable {:.2f} nats",
   }
   return ", ".join(
-    text.format(found[name]) for name, text in shown.items() if name in found
+    text.format(scalars[name])
+    for name, text in shown.items()
+    if name in scalars
   )
-
-
-def _features(model, settings, variables, images) -> jax.Array:
-  images = augment.normalize(images, mean=settings.mean, std=settings.std)
-  return model.apply(variables, images, train=False)[0]
-
-
-def _pixels(images: np.ndarray) -> np.ndarray:
-  return images.reshape(len(images), -1).astype(np.float32) / 255.0

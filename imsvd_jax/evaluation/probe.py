@@ -1,19 +1,18 @@
 """A linear probe on cached features: a grid of learning rates in one run.
 
-The quick look that `linear/imsvd` and its kin are too slow for: no
-augmentation, features standardized by train. The learning rate is chosen on a
+A quick look, where `linear/imsvd` and its like are too slow: no augmentation,
+features standardized by train. The learning rate is chosen on a
 held-out part of train; the heads are then trained again on all of it.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from imsvd_jax.base import console
-from imsvd_jax.base.errors import UserError
+from imsvd_jax.base import console, devices
 from imsvd_jax.evaluation import (
   input_checks,
   linear_heads,
@@ -22,7 +21,9 @@ from imsvd_jax.evaluation import (
   scores,
   subsets,
 )
-from imsvd_jax.evaluation.inputs import Inputs
+from imsvd_jax.evaluation.inputs import Evaluator, Inputs
+
+_DEFAULT = protocols.Probe()
 
 
 class ProbeResult(NamedTuple):
@@ -45,7 +46,7 @@ def run(
     train.labels,
     test.features,
     test.labels,
-    **dataclasses.asdict(protocol),
+    protocol,
     report=inputs.report,
   )
   yield from scores.headline(result.accuracy, result.best_top1)
@@ -61,14 +62,8 @@ def linear_probe(
   train_labels: np.ndarray | None,
   test_features: np.ndarray,
   test_labels: np.ndarray | None,
+  protocol: protocols.Probe = _DEFAULT,
   *,
-  learning_rates: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
-  weight_decay: float = 0.0,
-  momentum: float = 0.9,
-  batch_size: int = 256,
-  epochs: int = 100,
-  held_out: float = 0.2,
-  seed: int = 0,
   report: Callable[[str], None] = console.print_line,
 ) -> ProbeResult:
   """Trains a linear head per learning rate; cosine per epoch to zero.
@@ -78,13 +73,9 @@ def linear_probe(
     train_labels: int [N].
     test_features: [Q, F].
     test_labels: int [Q].
-    learning_rates: Values to choose from, as they are (not scaled).
-    weight_decay: Of SGD.
-    momentum: Of SGD.
-    batch_size: Images per step; the last batch of an epoch may be smaller.
-    epochs: Passes over train.
-    held_out: Fraction of each class of train used to choose.
-    seed: Chooses the held-out part and the order of images.
+    protocol: The learning rates to choose from (not scaled), the share of each
+      class of train that chooses, and the settings of SGD. The last batch of an
+      epoch may be smaller than the others.
     report: Takes a progress line every few seconds.
 
   Raises:
@@ -95,25 +86,21 @@ def linear_probe(
   test_labels = input_checks.check_labels(test_labels, len(test), "test")
   num_classes = input_checks.check_classes(train_labels, test_labels)
   train, test = logistic.standardize(train, test)
-  rates = [float(rate) for rate in learning_rates]
-  if not rates or epochs < 1 or batch_size < 1:
-    raise UserError(
-      "A probe needs a learning rate, an epoch and a batch of one or more."
-    )
+  rates = [float(rate) for rate in protocol.learning_rates]
 
-  def fit(rows, features, labels, every_epoch):
+  def fit(
+    rows: np.ndarray,
+    features: np.ndarray,
+    labels: np.ndarray,
+    every_epoch: bool,
+  ) -> list[np.ndarray]:
     return _fit(
       train[rows],
       train_labels[rows],
       features,
       labels,
-      rates=np.asarray(rates, np.float32),
+      protocol,
       num_classes=num_classes,
-      weight_decay=weight_decay,
-      momentum=momentum,
-      batch_size=batch_size,
-      epochs=epochs,
-      seed=seed,
       every_epoch=every_epoch,
       report=report,
     )
@@ -121,7 +108,9 @@ def linear_probe(
   held_out_top1: dict[float, float] = {}
   chosen = 0
   if len(rates) > 1:
-    stay, away = subsets.split_classes(train_labels, held_out, seed=seed)
+    stay, away = subsets.split_classes(
+      train_labels, protocol.held_out, seed=protocol.seed
+    )
     ranks = fit(stay, train[away], train_labels[away], False)[-1]
     held_out_top1 = _top1(rates, ranks)
     chosen = int(np.argmax(list(held_out_top1.values())))
@@ -145,32 +134,29 @@ def _fit(
   train_labels: np.ndarray,
   features: np.ndarray,
   labels: np.ndarray,
+  protocol: protocols.Probe,
   *,
-  rates: np.ndarray,
   num_classes: int,
-  weight_decay: float,
-  momentum: float,
-  batch_size: int,
-  epochs: int,
-  seed: int,
   every_epoch: bool,
   report: Callable[[str], None],
 ) -> list[np.ndarray]:
   """Trains on `train` and ranks `features`: one [G, Q] per epoch, or the last.
 
   Every process does the same work on its own devices: cached features are few
-  enough, and nothing has to be agreed upon.
+  enough, and processes need not agree on anything.
   """
-  mesh = linear_heads.make_local_mesh()
+  mesh = devices.make_mesh(jax.local_devices())
+  rates = np.asarray(protocol.learning_rates, np.float32)
+  batch_size, epochs = protocol.batch_size, protocol.epochs
   state = linear_heads.create_heads(
     len(rates),
     train.shape[1],
     num_classes,
-    seed=seed,
+    seed=protocol.seed,
     deviation=0.01,
     mesh=mesh,
   )
-  generator = np.random.default_rng(seed)
+  generator = np.random.default_rng(protocol.seed)
   meter = console.Progress("Linear probe", epochs * len(train), report=report)
   history = []
   for epoch in range(epochs):
@@ -178,17 +164,20 @@ def _fit(
     order = generator.permutation(len(train))
     for start in range(0, len(train), batch_size):
       rows = order[start : start + batch_size]
-      weights = np.ones(len(rows), np.float32)
+      weights: np.ndarray = np.ones(len(rows), np.float32)
       batch = (train[rows], train_labels[rows], weights)
       batch = linear_heads.place_batch(mesh, *batch, size=batch_size)
       state, _ = linear_heads.train_step(
         state,
         *batch,
         rates * np.float32(decay),
-        momentum=momentum,
-        weight_decay=weight_decay,
+        momentum=protocol.momentum,
+        weight_decay=protocol.weight_decay,
       )
       meter.add(len(rows))
     if every_epoch or epoch == epochs - 1:
       history.append(linear_heads.rank_classes(state.heads, features, labels))
   return history
+
+
+EVALUATOR = Evaluator(run, needs=("train", "test"))

@@ -1,8 +1,8 @@
 """The named evaluation protocols: every hyper-parameter is data.
 
-A protocol says which evaluator runs it (`evaluators.EVALUATORS`) and with what.
-`dataclasses.asdict` of one is what goes into `results.json`, and
-`dataclasses.replace` makes a variant.
+A protocol names its evaluator (`registry.EVALUATORS`) and holds every
+hyper-parameter of it, each with its limit. `dataclasses.asdict` of a protocol
+is what goes into `results.json`; `dataclasses.replace` makes a variant.
 """
 
 import ast
@@ -10,141 +10,181 @@ import dataclasses
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
+
+import ml_collections
 
 from imsvd_jax.base.config import flatten
 from imsvd_jax.base.errors import UserError, lookup, suggestion
+from imsvd_jax.evaluation.scores import METRICS
+from imsvd_jax.evaluation.transfer_sets import TRANSFER
+
+# --- Limits -------------------------------------------------------------------
 
 
-def _each(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-  """A condition on every entry of a list that is not empty."""
-  return lambda values: bool(values) and all(map(fits, values))
+class Limit(NamedTuple):
+  """What a hyper-parameter may be, in words and as a condition."""
+
+  expected: str
+  fits: Callable[[Any], bool]
 
 
-def _is_range(low: float, high: float) -> Callable[[Any], bool]:
-  return lambda pair: len(pair) == 2 and low < pair[0] <= pair[1] <= high
+def _one_of(*names: str) -> Limit:
+  return Limit(f"one of {', '.join(names)}", lambda v: v in names)
 
 
-_POSITIVE = ("a number above 0", lambda v: v > 0)
-_NOT_NEGATIVE = ("0 or more", lambda v: v >= 0)
-_PART = ("a number above 0 and below 1", lambda v: 0 < v < 1)
-
-# What a hyper-parameter may be, in words and as a condition; a name means the
-# same in every protocol. Numbers are finite besides.
-_LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-  "num_neighbors": ("whole numbers from 1", _each(lambda v: v >= 1)),
-  "temperatures": ("numbers above 0", _each(lambda v: v > 0)),
-  "inverse_penalties": ("numbers above 0", _each(lambda v: v > 0)),
-  "learning_rates": ("numbers above 0", _each(lambda v: v > 0)),
-  "learning_rate": _POSITIVE,
-  "backbone_learning_rate": _NOT_NEGATIVE,
-  "head_learning_rate": _POSITIVE,
-  "tolerance": _POSITIVE,
-  "trust_coefficient": _POSITIVE,
-  "lidar_delta": _POSITIVE,
-  "weight_decay": _NOT_NEGATIVE,
-  "initial_deviation": _NOT_NEGATIVE,
-  "momentum": ("from 0 and below 1", lambda v: 0 <= v < 1),
-  "held_out": _PART,
-  "saturated_share": _PART,
-  "fraction": ("a number above 0, at most 1", lambda v: 0 < v <= 1),
-  "flip_probability": ("from 0 to 1", lambda v: 0 <= v <= 1),
-  "scale": ("two parts of the area, the smaller first", _is_range(0, 1)),
-  "ratio": ("two numbers above 0, the smaller first", _is_range(0, math.inf)),
-  "seed": ("from 0 to 2^32 - 1", lambda v: 0 <= v < 2**32),
-  "optimizer": ("one of sgd, lars", lambda v: v in ("sgd", "lars")),
-  "schedule": ("one of cosine, steps", lambda v: v in ("cosine", "steps")),
-}
+def _list_of(
+  expected: str, limit: Limit, *, may_be_empty: bool = False
+) -> Limit:
+  """The limit of a tuple whose every entry has a limit."""
+  return Limit(
+    expected,
+    lambda values: (
+      (bool(values) or may_be_empty) and all(limit.fits(v) for v in values)
+    ),
+  )
 
 
-class _Checked:
-  """Settings whose values are possible; others raise UserError."""
+def _range(expected: str, low: float, high: float) -> Limit:
+  return Limit(
+    expected, lambda pair: len(pair) == 2 and low < pair[0] <= pair[1] <= high
+  )
 
-  def __post_init__(self):
-    for field in dataclasses.fields(self):
-      name = field.name
-      if name not in _LIMITS:
+
+_COUNT = Limit("a whole number from 1", lambda v: v >= 1)
+_SEED = Limit("from 0 to 2^32 - 1", lambda v: 0 <= v < 2**32)
+_POSITIVE = Limit("a number above 0", lambda v: v > 0)
+_NOT_NEGATIVE = Limit("0 or more", lambda v: v >= 0)
+_PART = Limit("a number above 0 and below 1", lambda v: 0 < v < 1)
+_FRACTION = Limit("a number above 0, at most 1", lambda v: 0 < v <= 1)
+_PROBABILITY = Limit("from 0 to 1", lambda v: 0 <= v <= 1)
+_MOMENTUM = Limit("from 0 and below 1", lambda v: 0 <= v < 1)
+_COUNTS = _list_of("whole numbers from 1", _COUNT)
+_ANY_COUNTS = _list_of("whole numbers from 1", _COUNT, may_be_empty=True)
+_POSITIVES = _list_of("numbers above 0", _POSITIVE)
+_AREAS = _range("two parts of the area, the smaller first", 0, 1)
+_RATIOS = _range("two numbers above 0, the smaller first", 0, math.inf)
+_METRIC = _one_of(*METRICS)
+
+
+def _field(limit: Limit, default: Any = dataclasses.MISSING) -> Any:
+  """Returns a field whose values have a limit; numbers must also be finite."""
+  return dataclasses.field(default=default, metadata={"limit": limit})
+
+
+class Settings:
+  """Fields with limits: a value beyond its limit raises UserError."""
+
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):  # type: ignore[arg-type]
+      value = getattr(self, field.name)
+      if isinstance(value, bool | Settings):
         continue
-      expected, fits = _LIMITS[name]
-      value = getattr(self, name)
-      numbers = value if isinstance(value, tuple) else (value,)
-      finite = all(
-        math.isfinite(v) for v in numbers if isinstance(v, float | int)
-      )
-      if not finite or not fits(value):
-        raise UserError(f"{name}={_shown(value)!r}; expected {expected}.")
+      if "limit" not in field.metadata:
+        raise TypeError(
+          f"{type(self).__name__}.{field.name} has no limit; declare it with"
+          " `_field`."
+        )
+      _check(field.name, value, field.metadata["limit"])
+
+
+def _check(name: str, value: Any, limit: Limit) -> None:
+  numbers = value if isinstance(value, tuple) else (value,)
+  finite = all(math.isfinite(v) for v in numbers if isinstance(v, float | int))
+  if not finite or not limit.fits(value):
+    raise UserError(f"{name}={_shown(value)!r}; expected {limit.expected}.")
+
+
+# --- The kinds of protocols ---------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class Knn(_Checked):
+class Knn(Settings):
   """Weighted k-NN on L2-normalized features; all of train is the bank.
 
   With several pairs (k, T) the first is the one reported as final.
   """
 
-  num_neighbors: tuple[int, ...]
-  temperatures: tuple[float, ...]
+  num_neighbors: tuple[int, ...] = _field(_COUNTS)
+  temperatures: tuple[float, ...] = _field(_POSITIVES)
   evaluator: ClassVar[str] = "knn"
 
 
 @dataclasses.dataclass(frozen=True)
-class Lbfgs(_Checked):
+class Lbfgs(Settings):
   """L2 logistic regression on frozen features, C chosen on part of train."""
 
-  inverse_penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-  metric: str = "top1"
-  held_out: float = 0.2
-  max_iterations: int = 1000
-  tolerance: float = 1e-5
-  seed: int = 0
+  inverse_penalties: tuple[float, ...] = _field(
+    _POSITIVES, (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+  )
+  metric: str = _field(_METRIC, "top1")
+  held_out: float = _field(_PART, 0.2)
+  max_iterations: int = _field(_COUNT, 1000)
+  tolerance: float = _field(_POSITIVE, 1e-5)
+  seed: int = _field(_SEED, 0)
   evaluator: ClassVar[str] = "lbfgs"
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe(_Checked):
+class Transfer(Lbfgs):
+  """`Lbfgs` on another data set than the run's own."""
+
+  data_set: str = _field(_one_of(*TRANSFER), "cifar10")
+  evaluator: ClassVar[str] = "transfer"
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe(Settings):
   """Linear heads on cached features, one per learning rate, all at once.
 
   The learning rate is chosen on a held-out part of train, not on test.
   """
 
-  learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-  weight_decay: float = 0.0
-  momentum: float = 0.9
-  batch_size: int = 256
-  epochs: int = 100
-  held_out: float = 0.2
-  seed: int = 0
+  learning_rates: tuple[float, ...] = _field(
+    _POSITIVES, (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+  )
+  weight_decay: float = _field(_NOT_NEGATIVE, 0.0)
+  momentum: float = _field(_MOMENTUM, 0.9)
+  batch_size: int = _field(_COUNT, 256)
+  epochs: int = _field(_COUNT, 100)
+  held_out: float = _field(_PART, 0.2)
+  seed: int = _field(_SEED, 0)
   evaluator: ClassVar[str] = "probe"
 
 
 @dataclasses.dataclass(frozen=True)
-class Crops(_Checked):
+class Crops(Settings):
   """The images of a protocol: random crops to train, central ones to test."""
 
-  size: int
-  scale: tuple[float, float] = (0.08, 1.0)  # random-resized-crop, of the area
-  ratio: tuple[float, float] = (3 / 4, 4 / 3)
-  flip_probability: float = 0.5
-  test_resize: int = 256  # the shorter side, before the central crop of `size`
+  size: int = _field(_COUNT)
+  scale: tuple[float, float] = _field(_AREAS, (0.08, 1.0))  # of the area
+  ratio: tuple[float, float] = _field(_RATIOS, (3 / 4, 4 / 3))
+  flip_probability: float = _field(_PROBABILITY, 0.5)
+  # The shorter side of a test image, before the central crop of `size`.
+  test_resize: int = _field(_COUNT, 256)
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear(_Checked):
+class Linear(Settings):
   """A linear head trained by SGD on crops of a frozen backbone."""
 
-  learning_rate: float  # per 256 images if scale_by_batch, else as it is
   crops: Crops
+  # Per 256 images if scale_by_batch, otherwise as it is.
+  learning_rate: float = _field(_POSITIVE)
   scale_by_batch: bool = False
-  optimizer: str = "sgd"  # or "lars"
-  trust_coefficient: float = 1e-3  # of LARS
-  momentum: float = 0.9
-  weight_decay: float = 0.0
-  batch_size: int = 256
-  epochs: int = 100
-  schedule: str = "cosine"  # per epoch to 0; or "steps"
-  milestones: tuple[int, ...] = ()  # epochs at which "steps" divides by 10
-  initial_deviation: float = 0.01  # head ~ N(0, .01), bias 0
-  seed: int = 0
+  optimizer: str = _field(_one_of("sgd", "lars"), "sgd")
+  trust_coefficient: float = _field(_POSITIVE, 1e-3)  # of LARS
+  momentum: float = _field(_MOMENTUM, 0.9)
+  weight_decay: float = _field(_NOT_NEGATIVE, 0.0)
+  batch_size: int = _field(_COUNT, 256)
+  epochs: int = _field(_COUNT, 100)
+  # "cosine" goes to 0 in steps of an epoch.
+  schedule: str = _field(_one_of("cosine", "steps"), "cosine")
+  # Epochs at which "steps" divides by 10.
+  milestones: tuple[int, ...] = _field(_ANY_COUNTS, ())
+  # Of the head's initial weights; its bias starts at 0.
+  initial_deviation: float = _field(_NOT_NEGATIVE, 0.01)
+  seed: int = _field(_SEED, 0)
   evaluator: ClassVar[str] = "linear"
 
   def learning_rate_at(self, epoch: int) -> float:
@@ -158,41 +198,46 @@ class Linear(_Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class FineTune(_Checked):
-  """Semi-supervised training of backbone and head: a training run.
+class FineTune(Settings):
+  """Semi-supervised training of backbone and head.
 
-  It is data only (`imsvd_jax.finetuning` runs it); the part of train is
-  `subsets.subset(labels, fraction, seed=seed)`. Learning rates are VICReg's
-  published ones, for 256 images and as they are, cosine per epoch.
+  The part of train is `subsets.subset(labels, fraction, seed=seed)`. Learning
+  rates are VICReg's published ones, for 256 images and unscaled, on a cosine in
+  steps of an epoch.
   """
 
-  fraction: float
-  backbone_learning_rate: float
-  head_learning_rate: float
   crops: Crops
-  momentum: float = 0.9
-  weight_decay: float = 0.0
-  batch_size: int = 256
-  epochs: int = 20
-  initial_deviation: float = 0.01  # head ~ N(0, .01), bias 0
-  seed: int = 0
+  fraction: float = _field(_FRACTION)
+  backbone_learning_rate: float = _field(_NOT_NEGATIVE)
+  head_learning_rate: float = _field(_POSITIVE)
+  momentum: float = _field(_MOMENTUM, 0.9)
+  weight_decay: float = _field(_NOT_NEGATIVE, 0.0)
+  batch_size: int = _field(_COUNT, 256)
+  epochs: int = _field(_COUNT, 20)
+  # Of the head's initial weights; its bias starts at 0.
+  initial_deviation: float = _field(_NOT_NEGATIVE, 0.01)
+  seed: int = _field(_SEED, 0)
   evaluator: ClassVar[str] = "finetune"
 
 
 @dataclasses.dataclass(frozen=True)
-class Collapse(_Checked):
+class Collapse(Settings):
   """Numbers without labels: how much of its space an embedding uses."""
 
-  max_images: int = 25_600  # RankMe's own choice; more changes little
-  lidar_groups: int = 1_000  # images ...
-  lidar_views: int = 50  # ... and augmented views of each; an even number
-  lidar_delta: float = 1e-4
-  saturated_share: float = 0.9  # of the images in one bin
-  seed: int = 0
+  # RankMe's own choice of the number of images; more changes little.
+  max_images: int = _field(_COUNT, 25_600)
+  lidar_groups: int = _field(_COUNT, 1_000)  # images ...
+  lidar_views: int = _field(_COUNT, 50)  # ... and augmented views of each
+  lidar_delta: float = _field(_POSITIVE, 1e-4)
+  # A bin with at least this share of the images is saturated.
+  saturated_share: float = _field(_PART, 0.9)
+  seed: int = _field(_SEED, 0)
   evaluator: ClassVar[str] = "collapse"
 
 
-Protocol = Knn | Lbfgs | Probe | Linear | FineTune | Collapse
+Protocol = Knn | Lbfgs | Transfer | Probe | Linear | FineTune | Collapse
+
+# --- The named protocols ------------------------------------------------------
 
 _IMAGENET = Crops(size=224)
 _CIFAR = Crops(size=32, scale=(0.8, 1.0), test_resize=36)
@@ -220,7 +265,7 @@ PROTOCOLS: dict[str, Protocol] = {
   ),
   "linear/lbfgs": Lbfgs(),
   "linear/probe": Probe(),
-  # Those of the online numbers during pretraining.
+  # Measured during pretraining.
   "linear/online": Probe(learning_rates=(0.03, 0.1, 0.3, 1.0), epochs=10),
   "knn/imsvd": Knn(num_neighbors=(20,), temperatures=(0.07,)),
   "knn/mveb": Knn(num_neighbors=(200,), temperatures=(0.1,)),
@@ -238,9 +283,88 @@ PROTOCOLS: dict[str, Protocol] = {
     head_learning_rate=0.1,
     crops=_IMAGENET,
   ),
+  **{
+    f"transfer/{name}": Transfer(data_set=name, metric=chosen.metric)
+    for name, chosen in TRANSFER.items()
+  },
   "collapse": Collapse(),
   "collapse/online": Collapse(max_images=1024, lidar_groups=128, lidar_views=8),
 }
+
+# Names that stand for several protocols.
+SUITES: dict[str, tuple[str, ...]] = {
+  "transfer": tuple(f"transfer/{name}" for name in TRANSFER),
+}
+
+# The closing table of a training run.
+FINAL = ("knn/final", "linear/final")
+
+
+def online(settings: ml_collections.ConfigDict) -> dict[str, Protocol]:
+  """Returns the protocols of one online evaluation, by name.
+
+  Args:
+    settings: The recipe's `eval`.
+  """
+  chosen: dict[str, Protocol] = {"knn/online": _knn_of(settings)}
+  if settings.linear_epochs:
+    chosen["linear/online"] = dataclasses.replace(
+      PROTOCOLS["linear/online"], epochs=settings.linear_epochs
+    )
+  count = settings.collapse_images
+  if count:
+    chosen["collapse/online"] = dataclasses.replace(
+      PROTOCOLS["collapse/online"],
+      max_images=count,
+      lidar_groups=max(2, count // 8),
+    )
+  return chosen
+
+
+def final(settings: ml_collections.ConfigDict) -> dict[str, Protocol]:
+  """Returns the protocols of the closing table of a training run, by name.
+
+  Args:
+    settings: The recipe's `eval`.
+  """
+  return dict(zip(FINAL, (_knn_of(settings), Lbfgs()), strict=True))
+
+
+def _knn_of(settings: ml_collections.ConfigDict) -> Knn:
+  return Knn((settings.num_neighbors,), (settings.temperature,))
+
+
+def choose(
+  names: Sequence[str],
+  settings: Sequence[str] = (),
+  *,
+  seed: int | None = None,
+  run_crops: Crops | None = None,
+) -> dict[str, Protocol]:
+  """Returns the named protocols with their settings.
+
+  Args:
+    names: Names in `PROTOCOLS` or `SUITES`.
+    settings: Hyper-parameters to change; see `with_settings`.
+    seed: Replaces the seed of every protocol that has one.
+    run_crops: The crops that "crops=run" stands for; None if unknown.
+
+  Raises:
+    UserError: A name, key or value is unknown.
+  """
+  known = {name: (name,) for name in PROTOCOLS} | SUITES
+  members = [m for name in names for m in lookup(known, name, "protocol")]
+  chosen = {name: PROTOCOLS[name] for name in members}
+  if not chosen:
+    raise UserError("--protocol names none; --protocol=help lists them.")
+  if seed is not None:
+    chosen = {name: _seeded(p, seed) for name, p in chosen.items()}
+  return with_settings(chosen, settings, run_crops=run_crops)
+
+
+def _seeded(protocol: Any, seed: int) -> Any:
+  has_seed = "seed" in _keys(protocol)
+  return dataclasses.replace(protocol, seed=seed) if has_seed else protocol
 
 
 def with_settings(
@@ -347,16 +471,11 @@ def _parsed(key: str, text: str, like: Any) -> Any:
     kind = type(like[0]) if like else int
     if all(_fits(v, kind) for v in value):
       return tuple(kind(v) for v in value)
-  elif _fits(value, type(like)) and not _too_small(value, like):
+  elif _fits(value, type(like)):
     return type(like)(value)
   raise UserError(
     f"--set: {key}={text!r}; expected a value like {_shown(like)!r}."
   )
-
-
-def _too_small(value: Any, like: Any) -> bool:
-  """Numbers of epochs, images and pixels are at least 1; a seed may be 0."""
-  return isinstance(like, int) and like > 0 and value < 1
 
 
 def _fits(value: Any, kind: type) -> bool:

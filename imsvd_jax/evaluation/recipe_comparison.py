@@ -1,8 +1,7 @@
-"""Trains recipes with several seeds and puts what they reached side by side."""
+"""Trains recipes with several seeds and tabulates their results."""
 
 import dataclasses
 import importlib.machinery
-import importlib.util
 import json
 import os
 import pathlib
@@ -10,26 +9,24 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from imsvd_jax import data
 from imsvd_jax.base import console, devices, recipe_files
 from imsvd_jax.base.config import flatten
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.evaluation.scores import wilson_interval
-from imsvd_jax.evaluation.tables import seed_interval
+from imsvd_jax.evaluation import protocols, results, tables
+from imsvd_jax.evaluation.data_set import DataSet
 from imsvd_jax.runs import metrics, resume
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import step as step_lib
 
-ACCURACIES = {"knn": "k-NN", "linear": "linear"}
-BASELINES = ("raw pixels", "random init")
-
-# Columns of the table of diagnostics and how they are printed.
+# Columns of the table of diagnostics and their formats.
 DIAGNOSTICS = {
   "information": "{:.0%}",
   "marginal_entropy_min": "{:.0%}",
@@ -52,7 +49,7 @@ class Recipe:
 
   argument: str
   name: str
-  config: Any
+  config: ConfigDict
 
   @property
   def data_name(self) -> str:
@@ -60,17 +57,15 @@ class Recipe:
     return self.config.data.name
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """What one finished run left in its workdir.
+class Run(NamedTuple):
+  """The results of one finished run.
 
   Attributes:
-    accuracies: {"trained": {"knn": ..., "linear": ..., "num_images": ...}}, and
-      the baselines where the run measured them; shares, not percent.
+    results: Entries of results.json: the closing table.
     last: The last line of metrics.jsonl that has a loss.
   """
 
-  accuracies: Mapping[str, Mapping[str, float]]
+  results: Sequence[Mapping[str, Any]]
   last: Mapping[str, float]
 
 
@@ -137,7 +132,7 @@ def compare(
     for recipe in loaded
   }
   timings = _time_steps(loaded, timing_steps) if timing_steps else {}
-  text = tables(loaded, runs, timings)
+  text = report(loaded, runs, timings)
   (root / "comparison.md").write_text(text)
   print(text)
   console.say(f"Written to {root / 'comparison.md'}.")
@@ -164,13 +159,12 @@ def load_recipe(argument: str) -> Recipe:
   """Returns the recipe that `FILE.py[:MODE]` names.
 
   Raises:
-    UserError: There is no such file, it imports what is not there, or it does
+    UserError: The file or a module that it imports does not exist, or it does
       not know the mode.
   """
   path, mode = recipe_files.locate(argument)
   loader = importlib.machinery.SourceFileLoader("recipe", path)
-  spec = importlib.util.spec_from_loader("recipe", loader)
-  module = importlib.util.module_from_spec(spec)
+  module = types.ModuleType("recipe")
   try:
     loader.exec_module(module)
     config = module.get_config(mode)
@@ -182,8 +176,8 @@ def load_recipe(argument: str) -> Recipe:
 
 
 def _check_unchanged(recipe: Recipe, seed: int, folder: pathlib.Path) -> None:
-  """Raises if a run has ended that is not what the recipe says now."""
-  if not (folder / "final.json").exists():
+  """Raises if a run has ended and its recipe has changed since."""
+  if not _closing_table(folder):
     return
   stored = flatten(resume.load_config(folder))
   # As JSON has it, which has no tuples.
@@ -199,13 +193,18 @@ def _check_unchanged(recipe: Recipe, seed: int, folder: pathlib.Path) -> None:
     )
 
 
-def _train_all(recipes, seeds, folders, root) -> list[tuple[str, int]]:
-  """Trains what has not ended yet; returns the runs that failed."""
+def _train_all(
+  recipes: Sequence[Recipe],
+  seeds: Sequence[int],
+  folders: Mapping[tuple[str, int], pathlib.Path],
+  root: pathlib.Path,
+) -> list[tuple[str, int]]:
+  """Trains the runs that have not ended; returns those that failed."""
   todo = [
     (recipe, seed)
     for recipe in recipes
     for seed in seeds
-    if not (folders[recipe.name, seed] / "final.json").exists()
+    if not _closing_table(folders[recipe.name, seed])
   ]
   start = time.monotonic()
   failed = []
@@ -240,28 +239,33 @@ def read_run(folder: pathlib.Path) -> Run:
   Raises:
     UserError: It has not ended, or evaluated nothing.
   """
-  try:
-    accuracies = json.loads((folder / "final.json").read_text())
-  except (OSError, ValueError) as error:
+  found = _closing_table(folder)
+  if not found:
     raise UserError(
-      f"{folder} has no readable final.json; expected a run that has ended and"
-      " has labelled held-out images."
-    ) from error
+      f"{folder / results.FILE_NAME} has no {' or '.join(protocols.FINAL)};"
+      " expected a run that has ended and has labelled held-out images."
+    )
   lines = [x for x in metrics.read_metrics(str(folder)) if "loss" in x]
-  return Run(accuracies, lines[-1])
+  return Run(found, lines[-1])
+
+
+def _closing_table(folder: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns what a run measured at its end; [] if it has not ended."""
+  entries = results.read_results(folder / results.FILE_NAME)
+  return [e for e in entries if e["protocol"] in protocols.FINAL]
 
 
 def _time_steps(recipes: Sequence[Recipe], steps: int) -> dict[str, Timing]:
   """Times the train step of every recipe, all in turn in each of three rounds.
 
-  The machine's other work then falls on all alike. Batches are random pixels.
+  Other load on the machine then affects all alike. Batches are random pixels.
   """
   mesh = devices.make_mesh()
   jobs = {}
   for recipe in recipes:
     console.say(f"Timing {recipe.name}: compiling ...")
-    source = data.make_source(recipe.config.data, "train")
-    experiment = experiment_lib.build(recipe.config, source.num_examples)
+    num_examples = DataSet(recipe.config.data).train.num_examples
+    experiment = experiment_lib.build(recipe.config, num_examples)
     replicated = devices.replicated(mesh)
     step = step_lib.jit_train_step(experiment, replicated)
     init = jax.jit(
@@ -276,7 +280,7 @@ def _time_steps(recipes: Sequence[Recipe], steps: int) -> dict[str, Timing]:
     batch = devices.shard_batch(batch, mesh)
     state, _ = jax.block_until_ready(step(init(), batch))
     jobs[recipe.name] = [step, state, batch]
-  seconds = {name: [] for name in jobs}
+  seconds: dict[str, list[float]] = {name: [] for name in jobs}
   for _ in range(3):
     for name, job in jobs.items():
       step, state, batch = job
@@ -292,7 +296,7 @@ def _time_steps(recipes: Sequence[Recipe], steps: int) -> dict[str, Timing]:
   }
 
 
-def _term_names(config: Any) -> list[str]:
+def _term_names(config: ConfigDict) -> list[str]:
   """Names of the objective's terms, as the train step reports them."""
   experiment = experiment_lib.build(config, config.batch_size)
   state = jax.eval_shape(lambda: step_lib.init_state(experiment))
@@ -304,61 +308,60 @@ def _term_names(config: Any) -> list[str]:
   return list(values["terms"])
 
 
-def tables(
+def report(
   recipes: Sequence[Recipe],
   runs: Mapping[str, Sequence[Run]],
   timings: Mapping[str, Timing],
 ) -> str:
-  """Returns Markdown: for each data set accuracies, then terms and figures."""
+  """Returns Markdown: per data set the accuracies, then the diagnostics."""
   parts = []
   for data_name in dict.fromkeys(recipe.data_name for recipe in recipes):
     group = [recipe for recipe in recipes if recipe.data_name == data_name]
     group = [recipe for recipe in group if runs[recipe.name]]
     if not group:
       continue
-    parts += [f"### {data_name}", ""]
-    parts += _accuracy_table(group, runs, timings)
-    parts += ["", *_figures_table(group, runs), ""]
+    parts += [f"### {data_name}", "", _accuracy_table(group, runs, timings)]
+    parts += ["", _note(runs[group[0].name][0])]
+    parts += ["", _diagnostics_table(group, runs), ""]
   return "\n".join(parts)
 
 
-def _accuracy_table(group, runs, timings) -> list[str]:
-  every = [run for recipe in group for run in runs[recipe.name]]
-  num_images = int(every[0].accuracies["trained"]["num_images"])
-  header = ["", *(f"{x} % [95% interval]" for x in ACCURACIES.values())]
-  header += ["seeds", "s per step [least, greatest]", "relative"]
-  rows = []
-  for name in BASELINES:
-    rows_of = [r.accuracies[name] for r in every if name in r.accuracies]
-    if rows_of:
-      # Recipes that share network and seed share this too: a range says more.
-      cells = [_range([row[key] for row in rows_of]) for key in ACCURACIES]
-      rows.append([name, *cells, "", "", ""])
-  for recipe in group:
-    found = [run.accuracies["trained"] for run in runs[recipe.name]]
-    cells = [
-      format_mean([row[key] for row in found], num_images) for key in ACCURACIES
-    ]
-    rows.append([recipe.name, *cells, str(len(found))])
-    timing = timings.get(recipe.name)
-    if timing is None:
-      rows[-1] += ["", ""]
-      continue
-    relative = timing.median / timings[group[0].name].median
-    rows[-1] += [
-      f"{timing.median:.3f} [{timing.least:.3f}, {timing.greatest:.3f}]",
-      f"{relative:.2f}",
-    ]
-  note = (
-    f"{num_images} held-out images. Interval: Student's t over the seeds, which"
-    " covers what training does by chance; with one seed Wilson's over the"
-    " images, which covers the choice of images only."
+def _accuracy_table(
+  group: Sequence[Recipe],
+  runs: Mapping[str, Sequence[Run]],
+  timings: Mapping[str, Timing],
+) -> str:
+  more: dict[str, dict[str, str]] = {}
+  if timings:
+    first = timings[group[0].name].median
+    found = {recipe.name: timings[recipe.name] for recipe in group}
+    more["s per step (least to greatest)"] = {
+      name: f"{t.median:.3f} ({t.least:.3f} to {t.greatest:.3f})"
+      for name, t in found.items()
+    }
+    more["relative"] = {n: f"{t.median / first:.2f}" for n, t in found.items()}
+  rows = [
+    tables.Run(recipe.config.to_dict(), run.results, recipe.name)
+    for recipe in group
+    for run in runs[recipe.name]
+  ]
+  return tables.markdown_table(rows, more=more)
+
+
+def _note(run: Run) -> str:
+  num_images = run.results[0]["num_images"]
+  return (
+    f"Accuracy in percent on {num_images} held-out images, with its 95%"
+    " interval: Student's t over the seeds, which covers chance in training;"
+    " with one seed Wilson's over the images, which covers the choice of images"
+    " alone."
   )
-  return [*_markdown(header, rows), "", note]
 
 
-def _figures_table(group, runs) -> list[str]:
-  header = ["at the end", "loss", "terms", *DIAGNOSTICS, "above floor"]
+def _diagnostics_table(
+  group: Sequence[Recipe], runs: Mapping[str, Sequence[Run]]
+) -> str:
+  header = ["at the end", "terms", "loss", *DIAGNOSTICS, "above floor"]
   rows = []
   for recipe in group:
     lines = [run.last for run in runs[recipe.name]]
@@ -368,7 +371,7 @@ def _figures_table(group, runs) -> list[str]:
     terms = ", ".join(
       f"{name} {mean[name]:.3f}" for name in _term_names(recipe.config)
     )
-    row = [recipe.name, f"{mean['loss']:.3f}", terms]
+    row = [recipe.name, terms, f"{mean['loss']:.3f}"]
     row += [
       form.format(mean[key]) if key in mean else ""
       for key, form in DIAGNOSTICS.items()
@@ -377,32 +380,4 @@ def _figures_table(group, runs) -> list[str]:
     if "off_diagonal_floor" in mean:
       above = f"{mean['off_diagonal'] - mean['off_diagonal_floor']:+.2f}"
     rows.append([*row, above])
-  return _markdown(header, rows)
-
-
-def format_mean(values: Sequence[float], num_images: int) -> str:
-  """Returns "98.3 [97.7, 98.9]": the mean and its 95% interval, in percent.
-
-  Args:
-    values: A share per seed.
-    num_images: Held-out images, for the interval of a single seed.
-  """
-  mean = statistics.fmean(values)
-  if len(values) == 1:
-    low, high = wilson_interval(round(mean * num_images), num_images)
-  else:
-    _, (low, high) = seed_interval(values)
-    low, high = max(0.0, low), min(1.0, high)
-  return f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _range(values: Sequence[float]) -> str:
-  low, high = f"{100 * min(values):.1f}", f"{100 * max(values):.1f}"
-  return low if low == high else f"{low} to {high}"
-
-
-def _markdown(
-  header: Sequence[str], rows: Sequence[Sequence[str]]
-) -> list[str]:
-  lines = [header, ["---"] * len(header), *rows]
-  return ["| " + " | ".join(line) + " |" for line in lines]
+  return tables.as_markdown(header, rows)

@@ -1,4 +1,4 @@
-"""Results as a file that says how they were made, and as a table."""
+"""results.json, which also says how each number was made; console tables."""
 
 import dataclasses
 import json
@@ -12,6 +12,8 @@ import imsvd_jax
 from imsvd_jax.base.errors import UserError
 
 SCHEMA = 1
+FILE_NAME = "results.json"
+TRAINED, RANDOM_INIT, RAW_PIXELS = "trained", "random init", "raw pixels"
 _HEADLINE = ("final", "best", "low", "high")
 
 
@@ -20,11 +22,12 @@ class Result:
   """One protocol on one checkpoint.
 
   Attributes:
-    protocol: Its name in `PROTOCOLS`, or "transfer/SET".
-    evaluator: What ran it.
+    protocol: Its name: in `PROTOCOLS`, or one of `protocols.online` and
+      `protocols.final`.
+    evaluator: Its name in `registry.EVALUATORS`.
     hyperparameters: Every one of them.
     data: The name and splits of the data, and how images were prepared.
-    step: Of the checkpoint; None where there is none (raw pixels).
+    step: Training steps behind the weights; None for raw pixels.
     seed: Of the evaluation.
     final: The number to report, as the protocol defines it.
     best: The best number on test among those the protocol looked at, which is
@@ -33,10 +36,11 @@ class Result:
     num_images: Test images.
     values: Every number the evaluator gave.
     seconds: How long it took.
-    online: Measured during pretraining, not by this evaluation.
+    online: Whether a training run measured it on its way.
     skipped: Why there are no numbers; None if there are.
     version: Of this package.
-    weights: Checksum of the encoder's; None where there is none.
+    encoder: "trained", or a baseline: "random init" or "raw pixels".
+    weights: Checksum of the encoder's weights; None for raw pixels.
   """
 
   protocol: str
@@ -54,29 +58,29 @@ class Result:
   online: bool = False
   skipped: str | None = None
   version: str = imsvd_jax.__version__
+  encoder: str = TRAINED
   weights: str | None = None
 
   def key(self) -> str:
-    """Returns what makes two results the same measurement."""
+    """Returns a text that is equal for two results of one measurement."""
     return _key(dataclasses.asdict(self))
 
 
-def make_result(
-  *,
-  values: Mapping[str, float],
-  **fields: Any,
+def with_values(
+  planned: Result, values: Mapping[str, float], **fields: Any
 ) -> Result:
-  """Returns a result from the `(name, value)` pairs of an evaluator.
+  """Returns a result with the numbers of an evaluator.
 
   Args:
+    planned: The result without numbers.
     values: They hold "final", "best", "low" and "high" if there is a headline.
-    **fields: The other fields of `Result`.
+    **fields: Other fields to replace.
   """
   values = {name: float(value) for name, value in values.items()}
   final, best, low, high = (values.pop(name, None) for name in _HEADLINE)
-  interval = None if low is None else (low, high)
-  return Result(
-    **fields, final=final, best=best, interval=interval, values=values
+  interval = None if low is None or high is None else (low, high)
+  return dataclasses.replace(
+    planned, final=final, best=best, interval=interval, values=values, **fields
   )
 
 
@@ -140,7 +144,7 @@ def find(
 
   Args:
     entries: From `read_results`.
-    planned: What is to be measured, of which weights; no numbers yet.
+    planned: The measurement, without numbers.
   """
   for entry in entries:
     same = _key(entry) == planned.key() and not entry["skipped"]
@@ -162,7 +166,7 @@ def scalars(result: Result) -> dict[str, float]:
 
 
 def is_detail(name: str) -> bool:
-  """Returns whether a number is one of very many: for results.json alone."""
+  """Returns whether a number is one of very many, for results.json alone."""
   return "/variable/" in name
 
 
@@ -224,7 +228,7 @@ def _key(entry: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-  """Returns `value` as JSON has it: lists, and null for what is no number."""
+  """Returns `value` as JSON stores it: lists, and null for NaN and infinity."""
   if isinstance(value, Mapping):
     return {str(key): _plain(entry) for key, entry in value.items()}
   if isinstance(value, list | tuple):

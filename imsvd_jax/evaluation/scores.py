@@ -1,4 +1,4 @@
-"""Scores of predictions, and how sure they are."""
+"""Scores of predictions and their 95% intervals."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -31,8 +31,8 @@ class Score(NamedTuple):
 def class_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """Returns the place of each image's own class among all: 0 is the best.
 
-  Of equal scores the lower class number comes first. A score that is not a
-  number is behind every number, so a diverged classifier is never right.
+  Of equal scores the lower class number comes first. NaN ranks behind every
+  number, so a diverged classifier is never right.
 
   Args:
     scores: [N, C].
@@ -62,7 +62,7 @@ def mean_per_class(right: np.ndarray, labels: np.ndarray) -> float:
   """Returns the mean over classes of the accuracy within each.
 
   Args:
-    right: bool [N], whether each image is classified rightly.
+    right: bool [N], whether each image is classified correctly.
     labels: int [N]; classes that do not occur do not count.
   """
   total = np.bincount(labels)
@@ -92,8 +92,8 @@ def average_precision_11_point(scores: np.ndarray, labels: np.ndarray) -> float:
     )
   order = np.argsort(-scores, kind="stable")
   scores, positive = scores[order], positive[order]
-  last_of_equals = np.append(scores[1:] != scores[:-1], True)
-  retrieved = np.flatnonzero(last_of_equals) + 1
+  last_of_equals: np.ndarray = np.append(scores[1:] != scores[:-1], True)
+  retrieved: np.ndarray = np.flatnonzero(last_of_equals) + 1
   hits = np.cumsum(positive)[last_of_equals]
   # A tenth such as 0.3 is not a float: compare with room for its rounding.
   recall, precision = hits / positive.sum() + 1e-9, hits / retrieved
@@ -132,12 +132,12 @@ def wilson_interval(
   """
   proportion = successes / trials
   denominator = 1 + z * z / trials
-  centre = (proportion + z * z / (2 * trials)) / denominator
+  center = (proportion + z * z / (2 * trials)) / denominator
   spread = proportion * (1 - proportion) / trials + (z / (2 * trials)) ** 2
   half_width = z * math.sqrt(spread) / denominator
   # At the ends the exact bound is the end; rounding must not miss it.
-  low = 0.0 if successes == 0 else max(0.0, centre - half_width)
-  high = 1.0 if successes == trials else min(1.0, centre + half_width)
+  low = 0.0 if successes == 0 else max(0.0, center - half_width)
+  high = 1.0 if successes == trials else min(1.0, center + half_width)
   return low, high
 
 
@@ -161,8 +161,8 @@ def bootstrap_interval(
     statistic(generator.integers(0, num_images, num_images))
     for _ in range(num_resamples)
   ]
-  low, high = np.percentile(values, [2.5, 97.5])
-  return float(low), float(high)
+  bounds: np.ndarray = np.percentile(values, [2.5, 97.5])
+  return float(bounds[0]), float(bounds[1])
 
 
 def top1_score(scores: np.ndarray, labels: np.ndarray) -> Score:
@@ -223,8 +223,8 @@ def headline(
 
   Args:
     score: The number to report, with its interval.
-    best: The best over whatever the protocol looked at on test (epochs, or
-      values of k); the final number where it looked once.
+    best: The best of what the protocol measured on test (epochs, or values of
+      k); the final number if it measured once.
   """
   yield "final", score[0]
   yield "best", score[0] if best is None else best

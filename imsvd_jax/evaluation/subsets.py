@@ -1,8 +1,7 @@
-"""Parts of a training set that are the same on every machine, for ever.
+"""Parts of a training set that are the same on every machine and version.
 
-The order in which images enter a part is a hash of (seed, index) written out
-below: NumPy's generators may change their streams between versions, and a
-published 1% list must not.
+Images enter a part in the order of a hash of (seed, index). NumPy's generators
+may change their streams between versions; a published 1% list must not change.
 """
 
 import numpy as np
@@ -46,10 +45,10 @@ def subset(labels: np.ndarray, fraction: float, *, seed: int) -> np.ndarray:
 def split_classes(
   labels: np.ndarray, fraction: float, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Splits images so that every class gives `fraction` of its images away.
+  """Splits off `fraction` of the images of every class.
 
-  A class gives at least one image and keeps at least one; a class with a single
-  image gives none.
+  Of every class at least one image is split off and at least one stays; a class
+  with a single image keeps it.
 
   Args:
     labels: int [N].
@@ -57,7 +56,7 @@ def split_classes(
     seed: Chooses the images.
 
   Returns:
-    Indices that stay and indices given away, both increasing.
+    Indices of the images that stay and of those split off, both increasing.
 
   Raises:
     UserError: No class has two images.

@@ -10,16 +10,24 @@ from scipy import special
 
 from imsvd_jax.base.config import HARMLESS_KEYS, flatten
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.evaluation.results import TRAINED
 
-# Keys of a config that do not change what is learned, but for chance.
+# Keys of a config that do not change what is learned, except by chance.
 _IGNORED = ("seed", *HARMLESS_KEYS)
 
 
 class Run(NamedTuple):
-  """A run and what was measured of it."""
+  """A run and its measurements.
 
-  config: Mapping[str, Any]  # nested
-  results: Sequence[Mapping[str, Any]]  # entries of results.json
+  Attributes:
+    config: Nested.
+    results: Entries of results.json.
+    name: Of its row; by default what its config says.
+  """
+
+  config: Mapping[str, Any]
+  results: Sequence[Mapping[str, Any]]
+  name: str = ""
 
 
 def seed_interval(
@@ -32,17 +40,19 @@ def seed_interval(
   Args:
     values: One number per seed, two or more.
   """
-  values = np.asarray(values, np.float64)
   if len(values) < 2:
     raise UserError("An interval over seeds of one run; expected two or more.")
-  mean = float(values.mean())
+  numbers = np.asarray(values, np.float64)
+  mean = float(numbers.mean())
   quantile = float(special.stdtrit(len(values) - 1, 0.975))
-  half_width = quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
+  half_width = quantile * float(numbers.std(ddof=1)) / math.sqrt(len(values))
   return mean, (mean - half_width, mean + half_width)
 
 
 def markdown_table(
-  runs: Iterable[Run], protocols: Sequence[str] | None = None
+  runs: Iterable[Run],
+  *,
+  more: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
   """Returns a Markdown table: a row per configuration, a column per protocol.
 
@@ -51,44 +61,84 @@ def markdown_table(
   more, over the test images where there is one. Of a run one set of weights
   counts: of the newest step measured, and there what was measured last.
 
+  Baselines that runs measured beside themselves are rows above the others.
+  Their cells are ranges: runs with one network and seed have them in common.
+
   Args:
     runs: The runs.
-    protocols: The columns; all protocols with a number by default.
+    more: Further columns: from their header to a cell per name of a row.
 
   Raises:
     UserError: There is nothing to show.
   """
-  runs = [Run(run.config, _newest(run.results)) for run in runs]
-  if protocols is None:
-    found = (e["protocol"] for run in runs for e in run.results)
-    protocols = list(dict.fromkeys(found))
-  if not protocols:
+  runs = list(runs)
+  baselines = _baselines(runs)
+  runs = [run._replace(results=_newest(run.results)) for run in runs]
+  names = dict.fromkeys(e["protocol"] for run in runs for e in run.results)
+  if not names:
     raise UserError(
       "No run has a number to compare; measure some first, for example with"
       " --protocol=knn/imsvd."
     )
+  groups = _groups(runs)
+  rows = [
+    [name, _data_names(found), "", *(_range_cell(found, p) for p in names)]
+    for name, found in baselines.items()
+  ]
+  for name, group in groups.items():
+    data = _data_names([e for run in group for e in run.results])
+    cells = [_cell(group, protocol) for protocol in names]
+    rows.append([name, data, str(len(group)), *cells])
+  header = ["run", "data", "seeds", *names]
+  for column, by_name in (more or {}).items():
+    header.append(column)
+    for row in rows:
+      row.append(by_name.get(row[0], ""))
+  return as_markdown(header, rows)
+
+
+def as_markdown(
+  header: Sequence[str], rows: Iterable[Sequence[str]], *, num_texts: int = 2
+) -> str:
+  """Returns a table; all columns but the first ones are aligned right."""
+  align = ["---"] * num_texts + ["---:"] * (len(header) - num_texts)
+  lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
+  return "\n".join([lines[0], f"|{'|'.join(align)}|", *lines[1:]])
+
+
+def _groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
+  """Returns the runs by the name of their row."""
   groups: dict[str, list[Run]] = {}
   for run in runs:
-    key = json.dumps(_identity(run.config), sort_keys=True)
+    key = run.name or json.dumps(_identity(run.config), sort_keys=True)
     groups.setdefault(key, []).append(run)
   names = _names([group[0].config for group in groups.values()])
-  lines = [
-    "| " + " | ".join(["run", "data", "seeds", *protocols]) + " |",
-    "|---|---|---:|" + "---:|" * len(protocols),
-  ]
-  for name, group in zip(names, groups.values(), strict=True):
-    cells = [_cell(group, protocol) for protocol in protocols]
-    data = ", ".join(
-      dict.fromkeys(str(e["data"]["name"]) for r in group for e in r.results)
-    )
-    row = [name, data, str(len(group)), *cells]
-    lines.append("| " + " | ".join(row) + " |")
-  return "\n".join(lines)
+  return {
+    group[0].name or name: group
+    for name, group in zip(names, groups.values(), strict=True)
+  }
+
+
+def _baselines(runs: Iterable[Run]) -> dict[str, list[Mapping[str, Any]]]:
+  """Returns the entries of encoders that are not trained, by their name."""
+  found: dict[str, list[Mapping[str, Any]]] = {}
+  for entry in (entry for run in runs for entry in run.results):
+    if entry.get("encoder", TRAINED) != TRAINED:
+      found.setdefault(entry["encoder"], []).append(entry)
+  return found
+
+
+def _data_names(entries: Iterable[Mapping[str, Any]]) -> str:
+  return ", ".join(dict.fromkeys(str(e["data"]["name"]) for e in entries))
 
 
 def _newest(entries: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-  """Leaves out what has no number, and all weights but the newest measured."""
-  entries = [e for e in entries if e.get("final") is not None]
+  """Leaves out what has no number, baselines and former weights."""
+  entries = [
+    e
+    for e in entries
+    if e.get("final") is not None and e.get("encoder", TRAINED) == TRAINED
+  ]
   if not entries:
     return []
   # Of what was written in one second, the last in the file.
@@ -126,17 +176,26 @@ def _cell(group: Sequence[Run], protocol: str) -> str:
   else:
     value, interval = values[0], entries[0]["interval"]
   missing = f" ({len(values)} seeds)" if len(values) != len(group) else ""
-  return f"{_percent(value)}{_range(interval)}{missing}"
+  return f"{_percent(value)}{_interval(interval)}{missing}"
+
+
+def _range_cell(entries: Iterable[Mapping[str, Any]], protocol: str) -> str:
+  """Returns "96.7", or "93.1 to 94.0" where runs differ."""
+  values = [e["final"] for e in entries if e["protocol"] == protocol]
+  if not values:
+    return ""
+  ends = dict.fromkeys(_percent(v) for v in (min(values), max(values)))
+  return " to ".join(ends)
 
 
 def _percent(value: float) -> str:
   return f"{100 * value:.1f}"
 
 
-def _range(interval: Sequence[float] | None) -> str:
+def _interval(interval: Sequence[float] | None) -> str:
   if interval is None:
     return ""
-  # Student's interval knows nothing of the ends of a proportion.
+  # Student's interval may reach beyond the ends of a proportion.
   low, high = max(0.0, interval[0]), min(1.0, interval[1])
   return f" ({_percent(low)} to {_percent(high)})"
 

@@ -1,17 +1,18 @@
 """The model card beside an exported file: what it is, and how to load it."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from imsvd_jax.base.errors import UserError
+from imsvd_jax.base import hashing
+from imsvd_jax.evaluation import results
+from imsvd_jax.evaluation.protocols import FINAL
 
 
-class Figure(NamedTuple):
-  """One line of the table of evaluation figures; accuracies in [0, 1]."""
+class Measured(NamedTuple):
+  """One line of the table of accuracies, which are in [0, 1]."""
 
   what: str
   data: str
@@ -19,102 +20,47 @@ class Figure(NamedTuple):
   interval: tuple[float, float] | None = None
 
 
-def evaluation_figures(
-  workdir: str | os.PathLike[str],
-  step: int,
-  variables: Mapping[str, Any],
-  *,
-  use_target: bool = False,
-) -> list[Figure]:
-  """Returns the accuracies that a run's files hold for one set of weights.
+def measured(
+  workdir: str | os.PathLike[str], variables: Mapping[str, Any]
+) -> list[Measured]:
+  """Returns the accuracies in a run's results.json of one set of weights.
 
-  They come from `results.json` (`evaluate`), and from `final.json` and
-  `metrics.jsonl` (training).
+  The closing table of the training run, baselines included, comes with the
+  weights at its end. Online numbers are a substitute where there is none.
 
   Args:
     workdir: The run's directory; nothing is known about a file.
-    step: Of the weights.
-    variables: The weights, whose checksum `evaluate` has written.
-    use_target: Whether they are the EMA target network's; training measures
-      the trained network alone.
+    variables: The weights.
 
   Raises:
-    UserError: One of the files is not what it should be.
+    UserError: The file is not a results file.
   """
-  folder = epath.Path(workdir)
-  if not folder.is_dir():
-    return []
-  trained = [] if use_target else _from_training(folder, step)
-  return [*trained, *_from_results(folder / "results.json", variables)]
-
-
-def _from_training(folder: epath.Path, step: int) -> list[Figure]:
-  """What training measured at this step, on the run's own data."""
-  data = "held-out images of the run's data"
-  lines = [line for line in _metrics(folder) if line.get("step") == step]
-  measured = {key: value for line in lines for key, value in line.items()}
-  if "final_knn" not in measured:
-    online = {"online/knn": "online k-NN", "online/linear": "online linear"}
-    return [
-      Figure(f"{what} (during training)", data, measured[key])
-      for key, what in online.items()
-      if key in measured
-    ]
-  figures = []
-  for encoder, row in _json(folder / "final.json").items():
-    for probe, name in (("knn", "k-NN"), ("linear", "linear (L-BFGS)")):
-      if probe in row:
-        figures.append(Figure(f"{encoder}, {name}", data, row[probe]))
-  return figures
-
-
-def _from_results(
-  path: epath.Path, variables: Mapping[str, Any]
-) -> list[Figure]:
-  """What `evaluate` measured of these very weights."""
+  path = epath.Path(workdir) / results.FILE_NAME
   if not path.exists():
     return []
-  # Imported late: scikit-learn comes with it, and most runs have no such file.
-  from imsvd_jax.base.hashing import checksum
-  from imsvd_jax.evaluation.results import read_results
-
-  weights = checksum(variables)
-  figures = []
-  for entry in read_results(path):
-    if entry.get("weights") != weights or entry.get("final") is None:
-      continue
-    interval = entry.get("interval")
-    figures.append(
-      Figure(
-        entry["protocol"],
-        str(entry["data"].get("name", "")),
-        entry["final"],
-        tuple(interval) if interval else None,
-      )
+  entries = [e for e in results.read_results(path) if e["final"] is not None]
+  weights = hashing.checksum(variables)
+  own = [e for e in entries if e["weights"] == weights]
+  if any(e["protocol"] in FINAL for e in own):
+    own = [e for e in own if not e["online"]]
+    own = [e for e in entries if e["encoder"] != results.TRAINED] + own
+  return [
+    Measured(
+      _what(entry),
+      str(entry["data"].get("name", "")),
+      entry["final"],
+      tuple(entry["interval"]) if entry["interval"] else None,
     )
-  return figures
+    for entry in own
+  ]
 
 
-def _metrics(folder: epath.Path) -> list[dict[str, Any]]:
-  path = folder / "metrics.jsonl"
-  lines = []
-  for text in path.read_text().splitlines() if path.exists() else ():
-    try:
-      lines.append(json.loads(text))
-    except ValueError:
-      continue  # A line cut short by a kill; its step comes again.
-  return lines
-
-
-def _json(path: epath.Path) -> dict[str, Any]:
-  if not path.exists():
-    return {}
-  try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise UserError(
-      f"{path} is not JSON ({error}); move it away to export without it."
-    ) from error
+def _what(entry: Mapping[str, Any]) -> str:
+  if entry["online"]:
+    return f"{entry['protocol']} (during training)"
+  if entry["protocol"] in FINAL:
+    return f"{entry['encoder']}, {entry['protocol']}"
+  return entry["protocol"]
 
 
 def model_card(
@@ -186,15 +132,15 @@ The configuration of the run is in the file's metadata.
 """
 
 
-def _evaluation(figures: Sequence[Mapping[str, Any]]) -> str:
-  if not figures:
+def _evaluation(rows: Sequence[Mapping[str, Any]]) -> str:
+  if not rows:
     return "The run has no evaluation of these weights.\n"
   lines = ["| what | data | accuracy | 95% interval |", "|---|---|---|---|"]
-  for figure in figures:
+  for row in rows:
     interval = ""
-    if figure["interval"]:
-      interval = " to ".join(f"{bound:.2%}" for bound in figure["interval"])
-    what, data, value = figure["what"], figure["data"], figure["value"]
+    if row["interval"]:
+      interval = " to ".join(f"{bound:.2%}" for bound in row["interval"])
+    what, data, value = row["what"], row["data"], row["value"]
     lines.append(f"| {what} | {data} | {value:.2%} | {interval} |")
   return "\n".join(lines) + "\n"
 

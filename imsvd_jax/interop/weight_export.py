@@ -67,9 +67,7 @@ def export_encoder(
     )
   metadata = describe(
     encoder,
-    model_card.evaluation_figures(
-      workdir, encoder.step, encoder.variables, use_target=use_target
-    ),
+    model_card.measured(workdir, encoder.variables),
     use_target=use_target,
     licence=licence,
   )
@@ -95,7 +93,7 @@ def export_encoder(
 
 def describe(
   encoder: LoadedEncoder,
-  figures: Sequence[model_card.Figure],
+  measured: Sequence[model_card.Measured],
   *,
   use_target: bool = False,
   licence: str = "",
@@ -122,7 +120,7 @@ def describe(
     "mean": list(data.mean),
     "std": list(data.std),
     "licence": licence or own.get("licence", ""),
-    "evaluation": [figure._asdict() for figure in figures]
+    "evaluation": [row._asdict() for row in measured]
     or own.get("evaluation", []),
     "imsvd_jax_version": __version__,
   }

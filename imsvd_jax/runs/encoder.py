@@ -171,18 +171,10 @@ class LoadedEncoder:
     return outputs
 
   def _normalized(self, images: jax.Array) -> jax.Array:
-    settings = self.config.data
-    return augment.normalize(
-      images, mean=tuple(settings.mean), std=tuple(settings.std)
-    )
+    return normalized(images, self.config.data)
 
   def _pure_features(self, variables: Any, images: jax.Array) -> jax.Array:
-    return self.model.apply(
-      variables,
-      self._normalized(images),
-      train=False,
-      method=self.model.features,
-    )
+    return features_of(self.model, self.config.data, variables, images)
 
   def _pure_embeddings(self, variables: Any, images: jax.Array) -> jax.Array:
     return self.model.apply(variables, self._normalized(images), train=False)[1]
@@ -275,6 +267,37 @@ class LoadedEncoder:
 def _fetch(result: Any, count: int) -> Any:
   """Copies the first `count` rows to the host."""
   return jax.tree.map(lambda x: np.asarray(x)[:count], result)
+
+
+def normalized(
+  images: jax.Array, settings: ml_collections.ConfigDict
+) -> jax.Array:
+  """Returns uint8 images as the network takes them; `settings`: `data`."""
+  return augment.normalize(
+    images, mean=tuple(settings.mean), std=tuple(settings.std)
+  )
+
+
+def features_of(
+  model: Encoder,
+  settings: ml_collections.ConfigDict,
+  variables: Any,
+  images: jax.Array,
+) -> jax.Array:
+  """Maps uint8 [B, S, S, C] to features float32 [B, F].
+
+  Args:
+    model: The network.
+    settings: The recipe's `data`.
+    variables: {"params", "batch_stats"}.
+    images: As they are.
+  """
+  return model.apply(
+    variables,
+    normalized(images, settings),
+    train=False,
+    method=model.features,
+  )
 
 
 def data_settings(

@@ -57,6 +57,7 @@ class MetricWriter:
     Raises:
       UserError: The files cannot be written. The methods raise it too.
     """
+    self.workdir = workdir
     self._is_main = jax.process_index() == 0
     if not self._is_main:
       return

@@ -1,14 +1,14 @@
 """A run's files in a bucket, and what is said where they cannot be."""
 
 import json
-import types
 
 import pytest
 import tensorflow as tf
 
 from imsvd_jax.base import files
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.evaluation.online import Evaluation
+from imsvd_jax.evaluation.online import record_results
+from imsvd_jax.evaluation.results import Result
 from imsvd_jax.runs import checkpointer, metrics, verification, weights
 from tests.runs import fake_bucket
 from tests.runs.checkpoint_child import CONFIG, make_state, same
@@ -57,28 +57,19 @@ def test_metrics_removed_from_the_bucket_are_not_made_again(bucket):
   writer.close()
 
 
-def report_final(workdir):
-  """What the final evaluation does with its numbers."""
-  settings = types.SimpleNamespace(num_neighbors=3, temperature=0.07)
-  subject = types.SimpleNamespace(
-    _config=types.SimpleNamespace(eval=settings),
-    _train=types.SimpleNamespace(num_examples=8),
-    _eval=types.SimpleNamespace(num_examples=4),
-  )
-  found = {"trained": {"knn": 0.5, "linear": 0.75}}
-  Evaluation._report(subject, found, str(workdir))
-  return {"trained": {"knn": 0.5, "linear": 0.75, "num_images": 4}}
+RESULT = Result("knn/final", "knn", {}, {"name": "digits"}, 3, 0, final=0.5)
 
 
-def test_the_final_table_is_in_the_bucket(bucket):
-  expected = report_final(files.make(RUN))
-  assert json.loads((bucket / "final.json").read_text()) == expected
+def test_results_are_in_the_bucket(bucket):
+  record_results(str(files.make(RUN)), [RESULT])
+  content = json.loads((bucket / "results.json").read_text())
+  assert [entry["final"] for entry in content["results"]] == [0.5]
 
 
-def test_a_final_table_that_cannot_be_written_is_one_line(tmp_path):
-  (tmp_path / "final.json").symlink_to("/dev/full")
+def test_results_that_cannot_be_written_are_one_line(tmp_path):
+  (tmp_path / "results.json.tmp").symlink_to("/dev/full")
   with pytest.raises(UserError, match="No space left on device") as error:
-    report_final(tmp_path)
+    record_results(str(tmp_path), [RESULT])
   assert "\n" not in str(error.value)
 
 
@@ -114,7 +105,7 @@ def test_a_bucket_that_refuses_is_one_line(bucket, monkeypatch):
     lambda: files.make(RUN),
     lambda: checkpointer.Checkpointer(RUN, keep_last=2, config=CONFIG),
     writer.sync,
-    lambda: report_final(RUN),
+    lambda: record_results(RUN, [RESULT]),
   )
   with monkeypatch.context() as patch:
     patch.setattr(fake_bucket._Files, "GFile", refuse)

@@ -204,13 +204,13 @@ def test_agreement_and_kappa_by_hand():
 def test_run_yields_what_its_inputs_allow(views):
   protocol = protocols.Collapse(max_images=50)
   features = Features(views[:, 0], None, np.arange(90))
-  names = dict(collapse.run(Inputs(test=features), protocol))
+  names = dict(collapse.run(Inputs(sample=features), protocol))
   assert list(names) == ["rank_me/features"]
   codes = one_hot(np.random.default_rng(6).integers(0, 3, (90, 2, 4)), 3)
   found = dict(
     collapse.run(
       Inputs(
-        train=features,
+        sample=features,
         embeddings=views[:, :2],
         view_groups=views,
         codes=codes,
@@ -234,7 +234,7 @@ def test_run_yields_what_its_inputs_allow(views):
     (collapse.uniformity, np.ones((1, 3)), "two or more"),
     (collapse.code_statistics, np.ones((4, 2, 3)), r"\[N, V, M, b\]"),
     (collapse.code_statistics, np.ones((4, 2, 3, 5)), "do not sum to 1"),
-    (lambda inputs: list(collapse.run(inputs, None)), Inputs(), "needs train"),
+    (lambda inputs: list(collapse.run(inputs, None)), Inputs(), "needs sample"),
   ],
 )
 def test_a_mistake_is_one_clear_line(function, argument, message):

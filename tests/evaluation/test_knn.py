@@ -101,7 +101,7 @@ def test_neither_blocks_nor_devices_matter(
   )
 
 
-def test_equally_near_neighbours_come_in_the_order_of_the_bank():
+def test_equally_near_neighbors_come_in_the_order_of_the_bank():
   bank = np.tile(np.eye(3, dtype=np.float32), (5, 1))  # 15 images, 3 places
   queries = np.eye(3, dtype=np.float32)
   _, indices = knn.nearest_neighbors(
@@ -125,7 +125,7 @@ def test_equal_votes_go_to_the_lower_class():
   assert ranks.tolist() == [1, 0]
 
 
-def test_a_class_without_a_neighbour_is_not_in_the_top_five():
+def test_a_class_without_a_neighbor_is_not_in_the_top_five():
   bank = np.eye(6, dtype=np.float32)
   arguments = (bank, np.arange(6), bank[:1], np.array([3]))
   result = knn.knn_accuracy(
@@ -147,7 +147,7 @@ def test_a_small_temperature_does_not_overflow():
   assert ranks[3, 1e-3].tolist() == [0]
 
 
-def test_padding_of_a_block_is_no_neighbour():
+def test_padding_of_a_block_is_no_neighbor():
   bank = -np.array([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3], [1, 0.4]], np.float32)
   # Every cosine is negative; the three zeros that fill the block have 0.
   similarities, indices = knn.nearest_neighbors(
@@ -167,7 +167,7 @@ def test_a_vote_that_underflows_is_still_a_vote():
     num_neighbors=(2,),
     temperatures=(1e-3,),  # exp(-1 / T) is zero in float32
   )
-  # Behind class 2, but before class 0, which has no neighbour.
+  # Behind class 2, but before class 0, which has no neighbor.
   assert ranks[2, 1e-3].tolist() == [1]
 
 

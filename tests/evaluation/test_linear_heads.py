@@ -1,13 +1,13 @@
 """Heads trained by SGD: the update rule, the grid, the protocols."""
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imsvd_jax.base import devices
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import linear, linear_heads, probe, protocols, scores
 from imsvd_jax.evaluation.features import Features
@@ -55,7 +55,7 @@ def reference_steps(
 def test_step_equals_the_update_rule(blobs, optimizer, weight_decay):
   train, labels, _, _ = blobs
   rates = np.array([0.5, 0.1], np.float32)
-  mesh = linear_heads.make_mesh()
+  mesh = devices.make_mesh()
   state = linear_heads.create_heads(
     2, 6, NUM_CLASSES, seed=1, deviation=0.01, mesh=mesh
   )
@@ -114,7 +114,7 @@ def test_ranks_equal_those_of_the_metrics(blobs):
 @pytest.fixture(scope="module")
 def probed(blobs):
   return probe.linear_probe(
-    *blobs, learning_rates=(1e-5, 0.1, 1e6), batch_size=32, epochs=8
+    *blobs, protocols.Probe((1e-5, 0.1, 1e6), batch_size=32, epochs=8)
   )
 
 
@@ -130,9 +130,7 @@ def test_probe_learns_and_chooses_on_train(blobs, probed):
     train_labels,
     test,
     (test_labels + 1) % NUM_CLASSES,
-    learning_rates=(1e-5, 0.1, 1e6),
-    batch_size=32,
-    epochs=8,
+    protocols.Probe((1e-5, 0.1, 1e6), batch_size=32, epochs=8),
   )
   assert backwards.held_out_top1 == probed.held_out_top1
   assert backwards.learning_rate == probed.learning_rate
@@ -140,7 +138,7 @@ def test_probe_learns_and_chooses_on_train(blobs, probed):
 
 def test_a_grid_equals_one_rate_at_a_time(blobs, probed):
   alone = probe.linear_probe(
-    *blobs, learning_rates=(0.1,), batch_size=32, epochs=8
+    *blobs, protocols.Probe((0.1,), batch_size=32, epochs=8)
   )
   assert alone.test_top1[0.1] == probed.test_top1[0.1]
   assert alone.held_out_top1 == {}
@@ -224,29 +222,6 @@ def test_padding_of_a_batch_teaches_nothing(trained):
   np.testing.assert_allclose(found.heads.kernel, result.heads.kernel, atol=1e-5)
 
 
-def test_crops_of_the_pretraining_pipeline_get_their_labels():
-  labels = np.array([2, -1, 0, 1])
-
-  def batches():
-    for step in itertools.count():
-      index = np.array([step % 4, (step + 1) % 4])
-      views = np.zeros((2, 2, 1, 1, 1), np.uint8)
-      views[:, 0] = index[:, None, None, None]  # the second view is not used
-      yield {"views": (views,), "index": index, "epoch": np.zeros(2)}
-
-  train_epoch = linear.labelled_crops(batches(), labels, steps_per_epoch=3)
-  first, second = list(train_epoch(0)), list(train_epoch(1))
-  assert len(first) == len(second) == 3
-  assert [b["image"].ravel().tolist() for b in first] == [
-    [0, 1],
-    [1, 2],
-    [2, 3],
-  ]
-  assert [b["label"].tolist() for b in first] == [[2, -1], [-1, 0], [0, 1]]
-  assert first[0]["mask"].tolist() == [True, False]
-  assert second[0]["image"].ravel().tolist() == [3, 0]
-
-
 def test_learning_rates_follow_the_papers():
   cosine = protocols.PROTOCOLS["linear/imsvd"]
   assert cosine.learning_rate_at(0) == 0.02
@@ -279,8 +254,3 @@ def test_a_mistake_is_one_clear_line(trained, change, message):
   }
   with pytest.raises(UserError, match=message):
     linear.train_linear(**arguments | change)
-
-
-def test_a_probe_without_learning_rates_is_refused(blobs):
-  with pytest.raises(UserError, match="needs a learning rate"):
-    probe.linear_probe(*blobs, learning_rates=())

@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import logistic, subsets
 from imsvd_jax.evaluation import scores as metrics
+from imsvd_jax.evaluation.protocols import Lbfgs
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_equals_scikit_learn_at_the_chosen_penalty(digits, result):
   model.fit(train.astype(np.float64), train_labels)
   expected = model.decision_function(test)
   tight = logistic.logistic_regression(
-    *digits, inverse_penalties=(result.inverse_penalty,), tolerance=1e-7
+    *digits, Lbfgs((result.inverse_penalty,), tolerance=1e-7)
   )
   np.testing.assert_allclose(tight.scores, expected, atol=0.06)
   np.testing.assert_allclose(result.scores, expected, atol=0.2)
@@ -84,8 +85,7 @@ def test_two_classes_and_a_gap_in_their_numbers(digits):
     train_labels[train_rows],
     test[test_rows],
     test_labels[test_rows],
-    inverse_penalties=(0.1,),
-    metric="mean_per_class",
+    Lbfgs((0.1,), "mean_per_class"),
   )
   assert result.held_out == {}
   assert result.scores.shape == (test_rows.sum(), 9)
@@ -106,8 +106,7 @@ def test_several_labels_per_image_are_problems_of_their_own(digits):
     several,
     test,
     test_several,
-    inverse_penalties=(0.01, 0.1),
-    metric="map_11_point",
+    Lbfgs((0.01, 0.1), "map_11_point"),
   )
   assert result.accuracy is None
   known = several[:, 1] >= 0
@@ -116,7 +115,7 @@ def test_several_labels_per_image_are_problems_of_their_own(digits):
     several[known, 1],
     test,
     test_several[:, 1],
-    inverse_penalties=(result.inverse_penalty,),
+    Lbfgs((result.inverse_penalty,)),
   )
   order = lambda scores: np.argsort(np.argsort(scores))
   difference = order(alone.scores[:, 1]) - order(result.scores[:, 1])
@@ -129,12 +128,12 @@ def test_several_labels_per_image_are_problems_of_their_own(digits):
 
 def test_a_constant_feature_moves_no_prediction(digits):
   train, train_labels, test, test_labels = digits
-  settings = {"inverse_penalties": (0.1,)}
-  plain = logistic.logistic_regression(*digits, **settings)
+  settings = Lbfgs((0.1,))
+  plain = logistic.logistic_regression(*digits, settings)
   more_train = np.concatenate([train, np.full((len(train), 1), 0.3)], axis=1)
   more_test = np.concatenate([test, np.full((len(test), 1), 99.0)], axis=1)
   more = logistic.logistic_regression(
-    more_train, train_labels, more_test, test_labels, **settings
+    more_train, train_labels, more_test, test_labels, settings
   )
   np.testing.assert_allclose(more.scores, plain.scores, atol=1e-3)
 
@@ -142,8 +141,7 @@ def test_a_constant_feature_moves_no_prediction(digits):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"metric": "top2"}, "Unknown metric 'top2'. Did you mean 'top1'?"),
-    ({"metric": "map_11_point"}, "found one label per image"),
+    ({"protocol": Lbfgs(metric="map_11_point")}, "found one label per image"),
     ({"train_labels": None}, "train images have no labels"),
     ({"train_labels": np.zeros(1438, int)}, "never occur in train"),
     (
@@ -155,7 +153,7 @@ def test_a_constant_feature_moves_no_prediction(digits):
       {
         "train_labels": np.zeros((1438, 2), int),
         "test_labels": np.zeros((359, 2), int),
-        "metric": "map_11_point",
+        "protocol": Lbfgs(metric="map_11_point"),
       },
       "Class 0 needs train images with and without",
     ),
@@ -163,7 +161,7 @@ def test_a_constant_feature_moves_no_prediction(digits):
       {
         "train_labels": np.full((1438, 2), 3),
         "test_labels": np.zeros((359, 2), int),
-        "metric": "map_11_point",
+        "protocol": Lbfgs(metric="map_11_point"),
       },
       "expected [N, C] of 1, 0 and -1",
     ),

@@ -10,7 +10,7 @@ import pytest
 from configs import digits
 from imsvd_jax import data
 from imsvd_jax.base import hashing
-from imsvd_jax.data import evaluation_batches, host_pipeline
+from imsvd_jax.data import crops, evaluation_batches, host_pipeline
 from imsvd_jax.evaluation import features, knn, linear, protocols
 
 
@@ -53,21 +53,30 @@ def test_every_image_once_with_its_label(sources, parts):
 def test_raw_pixels_have_the_known_accuracy(parts):
   train, test = parts
   found = knn.knn_accuracy(
-    train.features, train.labels, test.features, test.labels
+    train.features,
+    train.labels,
+    test.features,
+    test.labels,
+    num_neighbors=(20,),
+    temperatures=(0.07,),
   )
   assert found[20, 0.07].top1 == pytest.approx(0.967, abs=0.02)
 
 
 def test_linear_protocol_on_crops_of_a_frozen_backbone(config, sources, parts):
-  train, test = parts
+  _, test = parts
   weights = np.random.default_rng(0).normal(size=(768, 64)) / 8
   backbone = {"kernel": jnp.asarray(weights, jnp.float32)}
   before = hashing.checksum(backbone)
   embed = jax.jit(
     lambda images: jnp.maximum(pixels(images) @ backbone["kernel"], 0)
   )
-  batches = host_pipeline.train_batches(
-    sources[0], views=config.views, batch_size=128, seed=0
+  view = config.views.view1
+  train_epoch = host_pipeline.labelled_epochs(
+    sources[0],
+    crop=crops.Crop(view.size, view.crop_scale, view.crop_ratio, 0.0),
+    batch_size=128,
+    seed=0,
   )
   protocol = dataclasses.replace(
     protocols.PROTOCOLS["linear/imsvd"], learning_rate=0.3, epochs=3
@@ -75,7 +84,7 @@ def test_linear_protocol_on_crops_of_a_frozen_backbone(config, sources, parts):
   test_features = np.asarray(jnp.maximum(test.features @ weights, 0))
   result = linear.train_linear(
     embed,
-    linear.labelled_crops(batches, train.labels, steps_per_epoch=11),
+    train_epoch,
     test._replace(features=test_features),
     protocol,
     num_classes=10,

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from imsvd_jax import data
+from imsvd_jax.base import console, hashing
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.evaluation import PROTOCOLS, augmented_views, probe
+from imsvd_jax.evaluation import augmented_views, binder, probe, results
 from imsvd_jax.evaluation.online import Evaluation
-from imsvd_jax.runs import metrics
+from imsvd_jax.evaluation.protocols import PROTOCOLS
+from imsvd_jax.runs.encoder import LoadedEncoder
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import step as step_lib
 from tests.train_child import small_config
@@ -19,7 +21,8 @@ from tests.train_child import small_config
 class Written:
   """Stands in for the metric writer."""
 
-  def __init__(self):
+  def __init__(self, workdir):
+    self.workdir = str(workdir)
     self.lines = {}
 
   def write(self, step, values):
@@ -51,35 +54,53 @@ def digits():
 @pytest.fixture
 def said(monkeypatch):
   lines = []
-  monkeypatch.setattr(metrics, "say", lines.append)
+  monkeypatch.setattr(console, "say", lines.append)
   return lines
 
 
-def test_the_online_head_is_the_probe_on_the_banks_features(digits, said):
+def test_the_online_head_is_the_probe_on_the_banks_features(
+  digits, said, tmp_path
+):
   experiment, source, state = digits
-  evaluation, written = Evaluation(experiment, source), Written()
+  evaluation, written = Evaluation(experiment, source), Written(tmp_path)
   evaluation.online(5, state, written)
   found = written.lines[5]
   assert set(found) == {"online/knn", "online/linear"}
   bank = augmented_views.some_images(source, 400, seed=0)
-  train, test = evaluation._extract(evaluation.embed(state), bank)
-  assert train.features.shape[0] == 400
-  settings = {**vars(PROTOCOLS["linear/online"]), "epochs": 3}
-  expected = probe.linear_probe(*train[:2], *test[:2], **settings)
+  test = data.make_source(experiment.config.data, "eval")
+  encoder = LoadedEncoder(
+    experiment.config,
+    {"params": state.params, "batch_stats": state.batch_stats},
+    5,
+    model=experiment.model,
+  )
+  features = [encoder.features(s.images) for s in (bank, test)]
+  assert features[0].shape[0] == 400
+  protocol = dataclasses.replace(PROTOCOLS["linear/online"], epochs=3)
+  expected = probe.linear_probe(
+    features[0], bank.labels, features[1], test.labels, protocol
+  )
   assert found["online/linear"] == expected.accuracy.top1
   assert found["online/linear"] > 0.5
   (line,) = said
   assert line.startswith("step 5  online: k-NN ")
   assert ", linear " in line
+  rows = results.read_results(tmp_path / "results.json")
+  assert [(r["protocol"], r["step"], r["online"]) for r in rows] == [
+    ("knn/online", 5, True),
+    ("linear/online", 5, True),
+  ]
+  assert rows[1]["final"] == expected.accuracy.top1
+  assert rows[0]["weights"] == hashing.checksum(encoder.variables)
 
 
-def test_images_without_labels_are_measured_too(digits, said):
+def test_images_without_labels_are_measured_too(digits, said, tmp_path):
   experiment, source, state = digits
   config = experiment.config.copy_and_resolve_references()
   config.eval.collapse_images = 24
   experiment = experiment._replace(config=config)
   source = dataclasses.replace(source, labels=None, num_classes=0)
-  evaluation, written = Evaluation(experiment, source), Written()
+  evaluation, written = Evaluation(experiment, source), Written(tmp_path)
   evaluation.online(0, state, written)
   found = written.lines[0]
   assert {name.split("/")[1] for name in found} == {"collapse"}
@@ -88,15 +109,18 @@ def test_images_without_labels_are_measured_too(digits, said):
   )
   assert "No k-NN or linear evaluation: the images have no labels." in said
   assert said[-1].startswith("step 0  online (random init): RankMe ")
+  (row,) = results.read_results(tmp_path / "results.json")
+  assert row["values"]["lidar"] == found["online/collapse/lidar"]
+  assert not any("variable" in name for name in row["values"])
 
 
-def test_a_number_that_fails_does_not_take_the_others(digits, said):
+def test_a_number_that_fails_does_not_take_the_others(digits, said, tmp_path):
   experiment, source, state = digits
   config = experiment.config.copy_and_resolve_references()
   config.eval.num_neighbors = 401
   config.eval.collapse_images = 24
   experiment = experiment._replace(config=config)
-  evaluation, written = Evaluation(experiment, source), Written()
+  evaluation, written = Evaluation(experiment, source), Written(tmp_path)
   evaluation.online(9, state, written)
   assert "online/knn" not in written.lines[9]
   assert "online/collapse/lidar" in written.lines[9]
@@ -113,7 +137,7 @@ def test_an_evaluation_part_without_labels_is_said_once(digits, said):
     "No k-NN or linear evaluation: val has no labels, though the train images"
     " have."
   ]
-  evaluation.final(state, Written(), "/nowhere")
+  evaluation.final(state, Written("/nowhere"), "/nowhere")
   assert len(said) == 1
 
 
@@ -126,7 +150,45 @@ def test_a_final_evaluation_that_fails_does_not_end_the_run(
   def fails(*_):
     raise UserError("nothing to compare")
 
-  monkeypatch.setattr(evaluation, "_extract", fails)
-  evaluation.final(state, Written(), str(tmp_path))
+  monkeypatch.setattr(binder.Binding, "measure", fails)
+  evaluation.final(state, Written(tmp_path), str(tmp_path))
   assert said[-1] == "WARNING: no final evaluation: nothing to compare"
   assert not list(tmp_path.iterdir())
+
+
+def test_the_closing_table_is_rows_of_results_json(digits, said, tmp_path):
+  experiment, source, state = digits
+  config = experiment.config.copy_and_resolve_references()
+  config.eval.baselines = True
+  evaluation = Evaluation(experiment._replace(config=config), source)
+  written = Written(tmp_path)
+  evaluation.final(state.replace(step=9), written, str(tmp_path))
+  rows = results.read_results(tmp_path / "results.json")
+  assert [(r["encoder"], r["step"], r["protocol"]) for r in rows] == [
+    (name, step, protocol)
+    for name, step in (("raw pixels", None), ("random init", 0), ("trained", 9))
+    for protocol in ("knn/final", "linear/final")
+  ]
+  trained = {r["protocol"]: r["final"] for r in rows[4:]}
+  assert written.lines[9] == {
+    "final_knn": trained["knn/final"],
+    "final_linear": trained["linear/final"],
+  }
+  assert rows[0]["weights"] is None
+  assert rows[0]["final"] > 0.9  # Of digits, pixels alone tell much.
+  assert {r["num_images"] for r in rows} == {360}
+  last = f"trained       {rows[4]['final']:9.2%}{rows[5]['final']:9.2%}"
+  assert said[-1] == last
+
+
+def test_results_that_cannot_be_written_do_not_end_the_run(
+  digits, said, tmp_path
+):
+  experiment, source, state = digits
+  evaluation = Evaluation(experiment, source)
+  (tmp_path / "results.json").write_text("{")
+  written = Written(tmp_path)
+  evaluation.online(5, state, written)
+  assert "online/knn" in written.lines[5]
+  assert any("WARNING at step 5" in x and "not a results" in x for x in said)
+  assert (tmp_path / "results.json").read_text() == "{"

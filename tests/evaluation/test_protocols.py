@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from imsvd_jax.base.config import flatten
+from configs import digits
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import protocols
 
@@ -58,7 +58,9 @@ def test_crops_one_by_one_or_the_runs_own():
     ("knn/dino:epochs=3", "knn/dino have no 'epochs'"),
     ("knn/x:epochs=3", "Unknown protocol in --set 'knn/x'"),
     ("epochs=ten", "epochs='ten'; expected a value like '100'"),
-    ("epochs=0", "epochs='0'; expected"),
+    ("epochs=0", "epochs='0'; expected a whole number from 1"),
+    ("milestones=0", "milestones='0'; expected whole numbers from 1"),
+    ("metric=top2", "metric='top2'; expected one of top1, mean_per_class"),
     ("epochs=1.5", "epochs='1.5'; expected"),
     ("scale_by_batch=1", "scale_by_batch='1'; expected"),
     ("num_neighbors=a,b", "num_neighbors='a,b'; expected"),
@@ -89,12 +91,36 @@ def test_a_mistake_is_one_clear_line(setting, message):
   assert "\n" not in str(error.value)
 
 
-def test_every_limit_is_of_a_hyper_parameter():
-  known = set()
-  for protocol in protocols.PROTOCOLS.values():
-    settings = flatten(dataclasses.asdict(protocol))
-    known |= {key.rpartition(".")[2] for key in settings}
-  assert set(protocols._LIMITS) <= known
+def test_a_hyper_parameter_without_a_limit_is_an_error():
+  @dataclasses.dataclass(frozen=True)
+  class Mine(protocols.Settings):
+    size: int = 3
+
+  with pytest.raises(TypeError, match=r"Mine\.size has no limit"):
+    Mine()
+
+
+def test_a_suite_is_all_of_its_protocols():
+  chosen = protocols.choose(["transfer", "knn/imsvd"], seed=3)
+  assert list(chosen) == [*protocols.SUITES["transfer"], "knn/imsvd"]
+  assert chosen["transfer/dtd"].seed == 3
+  assert chosen["transfer/dtd"].data_set == "dtd"
+
+
+def test_a_training_run_measures_by_its_own_settings():
+  settings = digits.get_config().eval
+  settings.num_neighbors, settings.temperature = 5, 0.5
+  settings.linear_epochs, settings.collapse_images = 3, 80
+  online, final = protocols.online(settings), protocols.final(settings)
+  assert list(online) == ["knn/online", "linear/online", "collapse/online"]
+  assert online["knn/online"] == final["knn/final"]
+  assert final["knn/final"] == protocols.Knn((5,), (0.5,))
+  assert online["linear/online"].epochs == 3
+  collapse = online["collapse/online"]
+  assert (collapse.max_images, collapse.lidar_groups) == (80, 10)
+  assert list(final) == list(protocols.FINAL)
+  settings.linear_epochs = settings.collapse_images = 0
+  assert list(protocols.online(settings)) == ["knn/online"]
 
 
 def test_weights_that_know_no_crops_have_none_of_their_own():

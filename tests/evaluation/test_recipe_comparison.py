@@ -1,5 +1,6 @@
 """Comparison of recipes: its runs, its intervals, its tables."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.evaluation import recipe_comparison
+from imsvd_jax.evaluation import recipe_comparison, results
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -38,10 +39,24 @@ def recipe(tmp_path):
 
 def write_run(folder, knn, baseline=None, **last):
   folder.mkdir(parents=True)
-  accuracies = {"trained": {"knn": knn, "linear": knn, "num_images": 200}}
+  row = results.Result(
+    protocol="knn/final",
+    evaluator="knn",
+    hyperparameters={},
+    data={"name": "digits"},
+    step=2,
+    seed=0,
+    final=knn,
+    interval=(0.1, 0.9),
+    num_images=200,
+    weights="abc",
+  )
+  rows = [row, dataclasses.replace(row, protocol="linear/final")]
+  rows.append(dataclasses.replace(row, protocol="knn/online", online=True))
   if baseline:
-    accuracies["raw pixels"] = {**accuracies["trained"], "knn": baseline}
-  (folder / "final.json").write_text(json.dumps(accuracies))
+    pixels = {"encoder": "raw pixels", "step": None, "weights": None}
+    rows += [dataclasses.replace(row, final=baseline, **pixels)]
+  results.write_results(folder / "results.json", rows)
   lines = [{"step": 1, "loss": 9.0}, {"step": 2, "loss": -1.0, **last}]
   lines.append({"step": 2, "knn": knn})
   text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -63,24 +78,17 @@ def test_a_recipe_trains_once_and_is_measured(recipe, tmp_path):
   assert first.stdout == (tmp_path / "comparison.md").read_text() + "\n"
   assert "uniformity" in first.stdout
   # What has ended is not repeated: same tables from the files alone.
-  marker = tmp_path / "simclr-seed3" / "final.json"
-  content = json.loads(marker.read_text())
-  content["trained"]["knn"] = 0.123
-  marker.write_text(json.dumps(content))
+  path = tmp_path / "simclr-seed3" / "results.json"
+  content = json.loads(path.read_text())
+  (row,) = (e for e in content["results"] if e["protocol"] == "knn/final")
+  assert row["encoder"] == "trained"
+  row["final"] = 0.123
+  path.write_text(json.dumps(content))
   code = recipe_comparison.compare(
     [f"{recipe}:simclr"], seeds=[3], workdir=str(tmp_path), timing_steps=0
   )
   assert code == 0
-  assert "12.3 [" in (tmp_path / "comparison.md").read_text()
-
-
-def test_the_interval_is_over_seeds_or_over_images():
-  # t(0.975, 2) = 4.3027; the deviation of 0.9, 0.92, 0.94 is 0.02.
-  half = 100 * 4.3027 * 0.02 / 3**0.5
-  expected = f"92.0 [{92 - half:.1f}, {92 + half:.1f}]"
-  assert recipe_comparison.format_mean([0.9, 0.92, 0.94], 200) == expected
-  # Wilson's interval of 180 out of 200.
-  assert recipe_comparison.format_mean([0.9], 200) == "90.0 [85.1, 93.4]"
+  assert "| 12.3 (" in (tmp_path / "comparison.md").read_text()
 
 
 def test_tables_hold_means_over_seeds_and_baselines(recipe, tmp_path):
@@ -94,9 +102,11 @@ def test_tables_hold_means_over_seeds_and_baselines(recipe, tmp_path):
   }
   for run in runs["barlow_twins"]:
     run.last.update(invariance=0.5, redundancy=2.0)
-  text = recipe_comparison.tables([loaded], runs, {})
-  assert "| raw pixels | 25.0 | 50.0 |" in text
-  assert "| barlow_twins | 60.0 [" in text
+  text = recipe_comparison.report([loaded], runs, {})
+  assert "| run | data | seeds | knn/final | linear/final |" in text
+  assert "| raw pixels | digits |  | 25.0 |  |" in text
+  assert "| barlow_twins | digits | 2 | 60.0 (0.0 to 100.0) | 60.0 (" in text
+  assert "on 200 held-out images" in text
   assert "invariance 0.500, redundancy 2.000" in text
   assert "| 30% |" in text  # information
   assert "| 25% |" in text  # dead bins
@@ -122,7 +132,7 @@ def test_mistakes_are_said(recipes, message, tmp_path, monkeypatch):
 def test_results_of_a_recipe_that_has_changed_are_refused(
   recipe, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(recipe_comparison, "tables", lambda *_: "")
+  monkeypatch.setattr(recipe_comparison, "report", lambda *_: "")
   folder = tmp_path / "simclr-seed4"
   write_run(folder, 0.5)
   config = recipe_comparison.load_recipe(f"{recipe}:simclr").config.to_dict()
@@ -140,7 +150,7 @@ def test_results_of_a_recipe_that_has_changed_are_refused(
 
 
 def test_a_run_without_an_accuracy_and_a_wrong_seed_are_said(tmp_path):
-  with pytest.raises(UserError, match=r"no readable final\.json"):
+  with pytest.raises(UserError, match="has no knn/final or linear/final"):
     recipe_comparison.read_run(tmp_path)
   with pytest.raises(UserError, match="--seeds=0,x"):
     recipe_comparison.parse_seeds(["0", "x"])

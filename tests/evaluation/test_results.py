@@ -5,15 +5,25 @@ import json
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
-from imsvd_jax import evaluation
 from imsvd_jax.base import hashing
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.evaluation import feature_cache, results, scores, transfer
+from imsvd_jax.evaluation import (
+  binder,
+  feature_cache,
+  registry,
+  results,
+  scores,
+  transfer,
+  transfer_sets,
+)
 from imsvd_jax.evaluation.features import Features
 from imsvd_jax.evaluation.inputs import Inputs
+from imsvd_jax.evaluation.protocols import PROTOCOLS, SUITES
+from imsvd_jax.evaluation.registry import EVALUATORS
 
 # --- Protocols and registry ---------------------------------------------------
 
@@ -62,23 +72,30 @@ PUBLISHED = {
 
 
 def test_every_protocol_is_as_published():
-  assert set(evaluation.PROTOCOLS) == set(PUBLISHED)
+  assert set(PROTOCOLS) == {*PUBLISHED, *SUITES["transfer"]}
   for name, settings in PUBLISHED.items():
-    found = dataclasses.asdict(evaluation.PROTOCOLS[name])
+    found = dataclasses.asdict(PROTOCOLS[name])
     assert {key: found[key] for key in settings} == settings
     json.dumps(found)
 
 
 def test_crops_are_as_published():
-  crops = evaluation.PROTOCOLS["linear/imsvd"].crops
+  crops = PROTOCOLS["linear/imsvd"].crops
   assert (crops.size, crops.scale, crops.test_resize) == (224, (0.08, 1), 256)
-  crops = evaluation.PROTOCOLS["linear/cifar"].crops
+  crops = PROTOCOLS["linear/cifar"].crops
   assert (crops.size, crops.scale, crops.test_resize) == (32, (0.8, 1), 36)
 
 
-def test_every_protocol_but_fine_tuning_has_its_evaluator():
-  used = {p.evaluator for p in evaluation.PROTOCOLS.values()}
-  assert used == set(evaluation.EVALUATORS) | {"finetune"}
+def test_every_protocol_has_its_evaluator():
+  assert {p.evaluator for p in PROTOCOLS.values()} == set(EVALUATORS)
+
+
+@pytest.mark.parametrize("name", EVALUATORS)
+def test_the_binder_makes_all_that_an_evaluator_needs(name):
+  known = {field.name for field in dataclasses.fields(Inputs)}
+  for need in EVALUATORS[name].needs:
+    assert need in known
+    assert callable(getattr(binder._Subject, need))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +121,9 @@ def inputs():
     test=parts[1],
     num_classes=3,
     embed=jnp.asarray,
-    train_epoch=train_epoch,
+    train_epochs=lambda chosen: train_epoch,
+    test_crops=parts[1],
+    sample=parts[0],
     embeddings=embeddings,
     view_groups=embeddings,
     codes=codes,
@@ -112,22 +131,21 @@ def inputs():
 
 
 def small(protocol):
-  """The protocol with fewer epochs and neighbours."""
+  """The protocol with fewer epochs and neighbors."""
   names = {field.name for field in dataclasses.fields(protocol)}
   changes = {"epochs": 3, "num_neighbors": (5, 1), "learning_rates": (0.1,)}
   kept = {key: value for key, value in changes.items() if key in names}
   return dataclasses.replace(protocol, **kept)
 
 
-RUNNABLE = [n for n in PUBLISHED if not n.startswith("finetune")]
 # One of each evaluator is enough; k-NN and linear differ in data alone.
 ONE_OF_EACH = ["linear/imsvd", "linear/lbfgs", "linear/probe", "knn/dino"]
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_every_labelled_evaluator_gives_a_headline(inputs, name):
-  protocol = small(evaluation.PROTOCOLS[name])
-  values = dict(evaluation.evaluate(protocol, inputs))
+  protocol = small(PROTOCOLS[name])
+  values = dict(registry.evaluate(protocol, inputs))
   assert 0.6 < values["low"] < values["final"] <= values["best"]
   assert values["final"] <= values["high"]
   assert values["top1"] == values["final"]
@@ -135,26 +153,22 @@ def test_every_labelled_evaluator_gives_a_headline(inputs, name):
 
 
 def test_every_evaluator_is_covered():
-  covered = {evaluation.PROTOCOLS[n].evaluator for n in ONE_OF_EACH}
-  assert covered | {"collapse"} == set(evaluation.EVALUATORS)
+  covered = {PROTOCOLS[n].evaluator for n in ONE_OF_EACH}
+  elsewhere = {"collapse", "finetune", "transfer"}  # test_offline.py
+  assert covered | elsewhere == set(EVALUATORS)
 
 
 def test_collapse_needs_no_labels(inputs):
-  values = dict(evaluation.evaluate(evaluation.PROTOCOLS["collapse"], inputs))
+  values = dict(registry.evaluate(PROTOCOLS["collapse"], inputs))
   assert "final" not in values
   assert "lidar" in values
 
 
-@pytest.mark.parametrize("name", [*ONE_OF_EACH, "collapse"])
+@pytest.mark.parametrize("name", [*ONE_OF_EACH, "collapse", "finetune/1pct"])
 def test_what_is_absent_is_named(name):
-  protocol = evaluation.PROTOCOLS[name]
+  protocol = PROTOCOLS[name]
   with pytest.raises(UserError, match="This protocol needs "):
-    list(evaluation.evaluate(protocol, Inputs()))
-
-
-def test_an_unknown_evaluator_is_refused():
-  with pytest.raises(UserError, match="Unknown evaluator 'finetune'"):
-    evaluation.evaluate(evaluation.PROTOCOLS["finetune/1pct"], Inputs())
+    list(registry.evaluate(protocol, Inputs()))
 
 
 # --- results.json -------------------------------------------------------------
@@ -175,7 +189,9 @@ def some_result(**changes):
     "num_images": 360,
     "seconds": 1.234,
   }
-  return results.make_result(**fields | changes)
+  fields |= changes
+  values = fields.pop("values")
+  return results.with_values(results.Result(**fields), values)
 
 
 def test_results_say_how_they_were_made(tmp_path):
@@ -202,6 +218,7 @@ def test_results_say_how_they_were_made(tmp_path):
     "online": False,
     "skipped": None,
     "version": entry["version"],
+    "encoder": "trained",
     "weights": None,
   }
   assert [p.name for p in path.parent.iterdir()] == ["results.json"]
@@ -373,7 +390,7 @@ def test_checksum_sees_one_bit_a_place_and_a_type():
 
 
 def test_the_suite_is_complete():
-  assert list(transfer.TRANSFER) == [
+  assert list(transfer_sets.TRANSFER) == [
     "food101",
     "cifar10",
     "cifar100",
@@ -386,65 +403,38 @@ def test_the_suite_is_complete():
     "caltech101",
     "flowers102",
   ]
-  assert {s.metric for s in transfer.TRANSFER.values()} == set(scores.METRICS)
-  assert transfer.TRANSFER["voc2007"].metric == "map_11_point"
+  metrics = {s.metric for s in transfer_sets.TRANSFER.values()}
+  assert metrics == set(scores.METRICS)
+  for name, chosen in transfer_sets.TRANSFER.items():
+    assert PROTOCOLS[f"transfer/{name}"].metric == chosen.metric
+  assert PROTOCOLS["transfer/voc2007"].metric == "map_11_point"
 
 
-@pytest.mark.slow
-def test_the_suite_agrees_with_tensorflow_datasets():
-  tfds = pytest.importorskip("tensorflow_datasets")
-  for entry in transfer.TRANSFER.values():
-    if entry.tfds is None:
-      continue
-    builder = tfds.builder(entry.tfds)
-    field = builder.info.features[entry.labels]
-    assert field.num_classes == entry.num_classes
-
-
-def prepare(data_dir, *parts):
-  path = data_dir.joinpath(*parts)
-  path.mkdir(parents=True)
-  (path / "dataset_info.json").write_text("{}")
-
-
-def test_transfer_runs_what_is_there_and_says_how_to_get_the_rest(
-  tmp_path, inputs
-):
-  prepare(tmp_path, "cifar10", "3.0.2")
-  prepare(tmp_path, "voc", "2007", "5.0.0")
-  prepare(tmp_path, "oxford_iiit_pet", "4.0.0")
-  prepare(tmp_path, "dtd", "3.0.1")
-  (tmp_path / "food101" / "2.0.0.incompleteX").mkdir(parents=True)
-
-  def load(name, chosen):
-    if name == "dtd":
-      raise UserError("its record 3 is unreadable.")
-    if chosen.metric != "map_11_point":
-      return inputs.train, inputs.test
-    several = lambda f: f._replace(labels=np.eye(3, dtype=int)[f.labels])
-    return several(inputs.train), several(inputs.test)
-
-  found = list(transfer.run_transfer(load, data_dir=tmp_path, step=7))
-  by_name = {r.protocol.removeprefix("transfer/"): r for r in found}
-  assert list(by_name) == list(transfer.TRANSFER)
-  done = [name for name, r in by_name.items() if not r.skipped]
-  assert done == ["cifar10", "voc2007", "pets"]
-  for name in done:
-    result = by_name[name]
-    assert 0.6 < result.interval[0] <= result.final <= result.interval[1]
-    metric = transfer.TRANSFER[name].metric
-    assert result.hyperparameters["metric"] == metric
-    assert result.step == 7
-  assert by_name["food101"].skipped == (
-    "food101 is not prepared; prepare it once with: python -c "
-    "\"import tensorflow_datasets as tfds; tfds.builder('food101', "
-    f'data_dir={str(tmp_path)!r}).download_and_prepare()"'
+def test_a_set_is_prepared_as_the_runs_images_are():
+  own = ml_collections.ConfigDict(
+    {
+      "name": "digits",
+      "path": "",
+      "train_split": "train",
+      "eval_split": "test",
+      "num_examples": 9,
+      "crop": 16,
+    }
   )
-  assert "has no FGVC-Aircraft" in by_name["aircraft"].skipped
-  assert by_name["dtd"].skipped == "dtd: its record 3 is unreadable."
-  results.write_results(tmp_path / "results.json", found)
-  with pytest.raises(UserError, match=r"Unknown transfer set 'pet'\. Did you"):
-    list(transfer.run_transfer(load, data_dir=tmp_path, names=("pet",)))
+  found = {
+    name: transfer.own_data(PROTOCOLS[f"transfer/{name}"], own, "/sets")
+    for name in ("voc2007", "aircraft")
+  }
+  assert found["voc2007"].settings.to_dict() == {
+    "name": "tfds:voc/2007",
+    "path": "/sets",
+    "train_split": "train+validation",
+    "eval_split": "test",
+    "num_examples": 0,
+    "crop": 16,
+  }
+  assert found["aircraft"].settings.path == "/sets/aircraft"
+  assert "sort its images into" in found["aircraft"].remedy
 
 
 def test_the_data_lies_where_tensorflow_datasets_puts_it(monkeypatch):

@@ -1,6 +1,7 @@
 """A run trained here, exported, and loaded by programs other than this."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -253,12 +254,11 @@ def test_step_and_target(
   folder, bias = two_steps
   asked = []
 
-  def figures(workdir, step, variables, *, use_target):
-    found = variables["params"]["backbone"]["bn1"]["bias"]
-    asked.append((step, np.asarray(found), use_target))
+  def measured(workdir, variables):
+    asked.append(np.asarray(variables["params"]["backbone"]["bn1"]["bias"]))
     return []
 
-  monkeypatch.setattr(model_card, "evaluation_figures", figures)
+  monkeypatch.setattr(model_card, "measured", measured)
   path = export(folder, tmp_path, "safetensors", **options)
   imported = formats.read_file(path)
   found = imported.variables["params"]["backbone"]["bn1"]["bias"]
@@ -266,8 +266,7 @@ def test_step_and_target(
   assert imported.metadata["step"] == str(step)
   target = "use_target" in options
   assert imported.metadata["weights"].startswith("EMA") == target
-  ((step_asked, bias_asked, target_asked),) = asked
-  assert (step_asked, target_asked) == (step, target)
+  (bias_asked,) = asked
   np.testing.assert_array_equal(bias_asked, found)
 
 
@@ -415,84 +414,79 @@ def weights_of(number):
   return {"params": {"kernel": np.full(3, number, np.float32)}}
 
 
-def write_figures(folder: pathlib.Path):
-  lines = [
-    {"step": 10, "online/knn": 0.5},
-    {"step": 20, "online/knn": 0.6},
-    {"step": 20, "final_knn": 0.625, "final_linear": 0.75},
-  ]
-  text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 21, "k'
-  (folder / "metrics.jsonl").write_text(text)
-  final = {"random init": {"knn": 0.25}, "trained": {"knn": 0.625}}
-  (folder / "final.json").write_text(json.dumps(final))
-  result = Result(
-    protocol="linear/imsvd",
-    evaluator="linear",
+def write_rows(folder: pathlib.Path):
+  final = Result(
+    protocol="knn/final",
+    evaluator="knn",
     hyperparameters={},
     data={"name": "digits"},
     step=20,
     seed=0,
-    final=0.875,
-    interval=(0.85, 0.9),
+    final=0.625,
+    interval=(0.6, 0.65),
     weights=checksum(weights_of(20)),
   )
-  target = dataclasses.replace(
-    result, final=0.375, weights=checksum(weights_of(-20))
-  )
-  # Of weights that were here before, at the same step.
-  former = dataclasses.replace(result, final=0.75, weights="former")
-  other = dataclasses.replace(
-    result, step=10, final=0.125, weights=checksum(weights_of(10))
-  )
-  skipped = dataclasses.replace(
-    result, protocol="knn/dino", final=None, skipped="not prepared"
-  )
-  write_results(
-    folder / "results.json", [result, target, former, other, skipped]
-  )
+  row = functools.partial(dataclasses.replace, final)
+  online = row(protocol="knn/online", online=True, final=0.6)
+  earlier = {"step": 10, "weights": checksum(weights_of(10))}
+  linear = row(protocol="linear/imsvd", final=0.875)
+  target = {"final": 0.375, "weights": checksum(weights_of(-20))}
+  rows = [
+    final,
+    row(step=0, encoder="random init", final=0.25, weights="random"),
+    online,
+    dataclasses.replace(online, final=0.5, **earlier),
+    linear,
+    dataclasses.replace(linear, **target),
+    # Of weights that were here before, at the same step.
+    dataclasses.replace(linear, final=0.75, weights="former"),
+    dataclasses.replace(linear, final=0.125, **earlier),
+    row(protocol="knn/dino", final=None, skipped="not prepared"),
+  ]
+  write_results(folder / "results.json", rows)
 
 
-def test_figures_are_those_of_the_weights(tmp_path):
-  write_figures(tmp_path)
+def test_accuracies_are_those_of_the_weights(tmp_path):
+  write_rows(tmp_path)
 
-  def figures_of(step, number, **options):
-    return model_card.evaluation_figures(
-      tmp_path, step, weights_of(number), **options
-    )
+  def measured(number):
+    found = model_card.measured(tmp_path, weights_of(number))
+    return [(line.what, line.value) for line in found]
 
-  figures = figures_of(20, 20)
-  found = {(figure.what, figure.value) for figure in figures}
-  assert found == {
-    ("random init, k-NN", 0.25),
-    ("trained, k-NN", 0.625),
+  assert measured(20) == [
+    ("random init, knn/final", 0.25),
+    ("trained, knn/final", 0.625),
     ("linear/imsvd", 0.875),
-  }
-  assert figures[-1].interval == (0.85, 0.9)
-  assert [figure.value for figure in figures_of(10, 10)] == [0.5, 0.125]
-  assert figures_of(11, 11) == []
+  ]
+  # Where the run did not end, what it measured on its way.
+  assert measured(10) == [
+    ("knn/online (during training)", 0.5),
+    ("linear/imsvd", 0.125),
+  ]
+  assert measured(11) == []
   # Training measures the trained network alone.
-  (target,) = figures_of(20, -20, use_target=True)
-  assert target.value == 0.375
-  assert figures_of(10, -10, use_target=True) == []
-  (tmp_path / "final.json").write_text("{")
-  with pytest.raises(UserError, match=r"final\.json is not JSON"):
-    figures_of(20, 20)
+  assert measured(-20) == [("linear/imsvd", 0.375)]
+  (line,) = model_card.measured(tmp_path, weights_of(-20))
+  assert line.data == "digits"
+  assert line.interval == (0.6, 0.65)
+  assert model_card.measured(tmp_path / "encoder.pth", weights_of(20)) == []
+  (tmp_path / "results.json").write_text("{")
+  with pytest.raises(UserError, match="is not a results file"):
+    measured(20)
 
 
-def test_the_card_shows_the_figures_and_a_copy_keeps_them(
+def test_the_card_shows_accuracies_and_a_copy_keeps_them(
   two_steps, tmp_path, monkeypatch
 ):
-  figure = model_card.Figure("linear/imsvd", "digits", 0.875, (0.85, 0.9))
-  monkeypatch.setattr(
-    model_card, "evaluation_figures", lambda *_, **__: [figure]
-  )
+  line = model_card.Measured("linear/imsvd", "digits", 0.875, (0.85, 0.9))
+  monkeypatch.setattr(model_card, "measured", lambda *_: [line])
   path = export(two_steps[0], tmp_path, "numpy", licence="MIT")
   row = "| linear/imsvd | digits | 87.50% | 85.00% to 90.00% |"
   card = (tmp_path / "encoder.numpy.md").read_text()
   assert row in card
   assert "| Licence | MIT |" in card
   assert 'load_encoder("encoder.numpy")' in card
-  monkeypatch.setattr(model_card, "evaluation_figures", lambda *_, **__: [])
+  monkeypatch.setattr(model_card, "measured", lambda *_: [])
   export(path, tmp_path, "safetensors")
   card = (tmp_path / "encoder.safetensors.md").read_text()
   assert row in card

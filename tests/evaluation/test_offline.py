@@ -4,6 +4,7 @@ The run is an untrained network on real digits: the numbers are those of its
 random features, and good enough to tell right from wrong.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -20,17 +21,22 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from configs import digits
 from imsvd_jax import data
+from imsvd_jax.base import devices
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.base.hashing import checksum
 from imsvd_jax.data import part
 from imsvd_jax.evaluation import (
-  PROTOCOLS,
-  TRANSFER,
   augmented_views,
   binder,
+  feature_cache,
   finetune,
+  offline,
   protocols,
+  transfer_sets,
 )
+from imsvd_jax.evaluation.data_set import DataSet
+from imsvd_jax.evaluation.evaluate_options import Options
+from imsvd_jax.evaluation.protocols import PROTOCOLS
 from imsvd_jax.evaluation.results import read_results
 from imsvd_jax.runs.checkpointer import Checkpointer
 from imsvd_jax.runs.encoder import load_encoder
@@ -85,8 +91,15 @@ def sources():
   return [data.make_source(settings, split) for split in ("train", "eval")]
 
 
-def options(*names, settings=(), **others):
-  return binder.Options(protocols=names, settings=settings, **others)
+def evaluate(workdirs, *names, settings=(), **others):
+  """Evaluates as the command does."""
+  return offline.evaluate_runs(
+    Options(tuple(workdirs), names, tuple(settings), **others)
+  )
+
+
+def opened(workdir, *names, settings=()):
+  return offline.Run(workdir, Options((workdir,), names, tuple(settings)))
 
 
 def entries_of(folder):
@@ -99,15 +112,14 @@ def entries_of(folder):
 @pytest.fixture(scope="module")
 def measured(workdir):
   """Three protocols on one run, and what they leave in its directory."""
-  chosen = options(
-    "knn/imsvd",
-    "knn/dino",
-    "linear/online",
-    settings=["knn/imsvd:temperatures=1000", "num_neighbors=20", "epochs=2"],
+  chosen = Options(
+    workdir=(workdir,),
+    protocol=("knn/imsvd", "knn/dino", "linear/online"),
+    set=("knn/imsvd:temperatures=1000", "num_neighbors=20", "epochs=2"),
     seed=3,
     batch_size=100,
   )
-  return chosen, binder.evaluate_runs([workdir], chosen)
+  return chosen, offline.evaluate_runs(chosen)
 
 
 def test_the_numbers_are_those_of_the_encoder(measured, encoder, sources):
@@ -115,7 +127,7 @@ def test_the_numbers_are_those_of_the_encoder(measured, encoder, sources):
   judge = KNeighborsClassifier(20, metric="cosine", algorithm="brute")
   judge.fit(encoder.features(train.images), train.labels)
   expected = judge.score(encoder.features(test.images), test.labels)
-  # At a high temperature every neighbour has the same vote.
+  # At a high temperature every neighbor has the same vote.
   found = measured[1][0]
   assert found.final == pytest.approx(expected, abs=0.006)
   assert found.final > 0.5
@@ -165,8 +177,8 @@ def test_features_come_from_the_cache(
     raise AssertionError("features were computed again")
 
   monkeypatch.setattr(binder, "extract", unexpected)
-  chosen = options("knn/imsvd", settings=["num_neighbors=5"])
-  (result,) = binder.evaluate_runs([workdir], chosen)
+  chosen = {"settings": ["num_neighbors=5"]}
+  (result,) = evaluate([workdir], "knn/imsvd", **chosen)
   printed = capsys.readouterr().out.splitlines()
   assert printed[0].split()[:3] == ["protocol", "data", "final"]
   assert printed[1].split()[:3] == [
@@ -174,9 +186,8 @@ def test_features_come_from_the_cache(
     "digits",
     f"{100 * result.final:.2f}",
   ]
-  elsewhere = options("knn/imsvd", cache=str(tmp_path))
   with pytest.raises(AssertionError, match="computed again"):
-    binder.evaluate_runs([workdir], elsewhere)
+    evaluate([workdir], "knn/imsvd", cache=str(tmp_path))
 
 
 def test_reuse_measures_nothing_again(measured, workdir, monkeypatch):
@@ -185,18 +196,17 @@ def test_reuse_measures_nothing_again(measured, workdir, monkeypatch):
 
   monkeypatch.setattr(binder, "evaluate", unexpected)
   chosen, before = measured
-  again = binder.dataclasses.replace(chosen, reuse=True)
-  found = binder.evaluate_runs([workdir], again)
+  again = dataclasses.replace(chosen, reuse=True)
+  found = offline.evaluate_runs(again)
   assert [r.final for r in found] == [r.final for r in before]
-  other = binder.dataclasses.replace(again, seed=4)
+  other = dataclasses.replace(again, seed=4)
   with pytest.raises(AssertionError, match="measured again"):
-    binder.evaluate_runs([workdir], other)
+    offline.evaluate_runs(other)
 
 
 def test_several_runs_are_compared(workdir, tmp_path, capsys):
   other = save_run(tmp_path / "other", digits_config(seed=1))
-  chosen = options("knn/imsvd")
-  found = binder.evaluate_runs([workdir, other], chosen, markdown=True)
+  found = evaluate([workdir, other], "knn/imsvd", markdown=True)
   printed = capsys.readouterr().out.splitlines()
   assert printed[0] == "| run | data | seeds | knn/imsvd |"
   mean = 50 * sum(r.final for r in found)
@@ -207,13 +217,11 @@ def test_several_runs_are_compared(workdir, tmp_path, capsys):
 # --- Probes on crops, and fine-tuning -----------------------------------------
 
 
-LINEAR = options(
-  "linear/imsvd", settings=["crops=run", "epochs=4", "learning_rate=3"]
-)
+LINEAR = {"settings": ["crops=run", "epochs=4", "learning_rate=3"]}
 
 
 def test_a_full_protocol_probe_leaves_the_backbone_alone(workdir, encoder):
-  run = binder.Run(workdir, LINEAR)
+  run = opened(workdir, "linear/imsvd", **LINEAR)
   (result,) = run.measure_all()
   assert result.final > 0.3  # chance is 0.1; 32 features of a random network
   assert result.hyperparameters["crops"] == {
@@ -228,7 +236,7 @@ def test_a_full_protocol_probe_leaves_the_backbone_alone(workdir, encoder):
 
 
 def test_a_backbone_that_changes_is_noticed(workdir, monkeypatch):
-  run = binder.Run(workdir, LINEAR)
+  run = opened(workdir, "linear/imsvd", **LINEAR)
   variables = run.encoder.variables
 
   def careless(protocol, inputs):
@@ -255,10 +263,20 @@ TUNE = protocols.with_settings(
 
 
 @pytest.fixture(scope="module")
-def tuned(encoder, sources):
-  labelled = finetune.labelled_part(sources[0], TUNE)
+def subject(encoder, sources):
+  """The encoder on the digits, as the binder binds them to fine-tuning."""
+  bound = binder.Binding(
+    binder.Binder(offline._network(encoder), batch_size=256),
+    binder.Weights("trained", 7, encoder.variables, None),
+  )
+  digits_data = DataSet(encoder.config.data, *sources)
+  return binder._Subject(bound, digits_data, TUNE)
+
+
+@pytest.fixture(scope="module")
+def tuned(encoder, subject):
   before = checksum(encoder.variables)
-  values = dict(finetune.fine_tune(encoder, labelled, sources[1], TUNE))
+  values = dict(finetune.run(subject.inputs(finetune.EVALUATOR), TUNE))
   assert checksum(encoder.variables) == before
   return values
 
@@ -267,18 +285,23 @@ def test_fine_tuning_learns_from_a_tenth_of_the_labels(tuned, sources):
   assert tuned["train_images"] == 140  # 14 of each class.
   assert 0.2 < tuned["low"] < tuned["final"] <= tuned["best"]
   assert tuned["top1"] == tuned["final"]
-  labels = finetune.labelled_part(sources[0], TUNE).labels
-  np.testing.assert_array_equal(np.bincount(labels), [14] * 10)
+  labels = sources[0].labels
+  chosen = finetune.labelled_part(labels, TUNE)
+  np.testing.assert_array_equal(np.bincount(labels[chosen]), [14] * 10)
+  everything = dataclasses.replace(TUNE, fraction=1.0)
+  assert finetune.labelled_part(labels, everything) is None
+  with pytest.raises(UserError, match="several labels each"):
+    finetune.labelled_part(labels[:, None], TUNE)
 
 
-def test_a_step_of_fine_tuning_is_sgd(encoder, sources):
+def test_a_step_of_fine_tuning_is_sgd(subject, sources):
   """With a head of zeros, the first step is known by hand."""
-  mesh = jax.sharding.Mesh(
-    jax.devices(), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
-  )
-  state = finetune._initial_state(encoder, 10, TUNE, mesh)
+  backbone = subject.backbone()
+  state = finetune._initial_state(backbone, 10, TUNE, devices.make_mesh())
   step = jax.jit(
-    lambda s, b: finetune._train_step(encoder, TUNE, s, b, jnp.float32(0.5))
+    lambda s, b: finetune._train_step(
+      backbone.apply, TUNE, s, b, jnp.float32(0.5)
+    )
   )
   labels = np.array([0, 0, 0, 1, 2, 3, 3, 9] * 2)
   mask = np.arange(16) < 8
@@ -311,11 +334,8 @@ def test_a_step_of_fine_tuning_is_sgd(encoder, sources):
 
 
 def test_collapse_looks_at_true_groups_of_views(workdir, capsys):
-  chosen = options(
-    "collapse",
-    settings=["max_images=96", "lidar_groups=20", "lidar_views=4"],
-  )
-  (result,) = binder.evaluate_runs([workdir], chosen)
+  settings = ["max_images=96", "lidar_groups=20", "lidar_views=4"]
+  (result,) = evaluate([workdir], "collapse", settings=settings)
   values = result.values
   assert result.num_images == 96
   assert result.final is None
@@ -394,45 +414,41 @@ class TinyScenes(tfds.core.GeneratorBasedBuilder):
 
 
 def test_transfer_sets_lie_where_the_user_says(workdir, monkeypatch, tmp_path):
-  asked = []
-
-  def run_transfer(load, *, data_dir, names, **fields):
-    asked.append(data_dir)
-    return [binder.results.Result(names[0], "lbfgs", {}, {}, 7, 0)]
-
-  monkeypatch.setattr(binder.transfer, "run_transfer", run_transfer)
   monkeypatch.setenv("HOME", str(tmp_path))
-  chosen = options(
-    "transfer/dtd", data_dir="~/sets", output=str(tmp_path / "output")
+  output = str(tmp_path / "output")
+  (result,) = evaluate(
+    [workdir], "transfer/dtd", data_dir="~/sets", output=output
   )
-  binder.evaluate_runs([workdir], chosen)
-  assert asked == [f"{tmp_path}/sets"]
+  assert result.data["path"] == f"{tmp_path}/sets"
+  assert f"{tmp_path}/sets/dtd" in result.skipped
 
 
 def test_transfer_runs_what_is_prepared(workdir, tmp_path, monkeypatch, capsys):
   TinyScenes(data_dir=tmp_path).download_and_prepare()
-  scenes = TRANSFER["voc2007"]
-  scenes = binder.dataclasses.replace(
-    scenes, tfds="tiny_scenes", train="train", num_classes=3
+  scenes = dataclasses.replace(
+    transfer_sets.TRANSFER["voc2007"], name="tfds:tiny_scenes", train="train"
   )
-  monkeypatch.setitem(TRANSFER, "voc2007", scenes)
-  chosen = options(
+  monkeypatch.setitem(transfer_sets.TRANSFER, "voc2007", scenes)
+  found = evaluate(
+    [workdir],
     "transfer",
     settings=["transfer/voc2007:inverse_penalties=0.1"],
     data_dir=str(tmp_path),
     output=str(tmp_path / "output"),
   )
-  found = binder.evaluate_runs([workdir], chosen)
-  assert [r.protocol for r in found] == [f"transfer/{n}" for n in TRANSFER]
+  names = [f"transfer/{name}" for name in transfer_sets.TRANSFER]
+  assert [r.protocol for r in found] == names
   done = [r for r in found if not r.skipped]
   assert [r.protocol for r in done] == ["transfer/voc2007"]
   assert done[0].hyperparameters["metric"] == "map_11_point"
   assert done[0].hyperparameters["inverse_penalties"] == (0.1,)
+  assert done[0].data["name"] == "tfds:tiny_scenes"
   assert 0.8 < done[0].interval[0] <= done[0].final <= 1
   assert done[0].num_images == 24
   printed = capsys.readouterr().out
-  assert "dtd is not prepared; prepare it once with: python -c" in printed
-  assert len(entries_of(tmp_path / "output")) == len(TRANSFER)
+  assert "'dtd' is not prepared: found nothing at" in printed
+  assert "TensorFlow Datasets has no FGVC-Aircraft: sort its" in printed
+  assert len(entries_of(tmp_path / "output")) == len(names)
 
 
 # --- Mistakes -----------------------------------------------------------------
@@ -440,7 +456,7 @@ def test_transfer_runs_what_is_prepared(workdir, tmp_path, monkeypatch, capsys):
 
 def refused(message, workdirs, *names, **others):
   with pytest.raises(UserError, match=message) as error:
-    binder.evaluate_runs(workdirs, options(*names, **others))
+    evaluate(workdirs, *names, **others)
   assert "\n" not in str(error.value)
 
 
@@ -449,7 +465,7 @@ def test_a_mistake_is_one_clear_line(workdir, tmp_path, monkeypatch):
     raise AssertionError("images were embedded before the mistake was seen")
 
   monkeypatch.setattr(binder, "extract", too_late)
-  monkeypatch.setattr(binder.cache, "cached_features", too_late)
+  monkeypatch.setattr(feature_cache, "cached_features", too_late)
   run, knn = [workdir], "knn/imsvd"
   refused("--workdir names no run", [], knn)
   refused("--protocol names none", run)
@@ -458,7 +474,7 @@ def test_a_mistake_is_one_clear_line(workdir, tmp_path, monkeypatch):
   )
   refused("no such|does not exist|No run|no checkpoint", [str(tmp_path)], knn)
   refused("holds no step 9; it holds", run, knn, step=9)
-  refused("no EMA target network", run, knn, use_target=True)
+  refused("no EMA target network", run, knn, target=True)
   refused("Unknown data source 'digit'", run, knn, data="digit")
   refused("expected two names", run, knn, splits=["train"])
   refused("has no split 'val'", run, knn, splits=["train", "val"])
@@ -512,9 +528,7 @@ def digits_image(number):
 def test_a_class_that_train_lacks(workdir, sources, monkeypatch, name):
   kept = part.take(sources[0], np.flatnonzero(sources[0].labels != 4))
   made = {"train": kept, "eval": sources[1]}
-  monkeypatch.setattr(
-    binder.data, "make_source", lambda settings, split: made[split]
-  )
+  monkeypatch.setattr(data, "make_source", lambda settings, split: made[split])
   refused(
     r"1 of the 10 test classes never occur in train \(4\)",
     [workdir],
@@ -524,8 +538,8 @@ def test_a_class_that_train_lacks(workdir, sources, monkeypatch, name):
 
 
 def test_features_that_are_not_finite(workdir, tmp_path, monkeypatch):
-  nan = lambda self, images: np.full((len(images), 3), np.nan, np.float32)
-  monkeypatch.setattr(binder.Run, "_embed", nan)
+  nan = lambda self, _, images: np.full((len(images), 3), np.nan, np.float32)
+  monkeypatch.setattr(binder.Binder, "embed", nan)
   refused(
     "knn/imsvd: 1437 of 1437 train features hold NaN",
     [workdir],
@@ -600,9 +614,8 @@ def test_two_processes_measure_what_one_does(workdir, tmp_path):
     "lidar_groups=20",
     "lidar_views=4",
   )
-  alone = binder.evaluate_runs(
-    [workdir],
-    options(*names, settings=settings, output=str(tmp_path / "one")),
+  alone = evaluate(
+    [workdir], *names, settings=settings, output=str(tmp_path / "one")
   )
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))

@@ -1,0 +1,80 @@
+"""A labelled data set to measure on, and what results.json says about it."""
+
+import functools
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from imsvd_jax import data
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.data.source import Source
+
+
+class DataSet:
+  """A train and a test split, made when they are first asked for."""
+
+  def __init__(
+    self,
+    settings: ConfigDict,
+    train: Source | None = None,
+    test: Source | None = None,
+  ) -> None:
+    """Makes nothing yet.
+
+    Args:
+      settings: As `config.data`.
+      train: The train split, if it is made already.
+      test: The test split, likewise.
+    """
+    self.settings = settings
+    self._given = {"train": train, "eval": test}
+
+  @functools.cached_property
+  def train(self) -> Source:
+    """The train split."""
+    return self._source("train")
+
+  @functools.cached_property
+  def test(self) -> Source:
+    """The test split."""
+    return self._source("eval")
+
+  def _source(self, split: str) -> Source:
+    if not self.settings.name:
+      raise UserError(
+        "These weights do not say which data they belong to; give --data, such"
+        " as --data=tfds:imagenet2012 or --data=folder=~/images."
+      )
+    source = self._given[split] or data.make_source(self.settings, split)
+    if source is None:
+      raise UserError(
+        f"{self.settings.name} has no test split (data.eval_split is empty);"
+        " name both with --splits=TRAIN,TEST."
+      )
+    return source
+
+  def described(self, *, with_test: bool) -> dict[str, Any]:
+    """Returns what `results.json` says about the data."""
+    settings = self.settings
+    found: dict[str, Any] = {
+      "name": settings.name,
+      "train": settings.train_split,
+      "preprocessing": preparation(settings),
+    }
+    if with_test:
+      found["test"] = settings.eval_split
+    if settings.path:
+      found["path"] = settings.path
+    if settings.num_examples:
+      found["num_examples"] = settings.num_examples
+    return found
+
+
+def preparation(settings: ConfigDict) -> dict[str, Any]:
+  """Returns how images are prepared, of the data settings."""
+  names = ("resize", "crop", "interpolation", "channels", "mean", "std")
+  found = settings.to_dict()
+  return {
+    name: list(value) if isinstance(value, tuple | list) else value
+    for name, value in ((name, found[name]) for name in names)
+  }

@@ -1,0 +1,59 @@
+"""The options of `evaluate`: each field is a flag of the command."""
+
+import dataclasses
+
+from imsvd_jax.base.options import option
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What to evaluate, and how."""
+
+  workdir: tuple[str, ...] = option(
+    (), "Directory of a run, or a file of weights; or several."
+  )
+  protocol: tuple[str, ...] = option(
+    ("knn/imsvd", "linear/lbfgs"),
+    "Protocols, in turn; 'transfer' is the whole suite, 'transfer/dtd' one set"
+    " of it; 'help' lists all.",
+  )
+  set: tuple[str, ...] = option(
+    (),
+    "KEY=VALUE: another value of a hyper-parameter, for every protocol that has"
+    " it, or PROTOCOL:KEY=VALUE. May be repeated.",
+    repeated=True,
+  )
+  data: str = option(
+    "",
+    "Another data set, NAME or NAME=PATH: tfds:cifar10, folder=~/images. The"
+    " run's own by default.",
+  )
+  splits: tuple[str, ...] = option(
+    (), "Its train and test split: train,test. The run's by default."
+  )
+  data_dir: str = option(
+    "", "Directory of the transfer sets; that of TFDS by default."
+  )
+  step: int | None = option(
+    None, "Which checkpoint; the newest by default.", lower_bound=0
+  )
+  target: bool = option(
+    False, "Evaluate the EMA target network, if the run has one."
+  )
+  seed: int | None = option(
+    None, "Of every protocol that has one; the protocol's by default."
+  )
+  batch_size: int = option(
+    256, "Images that are embedded together, over all devices.", lower_bound=1
+  )
+  output: str = option("", "Directory of the results; the run's by default.")
+  cache: str = option(
+    "", "Directory of the features; OUTPUT/features by default."
+  )
+  reuse: bool = option(
+    False,
+    "Take measurements that results.json already has for these very weights.",
+  )
+  markdown: bool = option(
+    False, "Print a Markdown table that compares the runs, mean over seeds."
+  )

@@ -1,0 +1,222 @@
+"""The command `evaluate`: loads runs, measures them and keeps the results.
+
+Features are shared by all protocols that look at the same images, and kept on
+disk under what they are a function of. The encoder is frozen: its weights and
+BatchNorm statistics are compared before and after every protocol.
+"""
+
+import os
+import pathlib
+from collections.abc import Iterator
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from imsvd_jax.base import console, hashing
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.base.files import check_directory
+from imsvd_jax.evaluation import protocols, results, tables
+from imsvd_jax.evaluation.binder import (
+  Binder,
+  Binding,
+  Network,
+  Weights,
+)
+from imsvd_jax.evaluation.data_set import DataSet
+from imsvd_jax.evaluation.evaluate_options import Options
+from imsvd_jax.runs import metrics
+from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
+
+
+def evaluate_runs(options: Options) -> list[results.Result]:
+  """Evaluates each run, keeps the results and prints them as a table.
+
+  Args:
+    options: What to evaluate, and how.
+
+  Returns:
+    Every result, run by run.
+
+  Raises:
+    UserError: Something does not fit; what was measured before is kept.
+  """
+  if not options.workdir:
+    raise UserError("--workdir names no run.")
+  if options.output and len(options.workdir) > 1:
+    raise UserError(
+      f"--output={options.output} for {len(options.workdir)} runs, which would"
+      " share one file; leave it out, or evaluate one at a time."
+    )
+  # Check the names before the first run is loaded.
+  _choose(options, protocols.Crops(size=1, test_resize=1))
+  everything, compared = [], []
+  for workdir in options.workdir:
+    found: list[results.Result] = []
+    try:
+      run = Run(workdir, options)
+      for result in run.measure_all():
+        found.append(result)
+    finally:
+      if found:
+        _report(found, workdir, options)
+    everything += found
+    entries = [results.as_entry(result) for result in found]
+    compared.append(tables.Run(run.encoder.config.to_dict(), entries))
+  if options.markdown:
+    _print(tables.markdown_table(compared))
+  return everything
+
+
+def _choose(
+  options: Options, run_crops: protocols.Crops | None
+) -> dict[str, protocols.Protocol]:
+  return protocols.choose(
+    options.protocol, options.set, seed=options.seed, run_crops=run_crops
+  )
+
+
+def _report(
+  found: list[results.Result], workdir: str, options: Options
+) -> None:
+  """Prints the table of a run; beside the --markdown one, to the log."""
+  text = results.table(found)
+  if options.markdown:
+    console.say(text)
+  elif len(options.workdir) > 1:
+    _print(f"{workdir}, step {found[0].step}\n{text}")
+  else:
+    _print(text)
+
+
+def _print(text: str) -> None:
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
+class Run:
+  """A run's frozen encoder and data, and the file of its results."""
+
+  def __init__(self, workdir: str, options: Options) -> None:
+    """Loads the weights.
+
+    Args:
+      workdir: Directory of the run, or a file of weights.
+      options: What to evaluate, and how.
+
+    Raises:
+      UserError: There are no such weights, or the options do not fit them.
+    """
+    self._options = options
+    self._output = _output_directory(workdir, options.output)
+    self.encoder = load_encoder(
+      workdir, options.step, use_target=options.target
+    )
+    self._chosen = _choose(options, _run_crops(self.encoder.config))
+    self._data = _data_set(self.encoder, options)
+    self._binding = Binding(
+      Binder(_network(self.encoder), batch_size=options.batch_size),
+      Weights(
+        results.TRAINED,
+        self.encoder.step,
+        self.encoder.variables,
+        hashing.checksum(self.encoder.variables),
+      ),
+      cache=self._cache_directory(),
+      data_dir=options.data_dir,
+    )
+    self._known = results.read_results(self._output / results.FILE_NAME)
+
+  def measure_all(self) -> Iterator[results.Result]:
+    """Measures, keeps and yields the result of each protocol in turn."""
+    for name, protocol in self._chosen.items():
+      console.say(f"{name} ...")
+      try:
+        result = self._binding.measure(
+          name, protocol, self._data, known=self._measured_before
+        )
+      except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+      self._check_frozen()
+      self._keep(result)
+      yield result
+
+  def _cache_directory(self) -> pathlib.Path:
+    if self._options.cache:
+      return pathlib.Path(os.path.expanduser(self._options.cache))
+    if "://" in str(self._output):
+      return pathlib.Path.home() / ".cache" / "imsvd_jax" / "features"
+    return pathlib.Path(self._output) / "features"
+
+  def _check_frozen(self) -> None:
+    """Raises if a weight or a BatchNorm statistic of the backbone changed."""
+    weights = self._binding.weights
+    if hashing.checksum(weights.variables) != weights.checksum:
+      raise RuntimeError("The frozen encoder changed during its evaluation.")
+
+  def _measured_before(self, planned: results.Result) -> results.Result | None:
+    """Returns the measurement that is there already, if it may be reused."""
+    if not self._options.reuse:
+      return None
+    return results.find(self._known, planned)
+
+  def _keep(self, result: results.Result) -> None:
+    """Writes a result to results.json and TensorBoard, from process 0."""
+    if jax.process_index():
+      return
+    results.write_results(self._output / results.FILE_NAME, [result])
+    scalars = results.scalars(result)
+    if scalars:
+      metrics.write_tensorboard(
+        os.fspath(self._output / "tensorboard" / "evaluate"),
+        result.step or 0,
+        scalars,
+      )
+
+
+def _data_set(encoder: LoadedEncoder, options: Options) -> DataSet:
+  """Returns the data that the options name; the run's own by default."""
+  settings = data_settings(encoder, options.data)
+  if options.splits:
+    if len(options.splits) != 2:
+      raise UserError(
+        f"--splits={','.join(options.splits)}; expected two names: of the train"
+        " and of the test split."
+      )
+    settings.train_split, settings.eval_split = options.splits
+  return DataSet(settings)
+
+
+def _network(encoder: LoadedEncoder) -> Network:
+  return Network(
+    model=encoder.model,
+    config=encoder.config,
+    data=data_settings(encoder),
+    discrete=encoder.discrete,
+    has_views=encoder.has_projector and "views" in encoder.config,
+  )
+
+
+def _run_crops(config: ConfigDict) -> protocols.Crops | None:
+  """Returns the crops of the run, as a protocol has them, where it says."""
+  if "views" not in config:
+    return None
+  view = config.views.view1
+  return protocols.Crops(
+    size=config.data.crop,
+    scale=tuple(view.crop_scale),
+    ratio=tuple(view.crop_ratio),
+    flip_probability=float(view.flip_prob),
+    test_resize=config.data.resize,
+  )
+
+
+def _output_directory(workdir: str, output: str) -> epath.Path:
+  path = epath.Path(os.path.expanduser(output or workdir))
+  if not output and path.is_file():
+    raise UserError(
+      f"{workdir} is a file of weights; name a directory for its results with"
+      " --output."
+    )
+  check_directory(path)
+  return path

@@ -1,0 +1,36 @@
+"""The evaluators by name. A new one is one file and one line here."""
+
+from collections.abc import Iterator
+
+from imsvd_jax.base.errors import lookup
+from imsvd_jax.evaluation import (
+  collapse,
+  finetune,
+  knn,
+  linear,
+  logistic,
+  probe,
+  transfer,
+)
+from imsvd_jax.evaluation.inputs import Evaluator, Inputs
+from imsvd_jax.evaluation.protocols import Protocol
+
+EVALUATORS: dict[str, Evaluator] = {
+  "knn": knn.EVALUATOR,
+  "lbfgs": logistic.EVALUATOR,
+  "probe": probe.EVALUATOR,
+  "linear": linear.EVALUATOR,
+  "finetune": finetune.EVALUATOR,
+  "transfer": transfer.EVALUATOR,
+  "collapse": collapse.EVALUATOR,
+}
+
+
+def evaluator_of(protocol: Protocol) -> Evaluator:
+  """Returns the evaluator that a protocol names."""
+  return lookup(EVALUATORS, protocol.evaluator, "evaluator")
+
+
+def evaluate(protocol: Protocol, inputs: Inputs) -> Iterator[tuple[str, float]]:
+  """Yields the named numbers of one protocol."""
+  return evaluator_of(protocol).run(inputs, protocol)

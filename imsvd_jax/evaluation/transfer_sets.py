@@ -1,0 +1,62 @@
+"""The standard transfer suite: eleven small classification sets."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferSet:
+  """One set of the suite.
+
+  Attributes:
+    name: As `data.name` has it.
+    train: The split that is fitted; C is chosen on a part of it.
+    test: The split that is scored.
+    metric: A name in `scores.METRICS`.
+    folder: Its folder in the data directory, where TensorFlow Datasets does not
+      find it by itself.
+    remedy: How to prepare it where TensorFlow Datasets cannot.
+  """
+
+  name: str
+  train: str
+  test: str
+  metric: str = "top1"
+  folder: str = ""
+  remedy: str = ""
+
+
+TRANSFER: dict[str, TransferSet] = {
+  "food101": TransferSet("tfds:food101", "train", "validation"),
+  "cifar10": TransferSet("tfds:cifar10", "train", "test"),
+  "cifar100": TransferSet("tfds:cifar100", "train", "test"),
+  "sun397": TransferSet("tfds:sun397/standard-part1-120k", "train", "test"),
+  "cars196": TransferSet("tfds:cars196", "train", "test"),
+  "aircraft": TransferSet(
+    "folder",
+    "trainval",
+    "test",
+    metric="mean_per_class",
+    folder="aircraft",
+    remedy=(
+      "TensorFlow Datasets has no FGVC-Aircraft: sort its images into"
+      " aircraft/trainval/VARIANT/ and aircraft/test/VARIANT/ in the data"
+      " directory."
+    ),
+  ),
+  "voc2007": TransferSet(
+    "tfds:voc/2007", "train+validation", "test", metric="map_11_point"
+  ),
+  "dtd": TransferSet("tfds:dtd", "train+validation", "test"),
+  "pets": TransferSet(
+    "tfds:oxford_iiit_pet", "train", "test", metric="mean_per_class"
+  ),
+  "caltech101": TransferSet(
+    "tfds:caltech101", "train", "test", metric="mean_per_class"
+  ),
+  "flowers102": TransferSet(
+    "tfds:oxford_flowers102",
+    "train+validation",
+    "test",
+    metric="mean_per_class",
+  ),
+}
