@@ -21,18 +21,47 @@ Probe = Callable[[jax.Array, jax.Array], jax.Array]
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def _luma(images):
-  if images.shape[-1] != 3:
-    return images.mean(-1, keepdims=True)
-  return (images * LUMA).sum(-1, keepdims=True)
-
-
-def _float(images):
+def _float(images: jax.Array) -> jax.Array:
   return images.astype(jnp.float32)
 
 
-def _blend(images, other, strength):
-  return jnp.clip(other + strength * (images - other), 0, 255)
+def _of_planes(change: Callable[[jax.Array], jax.Array]) -> Probe:
+  """Makes a probe of a function of planes [C, B, H, W] in [0, 1]."""
+
+  def probe(keys: jax.Array, images: jax.Array) -> jax.Array:
+    del keys
+    planes = jnp.moveaxis(_float(images) / 255, -1, 0)
+    return 255 * jnp.moveaxis(change(planes), 0, -1)
+
+  return probe
+
+
+def _constant(planes: jax.Array, value: float) -> jax.Array:
+  """Returns `value` for each image of planes [C, B, H, W]."""
+  return jnp.full(planes.shape[1], value, jnp.float32)
+
+
+def _brightness(planes: jax.Array, factor: float) -> jax.Array:
+  return pixels.adjust_brightness(planes, _constant(planes, factor))
+
+
+def _contrast(planes: jax.Array) -> jax.Array:
+  return pixels.adjust_contrast(planes, _constant(planes, 0.6))
+
+
+def _solarize(planes: jax.Array) -> jax.Array:
+  return pixels.adjust_solarize(planes, 127.5 / 255)
+
+
+def _blur(planes: jax.Array) -> jax.Array:
+  """Blurs with a sigma of 1/50 of the image's height."""
+  sigma = planes.shape[2] / 50
+  return pixels.gaussian_blur(
+    planes,
+    _constant(planes, sigma),
+    radius=max(1, math.ceil(3 * sigma)),
+    edges="edge",
+  )
 
 
 def identity(keys: jax.Array, images: jax.Array) -> jax.Array:
@@ -64,30 +93,7 @@ def crop(keys: jax.Array, images: jax.Array) -> jax.Array:
   return jax.vmap(one)(keys, _float(images))
 
 
-def darken(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """Brightness x 0.6."""
-  return _float(images) * 0.6
-
-
-def brighten(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """Brightness x 1.4."""
-  return jnp.clip(_float(images) * 1.4, 0, 255)
-
-
-def low_contrast(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """Contrast x 0.6 about the mean luminance."""
-  images = _float(images)
-  mean = _luma(images).mean((1, 2, 3), keepdims=True)
-  return _blend(images, mean, 0.6)
-
-
-def grayscale(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """Luminance in every channel."""
-  images = _float(images)
-  return jnp.broadcast_to(_luma(images), images.shape)
-
-
-def channels(keys: jax.Array, images: jax.Array) -> jax.Array:
+def roll_channels(keys: jax.Array, images: jax.Array) -> jax.Array:
   """Red to green to blue to red: another hue, the same shapes."""
   return jnp.roll(_float(images), 1, axis=-1)
 
@@ -97,47 +103,25 @@ def invert(keys: jax.Array, images: jax.Array) -> jax.Array:
   return 255 - _float(images)
 
 
-def solarize(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """255 - x where x >= 128."""
-  images = _float(images)
-  return jnp.where(images >= 128, 255 - images, images)
-
-
-def blur(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """Gaussian blur whose sigma is 1/50 of the image's height."""
-  images = _float(images)
-  sigma = images.shape[1] / 50
-  radius = max(1, int(np.ceil(3 * sigma)))
-  taps = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
-  taps = (taps / taps.sum()).astype(np.float32)
-  for axis in (1, 2):
-    pad = [(0, 0)] * 4
-    pad[axis] = (radius, radius)
-    padded = jnp.pad(images, pad, mode="edge")
-    images = sum(
-      weight
-      * jax.lax.slice_in_dim(padded, i, i + images.shape[axis], axis=axis)
-      for i, weight in enumerate(taps)
-    )
-  return images
-
-
 def noise(keys: jax.Array, images: jax.Array) -> jax.Array:
   """Gaussian noise of standard deviation 16."""
   draw = lambda key: jax.random.normal(key, images.shape[1:])
   return jnp.clip(_float(images) + 16 * jax.vmap(draw)(keys), 0, 255)
 
 
+darken = _of_planes(functools.partial(_brightness, factor=0.6))
+blur = _of_planes(_blur)
+
 PROBES: dict[str, Probe] = {
   "mirror": flip,
   "crop 50%": crop,
   "darker": darken,
-  "brighter": brighten,
-  "low contrast": low_contrast,
-  "grayscale": grayscale,
-  "channel roll": channels,
+  "brighter": _of_planes(functools.partial(_brightness, factor=1.4)),
+  "low contrast": _of_planes(_contrast),
+  "grayscale": _of_planes(pixels.grayscale),
+  "channel roll": roll_channels,
   "invert": invert,
-  "solarize": solarize,
+  "solarize": _of_planes(_solarize),
   "blur": blur,
   "noise": noise,
 }
