@@ -217,7 +217,6 @@ def _core(
   code = analysis.code
   core = {
     "title": title,
-    "objective": subject.objective,
     "summary": health.summary(analysis),
     "sentence": "" if code is not None else no_code_sentence(subject),
     "numImages": analysis.num_images,
@@ -225,7 +224,6 @@ def _core(
     "numVariables": analysis.num_variables,
     "numBins": 0 if code is None else code.num_bins,
     "hasCodes": code is not None,
-    "imagesPerSecond": round(analysis.images_per_second, 1),
     "seconds": round(analysis.seconds, 1),
     "sprite": {
       "size": size,
@@ -284,7 +282,6 @@ def _variable_table(analysis: Analysis, code: Code) -> dict[str, Any]:
     "usedBins": (code.usage > 0).sum(1).tolist(),
     "largest": _rounded(code.usage.max(1) / analysis.num_images),
     "confidence": _rounded(code.confidence),
-    "doubt": _rounded(code.conditional_entropy),
     "agreement": None if views is None else _rounded(views.agreement),
     "flips": {n: _rounded(r) for n, r in analysis.flip_rates.items()},
     "nmi": None if scores is None else _rounded(scores.nmi.T),
