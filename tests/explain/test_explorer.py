@@ -534,7 +534,8 @@ def test_matrix_tooltip_zoom_and_keyboard(browser, built):
   bins = re.search(r"bins (\d), (\d): P (?:=|≈) ([\d.e-]+)", said)
   d, e = int(bins[1]), int(bins[2])
   stored = found.joint[BINS + d, 4 * BINS + e]
-  ratio = stored / (found.marginal[1, d] * found.marginal[4, e])
+  marginal = built.analysis.code.marginal
+  ratio = stored / (marginal[1, d] * marginal[4, e])
   if 2**-7.9 < ratio < 2**7.9:
     assert float(bins[3]) == pytest.approx(stored, rel=0.08)
   browser.press("0")  # Fit: now whole variables.
