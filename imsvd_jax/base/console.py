@@ -85,7 +85,9 @@ class Progress:
     left = max((self._total or 0) - self.done, 0)
     if self.done == self._first_done:
       return pace(self.done, seconds, left)
-    return pace(self.done - self._first_done, seconds - self._first_seconds, left)
+    return pace(
+      self.done - self._first_done, seconds - self._first_seconds, left
+    )
 
 
 def pace(done: int, seconds: float, left: int) -> tuple[float, float]:

@@ -16,7 +16,7 @@ _MODULES = {
   "Report": "report",
   "Subject": "subject",
   "TwoViews": "images",
-  "analyse": "measurement",
+  "analyze": "measurement",
   "explain": "report",
 }
 __all__ = list(_MODULES)

@@ -23,7 +23,7 @@ from imsvd_jax.explain.view_comparison import compare_views
 NUM_EXAMPLES = 6  # Images that are shown with their two views.
 
 
-def analyse(
+def analyze(
   subject: Subject,
   images: Images,
   options: ExplainOptions | None = None,

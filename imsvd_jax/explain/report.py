@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from matplotlib.figure import Figure
 
 from imsvd_jax.base import console, devices
 from imsvd_jax.base.errors import UserError
@@ -17,7 +18,7 @@ from imsvd_jax.explain.analysis import Analysis
 from imsvd_jax.explain.explain_options import FORMATS, ExplainOptions
 from imsvd_jax.explain.illustrations import illustrate
 from imsvd_jax.explain.images import Images
-from imsvd_jax.explain.measurement import analyse
+from imsvd_jax.explain.measurement import analyze
 from imsvd_jax.explain.scan import encoding_shapes
 from imsvd_jax.explain.subject import Subject, no_code_sentence
 
@@ -57,7 +58,7 @@ def explain(
   mesh: Mesh | None = None,
   report: Callable[[str], None] = console.print_line,
 ) -> Report:
-  """Analyses a data set and writes numbers, figures and explorer.
+  """Analyzes a data set and writes numbers, figures and explorer.
 
   Removes first what an earlier report left in `directory`. Writes
   `analysis.npz` (every array, among them the joint matrices in float32),
@@ -68,7 +69,7 @@ def explain(
     images: The data set.
     directory: Where to write.
     options: What to measure and to show.
-    untrained: The same encoder with random weights; see `analyse`.
+    untrained: The same encoder with random weights; see `analyze`.
     key: Random key of the single augmentations.
     records: Of the training: "step" and numbers, for training curves.
     title: Of the explorer; by default the subject's name.
@@ -79,7 +80,7 @@ def explain(
     The report.
 
   Raises:
-    UserError: An option does not fit, or see `analyse`.
+    UserError: An option does not fit, or see `analyze`.
   """
   options = options or ExplainOptions()
   mesh = mesh or devices.make_mesh(jax.local_devices())
@@ -87,7 +88,7 @@ def explain(
   directory = pathlib.Path(directory)
   _remove_former(directory)
   (directory / "explorer").mkdir(parents=True, exist_ok=True)
-  analysis = analyse(
+  analysis = analyze(
     subject,
     images,
     options,
@@ -96,8 +97,6 @@ def explain(
     mesh=mesh,
     report=report,
   )
-  if analysis.code is None:
-    report(no_code_sentence(subject))
   analysis.save(directory / ANALYSIS)
   chosen = figure_set.figure_variables(analysis, options.variables)
   pictures = illustrate(
@@ -119,15 +118,31 @@ def explain(
     names=images.names,
     report=report,
   )
-  paths = []
   drawn = figure_set.draw_all(analysis, pictures, chosen, records)
-  for name, figure in drawn.items():
-    paths.append(directory / "figures" / f"{name}.{options.figure_format}")
-    figures.save(figure, paths[-1])
-  for line in factor_lines(analysis):
+  paths = _save_figures(drawn, directory / "figures", options.figure_format)
+  for line in _last_lines(subject, analysis, index):
     report(line)
-  report(f"Open {index}")
   return Report(analysis, index, paths)
+
+
+def _save_figures(
+  drawn: Mapping[str, Figure], directory: pathlib.Path, suffix: str
+) -> list[pathlib.Path]:
+  paths = []
+  for name, figure in drawn.items():
+    paths.append(directory / f"{name}.{suffix}")
+    figures.save(figure, paths[-1])
+  return paths
+
+
+def _last_lines(
+  subject: Subject, analysis: Analysis, index: pathlib.Path
+) -> list[str]:
+  """Returns what the report has to say, and where it is."""
+  lines = factor_lines(analysis)
+  if analysis.code is None:
+    lines.append(no_code_sentence(subject))
+  return [*lines, f"Open {index}"]
 
 
 def _check(subject: Subject, images: Images, options: ExplainOptions) -> None:

@@ -95,9 +95,11 @@ def untrained_subject(subject: Subject, encoder: LoadedEncoder) -> Subject:
 def two_views(
   source: Source, config: ml_collections.ConfigDict, batch_size: int
 ) -> TwoViews:
-  """Returns the views of training's first epoch: its crops, its recipe.
+  """Returns two views of every image, made as training makes them.
 
-  They are what the evaluator `collapse` compares, if its seed is the run's.
+  The crops are those of the first epoch, and the colors follow the run's
+  recipe. The evaluator `collapse` compares the same views if its seed is the
+  run's, so that agreement means one thing.
   """
   key = jax.random.key(config.seed)
   # Without normalization, which is the subject's: pixels in 0..255.
@@ -212,7 +214,7 @@ def images_of(
 def explain_run(
   workdir: str, options: RunOptions | None = None
 ) -> report_lib.Report:
-  """Analyses a run's encoder on a data set and writes all there is to see.
+  """Analyzes a run's encoder on a data set and writes all there is to see.
 
   Args:
     workdir: The run.

@@ -68,5 +68,5 @@ def no_code_sentence(subject: Subject) -> str:
   return (
     f"{who} a continuous embedding without discrete variables, so there are no "
     "bins, codes, joint matrix or per-bin attribution to show. The embedding "
-    "map, the nearest neighbours and the spectrum of the features are here."
+    "map, the nearest neighbors and the spectrum of the features are here."
   )

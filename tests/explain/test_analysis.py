@@ -68,7 +68,7 @@ def run(data, batch_size, devices, *, order=None):
     factors={"depth": np.linspace(0, 1, N) ** 2},
     label_names=("ant", "bee", "cat"),
   )
-  return measurement.analyse(
+  return measurement.analyze(
     table_subject(), images, OPTIONS, mesh=mesh_of(devices)
   )
 
@@ -300,7 +300,7 @@ def test_without_codes_the_features_remain(data, tmp_path):
     encode=lambda v, x: Encoding(_features(x)), objective="VICReg"
   )
   images = Images(lambda: table_batches(data[0], np.arange(N), 64, data[1]))
-  result = measurement.analyse(subject, images, mesh=mesh_of(8))
+  result = measurement.analyze(subject, images, mesh=mesh_of(8))
   result.save(tmp_path / "analysis.npz")
   for found in (result, Analysis.load(tmp_path / "analysis.npz")):
     assert found.code is None
@@ -333,7 +333,7 @@ def test_user_mistakes():
   with pytest.raises(UserError, match="Image 3 came more than once"):
     small(ONES, [0, 1, 2, 3, 3, 4, 5, 6])
   with pytest.raises(UserError, match="no images"):
-    measurement.analyse(table_subject(), Images(lambda: []))
+    measurement.analyze(table_subject(), Images(lambda: []))
   with pytest.raises(UserError, match="8 of 8 images have"):
     small(ONES * 0, range(8))
   with pytest.raises(UserError, match="indices must be in"):
@@ -351,7 +351,7 @@ def test_an_example_needs_views(data):
     ),
   )
   with pytest.raises(UserError, match="no views of image"):
-    measurement.analyse(table_subject(), images, OPTIONS, mesh=mesh_of(8))
+    measurement.analyze(table_subject(), images, OPTIONS, mesh=mesh_of(8))
 
 
 def test_all_masked_is_no_image():
@@ -361,7 +361,7 @@ def test_all_masked_is_no_image():
     "mask": np.zeros(8, bool),
   }
   with pytest.raises(UserError, match="no images"):
-    measurement.analyse(table_subject(), Images(lambda: [batch]))
+    measurement.analyze(table_subject(), Images(lambda: [batch]))
 
 
 def test_batches_are_padded_and_sorted():

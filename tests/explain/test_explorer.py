@@ -55,7 +55,7 @@ class Built:
       factors={"hue": factors["hue"]},
       names=file_names,
     )
-    found = measurement.analyse(self.subject, images, OPTIONS)
+    found = measurement.analyze(self.subject, images, OPTIONS)
     self.analysis = dataclasses.replace(
       found,
       flip_rates={"mirror": np.linspace(0, 1, M)},

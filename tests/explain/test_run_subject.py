@@ -15,7 +15,7 @@ from configs import shapes
 from imsvd_jax import data
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import PROTOCOLS, augmented_views, collapse
-from imsvd_jax.explain import run_subject
+from imsvd_jax.explain import probes, run_subject
 from imsvd_jax.explain.analysis import Analysis
 from imsvd_jax.explain.explain_options import RunOptions
 from imsvd_jax.runs.checkpointer import Checkpointer
@@ -48,7 +48,10 @@ def report(run):
   options = RunOptions(
     figure_format="png", num_top=1, integrated_per_bin=0, max_images=30
   )
-  return run_subject.explain_run(run, options)
+  with pytest.MonkeyPatch.context() as patch:
+    # One augmentation of eleven, because each compiles the network again.
+    patch.setattr(probes, "PROBES", {"mirror": probes.flip})
+    return run_subject.explain_run(run, options)
 
 
 def test_the_numbers_are_those_of_the_encoder(run, report):
@@ -64,6 +67,10 @@ def test_the_numbers_are_those_of_the_encoder(run, report):
   np.testing.assert_allclose(
     found.pairs.joint.reshape(joint.shape), joint, rtol=1e-3, atol=1e-6
   )
+
+
+def test_flip_rates_are_of_every_variable(report):
+  assert report.analysis.flip_rates["mirror"].shape == (2,)
 
 
 def test_random_weights_are_those_of_the_seed(run, report):
@@ -147,7 +154,7 @@ def test_agreement_is_that_of_the_collapse_evaluator(run, report):
   )
 
 
-def test_an_unreadable_image_has_no_views(monkeypatch):
+def test_an_unreadable_image_has_no_views(run, monkeypatch):
   """Another image takes its place in training, and is no second example."""
   given = [
     {
@@ -166,8 +173,7 @@ def test_an_unreadable_image_has_no_views(monkeypatch):
     augmented_views, "train_crops", lambda *args, **options: iter(given)
   )
   source = types.SimpleNamespace(num_examples=6)
-  config = types.SimpleNamespace(seed=0)
-  views = run_subject.two_views(source, config, 4)
+  views = run_subject.two_views(source, load_encoder(run).config, 4)
   seen = [batch["index"][batch["mask"]].tolist() for batch in views.crops()]
   assert seen == [[5, 0, 1], [4, 2]]
 
