@@ -228,7 +228,7 @@ def _jitter(
   """Brightness, contrast, saturation and hue in a random order per example.
 
   Evaluating all four in each of four turns would cost sixteen operations per
-  pixel, four of them hue, the dearest. Brightness, contrast and saturation are
+  pixel, four of them hue, the slowest. Brightness, contrast and saturation are
   one operation with three parameters: a blend with black, with the mean and
   with the gray image. So hue is evaluated once, between two rounds of blends:
   each example makes a blend in the first round if its turn is before hue's,

@@ -14,7 +14,7 @@ import pytest
 from configs import shapes
 from imsvd_jax import data
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.evaluation import PROTOCOLS, augmented_views, collapse
+from imsvd_jax.evaluation import augmented_views, collapse, protocols
 from imsvd_jax.explain import probes, run_subject
 from imsvd_jax.explain.analysis import Analysis
 from imsvd_jax.explain.explain_options import RunOptions
@@ -132,7 +132,7 @@ def test_agreement_is_that_of_the_collapse_evaluator(run, report):
     encoder.model, encoder.config, discrete=True, batch_size=16
   )
   source = data.make_source(encoder.config.data, "train")
-  protocol = PROTOCOLS["collapse/online"]
+  protocol = protocols.PROTOCOLS["collapse/online"]
   assert protocol.seed == encoder.config.seed
   inputs = embedder.inputs(encoder.variables, source, protocol)
   statistics = collapse.code_statistics(inputs["codes"])
