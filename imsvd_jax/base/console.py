@@ -15,7 +15,8 @@ def print_line(line: str) -> None:
 class Progress:
   """Reports the progress of a loop, at most once per `every` seconds.
 
-  Work that takes less prints nothing.
+  Work that takes less prints nothing, unless it calls `finish`. Rates leave out
+  the units that are done first, because they may wait for a compilation.
 
   Args:
     what: What the loop does, for the line.
@@ -23,6 +24,9 @@ class Progress:
     unit: Name of the units.
     every: Seconds between two lines.
     report: Prints a line.
+
+  Attributes:
+    done: Units done so far.
   """
 
   def __init__(
@@ -34,10 +38,11 @@ class Progress:
     every: float = 3.0,
     report: Callable[[str], None] = print_line,
   ) -> None:
+    self.done = 0
     self._what, self._total, self._unit = what, total, unit
     self._every, self._report = every, report
-    self._done = 0
     self._start = self._last = time.monotonic()
+    self._first_done, self._first_seconds = 0, 0.0
 
   def expect(self, total: int) -> None:
     """Sets the number of units in all, once it is known."""
@@ -45,21 +50,43 @@ class Progress:
 
   def add(self, count: int) -> None:
     """Counts `count` more units as done and reports if it is time."""
-    self._done += count
     now = time.monotonic()
+    if not self.done:
+      self._first_done, self._first_seconds = count, now - self._start
+    self.done += count
     if now - self._last >= self._every:
       self._last = now
       self._report(self.line(now - self._start))
 
+  def rate(self) -> float:
+    """Returns units per second so far."""
+    return self._pace(time.monotonic() - self._start)[0]
+
+  def finish(self) -> None:
+    """Reports how much was done, how long it took and how fast it was."""
+    seconds = time.monotonic() - self._start
+    self._report(
+      f"{self._what}: {self.done} {self._unit} in {duration(seconds)},"
+      f" {self._pace(seconds)[0]:.0f}/s"
+    )
+
   def line(self, seconds: float) -> str:
     """Returns the line to show after `seconds` of work."""
-    left = max((self._total or 0) - self._done, 0)
-    rate, seconds_left = pace(self._done, seconds, left)
+    rate, seconds_left = self._pace(seconds)
     if not self._total:
-      return f"{self._what}: {self._done} {self._unit}, {rate:.0f}/s"
+      return f"{self._what}: {self.done} {self._unit}, {rate:.0f}/s"
     return (
-      f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.0f}/s,"
+      f"{self._what}: {self.done}/{self._total} {self._unit}, {rate:.0f}/s,"
       f" left {duration(seconds_left)}"
+    )
+
+  def _pace(self, seconds: float) -> tuple[float, float]:
+    """Returns the rate per second and the seconds left."""
+    left = max((self._total or 0) - self.done, 0)
+    if self.done == self._first_done:
+      return pace(self.done, seconds, left)
+    return pace(
+      self.done - self._first_done, seconds - self._first_seconds, left
     )
 
 

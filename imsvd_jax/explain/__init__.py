@@ -1,21 +1,29 @@
 """What did it learn? Analysis, figures and an explorer for people.
 
-Given functions of images (a `Subject`) and batches of a data set, `explain`
+Given functions of images (a `Subject`) and a data set (`Images`), `explain`
 writes exact statistics of the code, publication figures and an HTML folder.
+Importing this package imports nothing heavy: names load on first use.
 """
 
-from imsvd_jax.explain.analysis import Analysis, analyse
-from imsvd_jax.explain.probes import PROBES, flip_rates
-from imsvd_jax.explain.report import Report, explain
-from imsvd_jax.explain.subject import Encoding, Subject
+import importlib
+from typing import Any
 
-__all__ = [
-  "PROBES",
-  "Analysis",
-  "Encoding",
-  "Report",
-  "Subject",
-  "analyse",
-  "explain",
-  "flip_rates",
-]
+_MODULES = {
+  "Analysis": "analysis",
+  "Encoding": "subject",
+  "ExplainOptions": "explain_options",
+  "Images": "images",
+  "Report": "report",
+  "Subject": "subject",
+  "TwoViews": "images",
+  "analyze": "measurement",
+  "explain": "report",
+}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _MODULES:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+  return getattr(module, name)

@@ -4,11 +4,12 @@ The score of bin d of variable m is its log-odds
 
     s = log q(m, d) - log sum_{d' != d} q(m, d')
 
-and not log q(m, d), whose gradient vanishes where the bin is certain: on
-exactly the images that one wants explained.
+and not log q(m, d), whose gradient vanishes where the bin is certain, which
+is on the images that one wants explained.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ DEFAULT_STEPS = 16
 def log_odds(
   log_probabilities: jax.Array, variables: jax.Array, bins: jax.Array
 ) -> jax.Array:
-  """Log-odds of one bin per image.
+  """Returns the log-odds of one bin per image.
 
   Args:
     log_probabilities: [B, M, b].
@@ -43,12 +44,15 @@ def log_odds(
   return chosen[place, bins] - jax.nn.logsumexp(others, axis=1)
 
 
-def _require(subject: Subject) -> None:
-  if not subject.has_attribution:
+def _functions(subject: Subject) -> tuple[Callable, Callable]:
+  """Returns (feature_maps, bin_log_probabilities) of a subject."""
+  maps, log_probabilities = subject.feature_maps, subject.bin_log_probabilities
+  if maps is None or log_probabilities is None:
     raise UserError(
       "Attribution needs feature maps and bin log-probabilities; this encoder "
       "has none (no discrete code, or a backbone without spatial features)."
     )
+  return maps, log_probabilities
 
 
 def make_grad_cam(subject: Subject) -> Callable[..., jax.Array]:
@@ -60,14 +64,16 @@ def make_grad_cam(subject: Subject) -> Callable[..., jax.Array]:
     (model variables, images [B, H, W, C], variables [B], bins [B]) ->
     [B, h, w] float32 >= 0, in units of log-odds per position.
   """
-  _require(subject)
+  feature_maps, log_probabilities = _functions(subject)
 
   @jax.jit
-  def grad_cam(weights, images, variables, bins):
-    maps = subject.feature_maps(weights, images)  # [B, h, w, K]
+  def grad_cam(
+    weights: Any, images: jax.Array, variables: jax.Array, bins: jax.Array
+  ) -> jax.Array:
+    maps = feature_maps(weights, images)  # [B, h, w, K]
 
-    def score(maps):
-      log_q = subject.bin_log_probabilities(weights, maps)
+    def score(maps: jax.Array) -> jax.Array:
+      log_q = log_probabilities(weights, maps)
       return log_odds(log_q, variables, bins).sum()
 
     gradient = jax.grad(score)(maps)
@@ -82,9 +88,9 @@ def make_integrated_gradients(
 ) -> Callable[..., jax.Array]:
   """Compiles integrated gradients (Sundararajan et al., 2017) of single bins.
 
-  a = (x - x0) * mean over the path from x0 to x of ds / dx, by Gauss and
-  Legendre's rule; its sum over pixels is s(x) - s(x0) up to the rule's error.
-  The baseline x0 is the image's own mean colour.
+  a = (x - x0) * mean over the path from x0 to x of ds / dx, by the
+  Gauss-Legendre rule; its sum over pixels is s(x) - s(x0) up to the rule's
+  error. The baseline x0 is the image's own mean color.
 
   Args:
     subject: The functions of images.
@@ -94,23 +100,29 @@ def make_integrated_gradients(
     (model variables, images [B, H, W, C] in 0..255, variables [B], bins [B])
     -> [B, H, W] float32, signed, summed over channels, in log-odds.
   """
-  _require(subject)
+  feature_maps, log_probabilities = _functions(subject)
 
   nodes, shares = np.polynomial.legendre.leggauss(steps)  # On -1..1.
   fractions = ((nodes + 1) / 2).astype(np.float32)
   shares = (shares / 2).astype(np.float32)
 
-  def score(images, weights, variables, bins):
-    maps = subject.feature_maps(weights, images)
-    log_q = subject.bin_log_probabilities(weights, maps)
+  def score(
+    images: jax.Array, weights: Any, variables: jax.Array, bins: jax.Array
+  ) -> jax.Array:
+    maps = feature_maps(weights, images)
+    log_q = log_probabilities(weights, maps)
     return log_odds(log_q, variables, bins).sum()
 
   @jax.jit
-  def integrated(weights, images, variables, bins):
+  def integrated(
+    weights: Any, images: jax.Array, variables: jax.Array, bins: jax.Array
+  ) -> jax.Array:
     images = images.astype(jnp.float32)
     baseline = images.mean((1, 2), keepdims=True)
 
-    def body(total, node):
+    def body(
+      total: jax.Array, node: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, None]:
       fraction, share = node
       point = baseline + fraction * (images - baseline)
       slope = jax.grad(score)(point, weights, variables, bins)
@@ -199,7 +211,7 @@ def overlay(
     uint8 [n, H, W, 3]; untouched where the map is 0.
   """
   heat = np.clip(resize_maps(unit_maps(maps), images.shape[1:3]), 0, 1)
-  colours = colormap[np.rint(heat * 255).astype(np.uint8)].astype(np.float32)
+  colors = colormap[np.rint(heat * 255).astype(np.uint8)].astype(np.float32)
   alpha = strength * heat[..., None]
-  mixed = (1 - alpha) * images.astype(np.float32) + alpha * colours
+  mixed = (1 - alpha) * images.astype(np.float32) + alpha * colors
   return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)

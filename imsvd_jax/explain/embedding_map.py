@@ -1,4 +1,4 @@
-"""A 2-D map of the features, their spectrum, and nearest neighbours."""
+"""A 2-D map of the features, their spectrum, and nearest neighbors."""
 
 import functools
 from typing import NamedTuple
@@ -28,19 +28,19 @@ class PrincipalComponents(NamedTuple):
 
   @property
   def explained(self) -> np.ndarray:
-    """[k] share of the total variance."""
+    """Returns [k], each component's share of the total variance."""
     return self.variances / max(self.total_variance, 1e-300)
 
   def project(self, features: np.ndarray) -> np.ndarray:
-    """[n, F] -> [n, k] float32."""
-    centred = np.asarray(features, np.float64) - self.mean
-    return (centred @ self.components.T).astype(np.float32)
+    """Projects [n, F] to [n, k] float32."""
+    centered = np.asarray(features, np.float64) - self.mean
+    return (centered @ self.components.T).astype(np.float32)
 
 
 def principal_components(
   mean: np.ndarray, covariance: np.ndarray, count: int = 2
 ) -> PrincipalComponents:
-  """Exact PCA of the whole data set from its streamed covariance.
+  """Returns the exact PCA of a whole data set, from its covariance.
 
   Args:
     mean: [F].
@@ -69,32 +69,35 @@ def principal_components(
 
 
 def spectrum(covariance: np.ndarray) -> np.ndarray:
-  """[F] share of the variance of each principal direction, largest first."""
+  """Returns [F], the share of variance of each direction, largest first."""
   values = np.maximum(np.linalg.eigvalsh(covariance), 0)[::-1]
   return values / max(values.sum(), 1e-300)
 
 
 def effective_rank(covariance: np.ndarray) -> float:
-  """exp of the entropy of the spectrum: 1 (a line) .. F (a ball); 0: empty."""
+  """Returns exp of the spectrum's entropy: 1 (a line) to F (a ball).
+
+  0 where there is no variance.
+  """
   share = spectrum(covariance)
   if not share.any():
     return 0.0
   return float(np.exp(-np.sum(share * np.log(np.where(share > 0, share, 1)))))
 
 
-def neighbour_agreement(
-  neighbours: np.ndarray, values: np.ndarray
+def neighbor_agreement(
+  neighbors: np.ndarray, values: np.ndarray
 ) -> tuple[float, float]:
-  """How often a neighbour has the same label, and by chance.
+  """Returns how often a neighbor has the same label, and by chance.
 
   Args:
-    neighbours: [S, k] rows.
+    neighbors: [S, k] rows.
     values: [S] int, -1 where unknown.
 
   Returns:
     (share over pairs whose labels are both known, share by chance).
   """
-  own, other = values[:, None], values[neighbours]
+  own, other = values[:, None], values[neighbors]
   known = (own >= 0) & (other >= 0)
   if not known.any():
     return 0.0, 0.0
@@ -103,19 +106,19 @@ def neighbour_agreement(
   return float(((own == other) & known).sum() / known.sum()), float(chance)
 
 
-def nearest_neighbours(
+def nearest_neighbors(
   features: np.ndarray,
   queries: np.ndarray,
   *,
   count: int = 10,
   block: int = 512,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Cosine neighbours of chosen rows among all rows, themselves excluded.
+  """Finds the cosine neighbors of chosen rows among all other rows.
 
   Args:
     features: [S, F].
     queries: [Q] row numbers.
-    count: Neighbours of each; at most S - 1.
+    count: Neighbors of each; at most S - 1.
     block: Queries per product, so that memory is block * S.
 
   Returns:
@@ -135,7 +138,7 @@ def nearest_neighbours(
   for start in range(0, len(queries), block):
     part = queries[start : start + block]
     padded = np.pad(part, (0, block - len(part))).astype(np.int32)
-    best, place = _neighbours(unit, jnp.asarray(padded), count)
+    best, place = _neighbors(unit, jnp.asarray(padded), count)
     rows.append(np.asarray(place, np.int64)[: len(part)])
     cosines.append(np.asarray(best)[: len(part)])
   if not rows:
@@ -144,7 +147,9 @@ def nearest_neighbours(
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _neighbours(unit, queries, count):
+def _neighbors(
+  unit: jax.Array, queries: jax.Array, count: int
+) -> tuple[jax.Array, jax.Array]:
   cosines = jnp.matmul(
     unit[queries], unit.T, precision=jax.lax.Precision.HIGHEST
   )

@@ -6,14 +6,14 @@ that they are safe in a server or a thread. Every function returns a Figure;
 """
 
 import contextlib
-import json
 import math
 import pathlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
@@ -21,9 +21,10 @@ from matplotlib.ticker import FuncFormatter
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import attribution
-from imsvd_jax.explain.analysis import Analysis
+from imsvd_jax.explain.analysis import Pairs
+from imsvd_jax.explain.explain_options import FORMATS
 
-FORMATS = ("pdf", "svg", "png")
+_MAX_LEGEND = 12  # Names that a legend has room for.
 _STYLE = {
   "font.size": 8,
   "font.family": "sans-serif",
@@ -49,7 +50,7 @@ def _style() -> Iterator[None]:
 
 
 def _figure(width: float, height: float) -> Figure:
-  """A figure in inches, with the Agg canvas and tight layout."""
+  """Returns a figure in inches, with the Agg canvas and tight layout."""
   figure = Figure(figsize=(width, height), layout="constrained")
   FigureCanvasAgg(figure)
   return figure
@@ -72,7 +73,15 @@ def save(figure: Figure, path: str | pathlib.Path, *, dpi: int = 200) -> None:
     figure.savefig(path, dpi=dpi, metadata=metadata.get(suffix))
 
 
-def _bare(axes) -> None:
+def _panels(figure: Figure, rows: int, columns: int) -> list[list[Axes]]:
+  return figure.subplots(rows, columns, squeeze=False).tolist()
+
+
+def _set_row_title(axes: Axes, title: str) -> None:
+  axes.set_ylabel(title, rotation=0, ha="right", va="center", labelpad=6)
+
+
+def _bare(axes: Axes) -> None:
   axes.set_xticks([])
   axes.set_yticks([])
   for spine in axes.spines.values():
@@ -90,24 +99,17 @@ def joint_matrix(
   *,
   title: str = "Joint probability",
 ) -> Figure:
-  """The blocks of chosen variables of a joint or cross-joint matrix.
+  """Draws the blocks of chosen variables of a joint or cross-joint matrix.
 
   Args:
     matrix: [D, D].
     num_bins: b.
-    variables: Which variables, in this order.
+    variables: Which variables, in this order; at least one.
     title: Above the figure.
 
   Returns:
     The figure; probabilities on a logarithmic scale, zeros are blank.
   """
-  count = matrix.shape[0] // num_bins
-  wrong = [m for m in variables if not 0 <= m < count]
-  if wrong or not len(variables):
-    raise UserError(
-      f"Variables must be in 0..{count - 1} and at least one; found "
-      f"{list(variables)}."
-    )
   rows = np.concatenate(
     [np.arange(m * num_bins, (m + 1) * num_bins) for m in variables]
   )
@@ -124,16 +126,7 @@ def joint_matrix(
       interpolation="nearest",
       rasterized=True,
     )
-    centres = np.arange(len(variables)) * num_bins + (num_bins - 1) / 2
-    names = [f"{m}" for m in variables]
-    axes.set_xticks(centres, names, rotation=90 if len(names) > 12 else 0)
-    axes.set_yticks(centres, names)
-    axes.tick_params(length=0)
-    for edge in np.arange(1, len(variables)) * num_bins - 0.5:
-      axes.axhline(edge, color="white", linewidth=0.7)
-      axes.axvline(edge, color="white", linewidth=0.7)
-    axes.set_xlabel("variable")
-    axes.set_ylabel("variable")
+    _mark_blocks(axes, num_bins, variables)
     axes.set_title(title)
     figure.colorbar(
       shown,
@@ -146,14 +139,23 @@ def joint_matrix(
   return figure
 
 
-def information_matrix(analysis: Analysis) -> Figure:
-  """Mutual information above its floor between all pairs of variables."""
-  if analysis.mutual_information is None:
-    raise UserError(
-      "The analysis holds no mutual information; run it with joint=True on a "
-      "run with a discrete code."
-    )
-  excess = np.maximum(analysis.mutual_information - analysis.floor, 0)
+def _mark_blocks(axes: Axes, num_bins: int, variables: Sequence[int]) -> None:
+  """Labels the blocks of a matrix and draws lines between them."""
+  centers = np.arange(len(variables)) * num_bins + (num_bins - 1) / 2
+  names = [f"{m}" for m in variables]
+  axes.set_xticks(centers, names, rotation=90 if len(names) > 12 else 0)
+  axes.set_yticks(centers, names)
+  axes.tick_params(length=0)
+  for edge in np.arange(1, len(variables)) * num_bins - 0.5:
+    axes.axhline(edge, color="white", linewidth=0.7)
+    axes.axvline(edge, color="white", linewidth=0.7)
+  axes.set_xlabel("variable")
+  axes.set_ylabel("variable")
+
+
+def information_matrix(pairs: Pairs) -> Figure:
+  """Draws mutual information above its floor for all pairs of variables."""
+  excess = np.maximum(pairs.excess(), 0)
   np.fill_diagonal(excess, np.nan)
   with _style():
     figure = _figure(4.4, 3.7)
@@ -171,7 +173,7 @@ def information_matrix(analysis: Analysis) -> Figure:
 def embedding_vectors(
   views: np.ndarray, probabilities: np.ndarray, *, max_images: int = 4
 ) -> Figure:
-  """Two views of each image beside their soft codes.
+  """Draws two views of each image beside their soft codes.
 
   Args:
     views: [n, V, H, W, C] uint8.
@@ -191,29 +193,17 @@ def embedding_vectors(
     )
     for row in range(count):
       codes = probabilities[row].argmax(-1)  # [V, M]
-      same = (codes == codes[0]).all(0)
+      same = np.flatnonzero((codes == codes[0]).all(0))
       for view in range(num_views):
         place = row * num_views + view
         axes = figure.add_subplot(grid[place, 0])
         axes.imshow(_rgb(views[row, view]), interpolation="nearest")
         _bare(axes)
         axes = figure.add_subplot(grid[place, 1])
-        axes.imshow(
-          probabilities[row, view].T,
-          aspect="auto",
-          cmap="Greys",
-          vmin=0,
-          vmax=1,
-          interpolation="nearest",
-          rasterized=True,
+        is_last = view == num_views - 1
+        _draw_code(
+          axes, probabilities[row, view], same if is_last else same[:0]
         )
-        axes.set_yticks([])
-        if view < num_views - 1:
-          axes.set_xticks([])
-        else:
-          marks = np.flatnonzero(same)
-          axes.set_xticks(marks, ["•"] * len(marks))
-          axes.tick_params(length=0, pad=1, labelsize=6)
         axes.set_ylabel(f"view {view + 1}")
     figure.supxlabel(
       "variable (rows: bins); a dot: the views agree", fontsize=8
@@ -221,40 +211,46 @@ def embedding_vectors(
   return figure
 
 
+def _draw_code(
+  axes: Axes, probabilities: np.ndarray, marked: np.ndarray
+) -> None:
+  """Draws [M, b] as columns of gray cells, with a dot below marked columns."""
+  axes.imshow(
+    probabilities.T,
+    aspect="auto",
+    cmap="Greys",
+    vmin=0,
+    vmax=1,
+    interpolation="nearest",
+    rasterized=True,
+  )
+  axes.set_yticks([])
+  axes.set_xticks(marked, ["•"] * len(marked))
+  axes.tick_params(length=0, pad=1, labelsize=6)
+
+
 def sample_grid(
-  images: Sequence[Sequence[np.ndarray]],
-  titles: Sequence[str],
-  *,
-  columns: int | None = None,
+  images: Sequence[Sequence[np.ndarray]], titles: Sequence[str]
 ) -> Figure:
-  """Rows of images, one row per bin (or anything else), with a title each.
+  """Draws rows of images, one row per bin (or anything else).
 
   Args:
-    images: Rows of uint8 [H, W, C]; rows may differ in length.
+    images: Rows of uint8 [H, W, C], at least one; rows may differ in length.
     titles: One per row.
-    columns: At most so many images of each row.
 
   Returns:
     The figure.
   """
-  if len(images) != len(titles) or not len(images):
-    raise UserError(
-      f"A sample grid needs one title per row; found {len(images)} rows and "
-      f"{len(titles)} titles."
-    )
-  width = max(max((len(row) for row in images), default=1), 1)
-  width = min(width, columns or width)
+  width = max(1, *(len(row) for row in images))
   with _style():
     figure = _figure(0.62 * width + 1.1, 0.64 * len(images) + 0.1)
-    grid = figure.subplots(len(images), width, squeeze=False)
+    grid = _panels(figure, len(images), width)
     for row, (pictures, title) in enumerate(zip(images, titles, strict=True)):
       for column, axes in enumerate(grid[row]):
         _bare(axes)
         if column < len(pictures):
           axes.imshow(_rgb(pictures[column]), interpolation="nearest")
-      grid[row, 0].set_ylabel(
-        title, rotation=0, ha="right", va="center", labelpad=6
-      )
+      _set_row_title(grid[row][0], title)
   return figure
 
 
@@ -263,7 +259,7 @@ def attribution_rows(
   maps: Mapping[str, np.ndarray],
   titles: Sequence[str],
 ) -> Figure:
-  """Images beside their attribution, one row each.
+  """Draws images beside their attribution, one row each.
 
   Args:
     images: uint8 [n, H, W, C].
@@ -281,31 +277,25 @@ def attribution_rows(
     )
   with _style():
     figure = _figure(1.15 * len(columns) + 1.2, 1.15 * len(images) + 0.25)
-    grid = figure.subplots(len(images), len(columns), squeeze=False)
+    grid = _panels(figure, len(images), len(columns))
     for column, (name, pictures) in enumerate(columns.items()):
-      grid[0, column].set_title(name)
+      grid[0][column].set_title(name)
       for row, picture in enumerate(pictures):
-        _bare(grid[row, column])
-        grid[row, column].imshow(picture, interpolation="nearest")
+        _bare(grid[row][column])
+        grid[row][column].imshow(picture, interpolation="nearest")
     for row, title in enumerate(titles):
-      grid[row, 0].set_ylabel(
-        title, rotation=0, ha="right", va="center", labelpad=6
-      )
+      _set_row_title(grid[row][0], title)
   return figure
 
 
 def factor_table(
-  tables: Mapping[str, np.ndarray],
-  factors: Sequence[str],
-  *,
-  title: str = "Normalized mutual information with known factors",
+  tables: Mapping[str, np.ndarray], factors: Sequence[str]
 ) -> Figure:
-  """NMI of variables and factors, side by side (before and after training).
+  """Draws NMI of variables and factors, before and after training.
 
   Args:
     tables: By name, [M, number of factors].
     factors: Names of the factors.
-    title: Above the figure.
 
   Returns:
     The figure; variables are sorted by their best factor, then by NMI.
@@ -313,7 +303,7 @@ def factor_table(
   with _style():
     width = 1.6 + 0.24 * len(factors) * len(tables)
     figure = _figure(max(width, 4.4), 3.6)  # The title needs 4.4.
-    all_axes = figure.subplots(1, len(tables), squeeze=False)[0]
+    all_axes = _panels(figure, 1, len(tables))[0]
     top = max(float(np.max(t)) for t in tables.values())
     for axes, (name, table) in zip(all_axes, tables.items(), strict=True):
       order = np.lexsort((-table.max(1), table.argmax(1)))
@@ -329,7 +319,9 @@ def factor_table(
       axes.set_title(name)
     all_axes[0].set_ylabel("variables, by their best factor")
     figure.colorbar(shown, ax=all_axes, label="NMI", shrink=0.85)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(
+      "Normalized mutual information with known factors", fontsize=9
+    )
   return figure
 
 
@@ -340,7 +332,7 @@ def embedding_map(
   *,
   explained: Sequence[float] = (),
 ) -> Figure:
-  """A 2-D map of the features, coloured by a factor.
+  """Draws a 2-D map of the features, colored by a factor.
 
   Args:
     points: [n, 2].
@@ -355,124 +347,91 @@ def embedding_map(
     figure = _figure(4.2, 3.4)
     axes = figure.add_subplot()
     size = float(np.clip(4000 / max(len(points), 1), 0.6, 9))
-    groups = [(None, np.ones(len(points), bool))]
-    if values is not None:
-      groups = [(k, values == k) for k in range(-1, len(names))]
-    wheel = matplotlib.colormaps["tab10" if len(names) <= 10 else "hsv"]
-    for k, members in groups:
-      if not members.any():
-        continue
-      colour, label = "0.4", None
-      if k is not None and k >= 0:
-        colour = wheel(k if len(names) <= 10 else k / len(names))
-        label = names[k] if len(names) <= 12 else None
-      axes.scatter(
-        *points[members].T,
-        s=size,
-        color=colour,
-        label=label,
-        linewidths=0,
-        alpha=0.8,
-        rasterized=True,
-      )
+    style: dict[str, Any] = {
+      "s": size,
+      "linewidths": 0,
+      "alpha": 0.8,
+      "rasterized": True,
+    }
+    if values is None:
+      axes.scatter(*points.T, color="0.4", **style)
+    else:
+      _scatter_groups(axes, points, values, names, style)
     axes.set_xticks([])
     axes.set_yticks([])
     for axis, label in enumerate(explained[:2]):
       text = f"component {axis + 1} ({label:.0%} of variance)"
       (axes.set_xlabel, axes.set_ylabel)[axis](text)
-    if values is not None and 0 < len(names) <= 12:
+    if values is not None and 0 < len(names) <= _MAX_LEGEND:
       axes.legend(
         loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3 / size**0.5
       )
   return figure
 
 
-def read_metrics(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads a metrics.jsonl: one JSON object with "step" and scalars per line.
+def _scatter_groups(
+  axes: Axes,
+  points: np.ndarray,
+  values: np.ndarray,
+  names: Sequence[str],
+  style: Mapping[str, Any],
+) -> None:
+  """Draws the points of each value in a color of its own; unknown: gray."""
+  few = len(names) <= 10
+  wheel = matplotlib.colormaps["tab10" if few else "hsv"]
+  for k in range(-1, len(names)):
+    members = values == k
+    if not members.any():
+      continue
+    color = "0.4" if k < 0 else wheel(k if few else k / len(names))
+    label = names[k] if 0 <= k < len(names) <= _MAX_LEGEND else None
+    axes.scatter(*points[members].T, color=color, label=label, **style)
 
-  A line that a crash cut short at the end of the file is skipped.
+
+def curves_of(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+  """Turns logged records into curves.
+
+  Args:
+    records: Each with "step" and numbers; anything else is left out.
 
   Returns:
     By name, [n, 2] float64: step and value, by step; of a step written twice
-    (a resumed run) the later line counts.
+    (by a resumed run) the later record counts.
   """
-  if isinstance(path, str):  # Else any path with pathlib's methods.
-    path = pathlib.Path(path)
-  if not path.is_file():
-    raise UserError(f"Found no metrics at {path}; train first.")
-  lines = path.read_text(encoding="utf-8").splitlines()
   values: dict[str, dict[float, float]] = {}
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
-    try:
-      record = json.loads(line)
-      step = float(record["step"])
-    except (ValueError, KeyError, TypeError):
-      if number == len(lines):
-        continue
-      raise UserError(
-        f"{path.name}, line {number} is not a JSON object with 'step'; each "
-        "line must be one."
-      ) from None
+  for record in records:
     for name, value in record.items():
-      number_like = isinstance(value, (int, float))
-      if name != "step" and number_like and not isinstance(value, bool):
-        values.setdefault(name, {})[step] = float(value)
+      is_number = isinstance(value, int | float)
+      is_number &= not isinstance(value, bool)
+      if name != "step" and is_number:
+        values.setdefault(name, {})[float(record["step"])] = float(value)
   return {
     name: np.array(sorted(points.items())) for name, points in values.items()
   }
 
 
-def training_curves(
-  runs: Mapping[str, str | pathlib.Path] | str | pathlib.Path,
-  names: Sequence[str] | None = None,
-  *,
-  columns: int = 3,
-) -> Figure:
-  """One panel per scalar of metrics.jsonl, one line per run.
+def training_curves(curves: Mapping[str, np.ndarray]) -> Figure:
+  """Draws one panel per curve.
 
   Args:
-    runs: Path of a metrics.jsonl, or paths by name of run.
-    names: Which scalars, as regular expressions; by default all.
-    columns: Panels side by side.
+    curves: From `curves_of`; at least one.
 
   Returns:
     The figure.
   """
-  if not isinstance(runs, Mapping):
-    runs = {"": runs}
-  curves = {run: read_metrics(path) for run, path in runs.items()}
-  found = list(dict.fromkeys(n for c in curves.values() for n in c))
-  chosen = found
-  if names is not None:
-    chosen = [n for n in found if any(re.fullmatch(p, n) for p in names)]
-  if not chosen:
-    raise UserError(
-      f"No scalar matches {list(names or [])}. Known: {', '.join(found)}."
-    )
-  columns = min(columns, len(chosen))
-  rows = math.ceil(len(chosen) / columns)
+  columns = min(3, len(curves))
+  rows = math.ceil(len(curves) / columns)
   with _style():
     figure = _figure(2.5 * columns, 1.75 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, name in zip(panels, chosen, strict=False):
-      for run, metrics in curves.items():
-        if name in metrics:
-          # One value, such as a final accuracy, is no line.
-          marker = "o" if len(metrics[name]) == 1 else None
-          axes.plot(
-            *metrics[name].T,
-            linewidth=1.1,
-            marker=marker,
-            markersize=3,
-            label=run or None,
-          )
+    grid = _panels(figure, rows, columns)
+    panels = [axes for row in grid for axes in row]
+    for axes, (name, points) in zip(panels, curves.items(), strict=False):
+      # One value, such as a final accuracy, is no line.
+      marker = "o" if len(points) == 1 else None
+      axes.plot(*points.T, linewidth=1.1, marker=marker, markersize=3)
       axes.set_title(name)
       axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
-    for axes in panels[len(chosen) :]:
+    for axes in panels[len(curves) :]:
       axes.set_visible(False)
     figure.supxlabel("step", fontsize=8)
-    if len(runs) > 1:
-      panels[0].legend()
   return figure

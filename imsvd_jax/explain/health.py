@@ -1,13 +1,11 @@
 """A handful of indicators that tell a working code from a broken one."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from imsvd_jax.explain import embedding_map, information
-from imsvd_jax.explain.analysis import Analysis
-
-LEVELS = ("good", "fair", "poor")
+from imsvd_jax.explain import embedding_map
+from imsvd_jax.explain.analysis import Analysis, Code, Pairs, Views
 
 
 class Indicator(NamedTuple):
@@ -29,35 +27,42 @@ class Indicator(NamedTuple):
 
 
 def _level(value: float, good: float, fair: float) -> str:
-  """Thresholds in the direction in which `good` exceeds `fair`, or not."""
+  """Returns the level of a value between two thresholds.
+
+  Larger values are better where `good` exceeds `fair`, else smaller ones.
+  """
   sign = 1 if good >= fair else -1
   if sign * value >= sign * good:
     return "good"
   return "fair" if sign * value >= sign * fair else "poor"
 
 
-def effective_bins(analysis: Analysis) -> np.ndarray:
-  """[M], exp of the entropy of the marginal: 1 (collapsed) .. b (uniform)."""
-  return np.exp(analysis.entropies())
+def effective_bins(code: Code) -> np.ndarray:
+  """Returns [M], exp of the marginal entropy: 1 (collapsed) to b (uniform)."""
+  return np.exp(code.entropies())
 
 
 def indicators(analysis: Analysis) -> list[Indicator]:
-  """The indicators that the analysis allows."""
+  """Returns the indicators that the analysis allows."""
   found = []
-  if analysis.has_codes:
-    found += _code_indicators(analysis)
-  if analysis.feature_covariance is not None:
-    found.append(_rank_indicator(analysis))
+  if analysis.code is not None:
+    found += _code_indicators(analysis.code)
+    if analysis.pairs is not None and analysis.num_variables > 1:
+      found.append(_independence_indicator(analysis.code, analysis.pairs))
+  if analysis.views is not None:
+    found.append(_agreement_indicator(analysis.views))
+  if analysis.features.feature_covariance is not None:
+    found.append(_rank_indicator(analysis.features.feature_covariance))
   return found
 
 
-def _code_indicators(analysis):
-  bins = analysis.num_bins
-  used = float(np.mean(analysis.entropies()) / np.log(bins))
-  empty = float((analysis.usage == 0).mean())
-  collapsed = int((effective_bins(analysis) < 1.5).sum())
-  confidence = float(analysis.confidence.mean())
-  found = [
+def _code_indicators(code: Code) -> list[Indicator]:
+  bins = code.num_bins
+  used = float(np.mean(code.entropies()) / np.log(bins))
+  empty = float((code.usage == 0).mean())
+  collapsed = int((effective_bins(code) < 1.5).sum())
+  confidence = float(code.confidence.mean())
+  return [
     Indicator(
       "Entropy used",
       f"{used:.0%}",
@@ -82,32 +87,29 @@ def _code_indicators(analysis):
     ),
     Indicator(
       "Collapsed variables",
-      f"{collapsed} of {analysis.num_variables}",
-      1 - collapsed / analysis.num_variables,
-      _level(collapsed / analysis.num_variables, 0.0, 0.05),
+      f"{collapsed} of {code.num_variables}",
+      1 - collapsed / code.num_variables,
+      _level(collapsed / code.num_variables, 0.0, 0.05),
       "Variables that use fewer than 1.5 bins and so say nothing.",
     ),
   ]
-  if analysis.mutual_information is not None and analysis.num_variables > 1:
-    found.append(_independence_indicator(analysis))
-  if analysis.agreement is not None:
-    agreement = float(analysis.agreement.mean())
-    found.append(
-      Indicator(
-        "Agreement of views",
-        f"{agreement:.0%}",
-        agreement,
-        _level(agreement, 0.7, 0.4),
-        "How often two augmented views of an image fall into the same bin.",
-      )
-    )
-  return found
 
 
-def _independence_indicator(analysis):
-  rows, columns = np.triu_indices(analysis.num_variables, 1)
-  excess = (analysis.mutual_information - analysis.floor)[rows, columns]
-  entropy = max(float(analysis.entropies().mean()), 1e-12)
+def _agreement_indicator(views: Views) -> Indicator:
+  agreement = float(views.agreement.mean())
+  return Indicator(
+    "Agreement of views",
+    f"{agreement:.0%}",
+    agreement,
+    _level(agreement, 0.7, 0.4),
+    "How often two augmented views of an image, as in training, fall into the"
+    " same bin.",
+  )
+
+
+def _independence_indicator(code: Code, pairs: Pairs) -> Indicator:
+  excess = pairs.excess()[np.triu_indices(code.num_variables, 1)]
+  entropy = max(float(code.entropies().mean()), 1e-12)
   shared = max(float(excess.mean()) / entropy, 0.0)
   return Indicator(
     "Shared information",
@@ -119,9 +121,9 @@ def _independence_indicator(analysis):
   )
 
 
-def _rank_indicator(analysis):
-  rank = embedding_map.effective_rank(analysis.feature_covariance)
-  width = len(analysis.feature_mean)
+def _rank_indicator(covariance: np.ndarray) -> Indicator:
+  rank = embedding_map.effective_rank(covariance)
+  width = len(covariance)
   share = rank / width
   return Indicator(
     "Effective rank",
@@ -133,65 +135,60 @@ def _rank_indicator(analysis):
   )
 
 
-def neighbour_indicator(
+def neighbor_indicator(
   factor: str, agreement: float, chance: float
 ) -> Indicator:
-  """How often neighbours in feature space have the same label."""
+  """Returns how often neighbors in feature space have the same label."""
   beyond = max((agreement - chance) / max(1 - chance, 1e-12), 0.0)
   return Indicator(
-    "Neighbours alike",
+    "Neighbors alike",
     f"{agreement:.0%}",
     agreement,
     _level(beyond, 0.5, 0.2),
-    f"How often an image's nearest neighbours have its {factor}; by chance "
+    f"How often an image's nearest neighbors have its {factor}; by chance "
     f"{chance:.0%}.",
   )
 
 
 def summary(analysis: Analysis) -> str:
-  """One sentence about the whole."""
+  """Returns a sentence about the whole."""
   images = f"{analysis.num_images:,} images"
-  if not analysis.has_codes:
-    return f"{images}, features of {len(analysis.feature_mean)} dimensions."
-  total = float(analysis.entropies().sum() / np.log(2))
-  own = float(analysis.conditional_entropy.mean() / np.log(2))
-  text = (
-    f"{images}, {analysis.num_variables} variables of {analysis.num_bins} "
-    f"bins. Taken alone the variables carry {total:,.0f} bits; an image "
-    f"leaves {own:.2f} bits of doubt in each."
+  code = analysis.code
+  if code is None:
+    width = len(analysis.features.feature_mean)
+    return f"{images}, features of {width} dimensions."
+  total = float(code.entropies().sum() / np.log(2))
+  own = float(code.conditional_entropy.mean() / np.log(2))
+  return (
+    f"{images}, {code.num_variables} variables of {code.num_bins} bins. Taken"
+    f" alone the variables carry {total:,.0f} bits; the mean conditional"
+    f" entropy of a variable given the image is {own:.2f} bits."
   )
-  return text
 
 
-def best_factors(analysis: Analysis, count: int = 5) -> list[dict]:
-  """By factor, the variables that know most of it.
+def best_factors(analysis: Analysis, count: int = 5) -> list[dict[str, Any]]:
+  """Returns, by factor, the variables that tell most of it.
 
-  Beside them goes the best variable of the network with random weights, None
-  where that was not measured.
+  "untrained" is the best variable's score with random weights, None where that
+  was not measured.
   """
-  if analysis.nmi is None:
+  scores = analysis.scores
+  if scores is None:
     return []
   table = []
   for number, factor in enumerate(analysis.factors):
-    order = np.argsort(-analysis.nmi[:, number], kind="stable")[:count]
+    order = np.argsort(-scores.nmi[:, number], kind="stable")[:count]
+    untrained = None
+    if scores.nmi_untrained is not None:
+      untrained = float(scores.nmi_untrained[:, number].max())
     table.append(
       {
         "factor": factor.name,
         "values": len(factor.names),
         "variables": [int(m) for m in order],
-        "nmi": [float(analysis.nmi[m, number]) for m in order],
-        "chance": float(analysis.nmi_chance[order[0], number]),
-        "untrained": None
-        if analysis.nmi_untrained is None
-        else float(analysis.nmi_untrained[:, number].max()),
+        "nmi": [float(scores.nmi[m, number]) for m in order],
+        "chance": float(scores.nmi_chance[order[0], number]),
+        "untrained": untrained,
       }
     )
   return table
-
-
-def bin_purity(analysis: Analysis) -> dict[str, np.ndarray]:
-  """By factor, [M, b] share of the most frequent value in each bin."""
-  return {
-    name: information.purity(counts)
-    for name, counts in analysis.class_counts.items()
-  }

@@ -7,7 +7,7 @@ images of each bin while they go by, so that no image is held in full.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +15,22 @@ import matplotlib.image
 import numpy as np
 from jax.sharding import Mesh
 
+from imsvd_jax.base import console
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import attribution
-from imsvd_jax.explain.accumulate import view_keys
-from imsvd_jax.explain.analysis import Analysis, Progress, some_of
+from imsvd_jax.explain.analysis import Analysis
+from imsvd_jax.explain.explain_options import ExplainOptions
+from imsvd_jax.explain.images import Batches, some_of
 from imsvd_jax.explain.subject import Subject
 
 SHEET_SIDE = 8  # Thumbnails along a side: small sheets decode as needed.
 PER_SHEET = SHEET_SIDE**2
 _RESIZE_BATCH = 64
 _ATTRIBUTION_BATCH = 64  # Targets of one call, rounded up to the devices.
+_FINE_SIZE = 32  # Side of the stored maps of integrated gradients.
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Illustrations:
   """Pictures of what the analysis found.
 
@@ -45,21 +48,22 @@ class Illustrations:
   thumbnail_size: int
   grad_cam: np.ndarray | None = None
   integrated: np.ndarray | None = None
-  kept: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+  kept: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def shown_images(analysis: Analysis, max_images: int) -> np.ndarray:
-  """The images to show: all, or every top image and a uniform sample.
+  """Returns the images to show: all, or every top image and a uniform sample.
 
   Returns:
-    Ascending indices; more than `max_images` only if the bins' best images
-    alone are.
+    Ascending indices. They are more than `max_images` only if the bins' best
+    images alone are more.
   """
   if analysis.num_images <= max_images:
     return analysis.indices
   best = np.empty(0, np.int64)
-  if analysis.top_indices is not None:
-    best = np.unique(analysis.top_indices[analysis.top_indices >= 0])
+  if analysis.code is not None:
+    top = analysis.code.top_indices
+    best = np.unique(top[top >= 0])
   others = np.setdiff1d(analysis.indices, best, assume_unique=True)
   room = max(max_images - len(best), 0)
   return np.sort(np.concatenate([best, some_of(others, room)]))
@@ -70,7 +74,7 @@ class SheetWriter:
 
   def __init__(
     self, directory: pathlib.Path, indices: np.ndarray, thumbnail_size: int
-  ):
+  ) -> None:
     self.directory = directory
     self.indices = indices
     self.size = thumbnail_size
@@ -82,7 +86,7 @@ class SheetWriter:
     directory.mkdir(parents=True, exist_ok=True)
 
   def slots(self, indices: np.ndarray) -> np.ndarray:
-    """[k] slot of each image, -1 when it is not shown."""
+    """Returns [k], the slot of each image, -1 when it is not shown."""
     place = np.searchsorted(self.indices, indices)
     place = np.minimum(place, len(self.indices) - 1)
     return np.where(self.indices[place] == indices, place, -1)
@@ -105,7 +109,7 @@ class SheetWriter:
       if not self._missing[number]:
         self._write(number)
 
-  def _write(self, number):
+  def _write(self, number: int) -> None:
     options = (
       {} if self.extension == "png" else {"quality": 90, "subsampling": 0}
     )
@@ -117,7 +121,7 @@ class SheetWriter:
     del self._missing[number]
 
   def close(self) -> None:
-    """Checks that every image came."""
+    """Raises UserError unless every image came."""
     if self._left:
       raise UserError(
         f"{self._left} of {len(self.indices)} images of the analysis did not "
@@ -125,9 +129,9 @@ class SheetWriter:
       )
 
 
-def _thumbnail_function(size):
+def _thumbnail_function(size: int) -> Callable[[np.ndarray], jax.Array]:
   @jax.jit
-  def thumbnails(images):
+  def thumbnails(images: jax.Array) -> jax.Array:
     images = images.astype(jnp.float32)
     shape = (images.shape[0], size, size, images.shape[3])
     small = jax.image.resize(images, shape, "linear", antialias=True)
@@ -140,7 +144,7 @@ def _thumbnail_function(size):
 class _Targets:
   """Which (variable, bin, rank) an image has to be attributed for."""
 
-  def __init__(self, top_indices: np.ndarray, per_bin: int):
+  def __init__(self, top_indices: np.ndarray, per_bin: int) -> None:
     best = top_indices[..., :per_bin]
     self.shape = best.shape
     flat = best.reshape(-1)
@@ -148,37 +152,45 @@ class _Targets:
     self.sorted = flat[self.order]
 
   def of(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(row in `indices`, flat target) of every target among `indices`."""
-    first = np.searchsorted(self.sorted, indices, "left")
-    last = np.searchsorted(self.sorted, indices, "right")
-    rows = np.repeat(np.arange(len(indices)), last - first)
-    places = [np.arange(a, b) for a, b in zip(first, last, strict=True)]
-    targets = np.concatenate([np.empty(0, np.int64), *places]).astype(np.int64)
-    return rows, self.order[targets]
+    """Returns (row in `indices`, flat target) of each target among them."""
+    first = np.searchsorted(self.sorted, indices, "left").tolist()
+    last = np.searchsorted(self.sorted, indices, "right").tolist()
+    spans = [range(a, b) for a, b in zip(first, last, strict=True)]
+    rows = [row for row, span in enumerate(spans) for _ in span]
+    targets = [place for span in spans for place in span]
+    return np.array(rows, np.int64), self.order[np.array(targets, np.int64)]
 
 
 class _MapCollector:
   """Runs one attribution over the targets that go by.
 
-  Few images of a batch of the data set are wanted, or many times over; they
-  wait until a whole batch of targets is there, so that none is padded but the
-  last.
+  A batch of the data set holds few images that are wanted, or some that are
+  wanted many times. Targets wait until there is a whole batch of them, so that
+  only the last batch is padded.
   """
 
-  def __init__(self, subject, compiled, targets, *, mesh, size=None):
+  def __init__(
+    self,
+    subject: Subject,
+    compiled: Callable[..., jax.Array],
+    targets: _Targets,
+    *,
+    mesh: Mesh,
+    size: tuple[int, int] | None = None,
+  ) -> None:
     self.subject = subject
     self.compiled = compiled
     self.targets = targets
     self.size = size
     self.mesh = mesh
-    devices = 1 if mesh is None else mesh.size
     wanted = min(_ATTRIBUTION_BATCH, len(targets.sorted))
-    self.batch_size = wanted + -wanted % devices
+    self.batch_size = wanted + -wanted % mesh.size
     self.maps: np.ndarray | None = None
     self._images: list[np.ndarray] = []
     self._targets = np.empty(0, np.int64)
 
-  def add(self, images, indices):
+  def add(self, images: np.ndarray, indices: np.ndarray) -> None:
+    """Takes a batch of images, without padding."""
     rows, targets = self.targets.of(indices)
     start = 0
     while start < len(rows):
@@ -190,7 +202,7 @@ class _MapCollector:
       if len(self._targets) == self.batch_size:
         self._attribute()
 
-  def _attribute(self):
+  def _attribute(self) -> None:
     variables, bins, _ = np.unravel_index(self._targets, self.targets.shape)
     maps = attribution.attribute(
       self.compiled,
@@ -211,7 +223,8 @@ class _MapCollector:
     self.maps[self._targets] = levels
     self._images, self._targets = [], np.empty(0, np.int64)
 
-  def result(self):
+  def result(self) -> np.ndarray | None:
+    """Returns [M, b, k, h, w] uint8, or None without targets."""
     if len(self._targets):
       self._attribute()
     if self.maps is None:
@@ -220,79 +233,62 @@ class _MapCollector:
 
 
 def _collectors(
-  subject, analysis, grad_cam_per_bin, integrated_per_bin, size, mesh
-):
+  subject: Subject, analysis: Analysis, options: ExplainOptions, mesh: Mesh
+) -> tuple[_MapCollector | None, _MapCollector | None]:
   """(Grad-CAM, integrated gradients), None where not wanted or possible."""
-  if not (analysis.has_codes and subject.has_attribution):
+  if analysis.code is None or not subject.has_attribution:
     return None, None
+  best = analysis.code.top_indices
+  per_bin = options.grad_cam_per_bin
+  if per_bin is None:
+    per_bin = best.shape[-1]
   coarse = fine = None
-  if grad_cam_per_bin:
-    coarse = _MapCollector(
-      subject,
-      attribution.make_grad_cam(subject),
-      _Targets(analysis.top_indices, grad_cam_per_bin),
-      mesh=mesh,
-    )
-  if integrated_per_bin:
-    fine = _MapCollector(
-      subject,
-      attribution.make_integrated_gradients(subject),
-      _Targets(analysis.top_indices, integrated_per_bin),
-      mesh=mesh,
-      size=(size, size),
-    )
+  if per_bin:
+    compiled = attribution.make_grad_cam(subject)
+    targets = _Targets(best, per_bin)
+    coarse = _MapCollector(subject, compiled, targets, mesh=mesh)
+  if options.integrated_per_bin:
+    compiled = attribution.make_integrated_gradients(subject)
+    targets = _Targets(best, options.integrated_per_bin)
+    size = (_FINE_SIZE, _FINE_SIZE)
+    fine = _MapCollector(subject, compiled, targets, mesh=mesh, size=size)
   return coarse, fine
 
 
 def illustrate(
   subject: Subject,
-  batches: Iterable[Mapping[str, np.ndarray]],
+  batches: Batches,
   analysis: Analysis,
   directory: str | pathlib.Path,
+  options: ExplainOptions,
   *,
-  max_images: int = 50_000,
-  thumbnail_size: int = 64,
-  grad_cam_per_bin: int = 12,
-  integrated_per_bin: int = 2,
-  integrated_size: int = 32,
+  mesh: Mesh,
   keep: Sequence[int] = (),
-  mesh: Mesh | None = None,
-  progress: Callable[[str], None] | None = None,
+  report: Callable[[str], None] = console.print_line,
 ) -> Illustrations:
-  """Streams over the data set a second time and writes sprite sheets.
+  """Streams over the data set once more and writes sprite sheets.
 
   Args:
     subject: The functions of images.
     batches: The data set of the analysis, once more; any batch size.
     analysis: What the first pass found.
     directory: Where `0.jpg`, `1.jpg`, ... of 8 x 8 thumbnails go.
-    max_images: Show at most so many (and every bin's best images).
-    thumbnail_size: Side in pixels.
-    grad_cam_per_bin: Best images of each bin to attribute by Grad-CAM.
-    integrated_per_bin: Same, by integrated gradients
-      (`attribution.DEFAULT_STEPS` forward and backward passes each).
-    integrated_size: Side of the stored integrated-gradients maps.
+    options: How many images to show, and to attribute.
+    mesh: Devices to spread the attribution over.
     keep: Indices of images to keep whole, for figures.
-    mesh: Devices to spread the attribution over; None: the default one.
-    progress: Called with a line of text every few seconds.
+    report: Takes a line of text every few seconds.
 
   Returns:
     The illustrations.
   """
-  indices = shown_images(analysis, max_images)
-  writer = SheetWriter(pathlib.Path(directory), indices, thumbnail_size)
-  coarse, fine = _collectors(
-    subject,
-    analysis,
-    grad_cam_per_bin,
-    integrated_per_bin,
-    integrated_size,
-    mesh,
-  )
-  result = Illustrations(indices, thumbnail_size)
-  wanted = {int(i) for i in keep}
-  shrink = _thumbnail_function(thumbnail_size)
-  meter = Progress("pictures", analysis.num_images, progress)
+  size = options.thumbnail_size
+  indices = shown_images(analysis, options.max_images)
+  writer = SheetWriter(pathlib.Path(directory), indices, size)
+  coarse, fine = _collectors(subject, analysis, options, mesh)
+  wanted = list(keep)
+  kept: dict[int, np.ndarray] = {}
+  shrink = _thumbnail_function(size)
+  meter = console.Progress("pictures", analysis.num_images, report=report)
   for batch in batches:
     mask = np.asarray(batch.get("mask", np.ones(len(batch["image"]), bool)))
     index = np.asarray(batch["index"], np.int64)[mask]
@@ -303,68 +299,28 @@ def illustrate(
     for collector in (coarse, fine):
       if collector is not None:
         collector.add(images, index)
-    for i in np.flatnonzero(np.isin(index, list(wanted))):
-      result.kept[int(index[i])] = images[i].copy()
-    meter.update(len(index))
+    for i in np.flatnonzero(np.isin(index, wanted)):
+      kept[int(index[i])] = images[i].copy()
+    meter.add(len(index))
   writer.close()
-  result.grad_cam = coarse and coarse.result()
-  result.integrated = fine and fine.result()
+  result = Illustrations(
+    indices,
+    size,
+    grad_cam=None if coarse is None else coarse.result(),
+    integrated=None if fine is None else fine.result(),
+    kept=kept,
+  )
   meter.finish()
   return result
 
 
-def _shrink(shrink, images) -> np.ndarray:
-  """Thumbnails of any number of images with one compiled shape."""
+def _shrink(
+  shrink: Callable[[np.ndarray], jax.Array], images: np.ndarray
+) -> np.ndarray:
+  """Returns thumbnails of any number of images, with one compiled shape."""
   parts = []
   for start in range(0, len(images), _RESIZE_BATCH):
     part = images[start : start + _RESIZE_BATCH]
     pad = ((0, _RESIZE_BATCH - len(part)), (0, 0), (0, 0), (0, 0))
     parts.append(np.asarray(shrink(np.pad(part, pad)))[: len(part)])
   return np.concatenate(parts) if parts else np.zeros((0, 1, 1, 3), np.uint8)
-
-
-@dataclasses.dataclass
-class ViewExamples:
-  """A few images seen twice, beside their codes.
-
-  Attributes:
-    indices: [n] int64.
-    images: [n, 2, H, W, C] uint8, the two views.
-    probabilities: [n, 2, M, b] float32.
-  """
-
-  indices: np.ndarray
-  images: np.ndarray
-  probabilities: np.ndarray
-
-
-def view_examples(
-  subject: Subject,
-  images: np.ndarray,
-  indices: np.ndarray,
-  views: tuple[Callable, Callable],
-  key: jax.Array | None = None,
-) -> ViewExamples:
-  """Augments each image twice, as the analysis did, and encodes both views.
-
-  Args:
-    subject: The functions of images.
-    images: uint8 [n, H, W, C].
-    indices: [n], their image indices.
-    views: As for `analyse`.
-    key: As for `analyse`.
-
-  Returns:
-    The examples.
-  """
-  key = jax.random.key(0) if key is None else key
-  index = jnp.asarray(indices, jnp.int32)
-  seen, codes = [], []
-  encode = jax.jit(subject.encode)
-  for number, view in enumerate(views):
-    pixels = jax.jit(view)(view_keys(key, index, number), jnp.asarray(images))
-    seen.append(np.asarray(jnp.clip(jnp.round(pixels), 0, 255), np.uint8))
-    codes.append(np.asarray(encode(subject.variables, pixels).probabilities))
-  return ViewExamples(
-    np.asarray(indices, np.int64), np.stack(seen, 1), np.stack(codes, 1)
-  )

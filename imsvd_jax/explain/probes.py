@@ -5,52 +5,78 @@ to, each is applied alone. A probe is (keys [B], images [B, H, W, C] in
 0..255) -> pixels of the same shape and range, float32.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
+from imsvd_jax.base import console, devices, pixels
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.explain import accumulate, analysis
+from imsvd_jax.explain.images import Batches, padded_batches
 from imsvd_jax.explain.subject import Subject
 
 Probe = Callable[[jax.Array, jax.Array], jax.Array]
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def _luma(images):
-  if images.shape[-1] != 3:
-    return images.mean(-1, keepdims=True)
-  return (images * LUMA).sum(-1, keepdims=True)
-
-
-def _float(images):
+def _float(images: jax.Array) -> jax.Array:
   return images.astype(jnp.float32)
 
 
-def _blend(images, other, strength):
-  return jnp.clip(other + strength * (images - other), 0, 255)
+def _of_planes(change: Callable[[jax.Array], jax.Array]) -> Probe:
+  """Makes a probe of a function of planes [C, B, H, W] in [0, 1]."""
+
+  def probe(keys: jax.Array, images: jax.Array) -> jax.Array:
+    del keys
+    planes = jnp.moveaxis(_float(images) / 255, -1, 0)
+    return 255 * jnp.moveaxis(change(planes), 0, -1)
+
+  return probe
 
 
-def identity(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """Nothing; its flip rate must be zero."""
-  return _float(images)
+def _constant(planes: jax.Array, value: float) -> jax.Array:
+  """Returns `value` for each image of planes [C, B, H, W]."""
+  return jnp.full(planes.shape[1], value, jnp.float32)
+
+
+def _brightness(planes: jax.Array, factor: float) -> jax.Array:
+  return pixels.adjust_brightness(planes, _constant(planes, factor))
+
+
+def _contrast(planes: jax.Array) -> jax.Array:
+  return pixels.adjust_contrast(planes, _constant(planes, 0.6))
+
+
+def _solarize(planes: jax.Array) -> jax.Array:
+  return pixels.adjust_solarize(planes, 127.5 / 255)
+
+
+def _blur(planes: jax.Array) -> jax.Array:
+  """Blurs with a sigma of 1/50 of the image's height."""
+  sigma = planes.shape[2] / 50
+  return pixels.gaussian_blur(
+    planes,
+    _constant(planes, sigma),
+    radius=max(1, math.ceil(3 * sigma)),
+    edges="edge",
+  )
 
 
 def flip(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """Left-right mirror."""
+  """Mirrors left and right."""
   return _float(images)[:, :, ::-1]
 
 
 def crop(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """A random square of half the area, resized back."""
+  """Cuts a random part of half the area and resizes it back."""
   size = jnp.array(images.shape[1:3], jnp.float32)
   scale = jnp.sqrt(2.0)
 
-  def one(key, image):
+  def one(key: jax.Array, image: jax.Array) -> jax.Array:
     start = jax.random.uniform(key, (2,)) * (1 - 1 / scale) * size
     return jax.image.scale_and_translate(
       image,
@@ -64,66 +90,18 @@ def crop(keys: jax.Array, images: jax.Array) -> jax.Array:
   return jax.vmap(one)(keys, _float(images))
 
 
-def darken(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """Brightness x 0.6."""
-  return _float(images) * 0.6
-
-
-def brighten(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """Brightness x 1.4."""
-  return jnp.clip(_float(images) * 1.4, 0, 255)
-
-
-def low_contrast(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """Contrast x 0.6 about the mean luminance."""
-  images = _float(images)
-  mean = _luma(images).mean((1, 2, 3), keepdims=True)
-  return _blend(images, mean, 0.6)
-
-
-def grayscale(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """Luminance in every channel."""
-  images = _float(images)
-  return jnp.broadcast_to(_luma(images), images.shape)
-
-
-def channels(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """Red to green to blue to red: another hue, the same shapes."""
+def roll_channels(keys: jax.Array, images: jax.Array) -> jax.Array:
+  """Turns red to green to blue to red: another hue, the same shapes."""
   return jnp.roll(_float(images), 1, axis=-1)
 
 
 def invert(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """255 - x."""
+  """Returns 255 - x."""
   return 255 - _float(images)
 
 
-def solarize(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """255 - x where x >= 128."""
-  images = _float(images)
-  return jnp.where(images >= 128, 255 - images, images)
-
-
-def blur(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """Gaussian blur whose sigma is 1/50 of the image's height."""
-  images = _float(images)
-  sigma = images.shape[1] / 50
-  radius = max(1, int(np.ceil(3 * sigma)))
-  taps = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
-  taps = (taps / taps.sum()).astype(np.float32)
-  for axis in (1, 2):
-    pad = [(0, 0)] * 4
-    pad[axis] = (radius, radius)
-    padded = jnp.pad(images, pad, mode="edge")
-    images = sum(
-      weight
-      * jax.lax.slice_in_dim(padded, i, i + images.shape[axis], axis=axis)
-      for i, weight in enumerate(taps)
-    )
-  return images
-
-
 def noise(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """Gaussian noise of standard deviation 16."""
+  """Adds Gaussian noise of standard deviation 16."""
   draw = lambda key: jax.random.normal(key, images.shape[1:])
   return jnp.clip(_float(images) + 16 * jax.vmap(draw)(keys), 0, 255)
 
@@ -131,82 +109,96 @@ def noise(keys: jax.Array, images: jax.Array) -> jax.Array:
 PROBES: dict[str, Probe] = {
   "mirror": flip,
   "crop 50%": crop,
-  "darker": darken,
-  "brighter": brighten,
-  "low contrast": low_contrast,
-  "grayscale": grayscale,
-  "channel roll": channels,
+  "darker": _of_planes(functools.partial(_brightness, factor=0.6)),
+  "brighter": _of_planes(functools.partial(_brightness, factor=1.4)),
+  "low contrast": _of_planes(_contrast),
+  "grayscale": _of_planes(pixels.grayscale),
+  "channel roll": roll_channels,
   "invert": invert,
-  "solarize": solarize,
-  "blur": blur,
+  "solarize": _of_planes(_solarize),
+  "blur": _of_planes(_blur),
   "noise": noise,
 }
 
 
 def flip_rates(
   subject: Subject,
-  batches: Iterable[Mapping[str, np.ndarray]],
+  batches: Batches,
   *,
+  mesh: Mesh,
   probes: Mapping[str, Probe] | None = None,
   key: jax.Array | None = None,
   num_images: int | None = None,
-  mesh: Mesh | None = None,
-  progress: Callable[[str], None] | None = None,
+  report: Callable[[str], None] = console.print_line,
 ) -> dict[str, np.ndarray]:
-  """How often the most probable bin changes under each augmentation alone.
+  """Measures how often each augmentation alone changes the most probable bin.
 
   Args:
     subject: The functions of images.
-    batches: As for `analyse`; all of their images count. To look at fewer,
-      give some from everywhere in the data set: it may be sorted by class.
+    batches: As in `images.Images`; all of their images count. To look at fewer,
+      give some from everywhere in the data set, which may be sorted by class.
+    mesh: Devices, along axis "data".
     probes: Augmentations by name; by default `PROBES`.
     key: Random key; an image's draw depends on the key and its index.
     num_images: For the time left.
-    mesh: Devices, along axis "data".
-    progress: Called with a line of text every few seconds.
+    report: Takes a line of text every few seconds.
 
   Returns:
     By name, [M] float64: the share of images whose bin changed.
+
+  Raises:
+    UserError: There are no images, or no discrete code.
   """
-  probes = dict(PROBES if probes is None else probes)
-  mesh = accumulate.data_mesh() if mesh is None else mesh
+  probes = PROBES if probes is None else probes
   key = jax.random.key(0) if key is None else key
   changed = _compile_changes(subject, probes)
-  sharding = NamedSharding(mesh, P(accumulate.AXIS))
-  variables = jax.device_put(subject.variables, NamedSharding(mesh, P()))
-  meter = analysis.Progress("augmentations", num_images, progress)
-  total = None
-  for batch in analysis.padded_batches(batches, mesh.size):
+  variables = jax.device_put(subject.variables, devices.replicated(mesh))
+  meter = console.Progress("augmentations", num_images, report=report)
+  total = np.zeros((len(probes), 1), np.int64)
+  for batch in padded_batches(batches, mesh.size):
     index = batch["index"].astype(np.int32)
-    data = jax.device_put((batch["image"], index, batch["mask"]), sharding)
-    counts = np.asarray(changed(variables, key, *data), np.int64)
-    total = counts if total is None else total + counts
-    meter.update(int(batch["mask"].sum()))
+    arrays = (batch["image"], index, batch["mask"])
+    placed = jax.device_put(arrays, devices.batch_sharded(mesh))
+    total = total + np.asarray(changed(variables, key, *placed), np.int64)
+    meter.add(int(batch["mask"].sum()))
   if not meter.done:
     raise UserError("Found no images to augment. Give at least one image.")
   meter.finish()
-  rates = total / meter.done
-  return dict(zip(probes, rates, strict=True))
+  return dict(zip(probes, total / meter.done, strict=True))
 
 
-def _compile_changes(subject, probes):
-  """(variables, key, images, indices, mask) -> [A, M] int32 changed images."""
+def _compile_changes(
+  subject: Subject, probes: Mapping[str, Probe]
+) -> Callable[..., jax.Array]:
+  """Compiles (variables, key, images, indices, mask) -> [A, M] int32 counts."""
 
-  def codes(variables, images):
+  def codes(variables: Any, images: jax.Array) -> jax.Array:
     q = subject.encode(variables, images).probabilities
     if q is None:
       raise UserError("Flip rates need a discrete code; this encoder has none.")
     return jnp.argmax(q, -1)  # [B, M]
 
-  def changed(variables, key, images, indices, mask):
+  def changed(
+    variables: Any,
+    key: jax.Array,
+    images: jax.Array,
+    indices: jax.Array,
+    mask: jax.Array,
+  ) -> jax.Array:
     # float32 for the clean images too: the encoder then runs the same
     # program on both, and the identity changes nothing.
     clean = codes(variables, _float(images))
     counts = []
     for number, probe in enumerate(probes.values()):
-      keys = accumulate.view_keys(key, indices, number)
+      keys = image_keys(key, indices, number)
       moved = codes(variables, probe(keys, images)) != clean
       counts.append((moved & mask[:, None]).sum(0, dtype=jnp.int32))
     return jnp.stack(counts)
 
   return jax.jit(changed)
+
+
+def image_keys(key: jax.Array, indices: jax.Array, number: int) -> jax.Array:
+  """Returns one key per image: of the key, the index and the probe's number."""
+  fold = lambda i: jax.random.fold_in(jax.random.fold_in(key, i), number)
+  return jax.vmap(fold)(indices)

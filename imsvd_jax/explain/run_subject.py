@@ -1,25 +1,30 @@
-"""Binds a run to the functions of images that `explain` looks at."""
+"""Binds a run to the functions and images that `explain` looks at."""
 
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from etils import epath
 
 from imsvd_jax import data
-from imsvd_jax.base import console, devices
+from imsvd_jax.base import console, devices, files
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import evaluation_batches
+from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation import augmented_views
-from imsvd_jax.explain import report
+from imsvd_jax.explain import report as report_lib
+from imsvd_jax.explain.explain_options import RunOptions
+from imsvd_jax.explain.images import Batch, Images, TwoViews
 from imsvd_jax.explain.subject import Encoding, Subject
 from imsvd_jax.objectives.soft_variables import log_soft_discretize
 from imsvd_jax.runs import metrics
@@ -32,19 +37,19 @@ _BATCH_SIZE = 256  # Over all devices, rounded up to a multiple of them.
 
 
 def subject_of(encoder: LoadedEncoder, name: str) -> Subject:
-  """Writes a run down as the functions of images that are explained."""
+  """Describes a run as functions of images."""
   model, settings = encoder.model, encoder.config.data
   normalize = functools.partial(
     augment.normalize, mean=tuple(settings.mean), std=tuple(settings.std)
   )
 
-  def log_probabilities(embeddings):
+  def log_probabilities(embeddings: jax.Array) -> jax.Array:
     chosen = encoder.config.objective[encoder.config.objective.name]
     return log_soft_discretize(
       embeddings, num_bins=chosen.num_bins, temperature=chosen.temperature
     )
 
-  def encode(variables, images):
+  def encode(variables: Any, images: jax.Array) -> Encoding:
     features, embeddings = model.apply(
       variables, normalize(images), train=False
     )
@@ -52,12 +57,12 @@ def subject_of(encoder: LoadedEncoder, name: str) -> Subject:
       return Encoding(features)
     return Encoding(features, jnp.exp(log_probabilities(embeddings)))
 
-  def feature_maps(variables, images):
+  def feature_maps(variables: Any, images: jax.Array) -> jax.Array:
     return model.apply(
       variables, normalize(images), train=False, method=model.feature_maps
     )
 
-  def bin_log_probabilities(variables, maps):
+  def bin_log_probabilities(variables: Any, maps: jax.Array) -> jax.Array:
     embeddings = model.apply(
       variables,
       jnp.mean(maps, axis=(1, 2)),
@@ -71,13 +76,13 @@ def subject_of(encoder: LoadedEncoder, name: str) -> Subject:
     bin_log_probabilities=bin_log_probabilities if encoder.discrete else None,
     variables=encoder.variables,
     name=name,
-    # A backbone alone has not what its objective would train.
+    # A backbone alone lacks what its objective would train.
     objective=encoder.config.objective.name if encoder.has_projector else "",
   )
 
 
 def untrained_subject(subject: Subject, encoder: LoadedEncoder) -> Subject:
-  """The same functions with the weights that the run's seed begins from."""
+  """Returns the same functions with the initial weights of the run's seed."""
   experiment = experiment_lib.build(encoder.config, encoder.config.batch_size)
   state = jax.jit(lambda: step_lib.init_state(experiment))()
   return dataclasses.replace(
@@ -87,47 +92,50 @@ def untrained_subject(subject: Subject, encoder: LoadedEncoder) -> Subject:
   )
 
 
-def view_of(settings: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """Returns one view's recipe as (keys [B], images) -> pixels in 0..255.
+def two_views(
+  source: Source, config: ml_collections.ConfigDict, batch_size: int
+) -> TwoViews:
+  """Returns two views of every image, made as training makes them.
 
-  The crop is cut on the device, with the recipe's areas and aspect ratios; a
-  box that leaves the image is fitted into it.
+  The crops are those of the first epoch, and the colors follow the run's
+  recipe. The evaluator `collapse` compares the same views if its seed is the
+  run's, so that agreement means one thing.
   """
+  key = jax.random.key(config.seed)
+  # Without normalization, which is the subject's: pixels in 0..255.
+  recipes = experiment_lib.augmentation(config)
+  recipes = recipes._replace(mean=(0.0,), std=(1 / 255,))
 
-  def one_crop(key, image):
-    keys = jax.random.split(key, 4)
-    low, high = settings.crop_scale
-    area = jax.random.uniform(keys[0], (), minval=low, maxval=high)
-    low, high = (math.log(ratio) for ratio in settings.crop_ratio)
-    ratio = jnp.exp(jax.random.uniform(keys[1], (), minval=low, maxval=high))
-    box = jnp.sqrt(area) * jnp.stack([1 / jnp.sqrt(ratio), jnp.sqrt(ratio)])
-    box = jnp.minimum(box, 1.0)  # Height and width, of the image's.
-    corner = jax.random.uniform(keys[2], (2,)) * (1.0 - box)
-    size = jnp.array(image.shape[:2], jnp.float32)
-    cut = jax.image.scale_and_translate(
-      image.astype(jnp.float32),
-      image.shape,
-      (0, 1),
-      1 / box,
-      -corner * size / box,
-      method="cubic",
-    )
-    flipped = jax.random.bernoulli(keys[3], settings.flip_prob)
-    return jnp.where(flipped, cut[:, ::-1], cut)
+  def augmented(views: jax.Array, indices: jax.Array) -> jax.Array:
+    batch = {
+      "views": (views,),
+      "index": indices,
+      "epoch": jnp.zeros_like(indices),
+    }
+    return augment.augment_views(recipes, key, batch)[0]
 
-  def view(keys, images):
-    pairs = jax.vmap(jax.random.split)(keys)
-    cut = jax.vmap(one_crop)(pairs[:, 0], images)
-    cut = jnp.clip(jnp.round(cut), 0, 255).astype(jnp.uint8)
-    return augment.augment(
-      pairs[:, 1], cut, settings, mean=(0.0,), std=(1 / 255,)
-    )
-
-  return view
+  crops = functools.partial(_crops_of_an_epoch, source, config, batch_size)
+  return TwoViews(crops, augmented)
 
 
-def _factors(source: Any) -> dict[str, np.ndarray]:
-  """The factors that the images were drawn from, where they are known."""
+def _crops_of_an_epoch(
+  source: Source, config: ml_collections.ConfigDict, batch_size: int
+) -> Iterator[Batch]:
+  """Yields two crops of every image that can be read, once."""
+  batches = augmented_views.train_crops(
+    source, config, batch_size=batch_size, seed=config.seed
+  )
+  for batch in itertools.islice(batches, -(-source.num_examples // batch_size)):
+    # The last batch may begin another epoch; another image takes the place of
+    # one that cannot be read.
+    mask = batch["epoch"] == 0
+    if "bad" in batch:
+      mask &= ~batch["bad"]
+    yield {"views": batch["views"][0], "index": batch["index"], "mask": mask}
+
+
+def _factors(source: Source) -> dict[str, np.ndarray]:
+  """Returns the factors that the images were drawn from, where known."""
   if source.factors is None:
     return {}
   found = {}
@@ -141,9 +149,9 @@ def _factors(source: Any) -> dict[str, np.ndarray]:
 
 
 def batches_of(
-  source: Any, settings: Any, batch_size: int
-) -> Iterator[dict[str, np.ndarray]]:
-  """Each image once, prepared as in evaluation, with at most one label."""
+  source: Source, settings: ml_collections.ConfigDict, batch_size: int
+) -> Iterator[Batch]:
+  """Yields each image once, prepared as in evaluation, with its only label."""
   for batch in evaluation_batches.eval_batches(
     source, batch_size=batch_size, resize=settings.resize, crop=settings.crop
   ):
@@ -152,144 +160,118 @@ def batches_of(
     yield batch
 
 
-def _num_variables(subject: Subject, settings: Any) -> int:
-  """M, known before any image is read; 0 without a code."""
-  shape = (1, settings.crop, settings.crop, settings.channels)
-  encoding = jax.eval_shape(
-    subject.encode, subject.variables, jax.ShapeDtypeStruct(shape, np.uint8)
-  )
-  return (
-    0 if encoding.probabilities is None else encoding.probabilities.shape[1]
-  )
-
-
-def _views(config: Any) -> tuple[Callable, Callable]:
-  return view_of(config.views.view1), view_of(config.views.view2)
-
-
-def folder_name(
-  step: int, *, use_target: bool, split: str, data_set: str
-) -> str:
+def folder_name(step: int, options: RunOptions) -> str:
   """Returns a name that two different reports of a run do not share."""
   parts = [f"explain-{step}"]
-  if use_target:
+  if options.target:
     parts.append("target")
-  if data_set:
-    name = re.sub(r"[^A-Za-z0-9._]+", "-", data_set).strip("-.")
-    # What was replaced may have been all the difference.
-    digest = hashlib.sha256(data_set.encode()).hexdigest()[:6]
-    parts.append(name if name == data_set else f"{name}-{digest}")
-  if split != "train":
-    parts.append(split)
+  if options.data:
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", options.data).strip("-.")
+    # Two names may differ only in what was replaced.
+    digest = hashlib.sha256(options.data.encode()).hexdigest()[:6]
+    parts.append(name if name == options.data else f"{name}-{digest}")
+  if options.split != "train":
+    parts.append(options.split)
   return "-".join(parts)
 
 
 def some_batches(
-  source: Any, settings: Any, batch_size: int, count: int
-) -> Iterator[dict[str, np.ndarray]]:
-  """Batches of `count` images from everywhere in the source."""
+  source: Source,
+  settings: ml_collections.ConfigDict,
+  batch_size: int,
+  count: int,
+) -> Iterator[Batch]:
+  """Yields batches of `count` images from everywhere in the source."""
   some = augmented_views.some_images(source, count, seed=0)
   return batches_of(some, settings, batch_size)
 
 
+def images_of(
+  source: Source,
+  settings: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict,
+  batch_size: int,
+) -> Images:
+  """Describes a source as a data set to explain a subject by.
+
+  Args:
+    source: The images.
+    settings: How they are prepared, as config.data.
+    config: The run's recipe, whose views are compared.
+    batch_size: Images at a time.
+  """
+  return Images(
+    batches=lambda: batches_of(source, settings, batch_size),
+    count=source.num_examples,
+    some=functools.partial(some_batches, source, settings, batch_size),
+    views=two_views(source, config, batch_size) if "views" in config else None,
+    factors=_factors(source),
+    label_names=source.label_names or None,
+    names=source.describe,
+  )
+
+
 def explain_run(
-  workdir: str,
-  *,
-  step: int | None = None,
-  use_target: bool = False,
-  data_set: str = "",
-  split: str = "train",
-  output: str = "",
-  max_images: int = 50_000,
-  num_top: int = 12,
-  integrated_per_bin: int = 2,
-  two_views: bool = True,
-  untrained: bool = True,
-  figure_format: str = "pdf",
-  figure_variables: Sequence[int] | None = None,
-) -> report.Report:
-  """Analyses a run's encoder on a data set and writes all there is to see.
+  workdir: str, options: RunOptions | None = None
+) -> report_lib.Report:
+  """Analyzes a run's encoder on a data set and writes all there is to see.
 
   Args:
     workdir: The run.
-    step: Which checkpoint; the newest by default.
-    use_target: Look at the EMA target network.
-    data_set: NAME or NAME=PATH of another data set than the run's own.
-    split: "train" or "eval".
-    output: Local directory; `folder_name` in the workdir by default.
-    max_images: Images shown in the explorer; the numbers are of all.
-    num_top: Best images shown for each bin, with Grad-CAM.
-    integrated_per_bin: Of these, how many get integrated gradients too:
-      16 forward and backward passes each.
-    two_views: Look at two augmented views of every image as well, for the
-      cross-joint matrix and agreement: two more forward passes.
-    untrained: Where labels or factors are known, measure what the network
-      with random weights tells of them: one more forward pass.
-    figure_format: "pdf", "svg" or "png".
-    figure_variables: Variables of the figures; by default the 8 that know
-      most of a factor, or of highest entropy.
+    options: Which weights and images, what to measure, what to show.
 
   Raises:
     UserError: The run, the data or the directory does not fit.
   """
-  if os.path.isfile(os.path.expanduser(workdir)):
-    raise UserError(
-      f"{workdir} is a file; make a run of it first: `python -m"
-      f" imsvd_jax.import_weights --file={workdir} --workdir=NEW`."
-    )
-  output = os.path.expanduser(output)
-  if "://" in output or ("://" in workdir and not output):
-    raise UserError(
-      f"{output or workdir} is not on this machine, and the report is written"
-      " to local files; name a local directory with --output."
-    )
-  encoder = load_encoder(workdir, step, use_target=use_target)
-  settings = data_settings(encoder, data_set)
-  source = data.make_source(settings, split)
+  options = options or RunOptions()
+  _check_local(workdir, options)
+  encoder = load_encoder(workdir, options.step, use_target=options.target)
+  settings = data_settings(encoder, options.data)
+  source = data.make_source(settings, options.split)
   if source is None:
-    raise UserError(f"The data have no {split!r} split; use --split=train.")
+    raise UserError(
+      f"The data have no {options.split!r} split; use --split=train."
+    )
+  if source.multi_label:
+    console.say("These images have several labels each; they are left out.")
   run = epath.Path(os.path.expanduser(workdir))
-  output = output or run / folder_name(
-    encoder.step, use_target=use_target, split=split, data_set=data_set
-  )
+  output = os.path.expanduser(options.output)
+  output = output or run / folder_name(encoder.step, options)
   mesh = devices.make_mesh(jax.local_devices())
   batch_size = math.ceil(_BATCH_SIZE / mesh.size) * mesh.size
   subject = subject_of(encoder, f"{run.name}, step {encoder.step}")
-  report.check_variables(_num_variables(subject, settings), figure_variables)
-  lines = run / metrics.METRICS_FILE
-
-  if source.multi_label:
-    console.say("These images have several labels each; they are left out.")
-
+  untrained = None
+  if options.untrained and encoder.discrete:
+    untrained = untrained_subject(subject, encoder)
   try:
-    return report.explain(
+    return report_lib.explain(
       subject,
-      lambda: batches_of(source, settings, batch_size),
+      images_of(source, settings, encoder.config, batch_size),
       output,
-      num_images=source.num_examples,
-      some_batches=functools.partial(
-        some_batches, source, settings, batch_size
-      ),
-      views=_views(encoder.config) if two_views else None,
+      options,
+      untrained=untrained,
       key=jax.random.key(encoder.config.seed),
-      untrained=untrained_subject(subject, encoder)
-      if untrained and encoder.discrete
-      else None,
-      factors=_factors(source),
-      label_names=source.label_names or None,
-      names=source.describe,
-      num_top=num_top,
-      grad_cam_per_bin=num_top,
-      integrated_per_bin=integrated_per_bin,
-      max_images=max_images,
-      figure_format=figure_format,
-      figure_variables=figure_variables,
-      metrics=lines if lines.exists() else None,
+      records=metrics.read_metrics(run),
       title=f"{run.name} at step {encoder.step}",
       mesh=mesh,
-      progress=console.say,
+      report=console.say,
     )
   except OSError as error:
     raise UserError(
       f"Cannot write to {output}: {error.strerror}. Choose --output."
     ) from error
+
+
+def _check_local(workdir: str, options: RunOptions) -> None:
+  """Raises UserError unless there is a run, and a local place to write to."""
+  if os.path.isfile(os.path.expanduser(workdir)):
+    raise UserError(
+      f"{workdir} is a file; make a run of it first: `python -m"
+      f" imsvd_jax import_weights --file={workdir} --workdir=NEW`."
+    )
+  output = options.output
+  if files.is_remote(output) or (files.is_remote(workdir) and not output):
+    raise UserError(
+      f"{output or workdir} is not on this machine, and the report is written"
+      " to local files; name a local directory with --output."
+    )

@@ -1,7 +1,7 @@
 """What is explained: a few functions of images, and nothing else.
 
-This package never sees a model, a configuration or a checkpoint. Whoever has
-one (the command line, a notebook) writes down a `Subject`.
+This package never sees a model, a configuration or a checkpoint. A caller that
+has one (the command line, a notebook) describes it as a `Subject`.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import jax
 
 
 class Encoding(NamedTuple):
-  """What one forward pass says about a batch of images.
+  """The outputs of one forward pass over a batch of images.
 
   Attributes:
     features: [B, F] float, the backbone's features.
@@ -61,12 +61,12 @@ class Subject:
 
 
 def no_code_sentence(subject: Subject) -> str:
-  """Says what a run without discrete code shows and what it cannot."""
+  """Returns what a run without discrete code shows, and what it cannot show."""
   who = (
     f"{subject.objective} trains" if subject.objective else "This encoder has"
   )
   return (
     f"{who} a continuous embedding without discrete variables, so there are no "
     "bins, codes, joint matrix or per-bin attribution to show. The embedding "
-    "map, the nearest neighbours and the spectrum of the features are here."
+    "map, the nearest neighbors and the spectrum of the features are here."
   )

@@ -28,12 +28,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from imsvd_jax.base import pixels
+
 # Uniform numbers in [0, 1) by name, one for each example.
 _Draws = dict[str, jax.Array]
 
 _Operation = Callable[[_Draws, jax.Array], jax.Array]
-
-_LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601, what "L" means in PIL.
 
 
 class Augmentation(NamedTuple):
@@ -146,7 +146,7 @@ def augment(
   for coin, prob, operation in recipe:
     changed = operation(draws, planes)
     if prob < 1:
-      chosen = _per_example(draws[coin] < prob)
+      chosen = pixels.per_example(draws[coin] < prob)
       changed = jnp.where(chosen, changed, planes)
     planes = changed
   shape = (-1, 1, 1, 1)
@@ -162,7 +162,7 @@ def _recipe(
   strengths = _strengths(settings, channels)
   jitter = functools.partial(_jitter, strengths=strengths)
   blur = functools.partial(_random_blur, limits=settings.blur_sigma)
-  solarize = lambda _, planes: adjust_solarize(
+  solarize = lambda _, planes: pixels.adjust_solarize(
     planes, (settings.solarize_threshold - 0.5) / 255
   )
   return [
@@ -173,11 +173,6 @@ def _recipe(
     ("blur_coin", settings.blur_prob, blur),
     ("solarize_coin", settings.solarize_prob, solarize),
   ]
-
-
-def _per_example(values: jax.Array) -> jax.Array:
-  """[B] -> [B, 1, 1], to meet planes [C, B, H, W]."""
-  return values[:, None, None]
 
 
 # --- Random numbers -----------------------------------------------------------
@@ -233,7 +228,7 @@ def _jitter(
   """Brightness, contrast, saturation and hue in a random order per example.
 
   Evaluating all four in each of four turns would cost sixteen operations per
-  pixel, four of them hue, the dearest. Brightness, contrast and saturation are
+  pixel, four of them hue, the slowest. Brightness, contrast and saturation are
   one operation with three parameters: a blend with black, with the mean and
   with the gray image. So hue is evaluated once, between two rounds of blends:
   each example makes a blend in the first round if its turn is before hue's,
@@ -246,7 +241,7 @@ def _jitter(
   before = lambda name: draws[f"{name}_turn"] < draws["hue_turn"]
   planes = _round_of_blends(draws, planes, factors, before)
   shift = (2 * draws["hue"] - 1) * strengths["hue"]
-  planes = adjust_hue(planes, shift)
+  planes = pixels.adjust_hue(planes, shift)
   return _round_of_blends(draws, planes, factors, lambda name: ~before(name))
 
 
@@ -276,7 +271,7 @@ def _round_of_blends(
   def blend(planes: jax.Array, turn: jax.Array) -> tuple[jax.Array, None]:
     now = {n: (turns[n] == turn) & takes_part(n) for n in factors}
     factor = sum(jnp.where(now[n], factors[n] - 1, 0.0) for n in factors) + 1
-    return _blend(
+    return pixels.blend(
       planes, factor, now.get("contrast"), now.get("saturation")
     ), None
 
@@ -296,88 +291,6 @@ def _rank(draws: _Draws, name: str, names: Iterable[str]) -> jax.Array:
   ).astype(jnp.int32)
 
 
-def _blend(
-  planes: jax.Array,
-  factor: jax.Array,
-  with_mean: jax.Array | None = None,
-  with_gray: jax.Array | None = None,
-) -> jax.Array:
-  """clip(factor x + (1 - factor) base, 0, 1); the base is black by default."""
-  base = 0.0
-  if with_mean is not None or with_gray is not None:
-    gray = luminance(planes)  # [B, H, W]
-  if with_gray is not None:
-    base = jnp.where(_per_example(with_gray), gray, base)
-  if with_mean is not None:
-    mean = gray.mean(axis=(1, 2), keepdims=True)
-    base = jnp.where(_per_example(with_mean), mean, base)
-  factor = _per_example(factor)
-  return jnp.clip(factor * planes + (1 - factor) * base, 0.0, 1.0)
-
-
-def luminance(planes: jax.Array) -> jax.Array:
-  """PIL's L of three channels, the plain mean of any other number.
-
-  Args:
-    planes: [C, ...].
-
-  Returns:
-    [...].
-  """
-  if planes.shape[0] != 3:
-    return sum(planes) / planes.shape[0]
-  return sum(w * p for w, p in zip(_LUMINANCE, planes, strict=True))
-
-
-def adjust_brightness(planes: jax.Array, factor: jax.Array) -> jax.Array:
-  """Blends planes [C, B, H, W] with black; `factor` [B] is their weight."""
-  return _blend(planes, factor)
-
-
-def adjust_contrast(planes: jax.Array, factor: jax.Array) -> jax.Array:
-  """Blends with the mean luminance of the whole image."""
-  return _blend(planes, factor, with_mean=jnp.ones_like(factor, bool))
-
-
-def adjust_saturation(planes: jax.Array, factor: jax.Array) -> jax.Array:
-  """Blends with the gray image."""
-  return _blend(planes, factor, with_gray=jnp.ones_like(factor, bool))
-
-
-def adjust_hue(planes: jax.Array, shift: jax.Array) -> jax.Array:
-  """Turns the hue of HSV, leaving value and saturation.
-
-  Args:
-    planes: float32 [3, B, H, W] in [0, 1].
-    shift: float32 [B]; 1 is the whole circle.
-  """
-  red, green, blue = planes
-  # Not planes.max(axis=0): XLA's CPU backend does not vectorize a reduction of
-  # three elements, which made the hue ten times as dear.
-  value = jnp.maximum(jnp.maximum(red, green), blue)
-  chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
-  divisor = jnp.where(chroma > 0, chroma, 1.0)
-  sixths = jnp.where(
-    value == red,
-    (green - blue) / divisor,
-    jnp.where(
-      value == green,
-      2 + (blue - red) / divisor,
-      4 + (red - green) / divisor,
-    ),
-  )
-  sixths = sixths + 6 * _per_example(shift)
-
-  def channel(offset: int) -> jax.Array:
-    # A channel holds `value` for two sixths of the circle, falls for one,
-    # stays at value - chroma for two, and rises for one.
-    k = sixths + offset
-    k = k - 6 * jnp.floor(k / 6)
-    return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0.0, 1.0)
-
-  return jnp.stack([channel(5), channel(3), channel(1)])
-
-
 # --- The other operations -----------------------------------------------------
 
 
@@ -388,7 +301,9 @@ def _permute_channels(draws: _Draws, planes: jax.Array) -> jax.Array:
   take = jax.nn.one_hot(order, channels, dtype=planes.dtype)  # [B, out, in]
   return jnp.stack(
     [
-      sum(_per_example(take[:, o, i]) * planes[i] for i in range(channels))
+      sum(
+        pixels.per_example(take[:, o, i]) * planes[i] for i in range(channels)
+      )
       for o in range(channels)
     ]
   )
@@ -396,58 +311,11 @@ def _permute_channels(draws: _Draws, planes: jax.Array) -> jax.Array:
 
 def _gray(draws: _Draws, planes: jax.Array) -> jax.Array:
   del draws
-  return jnp.broadcast_to(luminance(planes), planes.shape)
-
-
-def adjust_solarize(planes: jax.Array, threshold: float) -> jax.Array:
-  """Inverts what is at or above the threshold."""
-  return jnp.where(planes >= threshold, 1 - planes, planes)
-
-
-def blur_kernel_size(size: int) -> int:
-  """Returns the odd number next to a tenth of the image: 23 at 224 pixels."""
-  return size // 10 // 2 * 2 + 1
+  return pixels.grayscale(planes)
 
 
 def _random_blur(
   draws: _Draws, planes: jax.Array, *, limits: Sequence[float]
 ) -> jax.Array:
   low, high = limits
-  return gaussian_blur(planes, low + (high - low) * draws["blur_sigma"])
-
-
-def gaussian_blur(planes: jax.Array, sigma: jax.Array) -> jax.Array:
-  """Convolves each example with a Gaussian, reflecting at the edges.
-
-  Args:
-    planes: float32 [C, B, H, W].
-    sigma: float32 [B], in pixels.
-  """
-  radius = blur_kernel_size(planes.shape[-1]) // 2
-  distance = jnp.arange(radius + 1, dtype=jnp.float32)
-  weights = jnp.exp(-0.5 * (distance / sigma[:, None]) ** 2)
-  weights = weights / (2 * weights.sum(-1, keepdims=True) - weights[:, :1])
-  weights = [_per_example(weights[:, k]) for k in range(radius + 1)]
-
-  def blur(plane: jax.Array) -> jax.Array:
-    return _convolve(_convolve(plane, weights, axis=1), weights, axis=2)
-
-  # A loop over channels, so that what came before is computed once and not for
-  # every tap (XLA's CPU backend would fuse it).
-  return jax.lax.map(blur, planes)
-
-
-def _convolve(
-  plane: jax.Array, weights: list[jax.Array], axis: int
-) -> jax.Array:
-  """One axis, with a symmetric kernel given from its center outwards."""
-  radius, length = len(weights) - 1, plane.shape[axis]
-  padding = [(0, 0)] * plane.ndim
-  padding[axis] = (radius, radius)
-  # The barrier keeps XLA from computing the reflection anew for every tap.
-  padded = jax.lax.optimization_barrier(jnp.pad(plane, padding, mode="reflect"))
-  at = lambda shift: jax.lax.slice_in_dim(
-    padded, radius + shift, radius + shift + length, axis=axis
-  )
-  taps = [w * (at(-k) + at(k)) for k, w in enumerate(weights[1:], 1)]
-  return weights[0] * at(0) + sum(taps)
+  return pixels.gaussian_blur(planes, low + (high - low) * draws["blur_sigma"])

@@ -12,6 +12,19 @@ def test_progress_says_how_fast_and_how_long():
   assert console.Progress("k-NN", None).line(1) == "k-NN: 0 images, 0/s"
 
 
+def test_rates_leave_out_what_may_have_compiled(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+  lines = []
+  meter = console.Progress("Scan", None, report=lines.append, every=99)
+  for now[0] in (10.0, 11.0, 12.0):
+    meter.add(5)
+  assert meter.rate() == 5.0
+  assert meter.line(12.0) == "Scan: 15 images, 5/s"
+  meter.finish()
+  assert lines == ["Scan: 15 images in 0:12, 5/s"]
+
+
 def test_pace_is_a_rate_and_the_time_left():
   assert console.pace(50, 10.0, 200) == (5.0, 40.0)
   assert console.pace(0, 0.0, 0) == (0.0, 0.0)

@@ -3,9 +3,10 @@
   python -m tests.explain.cost [ROUNDS]
 
 The network of configs/shapes.py with random weights, over 2048 of its images;
-CPU time, so that other programs on the machine do not count. Features, and the
-analysis without and with two views, take turns; the medians are compared.
-Compilation does not count: the clock starts after the first batch.
+CPU time, so that other programs on the machine do not count. Features, the scan
+of the images and the comparison of two views (which cuts and augments them
+first) take turns; the medians are compared. Compilation does not count: the
+clock starts after the first batch.
 """
 
 import itertools
@@ -18,7 +19,11 @@ import numpy as np
 
 from configs import shapes
 from imsvd_jax import data
-from imsvd_jax.explain import analysis, run_subject
+from imsvd_jax.base import devices
+from imsvd_jax.explain import run_subject
+from imsvd_jax.explain.images import Images, TwoViews
+from imsvd_jax.explain.scan import scan
+from imsvd_jax.explain.view_comparison import compare_views
 from imsvd_jax.runs.encoder import LoadedEncoder
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import step as step_lib
@@ -56,30 +61,35 @@ def main():
   settings = encoder.config.data
   source = data.make_source(settings, "train")
   subject = run_subject.subject_of(encoder, "untrained")
-  # In memory: reading the images is the same for all.
+  views = run_subject.two_views(source, encoder.config, BATCH_SIZE)
+  mesh = devices.make_mesh(jax.local_devices())
+  chosen = encoder.config.objective[encoder.config.objective.name]
+  shape = (encoder.config.model.projector[-1] // chosen.num_bins,)
+  shape += (chosen.num_bins,)
+  # In memory: reading the images is the same for features and the scan.
   batches = list(run_subject.batches_of(source, settings, BATCH_SIZE))
 
-  def features(batches):
-    for batch in batches:
+  def features(clock):
+    for batch in clock:
       encoder.features(batch["image"])
 
-  def analyse(batches, views=None):
-    analysis.analyse(
-      subject, batches, views=views, key=jax.random.key(0), progress=None
-    )
+  def compare(clock):
+    two = TwoViews(lambda: clock, views.augment)
+    compare_views(subject, two, shape, examples=np.arange(1), mesh=mesh)
 
-  views = tuple(
-    run_subject.view_of(view)
-    for view in (encoder.config.views.view1, encoder.config.views.view2)
-  )
   passes = {
-    "features": features,
-    "analysis": analyse,
-    "analysis of two views": lambda batches: analyse(batches, views),
+    "features": (lambda: batches, features),
+    "scan": (
+      lambda: batches,
+      lambda clock: scan(subject, Images(lambda: clock), mesh=mesh),
+    ),
+    "two views": (views.crops, compare),
   }
   times = {name: [] for name in passes}
-  for _, (name, run) in itertools.product(range(rounds), passes.items()):
-    clock = Clock(batches)
+  for _, (name, (given, run)) in itertools.product(
+    range(rounds), passes.items()
+  ):
+    clock = Clock(given())
     run(clock)
     times[name].append(clock.seconds)
   count = NUM_IMAGES - BATCH_SIZE

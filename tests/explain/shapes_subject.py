@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imsvd_jax.explain import probes
+from imsvd_jax.explain.images import Images, TwoViews
 from imsvd_jax.explain.subject import Encoding, Subject
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "bar")
@@ -78,6 +80,33 @@ def batches(num_images, batch_size, *, size=32, labelled=True, start=0):
     if labelled:
       batch["label"] = np.pad(factors["shape"], (0, pad), constant_values=-1)
     yield batch
+
+
+def images_of(num_images, batch_size, *, size=32, **options):
+  """The same batches as a data set, with two views of every image."""
+  again = lambda: batches(num_images, batch_size, size=size)
+  return Images(
+    again,
+    **{"views": two_views(again, probes.crop, probes.flip)} | options,
+  )
+
+
+def two_views(batches_again, *functions):
+  """Two views of whole images, each by a function of (keys, images)."""
+
+  def crops():
+    for batch in batches_again():
+      views = np.stack([batch["image"]] * 2, axis=1)
+      rest = {n: batch[n] for n in ("index", "mask") if n in batch}
+      yield {"views": views, **rest}
+
+  def augment(views, indices):
+    keys = lambda number: probes.image_keys(jax.random.key(0), indices, number)
+    return jnp.stack(
+      [view(keys(k), views[:, k]) for k, view in enumerate(functions)]
+    )
+
+  return TwoViews(crops, augment)
 
 
 def _maps(_, images):

@@ -39,10 +39,10 @@ def test_spectrum_and_effective_rank():
   assert embedding_map.effective_rank(np.zeros((3, 3))) == 0
 
 
-def test_neighbours_against_numpy_with_ties(features):
+def test_neighbors_against_numpy_with_ties(features):
   features = np.concatenate([features, features[:40]])  # Equal cosines.
   queries = np.array([3, 299, 310, 5])
-  rows, cosines = embedding_map.nearest_neighbours(
+  rows, cosines = embedding_map.nearest_neighbors(
     features, queries, count=7, block=3
   )
   unit = features / np.linalg.norm(features, axis=1, keepdims=True)
@@ -55,16 +55,16 @@ def test_neighbours_against_numpy_with_ties(features):
   assert rows[0, 0] == 303  # The copy of row 3.
 
 
-def test_fewer_rows_than_neighbours():
-  rows, _ = embedding_map.nearest_neighbours(np.eye(3), [0], count=10)
+def test_fewer_rows_than_neighbors():
+  rows, _ = embedding_map.nearest_neighbors(np.eye(3), [0], count=10)
   np.testing.assert_array_equal(rows, [[1, 2]])  # Equal: the lower row first.
   with pytest.raises(UserError, match=r"rows 0\.\.2"):
-    embedding_map.nearest_neighbours(np.eye(3), [3])
+    embedding_map.nearest_neighbors(np.eye(3), [3])
 
 
-def test_neighbour_agreement():
-  neighbours = np.array([[1, 2], [0, 2], [3, 0], [2, 1]])
+def test_neighbor_agreement():
+  neighbors = np.array([[1, 2], [0, 2], [3, 0], [2, 1]])
   values = np.array([0, 0, 1, -1])
-  share, chance = embedding_map.neighbour_agreement(neighbours, values)
+  share, chance = embedding_map.neighbor_agreement(neighbors, values)
   assert share == pytest.approx(2 / 5)  # 0-1, 0-2, 1-0, 1-2, 2-0 are known.
   assert chance == pytest.approx((2 / 3) ** 2 + (1 / 3) ** 2)

@@ -1,23 +1,25 @@
 """The explorer: its files, and the page in a real browser."""
 
 import base64
+import dataclasses
 import json
 import re
 import zlib
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from matplotlib import image as matplotlib_image
 
+from imsvd_jax.base import devices
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import (
-  analysis,
   attribution,
   embedding_map,
   illustrations,
-  probes,
+  measurement,
 )
+from imsvd_jax.explain.explain_options import ExplainOptions
 from imsvd_jax.explain.explorer import writer
 from tests.explain import chromium, shapes_subject
 
@@ -25,9 +27,12 @@ N, M, BINS, SIZE = 150, 6, 5, 32
 IMG = '<img src=x onerror="window.hacked=1">.png'
 SCRIPT = "</script><script>window.hacked=2</script>\u2028&amp;.png"
 LABELS = ("<b>circle</b>", "square", "triangle", "cross", "ring", "bar")
-VIEWS = (
-  probes.crop,
-  lambda keys, images: probes.flip(keys, images) * jnp.float32(0.8),
+OPTIONS = ExplainOptions(
+  num_top=8,
+  max_flip_images=0,
+  thumbnail_size=32,
+  grad_cam_per_bin=3,
+  integrated_per_bin=1,
 )
 
 
@@ -42,37 +47,38 @@ class Built:
     self.root = root
     self.subject = shapes_subject.make_subject(M, BINS)
     factors = shapes_subject.factors_of(np.arange(N))
-    self.analysis = analysis.analyse(
-      self.subject,
-      shapes_subject.batches(N, 80, size=SIZE),
-      views=VIEWS,
+    images = shapes_subject.images_of(
+      N,
+      80,
+      size=SIZE,
       label_names=LABELS,
       factors={"hue": factors["hue"]},
-      num_top=8,
+      names=file_names,
     )
-    self.analysis.flip_rates = {"mirror": np.linspace(0, 1, M)}
-    self.analysis.nmi_untrained = self.analysis.nmi / 4
+    found = measurement.analyze(self.subject, images, OPTIONS)
+    self.analysis = dataclasses.replace(
+      found,
+      flip_rates={"mirror": np.linspace(0, 1, M)},
+      scores=dataclasses.replace(
+        found.scores, nmi_untrained=found.scores.nmi / 4
+      ),
+    )
     self.illustrations = illustrations.illustrate(
       self.subject,
       shapes_subject.batches(N, 70, size=SIZE),
       self.analysis,
       root / "sprites",
-      thumbnail_size=32,
-      grad_cam_per_bin=3,
-      integrated_per_bin=1,
+      OPTIONS,
+      mesh=devices.make_mesh(jax.devices()),
       keep=[3, 140],
     )
-    images = shapes_subject.render(np.arange(2), SIZE)[0]
     self.index = writer.build(
       root,
       self.subject,
       self.analysis,
       self.illustrations,
       title="Shapes & <colours>",
-      names=file_names,
-      views=illustrations.view_examples(
-        self.subject, images, np.arange(2), VIEWS
-      ),
+      names=images.names,
     )
 
   def data(self, name):
@@ -140,7 +146,7 @@ def test_sprites_hold_the_thumbnails(built):
 def test_codes_and_labels_round_trip(built):
   data = built.data("images")
   codes = built.array(data["codes"], np.uint8).reshape(M, N)
-  np.testing.assert_array_equal(codes.T, built.analysis.codes)
+  np.testing.assert_array_equal(codes.T, built.analysis.code.codes)
   labels = built.array(data["factors"][0]["values"], np.int16)
   np.testing.assert_array_equal(labels, built.analysis.factors[0].values)
   assert data["names"][7] == IMG
@@ -149,9 +155,8 @@ def test_codes_and_labels_round_trip(built):
 def test_joint_rows_round_trip(built):
   blocks = built.array(built.data("joint_1")["blocks"], np.uint8)
   levels = blocks.reshape(M - 1, BINS, BINS).astype(float)
-  found = built.analysis
-  p = found.marginal
-  block = found.joint[BINS : 2 * BINS, 3 * BINS : 4 * BINS]
+  p = built.analysis.code.marginal
+  block = built.analysis.pairs.joint[BINS : 2 * BINS, 3 * BINS : 4 * BINS]
   ratio = block / np.outer(p[1], p[3])
   stored = 2 ** ((levels[2] - 128) * 8 / 127)
   inside = (ratio > 2**-7.9) & (ratio < 2**7.9)
@@ -173,7 +178,7 @@ def test_maps_belong_to_the_best_images(built):
     BINS, maps["perBin"], maps["height"], maps["width"]
   )
   np.testing.assert_array_equal(found, built.illustrations.grad_cam[2])
-  best = built.analysis.top_indices[2, 1, :3]
+  best = built.analysis.code.top_indices[2, 1, :3]
   images = shapes_subject.render(best, SIZE)[0]
   again = attribution.attribute(
     attribution.make_grad_cam(built.subject),
@@ -191,7 +196,7 @@ def test_maps_belong_to_the_best_images(built):
 
 def test_few_images_are_shown_of_many(built):
   shown = illustrations.shown_images(built.analysis, 100)
-  best = np.unique(built.analysis.top_indices)
+  best = np.unique(built.analysis.code.top_indices)
   assert np.isin(best[best >= 0], shown).all()
   assert len(shown) == max(100, len(best[best >= 0]))
   assert len(illustrations.shown_images(built.analysis, N)) == N
@@ -204,9 +209,8 @@ def test_second_pass_over_other_data(built, tmp_path):
       shapes_subject.batches(100, 50, size=SIZE),
       built.analysis,
       tmp_path,
-      thumbnail_size=32,
-      grad_cam_per_bin=0,
-      integrated_per_bin=0,
+      ExplainOptions(grad_cam_per_bin=0, integrated_per_bin=0),
+      mesh=devices.make_mesh(jax.devices()),
     )
 
 
@@ -304,7 +308,7 @@ def test_sorting_by_mouse_and_keyboard(browser, built):
   browser.go("#/variables")
   head = "#variables th:nth-child(3)"
   browser.click(f"{head} button")
-  entropies = built.analysis.entropies()
+  entropies = built.analysis.code.entropies()
   expected = [f"v{m}" for m in np.argsort(-entropies, kind="stable")]
   assert column(browser, 1) == expected
   sort = "return document.querySelector(arguments[0]).ariaSort"
@@ -325,7 +329,7 @@ def test_variable_page_shows_best_images_lazily(browser, built):
     "return [...document.querySelectorAll('[data-bin=\"1\"] .thumb')]"
     ".map((n) => +n.hash.split('/')[2])"
   )
-  best = built.analysis.top_indices[2, 1]
+  best = built.analysis.code.top_indices[2, 1]
   if not found:  # Below the screen: not there yet.
     browser.script(
       "document.querySelector('[data-bin=\"1\"]').scrollIntoView()"
@@ -341,7 +345,7 @@ def test_variable_page_shows_best_images_lazily(browser, built):
 
 @needs_chromium
 def test_pictures_outside_of_a_small_bin_are_marked(browser, built):
-  usage = built.analysis.usage
+  usage = built.analysis.code.usage
   m, d = np.argwhere((usage > 0) & (usage < 8))[0]
   browser.go(f"#/variable/{m}")
   bin_of = f"document.querySelector('[data-bin=\"{d}\"]')"
@@ -354,8 +358,8 @@ def test_pictures_outside_of_a_small_bin_are_marked(browser, built):
     " n.matches(':hover, :focus-visible')"
     " ? null : +getComputedStyle(n).opacity])"
   )
-  best = built.analysis.top_indices[m, d]
-  outside = built.analysis.codes[best, m] != d
+  best = built.analysis.code.top_indices[m, d]
+  outside = built.analysis.code.codes[best, m] != d
   assert outside.sum() == 8 - usage[m, d]
   assert [label for label, _ in shown] == outside.tolist()
   seen = [
@@ -463,7 +467,7 @@ def test_search_by_name_label_and_index(browser, built):
 @needs_chromium
 def test_images_that_share_codes(browser, built):
   browser.go("#/image/5")
-  codes = built.analysis.codes
+  codes = built.analysis.code.codes
   shared = (codes == codes[5]).sum(1)
   order = [i for i in np.lexsort((np.arange(N), -shared)) if i != 5][:24]
   links = (
@@ -484,8 +488,8 @@ def test_images_that_share_codes(browser, built):
 @needs_chromium
 def test_neighbours_of_an_image(browser, built):
   browser.go("#/image/5")
-  rows, _ = embedding_map.nearest_neighbours(
-    built.analysis.sample_features, [5], count=12
+  rows, _ = embedding_map.nearest_neighbors(
+    built.analysis.features.sample_features, [5], count=12
   )
   found = browser.script(
     "return [...document.querySelectorAll('section:nth-of-type(2) .thumb')]"
@@ -513,7 +517,7 @@ def test_virtual_grid_holds_few_cells(browser):
 @needs_chromium
 def test_matrix_tooltip_zoom_and_keyboard(browser, built):
   browser.go("#/matrix/1/4")
-  found = built.analysis
+  found = built.analysis.pairs
   browser.wait("document.querySelector('.stage canvas').width > 100")
   browser.script("document.querySelector('.stage canvas').focus()")
   browser.press("ArrowDown")  # Zoomed in: one bin down.
@@ -530,7 +534,8 @@ def test_matrix_tooltip_zoom_and_keyboard(browser, built):
   bins = re.search(r"bins (\d), (\d): P (?:=|≈) ([\d.e-]+)", said)
   d, e = int(bins[1]), int(bins[2])
   stored = found.joint[BINS + d, 4 * BINS + e]
-  ratio = stored / (found.marginal[1, d] * found.marginal[4, e])
+  marginal = built.analysis.code.marginal
+  ratio = stored / (marginal[1, d] * marginal[4, e])
   if 2**-7.9 < ratio < 2**7.9:
     assert float(bins[3]) == pytest.approx(stored, rel=0.08)
   browser.press("0")  # Fit: now whole variables.
@@ -559,8 +564,7 @@ def test_matrix_pixels_follow_the_matrix(browser, built):
     "return result"
   )
   light = np.array(browser.script(centres)).reshape(M, M)
-  found = built.analysis
-  excess = np.maximum(found.mutual_information - found.floor, 0)
+  excess = np.maximum(built.analysis.pairs.excess(), 0)
   rows, columns = np.where(~np.eye(M, dtype=bool))
   order = np.argsort(excess[rows, columns])
   ranked = light[rows, columns][order]

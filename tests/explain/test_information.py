@@ -98,34 +98,3 @@ def test_chance_of_nmi():
   )
   chance = information.chance_normalized_mutual_information(tables[0])
   assert found == pytest.approx(chance, rel=0.1)
-
-
-def test_purity():
-  counts = np.array([[3, 1], [0, 0], [0, 5]])
-  np.testing.assert_allclose(information.purity(counts), [0.75, 0, 1])
-
-
-def test_continuous_factor_is_cut_by_quantiles():
-  values = np.append(np.arange(100.0), np.nan)
-  factor = information.make_factor("size", values, num_quantiles=4)
-  assert factor.values[-1] == -1
-  np.testing.assert_array_equal(np.bincount(factor.values[:-1]), [25] * 4)
-  assert len(factor.names) == 4
-
-
-def test_continuous_factor_keeps_equal_values_together():
-  values = np.array([0.0] * 60 + [1.0] * 40)
-  factor = information.make_factor("switch", values)
-  assert len(set(factor.values[:60])) == 1
-  assert len(set(factor.values[60:])) == 1
-  assert factor.values[0] != factor.values[-1]
-  assert factor.values.max() < len(factor.names)
-
-
-def test_categories_of_integers_and_strings():
-  factor = information.make_factor("label", np.array([1, -1, 0]), ["a", "b"])
-  assert factor.names == ("a", "b")
-  np.testing.assert_array_equal(factor.values, [1, -1, 0])
-  factor = information.make_factor("word", np.array(["pear", "fig", "pear"]))
-  assert factor.names == ("fig", "pear")
-  np.testing.assert_array_equal(factor.values, [1, 0, 1])

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imsvd_jax.base import devices as devices_lib
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.explain import accumulate, probes
+from imsvd_jax.explain import probes
 from tests.explain import shapes_subject
 from tests.explain.table_subject import table_batches, table_subject
 
@@ -31,7 +32,7 @@ def test_probes_keep_shape_and_range_and_change_something(name, images, keys):
 
 def test_mirror_channels_and_invert(images, keys):
   np.testing.assert_array_equal(probes.flip(keys, images), images[:, :, ::-1])
-  rolled = probes.channels(keys, images)
+  rolled = probes.roll_channels(keys, images)
   np.testing.assert_array_equal(rolled[..., 1], images[..., 0])
   inverted = probes.invert(keys, images)
   np.testing.assert_array_equal(inverted, 255.0 - images)
@@ -39,7 +40,9 @@ def test_mirror_channels_and_invert(images, keys):
 
 def test_blur_keeps_a_constant_and_the_mean(images, keys):
   constant = np.full((4, 32, 32, 3), 77, np.uint8)
-  np.testing.assert_allclose(probes.blur(keys, constant), 77, rtol=1e-5)
+  np.testing.assert_allclose(
+    probes.PROBES["blur"](keys, constant), 77, rtol=1e-5
+  )
 
 
 def test_crop_shows_half_the_area(keys):
@@ -61,7 +64,7 @@ def table():
 
 def test_flip_rates_against_numpy(table):
   chosen = {
-    "nothing": probes.identity,
+    "nothing": lambda keys, x: x.astype(jnp.float32),
     "mirror": lambda keys, x: x[:, :, ::-1].astype(jnp.float32),
     "noise": lambda keys, x: (
       x.astype(jnp.float32)
@@ -74,10 +77,10 @@ def test_flip_rates_against_numpy(table):
       table_subject(),
       table_batches(table, np.arange(50), batch),
       probes=chosen,
-      mesh=accumulate.data_mesh(jax.devices()[:devices]),
+      mesh=devices_lib.make_mesh(jax.devices()[:devices]),
     )
   codes = lambda x: np.asarray(x)[..., 0].astype(np.float32).argmax(-1)
-  keys = accumulate.view_keys(jax.random.key(0), jnp.arange(50), 2)
+  keys = probes.image_keys(jax.random.key(0), jnp.arange(50), 2)
   for found in rates.values():
     np.testing.assert_array_equal(found["nothing"], 0)
     for name, images in (
@@ -90,7 +93,19 @@ def test_flip_rates_against_numpy(table):
 
 def test_flip_rates_need_a_code(images):
   subject = shapes_subject.make_continuous_subject()
+  mesh = devices_lib.make_mesh(jax.devices())
   with pytest.raises(UserError, match="discrete code"):
-    probes.flip_rates(subject, shapes_subject.batches(8, 8))
+    probes.flip_rates(subject, shapes_subject.batches(8, 8), mesh=mesh)
   with pytest.raises(UserError, match="no images"):
-    probes.flip_rates(table_subject(), [])
+    probes.flip_rates(table_subject(), [], mesh=mesh)
+
+
+def test_keys_differ_by_image_and_number_only():
+  key = jax.random.key(3)
+  bits = lambda indices, number: jax.random.key_data(
+    probes.image_keys(key, jnp.array(indices), number)
+  )
+  first = bits([4, 9, 2], 0)
+  np.testing.assert_array_equal(bits([9, 4], 0), first[jnp.array([1, 0])])
+  everything = np.concatenate([first, bits([4, 9, 2], 1)])
+  assert len(np.unique(everything, axis=0)) == 6

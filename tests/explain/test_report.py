@@ -1,22 +1,19 @@
 """The whole report, with and without a discrete code."""
 
 import dataclasses
-import json
-import types
 
+import jax
 import numpy as np
 import pytest
 
 from imsvd_jax import explain
+from imsvd_jax.base import devices
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.explain import analysis, health, probes, report
+from imsvd_jax.explain import health, images, probes, report
+from imsvd_jax.explain.analysis import Code, Features
 from tests.explain import chromium, shapes_subject
 
 N = 48
-
-
-def batches():
-  return shapes_subject.batches(N, 24)
 
 
 def constant(subject):
@@ -27,29 +24,29 @@ def constant(subject):
   return dataclasses.replace(subject, variables=variables)
 
 
-def test_report_of_a_discrete_code(tmp_path):
-  metrics = tmp_path / "metrics.jsonl"
-  metrics.write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")
+def test_report_of_a_discrete_code(tmp_path, monkeypatch):
+  monkeypatch.setattr(probes, "PROBES", {"mirror": probes.flip})
   lines = []
   subject = shapes_subject.make_subject(3, 4)
+  data_set = shapes_subject.images_of(
+    N, 24, count=N, label_names=shapes_subject.SHAPES
+  )
   found = explain.explain(
     subject,
-    batches,
+    data_set,
     tmp_path / "out",
+    explain.ExplainOptions(
+      num_top=3,
+      thumbnail_size=16,
+      grad_cam_per_bin=1,
+      integrated_per_bin=0,
+      max_flip_images=30,
+      figure_format="svg",
+      variables=(2, 0),
+    ),
     untrained=constant(subject),
-    num_images=N,
-    views=(probes.flip, probes.darken),
-    augmentations={"mirror": probes.flip},
-    max_flip_images=30,
-    label_names=shapes_subject.SHAPES,
-    num_top=3,
-    thumbnail_size=16,
-    grad_cam_per_bin=1,
-    integrated_per_bin=0,
-    figure_format="svg",
-    figure_variables=[2, 0],
-    metrics=metrics,
-    progress=lines.append,
+    records=[{"step": 1, "loss": 2.0}],
+    report=lines.append,
   )
   assert all(report._FIGURE.fullmatch(path.name) for path in found.figures)
   stems = {path.stem for path in found.figures}
@@ -67,27 +64,28 @@ def test_report_of_a_discrete_code(tmp_path):
   }
   assert all(path.read_text().startswith("<?xml") for path in found.figures)
   assert found.index.is_file()
-  again = analysis.Analysis.load(tmp_path / "out" / "analysis.npz")
-  np.testing.assert_array_equal(again.joint, found.analysis.joint)
+  again = explain.Analysis.load(tmp_path / "out" / "analysis.npz")
+  np.testing.assert_array_equal(again.pairs.joint, found.analysis.pairs.joint)
   assert list(again.flip_rates) == ["mirror"]
-  chosen = analysis.some_of(np.arange(N), 30)
+  chosen = images.some_of(np.arange(N), 30)
   expected = probes.flip_rates(
     subject,
-    report.only(batches(), chosen),
-    probes={"mirror": probes.flip},
+    images.only(data_set.batches(), chosen),
+    mesh=devices.make_mesh(jax.devices()),
   )
   np.testing.assert_array_equal(again.flip_rates["mirror"], expected["mirror"])
   assert chosen.max() > 30
-  assert any("images/s" in line for line in lines)
-  assert (again.nmi_untrained == 0).all()
+  assert any(f"{N} images in 0:" in line for line in lines)
+  assert (again.scores.nmi_untrained == 0).all()
   (row,) = health.best_factors(again)
-  assert row["nmi"][0] == again.nmi.max() > row["untrained"] == 0
+  assert row["nmi"][0] == again.scores.nmi.max() > row["untrained"] == 0
   table = report.factor_lines(again)
   assert table[1].startswith(f"  label  v{row['variables'][0]} ")
   assert "(random weights 0.00, chance" in table[1]
   assert set(table) <= set(lines)
   levels = {i.name: i.level for i in health.indicators(again)}
-  assert set(levels.values()) <= set(health.LEVELS)
+  assert set(levels.values()) <= {"good", "fair", "poor"}
+  assert "Agreement of views" in levels
 
 
 def test_a_former_report_is_removed_and_nothing_else(tmp_path):
@@ -109,7 +107,7 @@ def test_a_former_report_is_removed_and_nothing_else(tmp_path):
 def test_images_are_chosen_from_all_classes():
   """In a folder sorted by class, the first images are of one class."""
   labels = np.repeat(np.arange(10), 100)
-  chosen = analysis.some_of(np.arange(1000), 200)
+  chosen = images.some_of(np.arange(1000), 200)
   assert len(np.unique(chosen)) == 200
   counts = np.bincount(labels[chosen])
   assert counts.min() >= 8
@@ -123,14 +121,13 @@ def test_images_are_chosen_from_all_classes():
     }
     for start in range(0, 960, 64)
   ]
-  found = list(report.only(given, chosen))
+  found = list(images.only(given, chosen))
   assert {len(batch["image"]) for batch in found[:-1]} == {64}
   wanted = chosen[chosen < 960]
   for name in ("image", "index"):
     values = np.concatenate([batch[name].ravel() for batch in found])
     np.testing.assert_array_equal(values, wanted)
-  rows = types.SimpleNamespace(sample_indices=np.arange(1000))
-  assert len(np.unique(labels[report._examples(rows)])) >= 4
+  assert len(np.unique(labels[images.some_of(np.arange(1000), 6)])) >= 4
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +135,10 @@ def continuous(tmp_path_factory):
   lines = []
   found = explain.explain(
     shapes_subject.make_continuous_subject(),
-    batches,
+    shapes_subject.images_of(N, 24, label_names=shapes_subject.SHAPES),
     tmp_path_factory.mktemp("continuous"),
-    label_names=shapes_subject.SHAPES,
-    thumbnail_size=32,
-    figure_format="png",
-    progress=lines.append,
+    explain.ExplainOptions(thumbnail_size=32, figure_format="png"),
+    report=lines.append,
   )
   return found, lines
 
@@ -152,7 +147,7 @@ def test_report_without_a_code_says_so(continuous):
   found, lines = continuous
   assert [path.stem for path in found.figures] == ["embedding_map"]
   assert any("VICReg" in line and "no bins" in line for line in lines)
-  assert not found.analysis.has_codes
+  assert found.analysis.code is None
   data = {path.stem for path in (found.index.parent / "data").iterdir()}
   assert data == {"core", "images", "map", "neighbours"}
 
@@ -181,9 +176,9 @@ def test_a_variable_that_is_not_there(tmp_path):
   with pytest.raises(UserError, match=r"no variable 3; .* numbered 0\.\.2"):
     explain.explain(
       shapes_subject.make_subject(3, 4),
-      batches,
+      shapes_subject.images_of(N, 24),
       tmp_path,
-      figure_variables=[1, 3],
+      explain.ExplainOptions(variables=(1, 3)),
     )
 
 
@@ -191,9 +186,9 @@ def test_user_mistake_is_found_before_the_work(tmp_path):
   with pytest.raises(UserError, match="'gif'"):
     explain.explain(
       shapes_subject.make_subject(3, 4),
-      batches,
+      shapes_subject.images_of(N, 24),
       tmp_path,
-      figure_format="gif",
+      explain.ExplainOptions(figure_format="gif"),
     )
 
 
@@ -203,17 +198,17 @@ def test_user_mistake_is_found_before_the_work(tmp_path):
 )
 def test_health_of_good_and_collapsed_variables(usage, level):
   usage = np.array(usage)
-  found = analysis.Analysis(
-    indices=np.arange(100),
-    feature_mean=np.zeros(1),
-    sample_indices=np.arange(1),
-    sample_features=np.zeros((1, 1)),
+  code = Code(
     codes=np.zeros((100, 1), np.uint8),
-    usage=usage,
     marginal=usage / 100,
-    confidence=np.array([0.95]),
+    usage=usage,
     conditional_entropy=np.array([0.1]),
+    confidence=np.array([0.95]),
+    top_scores=np.zeros((1, 4, 1)),
+    top_indices=np.zeros((1, 4, 1), int),
   )
+  features = Features(np.zeros(1), np.arange(1), np.zeros((1, 1)))
+  found = explain.Analysis(np.arange(100), features, code)
   levels = {i.name: i.level for i in health.indicators(found)}
   assert levels["Entropy used"] == level
   assert levels["Collapsed variables"] == level

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import string
+import types
 
 import jax
 import numpy as np
@@ -13,9 +14,10 @@ import pytest
 from configs import shapes
 from imsvd_jax import data
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.commands import explain as command
-from imsvd_jax.explain import run_subject
+from imsvd_jax.evaluation import augmented_views, collapse, protocols
+from imsvd_jax.explain import probes, run_subject
 from imsvd_jax.explain.analysis import Analysis
+from imsvd_jax.explain.explain_options import RunOptions
 from imsvd_jax.runs.checkpointer import Checkpointer
 from imsvd_jax.runs.encoder import load_encoder
 from imsvd_jax.training import experiment
@@ -43,9 +45,13 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(run):
-  return run_subject.explain_run(
-    run, figure_format="png", num_top=1, integrated_per_bin=0, max_images=30
+  options = RunOptions(
+    figure_format="png", num_top=1, integrated_per_bin=0, max_images=30
   )
+  with pytest.MonkeyPatch.context() as patch:
+    # One augmentation of eleven, because each compiles the network again.
+    patch.setattr(probes, "PROBES", {"mirror": probes.flip})
+    return run_subject.explain_run(run, options)
 
 
 def test_the_numbers_are_those_of_the_encoder(run, report):
@@ -54,11 +60,17 @@ def test_the_numbers_are_those_of_the_encoder(run, report):
   q = encoder.probabilities(source.images)
   found = Analysis.load(report.index.parents[1] / "analysis.npz")
   assert found.num_images == 48
-  np.testing.assert_allclose(found.marginal, q.mean(0), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(
+    found.code.marginal, q.mean(0), rtol=1e-4, atol=1e-6
+  )
   joint = np.einsum("imd,ine->mdne", q, q) / len(q)
   np.testing.assert_allclose(
-    found.joint.reshape(joint.shape), joint, rtol=1e-3, atol=1e-6
+    found.pairs.joint.reshape(joint.shape), joint, rtol=1e-3, atol=1e-6
   )
+
+
+def test_flip_rates_are_of_every_variable(report):
+  assert report.analysis.flip_rates["mirror"].shape == (2,)
 
 
 def test_random_weights_are_those_of_the_seed(run, report):
@@ -71,7 +83,7 @@ def test_random_weights_are_those_of_the_seed(run, report):
     np.testing.assert_array_equal, other.variables, encoder.variables
   )
   np.testing.assert_array_equal(
-    report.analysis.nmi_untrained, report.analysis.nmi
+    report.analysis.scores.nmi_untrained, report.analysis.scores.nmi
   )
 
 
@@ -81,7 +93,7 @@ def test_of_many_images_some_are_shown(report):
   assert len(names) == 30
   shown = [int(name.removeprefix("record ")) for name in names]
   # The best of every bin are among them, and they are not just the first.
-  assert set(report.analysis.top_indices.ravel()) <= set(shown)
+  assert set(report.analysis.code.top_indices.ravel()) <= set(shown)
   assert max(shown) > 30
 
 
@@ -113,30 +125,63 @@ def test_several_labels_are_left_out(run):
   np.testing.assert_array_equal(batch["image"], one["image"])
 
 
-def test_a_view_follows_its_recipe(run):
-  config = load_encoder(run).config
-  images = np.full((6, 32, 32, 3), 200, np.uint8)
-  keys = jax.random.split(jax.random.key(0), 6)
-  plain = config.copy_and_resolve_references().views.view1
-  for name in plain:
-    if name.endswith("_prob"):
-      plain[name] = 0.0
-  # A crop of a constant image is that image, whatever the box.
-  np.testing.assert_allclose(run_subject.view_of(plain)(keys, images), images)
-  plain.invert_prob = 1.0
-  np.testing.assert_allclose(
-    run_subject.view_of(plain)(keys, images), 255.0 - images, atol=1e-3
+def test_agreement_is_that_of_the_collapse_evaluator(run, report):
+  """The same crops and colors, seen through the same network."""
+  encoder = load_encoder(run)
+  embedder = augmented_views.ViewEmbedder(
+    encoder.model, encoder.config, discrete=True, batch_size=16
   )
-  ramp = np.broadcast_to(np.arange(0, 256, 8)[:, None, None], (6, 32, 32, 3))
-  plain.invert_prob = 0.0
-  cut = run_subject.view_of(plain)(keys, ramp.astype(np.uint8))
-  assert np.std([row.min() for row in np.asarray(cut)]) > 1  # Boxes differ.
+  source = data.make_source(encoder.config.data, "train")
+  protocol = protocols.PROTOCOLS["collapse/online"]
+  assert protocol.seed == encoder.config.seed
+  inputs = embedder.inputs(encoder.variables, source, protocol)
+  statistics = collapse.code_statistics(inputs["codes"])
+  found = report.analysis.views
+  one_image = 1 / inputs["codes"][:, 0, :, 0].size
+  assert found.agreement.mean() == pytest.approx(
+    statistics.agreement, abs=1.01 * one_image
+  )
+  np.testing.assert_allclose(
+    found.soft_agreement.mean(), statistics.soft_agreement, rtol=1e-4
+  )
+  q = inputs["codes"].astype(np.float64)
+  joint = np.einsum("imd,ine->mdne", q[:, 0], q[:, 1]) / len(q)
+  np.testing.assert_allclose(
+    found.cross_joint.reshape(joint.shape), joint, rtol=1e-3, atol=1e-6
+  )
+  np.testing.assert_allclose(
+    found.example_probabilities, q[found.example_indices], rtol=1e-3, atol=1e-5
+  )
+
+
+def test_an_unreadable_image_has_no_views(run, monkeypatch):
+  """Another image takes its place in training, and is no second example."""
+  given = [
+    {
+      "views": (np.zeros((4, 2, 1, 1, 1), np.uint8),),
+      "index": np.array(indices),
+      "epoch": np.array(epochs),
+      "bad": np.array(indices) == 3,
+    }
+    for indices, epochs in (
+      ([5, 3, 0, 1], [0, 0, 0, 0]),
+      ([4, 2, 3, 1], [0, 0, 1, 1]),
+      ([0, 2, 5, 4], [1, 1, 1, 1]),
+    )
+  ]
+  monkeypatch.setattr(
+    augmented_views, "train_crops", lambda *args, **options: iter(given)
+  )
+  source = types.SimpleNamespace(num_examples=6)
+  views = run_subject.two_views(source, load_encoder(run).config, 4)
+  seen = [batch["index"][batch["mask"]].tolist() for batch in views.crops()]
+  assert seen == [[5, 0, 1], [4, 2]]
 
 
 def test_a_run_without_a_code_gets_a_sentence(tmp_path, capsys):
   workdir = make_run(tmp_path, objective="vicreg")
-  found = run_subject.explain_run(workdir, figure_format="png")
-  assert not found.analysis.has_codes
+  found = run_subject.explain_run(workdir, RunOptions(figure_format="png"))
+  assert found.analysis.code is None
   assert "vicreg" in capsys.readouterr().err
 
 
@@ -156,7 +201,9 @@ def test_flip_rates_look_at_all_classes(run):
 
 def test_reports_do_not_share_a_folder():
   made = [
-    run_subject.folder_name(3, use_target=target, split=split, data_set=name)
+    run_subject.folder_name(
+      3, RunOptions(target=target, split=split, data=name)
+    )
     for target in (False, True)
     for split in ("train", "eval")
     for name in ("", "digits", "folder=a/b", "folder=a-b", "folder=~/x")
@@ -173,39 +220,33 @@ def test_reports_do_not_share_a_folder():
 def test_the_output_is_where_the_user_says(run, monkeypatch, tmp_path):
   asked = {}
 
-  def explain(subject, batches, output, **options):
-    asked.update(options, output=output)
+  def explain(subject, images, output, options, **others):
+    asked.update(others, output=output)
 
-  monkeypatch.setattr(run_subject.report, "explain", explain)
+  monkeypatch.setattr(run_subject.report_lib, "explain", explain)
   monkeypatch.setenv("HOME", str(tmp_path))
-  run_subject.explain_run(run, output="~/x", untrained=False)
+  run_subject.explain_run(run, RunOptions(output="~/x", untrained=False))
   assert asked["output"] == f"{tmp_path}/x"
-  assert asked["some_batches"] is not None
-  run_subject.explain_run(run, split="eval", untrained=False)
+  assert asked["untrained"] is None
+  run_subject.explain_run(run, RunOptions(split="eval"))
   assert asked["output"] == pathlib.Path(run) / "explain-3-eval"
-
-
-def test_variables_are_numbers():
-  assert command._numbers(["3", " 7"]) == [3, 7]
-  assert command._numbers(None) is None
-  for wrong in (["v3"], ["-1"], []):
-    with pytest.raises(UserError, match="such as 3,7; found"):
-      command._numbers(wrong)
+  assert asked["untrained"] is not None
 
 
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
     ({"step": 7}, "7"),
-    ({"data_set": "nonsense"}, r"'nonsense'.*shapes"),
-    ({"use_target": True}, "no EMA target"),
-    ({"figure_variables": [1, 2]}, r"no variable 2; .* numbered 0\.\.1"),
+    ({"data": "nonsense"}, r"'nonsense'.*shapes"),
+    ({"target": True}, "no EMA target"),
+    ({"variables": (1, 2)}, r"no variable 2; .* numbered 0\.\.1"),
     ({"workdir": __file__}, "is a file.*import_weights --file="),
     ({"output": "gs://bucket/x"}, "gs://bucket/x is not .*local directory"),
     ({"workdir": "gs://bucket/x"}, "gs://bucket/x is not .*local directory"),
   ],
 )
 def test_a_mistake_is_one_clear_line(run, arguments, message):
+  workdir = arguments.pop("workdir", run)
   with pytest.raises(UserError, match=message) as error:
-    run_subject.explain_run(**({"workdir": run} | arguments))
+    run_subject.explain_run(workdir, RunOptions(**arguments))
   assert "\n" not in str(error.value)

@@ -1,6 +1,6 @@
 """The explorer at the size of the paper: 102 variables of 80 bins.
 
-  pytest -m slow -s tests/explain/test_explain_scale.py
+  pytest -m slow -s tests/explain/test_scale.py
 
 Synthetic codes of 50,000 images; prints size on disk, load time and, for each
 interaction, how long the page's thread computes and how long it does not draw.
@@ -11,7 +11,14 @@ import time
 import numpy as np
 import pytest
 
-from imsvd_jax.explain import analysis, illustrations, information
+from imsvd_jax.explain import factors, illustrations, information
+from imsvd_jax.explain.analysis import (
+  Analysis,
+  Code,
+  FactorScores,
+  Features,
+  Pairs,
+)
 from imsvd_jax.explain.explorer import writer
 from imsvd_jax.explain.subject import Subject
 from tests.explain import chromium, shapes_subject
@@ -35,31 +42,38 @@ def synthetic_analysis():
       rows, columns = slice(m * BINS, (m + 1) * BINS), slice(n * BINS, None)
       joint[rows, columns][:, :BINS] = block / N
   features = rng.normal(size=(2000, 64)).astype(np.float32)
-  factor = information.make_factor("label", label)
+  factor = factors.make_factor("label", label)
   counts = np.stack(
     [information.contingency(codes[:, m], label, BINS, 1000) for m in range(M)]
   )
-  return analysis.Analysis(
+  return Analysis(
     indices=np.arange(N),
-    codes=codes,
-    usage=usage,
-    marginal=usage / N,
-    conditional_entropy=np.full(M, 0.3),
-    confidence=np.full(M, 0.9),
-    agreement=np.full(M, 0.8),
-    top_scores=np.ones((M, BINS, TOP), np.float32),
-    top_indices=rng.integers(0, N, (M, BINS, TOP)),
-    joint=joint,
-    mutual_information=information.mutual_information(joint, BINS),
-    floor=information.mutual_information_floor(joint, BINS, N),
+    features=Features(
+      feature_mean=np.zeros(64),
+      feature_covariance=np.cov(features.T),
+      sample_indices=np.sort(rng.choice(N, 2000, replace=False)),
+      sample_features=features,
+    ),
+    code=Code(
+      codes=codes,
+      usage=usage,
+      marginal=usage / N,
+      conditional_entropy=np.full(M, 0.3),
+      confidence=np.full(M, 0.9),
+      top_scores=np.ones((M, BINS, TOP), np.float32),
+      top_indices=rng.integers(0, N, (M, BINS, TOP)),
+    ),
+    pairs=Pairs(
+      joint=joint,
+      mutual_information=information.mutual_information(joint, BINS),
+      floor=information.mutual_information_floor(joint, BINS, N),
+    ),
     factors=(factor,),
-    class_counts={"label": counts},
-    nmi=np.full((M, 1), 0.3),
-    nmi_chance=np.full((M, 1), 0.1),
-    feature_mean=np.zeros(64),
-    feature_covariance=np.cov(features.T),
-    sample_indices=np.sort(rng.choice(N, 2000, replace=False)),
-    sample_features=features,
+    scores=FactorScores(
+      class_counts={"label": counts},
+      nmi=np.full((M, 1), 0.3),
+      nmi_chance=np.full((M, 1), 0.1),
+    ),
     flip_rates={f"augmentation {k}": rng.random(M) for k in range(11)},
   )
 

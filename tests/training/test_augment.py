@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
+from imsvd_jax.base import pixels
 from imsvd_jax.training import augment
 from imsvd_jax.training import step as train_step
 
@@ -124,7 +125,7 @@ def blur(image, sigma, radius):
   ],
 )
 def test_colour_operation_equals_numpy(images, name, reference, factors):
-  operation = jax.jit(getattr(augment, f"adjust_{name}"))
+  operation = jax.jit(getattr(pixels, f"adjust_{name}"))
   planes = operation(to_planes(images[:4]), jnp.array(factors))
   expected = [
     reference(image / 255, factor)
@@ -144,7 +145,7 @@ def test_colour_operation_equals_numpy(images, name, reference, factors):
 def test_colour_operation_equals_pil(images, name, enhance):
   """PIL rounds to whole levels on the way, so one level of difference."""
   factors = (0.6, 0.9, 1.2, 1.4)
-  operation = jax.jit(getattr(augment, f"adjust_{name}"))
+  operation = jax.jit(getattr(pixels, f"adjust_{name}"))
   planes = operation(to_planes(images[:4]), jnp.array(factors))
   expected = [
     np.asarray(enhance(Image.fromarray(image)).enhance(factor))
@@ -182,14 +183,14 @@ def test_invert_equals_pil(images):
 def test_blur_equals_numpy(images):
   images = np.repeat(np.repeat(images[:3], 2, 1), 2, 2)  # 40 pixels, kernel 5
   sigma = (0.1, 0.9, 2.0)
-  planes = jax.jit(augment.gaussian_blur)(to_planes(images), jnp.array(sigma))
+  planes = jax.jit(pixels.gaussian_blur)(to_planes(images), jnp.array(sigma))
   expected = [blur(i / 255, s, 2) for i, s in zip(images, sigma, strict=True)]
   np.testing.assert_allclose(from_planes(planes), expected, atol=2e-6)
 
 
 def test_blur_kernel_is_a_tenth_of_the_image():
   sizes = {224: 23, 96: 9, 64: 7, 40: 5, 32: 3, 16: 1}
-  assert {s: augment.blur_kernel_size(s) for s in sizes} == sizes
+  assert {s: pixels.blur_kernel_size(s) for s in sizes} == sizes
 
 
 def test_permutation_is_one_of_six_and_all_occur(images):

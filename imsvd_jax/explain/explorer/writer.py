@@ -9,7 +9,8 @@ data are scripts that call one function, loaded when a page needs them:
   data/images.js          names, labels and codes of the shown images
   data/variable_M.js      bins, best images and attribution of a variable
   data/joint_M.js         one row of blocks of the joint matrix
-  data/map.js             the 2-D map;  data/neighbours.js
+  data/map.js             the 2-D map
+  data/neighbours.js      nearest neighbors
   sprites/0.jpg ...       sheets of 8 x 8 thumbnails
 """
 
@@ -26,23 +27,30 @@ import matplotlib.colors
 import matplotlib.image
 import numpy as np
 
+from imsvd_jax.base import console
 from imsvd_jax.explain import embedding_map, health
-from imsvd_jax.explain.analysis import Analysis
+from imsvd_jax.explain.analysis import (
+  Analysis,
+  Code,
+  Features,
+  Pairs,
+  Views,
+)
 from imsvd_jax.explain.illustrations import (
   PER_SHEET,
   SHEET_SIDE,
   Illustrations,
-  ViewExamples,
 )
 from imsvd_jax.explain.subject import Subject, no_code_sentence
 
 ASSETS = pathlib.Path(__file__).parent
 # Ratios P / (p p) are stored as 255 steps of their binary logarithm.
 RATIO_RANGE = 8.0
+NUM_NEIGHBORS = 12  # Of each sampled image.
 
 
 def script_json(value: Any) -> str:
-  """JSON that is safe inside a script, whatever the strings hold.
+  """Returns JSON that is safe inside a script, whatever the strings hold.
 
   Everything outside ASCII is escaped (U+2028 ends a line in old engines), and
   so are <, > and &, which could end the script element.
@@ -54,14 +62,14 @@ def script_json(value: Any) -> str:
 
 
 def packed(array: np.ndarray) -> str:
-  """Base64 of an array's little-endian bytes."""
+  """Returns Base64 of an array's little-endian bytes."""
   array = np.ascontiguousarray(array)
   little = array.astype(array.dtype.newbyteorder("<"), copy=False)
   return base64.b64encode(little.tobytes()).decode()
 
 
 def deflated(array: np.ndarray) -> str:
-  """Base64 of an array's little-endian bytes, zlib-compressed."""
+  """Returns Base64 of an array's little-endian bytes, zlib-compressed."""
   array = np.ascontiguousarray(array)
   little = array.astype(array.dtype.newbyteorder("<"), copy=False)
   return base64.b64encode(zlib.compress(little.tobytes(), 6)).decode()
@@ -72,9 +80,7 @@ def _write(directory: pathlib.Path, name: str, value: Any) -> None:
   (directory / "data" / f"{name}.js").write_text(text, encoding="ascii")
 
 
-def _rounded(array: np.ndarray | None, digits: int = 4) -> list | None:
-  if array is None:
-    return None
+def _rounded(array: np.ndarray, digits: int = 4) -> list:
   return np.round(np.asarray(array, np.float64), digits).tolist()
 
 
@@ -86,10 +92,7 @@ def build(
   *,
   title: str | None = None,
   names: Callable[[int], str] | None = None,
-  views: ViewExamples | None = None,
-  num_neighbours: int = 12,
-  joint_detail: bool = True,
-  progress: Callable[[str], None] | None = None,
+  report: Callable[[str], None] = console.print_line,
 ) -> pathlib.Path:
   """Writes the folder; the sprites are there already (see `illustrate`).
 
@@ -101,44 +104,39 @@ def build(
     title: By default the subject's name.
     names: Image index -> what to call the image, such as its path; asked for
       the shown images only.
-    views: Examples of two views beside their codes.
-    num_neighbours: Nearest neighbours of each sampled image; 0: none.
-    joint_detail: Whether to store every cell of the joint matrix (one byte
-      per cell of its upper half, compressed), or only its blocks' totals.
-    progress: Called with a line of text for each part.
+    report: Takes a line of text for each part.
 
   Returns:
     The path of index.html.
   """
   directory = pathlib.Path(directory)
   (directory / "data").mkdir(parents=True, exist_ok=True)
-  say = progress or (lambda line: None)
   title = title or subject.name
   core = _core(subject, analysis, illustrations, title)
-  core["views"] = _views(directory, views)
-  core["hasJointDetail"] = bool(
-    joint_detail and analysis.joint is not None and analysis.num_variables > 1
+  core["views"] = _write_views(directory, analysis.views)
+  core["hasJointDetail"] = (
+    analysis.pairs is not None and analysis.num_variables > 1
   )
-  say("explorer: tables and images")
+  report("explorer: tables and images")
   _write(directory, "images", _images(analysis, illustrations, names))
-  core["hasMap"] = _write_map(directory, analysis, illustrations)
-  neighbours = _write_neighbours(
-    directory, analysis, illustrations, num_neighbours
-  )
-  core["hasNeighbours"] = neighbours is not None
-  if neighbours is not None and analysis.factors:
-    core["health"].append(_alike(analysis, *neighbours))
-  if analysis.has_codes:
-    say("explorer: variables")
-    _write_variables(directory, analysis, illustrations)
-  if core["hasJointDetail"]:
-    say("explorer: joint matrix")
-    _write_joint(directory, analysis)
+  shown = analysis.features.sampled_from(illustrations.indices)
+  core["hasMap"] = _write_map(directory, shown, illustrations.indices)
+  neighbors = _write_neighbors(directory, shown, illustrations.indices)
+  core["hasNeighbours"] = neighbors is not None
+  if neighbors is not None and analysis.factors:
+    indicator = _alike(analysis, shown.sample_indices, neighbors)
+    core["health"].append(indicator._asdict())
+  if analysis.code is not None:
+    report("explorer: variables")
+    _write_variables(directory, analysis, analysis.code, illustrations)
+    if analysis.pairs is not None and core["hasJointDetail"]:
+      report("explorer: joint matrix")
+      _write_joint(directory, analysis.code, analysis.pairs)
   _write(directory, "core", core)
   return _write_page(directory, title)
 
 
-def _write_page(directory, title):
+def _write_page(directory: pathlib.Path, title: str) -> pathlib.Path:
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(ASSETS), autoescape=True
   )
@@ -157,11 +155,11 @@ def _write_page(directory, title):
 # --- Parts --------------------------------------------------------------------
 
 
-# Colour tables by stops (place, colour). Both sequential tables start at the
-# page's own ground. In the ratio tables independence is the ground, pairs of
-# bins that occur together stand out and absent ones recede: most of a code
-# that works is absent pairs.
-COLOURS = {
+# Color tables by stops (place, color). Both sequential tables start at the
+# page's background. In the ratio tables independence has the color of the
+# background, pairs of bins that occur together stand out, and absent pairs
+# recede, because most pairs of a code that works are absent.
+COLORS = {
   "light": [
     (0, "#fbfaf7"),
     (0.25, "#c3dcd8"),
@@ -199,29 +197,33 @@ COLOURS = {
 }
 
 
-def colour_table(name: str) -> np.ndarray:
-  """[256, 3] uint8, one of the explorer's colour tables."""
-  stops = COLOURS[name]
+def color_table(name: str) -> np.ndarray:
+  """Returns [256, 3] uint8, one of the explorer's color tables."""
+  stops = COLORS[name]
   places = [place for place, _ in stops]
-  colours = np.array([matplotlib.colors.to_rgb(c) for _, c in stops])
+  colors = np.array([matplotlib.colors.to_rgb(c) for _, c in stops])
   at = np.linspace(0, 1, 256)
-  channels = [np.interp(at, places, colours[:, k]) for k in range(3)]
+  channels = [np.interp(at, places, colors[:, k]) for k in range(3)]
   return np.rint(np.stack(channels, 1) * 255).astype(np.uint8)
 
 
-def _core(subject, analysis, illustrations, title):
+def _core(
+  subject: Subject,
+  analysis: Analysis,
+  illustrations: Illustrations,
+  title: str,
+) -> dict[str, Any]:
   size = illustrations.thumbnail_size
+  code = analysis.code
   core = {
     "title": title,
-    "objective": subject.objective,
     "summary": health.summary(analysis),
-    "sentence": "" if analysis.has_codes else no_code_sentence(subject),
+    "sentence": "" if code is not None else no_code_sentence(subject),
     "numImages": analysis.num_images,
     "numShown": len(illustrations.indices),
     "numVariables": analysis.num_variables,
-    "numBins": analysis.num_bins,
-    "hasCodes": analysis.has_codes,
-    "imagesPerSecond": round(analysis.images_per_second, 1),
+    "numBins": 0 if code is None else code.num_bins,
+    "hasCodes": code is not None,
     "seconds": round(analysis.seconds, 1),
     "sprite": {
       "size": size,
@@ -234,62 +236,72 @@ def _core(subject, analysis, illustrations, title):
       {"name": f.name, "values": list(f.names)} for f in analysis.factors
     ],
     "best": health.best_factors(analysis),
-    "colours": {name: packed(colour_table(name)) for name in COLOURS},
+    "colours": {name: packed(color_table(name)) for name in COLORS},
     "ratioRange": RATIO_RANGE,
   }
-  if analysis.feature_covariance is not None:
-    share = embedding_map.spectrum(analysis.feature_covariance)
+  covariance = analysis.features.feature_covariance
+  if covariance is not None:
+    share = embedding_map.spectrum(covariance)
     core["spectrum"] = _rounded(share[:256], 6)
     core["numFeatures"] = len(share)
-  if analysis.has_codes:
-    core["variables"] = _variable_table(analysis)
-    core["usage"] = analysis.usage.tolist()
+  if code is not None:
+    core["variables"] = _variable_table(analysis, code)
+    core["usage"] = code.usage.tolist()
     core["overlays"] = {
       "cam": illustrations.grad_cam is not None,
       "fine": illustrations.integrated is not None,
     }
-  if analysis.mutual_information is not None and analysis.num_variables > 1:
-    core["information"] = packed(analysis.mutual_information.astype(np.float32))
-    core["floor"] = packed(analysis.floor.astype(np.float32))
-    core["marginal"] = packed(analysis.marginal.astype(np.float32))
-    core["pairs"] = [
-      [p.first, p.second, p.mutual_information, p.floor]
-      for p in analysis.redundant_pairs(12)
-    ]
-    if analysis.cross_mutual_information is not None:
-      cross = analysis.cross_mutual_information.astype(np.float32)
-      core["crossInformation"] = packed(cross)
+    if analysis.pairs is not None and code.num_variables > 1:
+      core |= _pair_tables(code, analysis.pairs, analysis.views)
   return core
 
 
-def _variable_table(analysis):
-  largest = analysis.usage.max(1) / analysis.num_images
-  table = {
-    "entropy": _rounded(analysis.entropies()),
-    "effectiveBins": _rounded(health.effective_bins(analysis), 2),
-    "usedBins": (analysis.usage > 0).sum(1).tolist(),
-    "largest": _rounded(largest),
-    "confidence": _rounded(analysis.confidence),
-    "doubt": _rounded(analysis.conditional_entropy),
-    "agreement": _rounded(analysis.agreement),
-    "flips": {n: _rounded(r) for n, r in analysis.flip_rates.items()},
-    "nmi": _rounded(None if analysis.nmi is None else analysis.nmi.T),
-    "chance": _rounded(
-      None if analysis.nmi_chance is None else analysis.nmi_chance.T
-    ),
+def _pair_tables(
+  code: Code, pairs: Pairs, views: Views | None
+) -> dict[str, Any]:
+  tables = {
+    "information": packed(pairs.mutual_information.astype(np.float32)),
+    "floor": packed(pairs.floor.astype(np.float32)),
+    "marginal": packed(code.marginal.astype(np.float32)),
+    "pairs": [
+      [p.first, p.second, p.mutual_information, p.floor]
+      for p in pairs.most_redundant(12)
+    ],
   }
-  if analysis.mutual_information is not None and analysis.num_variables > 1:
-    excess = analysis.mutual_information - analysis.floor
+  if views is not None and views.cross_mutual_information is not None:
+    cross = views.cross_mutual_information.astype(np.float32)
+    tables["crossInformation"] = packed(cross)
+  return tables
+
+
+def _variable_table(analysis: Analysis, code: Code) -> dict[str, Any]:
+  scores, views = analysis.scores, analysis.views
+  table = {
+    "entropy": _rounded(code.entropies()),
+    "effectiveBins": _rounded(health.effective_bins(code), 2),
+    "usedBins": (code.usage > 0).sum(1).tolist(),
+    "largest": _rounded(code.usage.max(1) / analysis.num_images),
+    "confidence": _rounded(code.confidence),
+    "agreement": None if views is None else _rounded(views.agreement),
+    "flips": {n: _rounded(r) for n, r in analysis.flip_rates.items()},
+    "nmi": None if scores is None else _rounded(scores.nmi.T),
+    "chance": None if scores is None else _rounded(scores.nmi_chance.T),
+  }
+  if analysis.pairs is not None and code.num_variables > 1:
+    excess = analysis.pairs.excess()
     np.fill_diagonal(excess, -np.inf)
-    partner = excess.argmax(1)
-    table["partner"] = partner.tolist()
+    table["partner"] = excess.argmax(1).tolist()
     table["shared"] = _rounded(excess.max(1))
   return table
 
 
-def _images(analysis, illustrations, names):
+def _images(
+  analysis: Analysis,
+  illustrations: Illustrations,
+  names: Callable[[int], str] | None,
+) -> dict[str, Any]:
   indices = illustrations.indices
-  rows = np.searchsorted(analysis.indices, indices)
+  rows = analysis.rows(indices)
   factors = []
   for factor in analysis.factors:
     small = len(factor.names) < 32_767
@@ -300,24 +312,31 @@ def _images(analysis, illustrations, names):
     "names": None if names is None else [str(names(int(i))) for i in indices],
     "factors": factors,
   }
-  if analysis.has_codes:
+  if analysis.code is not None:
     # Variable by variable: a search reads a few whole columns.
-    codes = np.ascontiguousarray(analysis.codes[rows].T)
+    codes = np.ascontiguousarray(analysis.code.codes[rows].T)
     result["codes"] = deflated(codes)
     result["wide"] = codes.dtype.itemsize == 2
   return result
 
 
-def _write_variables(directory, analysis, illustrations):
-  slots = np.searchsorted(illustrations.indices, analysis.top_indices)
-  slots = np.where(analysis.top_indices < 0, -1, slots)
-  for m in range(analysis.num_variables):
+def _write_variables(
+  directory: pathlib.Path,
+  analysis: Analysis,
+  code: Code,
+  illustrations: Illustrations,
+) -> None:
+  slots = np.searchsorted(illustrations.indices, code.top_indices)
+  slots = np.where(code.top_indices < 0, -1, slots)
+  scores = analysis.scores
+  class_counts = {} if scores is None else scores.class_counts
+  for m in range(code.num_variables):
     data = {
       "slots": slots[m].tolist(),
-      "scores": _rounded(analysis.top_scores[m], 3),
+      "scores": _rounded(code.top_scores[m], 3),
       "counts": {
         name: counts[m].tolist()
-        for name, counts in analysis.class_counts.items()
+        for name, counts in class_counts.items()
         if counts.shape[2] <= 2000
       },
     }
@@ -338,7 +357,7 @@ def _write_variables(directory, analysis, illustrations):
 def ratio_levels(
   joint: np.ndarray, rows: np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
-  """Encodes P / (p p) in a byte: 0 for P = 0, else 255 steps of its log2.
+  """Encodes P / (p p) as a byte: 0 for P = 0, else 255 steps of its log2.
 
   Args:
     joint: [r, c].
@@ -357,34 +376,36 @@ def ratio_levels(
   return np.where(positive, levels, 0).astype(np.uint8)
 
 
-def _write_joint(directory, analysis):
-  """Row m holds the blocks (m, m), (m, m + 1), ..., one after another."""
-  bins = analysis.num_bins
-  marginal = analysis.marginal.reshape(-1)
-  for m in range(analysis.num_variables):
+def _write_joint(directory: pathlib.Path, code: Code, pairs: Pairs) -> None:
+  """Writes row m: the blocks (m, m), (m, m + 1), ..., one after another."""
+  bins = code.num_bins
+  marginal = code.marginal.reshape(-1)
+  for m in range(code.num_variables):
     start = m * bins
     rows = slice(start, start + bins)
     levels = ratio_levels(
-      analysis.joint[rows, start:], marginal[rows], marginal[start:]
+      pairs.joint[rows, start:], marginal[rows], marginal[start:]
     )
     blocks = levels.reshape(bins, -1, bins).transpose(1, 0, 2)
     _write(directory, f"joint_{m}", {"blocks": deflated(blocks)})
 
 
-def _write_map(directory, analysis, illustrations):
-  """Two principal components of the sampled images that are shown."""
-  if analysis.feature_covariance is None or len(analysis.sample_indices) < 3:
+def _write_map(
+  directory: pathlib.Path, features: Features, indices: np.ndarray
+) -> bool:
+  """Writes two principal components of the sampled images that are shown."""
+  covariance = features.feature_covariance
+  if covariance is None or len(covariance) < 2:
+    return False
+  if len(features.sample_indices) < 3:
     return False
   components = embedding_map.principal_components(
-    analysis.feature_mean, analysis.feature_covariance
+    features.feature_mean, covariance
   )
-  if len(components.variances) < 2:
-    return False
-  shown = np.isin(analysis.sample_indices, illustrations.indices)
-  position = components.project(analysis.sample_features[shown])
+  position = components.project(features.sample_features)
   low, high = position.min(0), position.max(0)
   unit = (position - low) / np.maximum(high - low, 1e-12)
-  slots = np.searchsorted(illustrations.indices, analysis.sample_indices[shown])
+  slots = np.searchsorted(indices, features.sample_indices)
   _write(
     directory,
     "map",
@@ -397,17 +418,18 @@ def _write_map(directory, analysis, illustrations):
   return True
 
 
-def _write_neighbours(directory, analysis, illustrations, count):
-  shown = np.isin(analysis.sample_indices, illustrations.indices)
-  if not count or shown.sum() < 2:
+def _write_neighbors(
+  directory: pathlib.Path, features: Features, indices: np.ndarray
+) -> np.ndarray | None:
+  """Writes the nearest neighbors; returns their rows, or None without any."""
+  count = len(features.sample_indices)
+  if count < 2:
     return None
-  features = analysis.sample_features[shown]
-  rows, cosines = embedding_map.nearest_neighbours(
-    features, np.arange(len(features)), count=count
+  rows, cosines = embedding_map.nearest_neighbors(
+    features.sample_features, np.arange(count), count=NUM_NEIGHBORS
   )
-  slots = np.searchsorted(
-    illustrations.indices, analysis.sample_indices[shown]
-  ).astype(np.int32)
+  slots = np.searchsorted(indices, features.sample_indices).astype(np.int32)
+  levels = np.rint(np.clip(cosines, 0, 1) * 255).astype(np.uint8)
   _write(
     directory,
     "neighbours",
@@ -415,33 +437,36 @@ def _write_neighbours(directory, analysis, illustrations, count):
       "count": rows.shape[1],
       "slots": deflated(slots),
       "neighbours": deflated(slots[rows]),
-      "cosines": deflated(
-        np.rint(np.clip(cosines, 0, 1) * 255).astype(np.uint8)
-      ),
+      "cosines": deflated(levels),
     },
   )
-  return analysis.sample_indices[shown], rows
+  return rows
 
 
-def _alike(analysis, indices, neighbours):
+def _alike(
+  analysis: Analysis, indices: np.ndarray, neighbors: np.ndarray
+) -> health.Indicator:
   factor = analysis.factors[0]
-  values = factor.values[np.searchsorted(analysis.indices, indices)]
-  agreement, chance = embedding_map.neighbour_agreement(neighbours, values)
-  return health.neighbour_indicator(factor.name, agreement, chance)._asdict()
+  agreement, chance = embedding_map.neighbor_agreement(
+    neighbors, factor.values[analysis.rows(indices)]
+  )
+  return health.neighbor_indicator(factor.name, agreement, chance)
 
 
-def _views(directory, views):
-  """Examples: images as PNG files, probabilities as bytes."""
+def _write_views(
+  directory: pathlib.Path, views: Views | None
+) -> dict[str, Any] | None:
+  """Writes example images as PNG files; returns their codes as bytes."""
   if views is None:
     return None
   folder = directory / "views"
   folder.mkdir(exist_ok=True)
-  for row, pair in enumerate(views.images):
+  for row, pair in enumerate(views.example_views):
     for number, image in enumerate(pair):
       pixels = np.broadcast_to(image, (*image.shape[:2], 3))
       matplotlib.image.imsave(folder / f"{row}_{number}.png", pixels)
-  levels = np.rint(np.clip(views.probabilities, 0, 1) * 255)
+  levels = np.rint(np.clip(views.example_probabilities, 0, 1) * 255)
   return {
-    "indices": views.indices.tolist(),
+    "indices": views.example_indices.tolist(),
     "probabilities": deflated(levels.astype(np.uint8)),
   }

@@ -1,0 +1,185 @@
+"""All numbers of an explanation, pass by pass."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from imsvd_jax.base import console, devices
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.explain import factors as factors_lib
+from imsvd_jax.explain import information, probes
+from imsvd_jax.explain.analysis import Analysis, Code, FactorScores, Views
+from imsvd_jax.explain.explain_options import ExplainOptions
+from imsvd_jax.explain.factors import Factor
+from imsvd_jax.explain.images import Batches, Images, only, some_of
+from imsvd_jax.explain.scan import Scan, scan
+from imsvd_jax.explain.subject import Subject
+from imsvd_jax.explain.view_comparison import compare_views
+
+NUM_EXAMPLES = 6  # Images that are shown with their two views.
+
+
+def analyze(
+  subject: Subject,
+  images: Images,
+  options: ExplainOptions | None = None,
+  *,
+  untrained: Subject | None = None,
+  key: jax.Array | None = None,
+  mesh: Mesh | None = None,
+  report: Callable[[str], None] = console.print_line,
+) -> Analysis:
+  """Streams over a data set: once, and once more for each further comparison.
+
+  Args:
+    subject: The functions of images to explain.
+    images: The data set.
+    options: What to measure.
+    untrained: The same encoder with random weights: where factors are known,
+      what its variables tell of them is measured too.
+    key: Random key of the single augmentations.
+    mesh: Devices, along axis "data"; by default all local ones.
+    report: Takes a line of text every few seconds.
+
+  Returns:
+    The analysis.
+
+  Raises:
+    UserError: The data set or the encoder's outputs do not fit, or there is
+      more than one process.
+  """
+  if jax.process_count() > 1:
+    raise UserError(
+      f"The analysis runs in one process; found {jax.process_count()}. Run it "
+      "on one host: it uses all devices of that host."
+    )
+  options = options or ExplainOptions()
+  common: dict[str, Any] = {
+    "mesh": mesh or devices.make_mesh(jax.local_devices()),
+    "report": report,
+  }
+  found = scan(
+    subject, images, num_top=options.num_top, joint=options.joint, **common
+  )
+  factors = factors_lib.known_factors(
+    found.indices, found.labels, images.factors, images.label_names
+  )
+  result = Analysis(
+    indices=found.indices,
+    features=found.features,
+    code=found.code,
+    pairs=found.pairs,
+    factors=factors,
+    seconds=found.seconds,
+    images_per_second=found.images_per_second,
+  )
+  if found.code is None:
+    return result
+  return dataclasses.replace(
+    result,
+    scores=_scores(found.code, factors, untrained, images, common),
+    views=_views(subject, images, result, options, common),
+    flip_rates=_flip_rates(
+      subject, images, found, options.max_flip_images, key=key, **common
+    ),
+  )
+
+
+def _scores(
+  code: Code,
+  factors: tuple[Factor, ...],
+  untrained: Subject | None,
+  images: Images,
+  common: dict[str, Any],
+) -> FactorScores | None:
+  """Measures what variables tell of the factors, trained and untrained."""
+  if not factors:
+    return None
+  scores = score_factors(code, factors)
+  if untrained is None:
+    return scores
+  random = scan(
+    untrained,
+    images,
+    num_top=1,
+    joint=False,
+    covariance=False,
+    sample_size=1,
+    what="random weights",
+    **common,
+  )
+  if random.code is None:
+    raise UserError("The encoder with random weights has no discrete code.")
+  return dataclasses.replace(
+    scores, nmi_untrained=score_factors(random.code, factors).nmi
+  )
+
+
+def score_factors(code: Code, factors: tuple[Factor, ...]) -> FactorScores:
+  """Returns the class histograms and the NMI of every variable and factor."""
+  counts = {factor.name: _class_counts(code, factor) for factor in factors}
+  table: Callable[[Callable[[np.ndarray], float]], np.ndarray]
+  table = lambda score: (
+    np.array([[score(c) for c in counts[factor.name]] for factor in factors]).T
+  )
+  return FactorScores(
+    class_counts=counts,
+    nmi=table(information.normalized_mutual_information),
+    nmi_chance=table(information.chance_normalized_mutual_information),
+  )
+
+
+def _class_counts(code: Code, factor: Factor) -> np.ndarray:
+  """Returns [M, b, K] images by most probable bin and value of the factor."""
+  known = factor.values >= 0
+  values, codes = factor.values[known], code.codes[known]
+  return np.stack(
+    [
+      information.contingency(
+        codes[:, m], values, code.num_bins, len(factor.names)
+      )
+      for m in range(code.num_variables)
+    ]
+  )
+
+
+def _views(
+  subject: Subject,
+  images: Images,
+  found: Analysis,
+  options: ExplainOptions,
+  common: dict[str, Any],
+) -> Views | None:
+  if images.views is None or found.code is None or not options.two_views:
+    return None
+  return compare_views(
+    subject,
+    images.views,
+    found.code.marginal.shape,
+    examples=some_of(found.features.sample_indices, NUM_EXAMPLES),
+    joint=options.joint,
+    count=len(found.indices),
+    **common,
+  )
+
+
+def _flip_rates(
+  subject: Subject,
+  images: Images,
+  found: Scan,
+  max_images: int,
+  **options: Any,
+) -> Mapping[str, np.ndarray]:
+  count = min(max_images, len(found.indices))
+  if not count:
+    return {}
+  some: Batches
+  if images.some is None:
+    some = only(images.batches(), some_of(found.indices, count))
+  else:
+    some = images.some(count)
+  return probes.flip_rates(subject, some, num_images=count, **options)
