@@ -150,6 +150,7 @@ def _with_underscores(word: str) -> str:
 
 
 def _check_required(required: Mapping[str, str]) -> None:
+  """Exits with one line where a flag is missing."""
   for name, example in required.items():
     if flags.FLAGS[name].value is None:
       fail(f"--{name} is missing. Give it, for example --{name}={example}.")
@@ -214,6 +215,9 @@ def _unknown_key(error: Exception) -> str:
 def _wrong_value(error: Exception) -> str:
   """Returns what absl says of a value, with the type that is expected."""
   text = _one_line(error).removeprefix("flag ")
+  missing = re.match(r"(--\w+)=None: Flag .* other than None", text)
+  if missing:  # By `flags.mark_flag_as_required`.
+    return f"{missing[1]} is missing. --help describes it."
   # A recipe that raised: its own message is what the user needs.
   text = re.sub(r"Error whilst parsing config file: (ValueError: )?", "", text)
   name, _, value = text.removeprefix("--").partition("=")
