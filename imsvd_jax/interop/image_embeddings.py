@@ -68,7 +68,7 @@ def write_embeddings(
     in_place_when_done(output) as unfinished,
     open(unfinished, "wb") as file,  # Given a name, NumPy would append ".npz".
   ):
-    np.savez(file, **arrays)
+    np.savez(file, allow_pickle=False, **arrays)
   count, width = arrays["features"].shape
   notes = [f"Wrote {output}: {count} images, {width} features each."]
   unreadable = arrays["unreadable"]

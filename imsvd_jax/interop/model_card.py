@@ -98,7 +98,7 @@ def model_card(
     "Mean, std": f"{mean}; {std} (of pixels in [0, 1])",
     "Computes in": metadata["dtype"],
     "Made by": f"imsvd_jax {metadata['imsvd_jax_version']}",
-    "Licence": metadata["licence"] or "not stated",
+    "License": metadata["license"] or "not stated",
   }
   table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
   ours = ""
