@@ -175,7 +175,7 @@ class _Steps:
 
   def __init__(
     self, compiled: Callable[..., Any], state: TrainState, batch: Any
-  ):
+  ) -> None:
     self._compiled, self._state, self._batch = compiled, state, batch
 
   def __call__(self) -> Any:

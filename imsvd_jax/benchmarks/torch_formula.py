@@ -24,7 +24,7 @@ class TorchFormula:
 
   def __init__(
     self, z1: np.ndarray, z2: np.ndarray, num_bins: int, *, on_gpu: bool
-  ):
+  ) -> None:
     """Puts the embeddings [N, M*b] on the device."""
     import torch
 

@@ -78,9 +78,9 @@ def write_torch_nested(
 
 
 def _save(torch: Any, content: Any, path: str | os.PathLike[str]) -> None:
-  """Saves; what keeps the file from being written is an OSError.
+  """Saves a torch file; raises OSError if it cannot be written.
 
-  torch's own message of a full disk is one of C++.
+  torch itself reports a full disk as an error of C++.
   """
   try:
     with open(path, "wb") as file:
@@ -97,7 +97,7 @@ def read_torch(
   """Reads a state dict, or a checkpoint that holds one.
 
   Returns:
-    Arrays by name, the metadata, and what else the file holds.
+    Arrays by name, the metadata, and the names of the file's other entries.
 
   Raises:
     UserError: The file is damaged, needs code to load, or holds no state dict.
@@ -178,7 +178,7 @@ def _state_dict(
 
 
 def _own(metadata: Any) -> dict[str, Any] | None:
-  """Returns metadata as we write it; None for what others call by that name."""
+  """Returns metadata as we write it; None for another kind of entry."""
   return dict(metadata) if isinstance(metadata, Mapping) else None
 
 

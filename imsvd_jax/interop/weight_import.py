@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from imsvd_jax import formats
 from imsvd_jax.base.errors import UserError, lookup
+from imsvd_jax.formats.torchvision import listed
 from imsvd_jax.objectives import OBJECTIVES
 from imsvd_jax.runs.checkpointer import Checkpointer
 from imsvd_jax.runs.weight_files import stored_config, stored_step
@@ -113,9 +114,7 @@ def _notes(
   if imported.classifier is not None:
     notes.append("Left out the classifier (fc): an encoder has none.")
   if imported.ignored:
-    shown = ", ".join(imported.ignored[:8])
-    more = len(imported.ignored) - 8
-    shown += f" and {more} more" if more > 0 else ""
+    shown = listed(imported.ignored)
     notes.append(f"Left out, as not part of the encoder: {shown}.")
   if changes:
     notes.append(f"The recipe follows the file: {'; '.join(changes)}.")

@@ -143,7 +143,7 @@ class Work(NamedTuple):
 class Program:
   """A compiled program, and its work in one execution on one device."""
 
-  def __init__(self, text: str):
+  def __init__(self, text: str) -> None:
     """Parses the text of an optimized module (`compiled.as_text()`)."""
     self._computations: dict[str, dict[str, Instruction]] = {}
     self._entry = ""
