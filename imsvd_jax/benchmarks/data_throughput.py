@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,8 +20,7 @@ from imsvd_jax.base import console
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.benchmarks import host_stages, pil_reference
 from imsvd_jax.benchmarks.text import Findings
-from imsvd_jax.data import crops, faults, host_pipeline, make_source
-from imsvd_jax.data.source import Source
+from imsvd_jax.data import crops, execution, host_pipeline, make_source
 from imsvd_jax.training import experiment
 from imsvd_jax.training.augment import augment_views
 
@@ -121,8 +120,7 @@ def _host(
     bad_images (one file may count twice) and bad_files; and if images are
     decoded one by one, the shares of `host_stages.stage_shares`.
   """
-  # Only an evaluation split may be missing.
-  source = cast(Source, make_source(config.data, "train"))
+  source = make_source(config.data, "train")
   view_list = host_pipeline.view_crops(config.views)
   batches = host_pipeline.train_batches(
     source, views=config.views, batch_size=batch_size, seed=host_stages.SEED
@@ -133,7 +131,7 @@ def _host(
     "images_per_second": images / wall,
     "views_per_second": images * num_views / wall,
     "views_per_cpu_second": images * num_views / cpu,
-    "threads": faults.num_threads(),
+    "threads": execution.num_threads(),
     "images": images,
     "bad_images": batches.bad_images,
     "bad_files": len(source.named),

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from imsvd_jax.data import (
   crops,
   decode,
-  faults,
+  execution,
   host_pipeline,
   order,
 )
@@ -130,10 +130,10 @@ def _stage(
 ) -> Iterator[Any]:
   """Returns a pipeline that ends with `stage`."""
   results = records(source, batch_size, num_views).map(
-    stage, num_parallel_calls=faults.num_threads()
+    stage, num_parallel_calls=execution.num_threads()
   )
   results = results.ignore_errors(log_warning=False).batch(batch_size)
-  return iter(results.with_options(faults.options()))
+  return iter(results.with_options(execution.pipeline_options()))
 
 
 def records(source: Source, batch_size: int, num_views: int) -> tf.data.Dataset:

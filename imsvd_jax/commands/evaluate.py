@@ -1,6 +1,6 @@
 """Evaluates a run by named protocols.
 
-  python -m imsvd_jax evaluate --workdir=runs/digits \\
+  imsvd evaluate --workdir=runs/digits \\
     --protocol=knn/imsvd,linear/lbfgs,collapse
 
 Prints a table and adds to results.json and TensorBoard in the run's directory.

@@ -94,7 +94,7 @@ def model_card(
     + (f" ({settings})" if settings else ""),
     "Input": f"{size} x {size} pixels, {metadata['channels']} channels;"
     f" shorter side to {metadata['resize']} ({metadata['interpolation']},"
-    f" antialiased), then the centre",
+    f" antialiased), then the center",
     "Mean, std": f"{mean}; {std} (of pixels in [0, 1])",
     "Computes in": metadata["dtype"],
     "Made by": f"imsvd_jax {metadata['imsvd_jax_version']}",
