@@ -3,11 +3,13 @@
 Importing the package imports nothing heavy: `load_encoder` loads on first use.
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_encoder"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
   if name == "load_encoder":
     from imsvd_jax.runs.encoder import load_encoder
 

@@ -1,27 +1,26 @@
-"""Pretrains an encoder: `python -m imsvd_jax.main --config=configs/digits.py`.
+"""Pretrains an encoder by a recipe, or resumes where a run stopped.
 
-Any key of the recipe can be set on the command line
-(`--config.batch_size=256`); `:debug` after the file's name runs a tiny version.
+  imsvd train --config=configs/digits.py
+
+which is `python -m imsvd_jax.main --config=configs/digits.py`. The run's
+directory holds its checkpoints and metrics; the same command resumes it.
 """
 
 import pathlib
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
-from imsvd_jax.commands import command_line
+from imsvd_jax.commands import command_line, shared_flags
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Recipe file, such as configs/digits.py.", lock_config=True
-)
+_CONFIG = shared_flags.define_config()
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   "",
-  "Directory of the run: checkpoints, metrics. Default: runs/NAME, NAME being"
-  " the recipe's.",
+  "Directory of the run. By default runs/NAME for the recipe NAME.py, and"
+  " runs/NAME-MODE for NAME.py:MODE.",
 )
-_join_cluster = command_line.define_cluster_flags()
+_join_cluster = shared_flags.define_cluster()
 
 
 def default_workdir(config_path: str) -> str:
@@ -35,18 +34,16 @@ def main(argv: Sequence[str]) -> None:
   """Trains the recipe of --config in --workdir."""
   del argv
   _join_cluster()
-  # Imported late, so that --help and a bad flag answer at once.
+  # Imported late, so that --help and a wrong flag answer at once.
   from imsvd_jax.train import train_and_evaluate
 
-  config_path = config_flags.get_config_filename(flags.FLAGS["config"])
-  workdir = _WORKDIR.value or default_workdir(config_path)
+  workdir = _WORKDIR.value or default_workdir(shared_flags.config_name())
   train_and_evaluate(_CONFIG.value, workdir)
 
 
 def run() -> None:
   """Runs the command line."""
-  command_line.require_config()
-  command_line.run(main)
+  command_line.run(main, required=shared_flags.REQUIRED_CONFIG)
 
 
 if __name__ == "__main__":

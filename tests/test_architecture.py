@@ -32,7 +32,7 @@ MAY_IMPORT = {
   "train": EVALUATION,
   "commands": EVALUATION | {"train", "explain", "interop", "benchmarks"},
   "main": BASE | {"commands", "train"},
-  "__main__": BASE,
+  "__main__": BASE | {"commands"},
 }
 # Evaluators and explain get functions of images; only these bind a run to them.
 BINDERS = {

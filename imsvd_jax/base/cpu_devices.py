@@ -1,11 +1,12 @@
 """Several CPU devices in one process, and the threads that they need.
 
-XLA gives its CPU client one thread per device, or per core if those are more. A
-device that waits for its peers in a collective keeps its thread; where programs
-are dispatched ahead, the next one can take the thread that the last peer still
-needs. Then all wait for ever, and XLA aborts the process after 40 s: on two
-devices and two cores within seconds, every time. Twice as many threads as
-devices end that (measured with 2 and 8 devices; one more does not).
+XLA gives its CPU client one thread per device, or per core if there are more
+cores. A device that waits for its peers in a collective keeps its thread. If
+programs are dispatched ahead, the next program can take the thread that the
+last peer needs; then all wait forever, and XLA aborts the process after 40 s.
+With two devices on two cores this happens within seconds, every time. Twice as
+many threads as devices prevent it (measured with 2 and 8 devices); one more
+thread does not.
 """
 
 import os
@@ -16,7 +17,7 @@ _THREADS = "PJRT_NPROC"  # XLA's name for the number of threads.
 
 
 def make(count: int) -> None:
-  """Makes `count` CPU devices; before anything touches a device.
+  """Makes `count` CPU devices. Call it before anything touches a device.
 
   Args:
     count: How many, at least one.
@@ -28,7 +29,7 @@ def make(count: int) -> None:
 
 
 def spare_threads() -> None:
-  """Sees to the threads of the devices that the environment asks for."""
+  """Provides threads for the devices that the environment asks for."""
   counts = [
     int(n) for n in _COUNT_FLAG.findall(os.environ.get("XLA_FLAGS", ""))
   ]

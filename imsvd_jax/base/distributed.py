@@ -1,9 +1,9 @@
 """Joins the processes of one run, on a TPU pod, SLURM, Open MPI or by flags.
 
-`initialize` comes before anything touches a device. Where the environment
-describes one process it does nothing. JAX itself answers a port in use with a
-crash and a missing process with an abort and a stack trace: here each is one
-line, after a bounded wait.
+Call `initialize` before anything touches a device. It does nothing where the
+environment describes one process. JAX itself crashes if a port is in use, and
+aborts with a stack trace if a process is missing; here each is one line, after
+a bounded wait.
 """
 
 import glob
@@ -16,29 +16,29 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from imsvd_jax.base.errors import PeerError, UserError
 
 FLAGS = "--coordinator_address, --num_processes and --process_id"
 # JAX aborts the process when its own timeout passes; ours comes first.
 _SPARE_SECONDS = 3600
-# A peer that says nothing for so long is dead: JAX then ends this process.
+# JAX ends this process when a peer has been silent for this long.
 _HEARTBEAT_SECONDS = 10
 _METADATA = "computeMetadata/v1/instance/attributes/worker-network-endpoints"
-_joining = threading.Event()  # Set once this process has, or seeks, peers.
+_joining = threading.Event()  # Set once this process has or looks for peers.
 
 
 class Cluster(NamedTuple):
   """The processes of a run, seen from one of them.
 
   Attributes:
-    source: Who said so: "SLURM", "Open MPI" or "the flags".
+    source: Of this description: "SLURM", "Open MPI" or "the flags".
     coordinator_address: "host:port" of process 0.
     num_processes: How many processes the run has.
     process_id: Which of them this one is, from 0.
-    local_device_ids: The GPUs of this machine that are this process's; None
-      for all it can see.
+    local_device_ids: The GPUs of this machine that this process uses; None for
+      all visible ones.
   """
 
   source: str
@@ -55,11 +55,11 @@ def initialize(
   *,
   timeout_seconds: float = 300.0,
 ) -> None:
-  """Joins the run's other processes; alone, does nothing.
+  """Joins the run's other processes; does nothing in a run of one process.
 
   Args:
-    coordinator_address: "host:port" where process 0 listens. What is not given
-      comes from SLURM or Open MPI; a TPU pod needs none of the three.
+    coordinator_address: "host:port" where process 0 listens. SLURM or Open MPI
+      provide the arguments that are None; a TPU pod needs none of the three.
     num_processes: Number of processes.
     process_id: This process's number, from 0.
     timeout_seconds: How long to wait for the others.
@@ -67,7 +67,7 @@ def initialize(
   Raises:
     UserError: The description is incomplete or contradictory, or the port is
       in use.
-    PeerError: A process did not come in time.
+    PeerError: A process did not join in time.
   """
   cluster = detect(os.environ, coordinator_address, num_processes, process_id)
   deadline = time.monotonic() + timeout_seconds
@@ -93,7 +93,7 @@ def detect(
     process_id: See `Cluster`.
 
   Returns:
-    The description, or None where nothing describes several processes.
+    The description, or None if nothing describes several processes.
 
   Raises:
     UserError: The description is incomplete or contradictory.
@@ -118,7 +118,7 @@ def detect(
   ]
   if missing:
     raise UserError(
-      f"{' and '.join(missing)} missing: {fields['source']} did not say;"
+      f"{' and '.join(missing)} missing: {fields['source']} did not set it;"
       f" a run of several processes needs {FLAGS}, or SLURM or Open MPI."
     )
   return _checked(Cluster(**fields))
@@ -151,11 +151,11 @@ def _split(address: str) -> tuple[str, int]:
   return match[1] or match[2], int(match[3])
 
 
-# --- What the environment says ----------------------------------------------
+# --- The environment --------------------------------------------------------
 
 
-def _slurm(environ: Mapping[str, str]) -> dict | None:
-  """What `srun` tells its tasks; outside a step there is nothing to join."""
+def _slurm(environ: Mapping[str, str]) -> dict[str, Any] | None:
+  """Returns what `srun` tells its tasks; None outside of a job step."""
   needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID")
   if any(name not in environ for name in needed):
     return None
@@ -185,7 +185,8 @@ def _first_host(node_list: str) -> str:
   return match[1] + (match[2] or "")
 
 
-def _open_mpi(environ: Mapping[str, str]) -> dict | None:
+def _open_mpi(environ: Mapping[str, str]) -> dict[str, Any] | None:
+  """Returns what `mpirun` tells its processes; None without it."""
   if "OMPI_COMM_WORLD_SIZE" not in environ:
     return None
   size = _int(environ, "OMPI_COMM_WORLD_SIZE")
@@ -222,7 +223,7 @@ def _int(environ: Mapping[str, str], name: str) -> int:
 
 
 def _port(job: str) -> int:
-  """A port above the usual services, the same for all processes of a job."""
+  """Returns a port above the usual services, one for all processes of a job."""
   digits = re.sub(r"\D", "", job) or "0"
   return 61440 + int(digits) % 4096
 
@@ -230,10 +231,10 @@ def _port(job: str) -> int:
 def _own_device(
   environ: Mapping[str, str], variable: str | None
 ) -> list[int] | None:
-  """One GPU per process where processes share a machine.
+  """Returns one GPU for each of the processes that share a machine.
 
-  None where the process has the machine to itself (no variable has its number
-  there), or where the launcher already shows it a single GPU.
+  None if the process has the machine to itself (no variable gives it a number
+  there), or if the launcher already shows it a single GPU.
   """
   visible = environ.get("CUDA_VISIBLE_DEVICES", "")
   if variable is None or variable not in environ:
@@ -246,7 +247,7 @@ def _own_device(
 def num_tpu_hosts(environ: Mapping[str, str]) -> int:
   """Returns how many hosts the TPU slice of this machine has; 0 without one.
 
-  GKE says it in the environment, Compute Engine in its metadata server, which
+  GKE sets it in the environment. Compute Engine's metadata server knows it, and
   is asked only on machines with TPU chips.
   """
   hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get(
@@ -284,7 +285,8 @@ def _join(cluster: Cluster, deadline: float, timeout_seconds: float) -> None:
     "num_processes": cluster.num_processes,
     "process_id": cluster.process_id,
     "local_device_ids": cluster.local_device_ids,
-    # Ours has found everything; JAX's would restrict one process to one GPU.
+    # `detect` has found everything; JAX's detection would restrict one process
+    # to one GPU.
     "cluster_detection_method": "deactivate",
   }
   if cluster.process_id == 0:
@@ -303,10 +305,10 @@ def _join(cluster: Cluster, deadline: float, timeout_seconds: float) -> None:
 def bind_address(address: str) -> str:
   """Returns where process 0 listens: the coordinator's own address.
 
-  JAX's default is every interface of the machine, which offers the run to
-  whoever can reach any of them. A host name that this machine knows only as
-  loopback (Debian's 127.0.1.1) says nothing of its interface: then, and only
-  then, all of them.
+  JAX's default is every interface of the machine, which opens the run to anyone
+  who can reach one of them. A host name that this machine knows only as
+  loopback (Debian's 127.0.1.1) does not tell its interface; only then this
+  returns all of them.
   """
   host, port = _split(address)
   try:
@@ -316,7 +318,7 @@ def bind_address(address: str) -> str:
       f"The coordinator's host {host!r} cannot be resolved on its own machine:"
       f" {error.strerror}; give an address in --coordinator_address."
     ) from error
-  hosts = [entry[4][0] for entry in found]
+  hosts = [str(entry[4][0]) for entry in found]
   own = next((h for h in hosts if not _is_loopback(h)), hosts[0])
   if _is_loopback(own) and not (host == "localhost" or _is_loopback(host)):
     own = "0.0.0.0"
@@ -328,7 +330,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _check_port_is_free(address: str, bind: str) -> None:
-  """Binds and lets go: the service itself would crash on a port in use."""
+  """Raises UserError for a port in use, on which JAX itself would crash."""
   host, port = _split(bind)
   family = socket.AF_INET6 if ":" in host else socket.AF_INET
   with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -363,18 +365,21 @@ def _wait_for_coordinator(
 
 
 def _connect(
-  arguments: dict, deadline: float, timeout_seconds: float, everyone: str
+  arguments: dict[str, Any],
+  deadline: float,
+  timeout_seconds: float,
+  everyone: str,
 ) -> None:
   """Calls `jax.distributed.initialize`, and gives up at the deadline.
 
-  In a thread, because the call itself ends by aborting the process.
+  The call runs in a thread, because its own timeout aborts the process.
   """
   import jax
 
   _joining.set()
   failures: list[BaseException] = []
 
-  def call():
+  def call() -> None:
     try:
       jax.distributed.initialize(
         initialization_timeout=round(timeout_seconds) + _SPARE_SECONDS,
@@ -389,8 +394,8 @@ def _connect(
   thread.join(max(1.0, deadline - time.monotonic()))
   if thread.is_alive():
     raise PeerError(
-      f"Waited {timeout_seconds:g} s, and not {everyone} joined; start the"
-      " missing ones, or look in their logs for why they stopped."
+      f"Waited {timeout_seconds:g} s, and not {everyone} joined. Start the"
+      " missing ones, or read in their logs why they stopped."
     )
   if failures:
     reason = " ".join(str(failures[0]).split())
@@ -398,15 +403,15 @@ def _connect(
 
 
 def has_peers() -> bool:
-  """True once this process has joined others, or began to."""
+  """Returns whether this process has joined others, or has begun to."""
   return _joining.is_set()
 
 
 def leave(code: int) -> NoReturn:
   """Ends this process at once if it has peers, else by `sys.exit`.
 
-  The interpreter's own exit would wait for the peers (93 s measured), which in
-  turn wait for this process in a collective.
+  The interpreter's own exit would wait for the peers (93 s measured), which
+  wait for this process in a collective.
   """
   if has_peers():
     sys.stdout.flush()

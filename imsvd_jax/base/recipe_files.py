@@ -1,4 +1,4 @@
-"""Recipes are files outside of the package, named by their paths."""
+"""Recipe files: Python outside of the package, found by path."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ def locate(argument: str) -> tuple[str, str]:
   """Returns the file and the mode of `FILE.py[:MODE]`, ready to be executed.
 
   A recipe imports `configs.common` of its own checkout, which Python would
-  look for in the working directory alone.
+  only find in the working directory; this adds the checkout to sys.path.
 
   Raises:
     UserError: There is no such file.
@@ -32,7 +32,7 @@ def locate(argument: str) -> tuple[str, str]:
 
 
 def import_failed(error: ImportError) -> str:
-  """Returns one line for a recipe that imports what is not there."""
+  """Returns one line about a recipe whose import fails."""
   return (
     f"The recipe cannot be loaded: {error}. Recipes import from the checkout"
     " that they are in (FOLDER/configs), from the working directory and from"

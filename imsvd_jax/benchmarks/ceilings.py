@@ -1,4 +1,4 @@
-"""What a device reaches at best: matrix products, and traffic of memory."""
+"""The best speed of a device: matrix products, and memory traffic."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,11 +12,11 @@ _SIZES = {"cpu": (2048, 2**28), "default": (8192, 2**30)}
 
 
 class Ceiling(NamedTuple):
-  """A kernel that does nothing else.
+  """A kernel that reaches the best speed.
 
   Attributes:
     run: Starts it.
-    amount: What one run does: FLOP or bytes.
+    amount: FLOP or bytes of one run.
   """
 
   run: Callable[[], Any]

@@ -1,4 +1,4 @@
-"""The matrix products of the entropy terms alone: what no kernel can avoid.
+"""The matrix products of the entropy terms alone, which no kernel can avoid.
 
 Value and gradient of the off-diagonal term take three products of 2 N D^2
 FLOP: A'B, B G' and A G. Their time in the same run is the floor.
@@ -6,15 +6,16 @@ FLOP: A'B, B G' and A G. Their time in the same run is the floor.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from imsvd_jax.base import devices
+from imsvd_jax.base.devices import AXIS
 
-# Rows of the D x D matrices that the floor computes, and then scales up: whole
-# ones would not fit for a wide embedding.
-_MOST_BYTES = 2**29
+# Size of the part of a D x D matrix that is computed, and whose time is scaled
+# up: the whole matrix does not fit for a wide embedding.
+_MAX_BYTES = 2**29
 
 P = jax.sharding.PartitionSpec
 
@@ -23,9 +24,9 @@ def products(
   num_images: int,
   num_entries: int,
   mesh: jax.sharding.Mesh,
-  precision: jax.lax.PrecisionLike,
+  precision: Any,
 ) -> tuple[Callable[[], jax.Array], float]:
-  """Returns a function that runs the products, and what to multiply it by.
+  """Returns a function that runs the products, and the factor of its time.
 
   Args:
     num_images: N.
@@ -34,12 +35,11 @@ def products(
     precision: Of the products.
   """
   share = -(-num_entries // mesh.size)
-  rows = max(1, min(share, _MOST_BYTES // (4 * num_entries)))
-  axis = devices.AXIS
+  rows = max(1, min(share, _MAX_BYTES // (4 * num_entries)))
   shapes = {
-    "a": ((num_images, rows * mesh.size), P(None, axis)),
+    "a": ((num_images, rows * mesh.size), P(None, AXIS)),
     "b": ((num_images, num_entries), P()),
-    "g": ((rows * mesh.size, num_entries), P(axis, None)),
+    "g": ((rows * mesh.size, num_entries), P(AXIS, None)),
   }
   a, b, g = (
     jax.device_put(
@@ -57,9 +57,9 @@ def products(
     jax.shard_map,
     mesh=mesh,
     in_specs=tuple(spec for _, spec in shapes.values()),
-    out_specs=(P(axis, None), P(None, axis), P(axis, None)),
+    out_specs=(P(AXIS, None), P(None, AXIS), P(AXIS, None)),
   )
-  def three(a, b, g):
+  def three(a: jax.Array, b: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
     return (
       dot(a, b, (((0,), (0,)), ((), ()))),  # A'B: [rows, D]
       dot(b, g, (((1,), (1,)), ((), ()))),  # B G': [N, rows]

@@ -1,15 +1,12 @@
 """Time and memory of k-NN here, in scikit-learn, and by the dense formula.
 
-  python -m imsvd_jax benchmark knn
-
-Every contender runs in a process of its own, so that its peak memory is its
-own, and classifies the same queries; they must agree.
+Every contender classifies the same queries, in a process of its own, so that
+its peak memory is its own. All must agree.
 """
 
-import argparse
-import json
+import concurrent.futures
+import multiprocessing
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
+from imsvd_jax.base import console
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.benchmarks.text import Findings
 from imsvd_jax.evaluation import knn
 
 TEMPERATURE = 0.07
@@ -36,7 +36,7 @@ class Problem(NamedTuple):
 
 
 class Measurement(NamedTuple):
-  """What one contender took, compilation included."""
+  """What one contender took, including compilation."""
 
   contender: str
   top1: float
@@ -54,10 +54,10 @@ def make_problem(
   labels = generator.integers(0, 100, shape[0])
   features = generator.standard_normal(shape, dtype=np.float32)
   features *= 0.3 * num_features**0.5
-  centres = generator.standard_normal((100, num_features), np.float32)
+  centers = generator.standard_normal((100, num_features), np.float32)
   for start in range(0, len(labels), 1000):
     # In parts: a temporary's peak would hide what a contender needs.
-    features[start : start + 1000] += centres[labels[start : start + 1000]]
+    features[start : start + 1000] += centers[labels[start : start + 1000]]
   return Problem(
     features[:num_bank],
     labels[:num_bank],
@@ -77,7 +77,7 @@ def streamed(problem: Problem) -> float:
 
 
 def scikit_learn_cosine(problem: Problem) -> float:
-  """Top-1 accuracy by scikit-learn, as one would write it."""
+  """Top-1 accuracy by scikit-learn, in the obvious way."""
   model = KNeighborsClassifier(
     problem.num_neighbors,
     algorithm="brute",
@@ -111,7 +111,9 @@ def dense(problem: Problem) -> float:
   """Top-1 accuracy by the formula: the whole similarity matrix at once."""
 
   @jax.jit
-  def predict(bank, bank_labels, queries):
+  def predict(
+    bank: jax.Array, bank_labels: jax.Array, queries: jax.Array
+  ) -> jax.Array:
     unit = lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True)
     cosines = unit(queries) @ unit(bank).T
     nearest, indices = jax.lax.top_k(cosines, problem.num_neighbors)
@@ -147,21 +149,46 @@ def measure(contender: str, problem: Problem) -> Measurement:
   )
 
 
-def compare(sizes: Sequence[int]) -> list[Measurement]:
+def benchmark(bank: int, queries: int, features: int, k: int) -> Findings:
+  """Compares all contenders on a problem of these sizes.
+
+  Args:
+    bank: Images in the bank.
+    queries: Number of queries.
+    features: Features per image.
+    k: Number of neighbors.
+
+  Raises:
+    UserError: The bank has too few images.
+  """
+  if k > bank:
+    raise UserError(
+      f"--neighbors={k} of a bank of {bank} images; expected at most {bank}."
+    )
+  found = compare((bank, queries, features, k))
+  return Findings(table(found), [one._asdict() for one in found])
+
+
+def compare(sizes: tuple[int, int, int, int]) -> list[Measurement]:
   """Measures every contender in a process of its own.
 
   Args:
-    sizes: Bank, queries, features, neighbours.
+    sizes: Bank, queries, features, neighbors.
   """
   found = []
   for contender in CONTENDERS:
-    command = [sys.executable, "-m", __spec__.name, f"--only={contender}"]
-    command += [f"--sizes={','.join(map(str, sizes))}"]
-    output = subprocess.run(
-      command, stdout=subprocess.PIPE, text=True, check=True
-    )
-    found.append(Measurement(*json.loads(output.stdout.splitlines()[-1])))
+    console.print_line(f"Measuring {contender}.")
+    with concurrent.futures.ProcessPoolExecutor(
+      1, multiprocessing.get_context("spawn")
+    ) as alone:
+      found.append(alone.submit(_measure_alone, contender, sizes).result())
   return found
+
+
+def _measure_alone(
+  contender: str, sizes: tuple[int, int, int, int]
+) -> Measurement:
+  return measure(contender, make_problem(*sizes))
 
 
 def table(measurements: Sequence[Measurement]) -> str:
@@ -182,24 +209,3 @@ def _peak_mebibytes() -> float:
   """Returns the most memory this process ever held."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def main() -> None:
-  """Prints the table, or with --only one measurement as JSON."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument(
-    "--sizes",
-    default="50000,10000,512,200",
-    help="bank, queries, features, neighbours",
-  )
-  parser.add_argument("--only", choices=CONTENDERS)
-  arguments = parser.parse_args()
-  sizes = [int(size) for size in arguments.sizes.split(",")]
-  if arguments.only:
-    print(json.dumps(measure(arguments.only, make_problem(*sizes))))
-  else:
-    print(table(compare(sizes)))
-
-
-if __name__ == "__main__":
-  main()

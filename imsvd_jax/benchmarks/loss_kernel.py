@@ -1,24 +1,29 @@
 """The objective's loss and gradient: time, memory, arithmetic, alternatives."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from imsvd_jax.base import devices as sharding
+from imsvd_jax.base import console, cpu_devices
+from imsvd_jax.base.devices import batch_sharded, check_batch_size, make_mesh
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.benchmarks import floor, machine, timing, torch_formula
 from imsvd_jax.benchmarks.costs import hlo, slices
-from imsvd_jax.benchmarks.text import quantity, size, spread
+from imsvd_jax.benchmarks.text import Findings, quantity, size, spread
 from imsvd_jax.objectives import imsvd_loss
 from imsvd_jax.objectives.joint_entropy import choose_kernel
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 KERNELS = ("auto", "plain", "streamed")
-_SPARE = 0.9  # Of the free memory, what a contender may need.
+_SPARE = 0.9  # Share of the free memory that a contender may need.
+# The loss, and its gradients with respect to both views.
+LossAndGradients = tuple[jax.Array, tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Problem:
 
   @property
   def chosen(self) -> str:
-    """The kernel that runs."""
+    """The name of the kernel that runs."""
     if self.kernel != "auto":
       return self.kernel
     return choose_kernel(self.num_images, self.num_entries, self.devices)
@@ -111,7 +116,31 @@ def check(problem: Problem) -> None:
       raise UserError(f"--{field}={value}; expected at least {least}.")
   lookup(DTYPES, problem.dtype, "dtype")
   lookup(dict.fromkeys(KERNELS), problem.kernel, "kernel")
-  sharding.check_batch_size(problem.num_images, problem.devices, "num_images")
+  check_batch_size(problem.num_images, problem.devices, "num_images")
+
+
+def benchmark(problem: Problem, *, rounds: int, alternatives: bool) -> Findings:
+  """Measures on this machine; see `measure`."""
+  check(problem)
+  cpu_devices.make(problem.devices)
+  about = machine.describe(machine.devices(problem.devices))
+  results = measure(problem, rounds=rounds, alternatives=alternatives)
+  return Findings(
+    as_text(problem, results, about), as_dict(problem, results, about)
+  )
+
+
+def benchmark_on(topology: str, problem: Problem) -> Findings:
+  """Compiles for a slice of chips; see `compile_for`."""
+  check(problem)
+  slices.compile_only(topology)
+  slice_ = slices.get_slice(topology)
+  about = machine.describe(list(slice_.devices))
+  results = compile_for(problem, slice_)
+  return Findings(
+    compiled_as_text(problem, slice_, results),
+    as_dict(problem, results, about),
+  )
 
 
 def measure(
@@ -132,7 +161,7 @@ def measure(
   """
   check(problem)
   used = machine.devices(problem.devices)
-  mesh = sharding.make_mesh(used)
+  mesh = make_mesh(used)
   views = _embeddings(problem, mesh)
   names = [problem.chosen]
   if alternatives:
@@ -149,7 +178,7 @@ def measure(
     if reason:
       results[name] = dataclasses.replace(results[name], note=reason)
     else:
-      runs[name] = lambda program=program: program(*views)
+      runs[name] = functools.partial(program, *views)
   if alternatives:
     results["PyTorch"], run = _torch(problem, views, used[0], free)
     if run:
@@ -191,13 +220,13 @@ def compile_for(problem: Problem, slice_: slices.Slice) -> list[Result]:
   check(problem)
   results = []
   for kernel, count in (("streamed", 1), ("streamed", chips), ("plain", chips)):
-    mesh = sharding.make_mesh(list(slice_.devices[:count]))
+    mesh = make_mesh(list(slice_.devices[:count]))
     view = jax.ShapeDtypeStruct(
       (problem.num_images, problem.num_entries),
       DTYPES[problem.dtype],
-      sharding=sharding.batch_sharded(mesh),
+      sharding=batch_sharded(mesh),
     )
-    timing.note(f"Compiling the {kernel} kernel for {count} chip(s).")
+    console.print_line(f"Compiling the {kernel} kernel for {count} chip(s).")
     result, _ = _compile(problem, kernel, mesh, [view, view])
     results.append(
       dataclasses.replace(result, name=f"{kernel}, {count} chip(s)")
@@ -205,8 +234,8 @@ def compile_for(problem: Problem, slice_: slices.Slice) -> list[Result]:
   return results
 
 
-def _embeddings(problem: Problem, mesh) -> list[jax.Array]:
-  """Two related views [N, D], as an encoder might give them."""
+def _embeddings(problem: Problem, mesh: Mesh) -> list[jax.Array]:
+  """Returns two related views [N, D], as an encoder might give them."""
   rng = np.random.default_rng(0)
   shape = (problem.num_images, problem.num_entries)
   draw = lambda: rng.standard_normal(shape, np.float32)
@@ -214,16 +243,18 @@ def _embeddings(problem: Problem, mesh) -> list[jax.Array]:
   return [
     jax.device_put(
       (2 * common + draw()).astype(DTYPES[problem.dtype]),
-      sharding.batch_sharded(mesh),
+      batch_sharded(mesh),
     )
     for _ in "12"
   ]
 
 
-def loss_and_gradient(problem: Problem, kernel: str, mesh) -> Callable:
+def loss_and_gradient(
+  problem: Problem, kernel: str, mesh: Mesh
+) -> Callable[[jax.Array, jax.Array], LossAndGradients]:
   """Returns `(z1, z2) -> (loss, gradients)`, to be jitted."""
 
-  def loss(z1, z2):
+  def loss(z1: jax.Array, z2: jax.Array) -> jax.Array:
     return imsvd_loss(
       z1,
       z2,
@@ -232,19 +263,22 @@ def loss_and_gradient(problem: Problem, kernel: str, mesh) -> Callable:
       precision=problem.precision,
     )[0]
 
-  def run(z1, z2):
+  def run(z1: jax.Array, z2: jax.Array) -> LossAndGradients:
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       return jax.value_and_grad(loss, argnums=(0, 1))(z1, z2)
 
   return run
 
 
-def _compile(problem: Problem, kernel: str, mesh, views):
+def _compile(
+  problem: Problem, kernel: str, mesh: Mesh, views: Sequence[Any]
+) -> tuple[Result, Callable[..., LossAndGradients]]:
+  """Returns a kernel's costs, and its program."""
   run = loss_and_gradient(problem, kernel, mesh)
   program = jax.jit(run).lower(*views).compile()
   counted = program
   if mesh.devices.flat[0].platform == "gpu":
-    # There, products are calls of a library, whose FLOP the text hides.
+    # On a GPU, products are calls of a library, whose FLOP the text hides.
     counted = _compiled_for_cpu(problem, kernel)
   costs = hlo.Program(counted.as_text()) if counted else None
   result = Result(
@@ -257,28 +291,33 @@ def _compile(problem: Problem, kernel: str, mesh, views):
       flops=sum(one.flops for one in work),
       passes_flops=sum(one.passes_flops for one in work),
       memory_bytes=sum(one.bytes for one in work),
-      traffic_bytes=sum(c.count * c.bytes for c in moved),
+      traffic_bytes=sum(c.runs * c.bytes for c in moved),
       largest_collective_bytes=max((c.bytes for c in moved), default=0.0),
     )
   return result, program
 
 
-def _compiled_for_cpu(problem: Problem, kernel: str):
-  """The same program for as many CPU devices; None where there are fewer."""
+def _compiled_for_cpu(problem: Problem, kernel: str) -> Any:
+  """Returns the program for as many CPU devices; None if there are fewer."""
   found = jax.devices("cpu")
   if len(found) < problem.devices:
     return None
-  mesh = sharding.make_mesh(found[: problem.devices])
+  mesh = make_mesh(found[: problem.devices])
   view = jax.ShapeDtypeStruct(
     (problem.num_images, problem.num_entries),
     DTYPES[problem.dtype],
-    sharding=sharding.batch_sharded(mesh),
+    sharding=batch_sharded(mesh),
   )
   run = loss_and_gradient(problem, kernel, mesh)
   return jax.jit(run).lower(view, view).compile()
 
 
-def _torch(problem: Problem, views, device, free):
+def _torch(
+  problem: Problem,
+  views: Sequence[jax.Array],
+  device: jax.Device,
+  free: float | None,
+) -> tuple[Result, Callable[[], Any] | None]:
   """Returns PyTorch's result so far, and its run or None."""
   result = Result("PyTorch")
   if not torch_formula.is_installed():
@@ -287,8 +326,10 @@ def _torch(problem: Problem, views, device, free):
   reason = _too_large(need, free and free * problem.devices)
   if reason:
     return dataclasses.replace(result, note=reason), None
+  z1, z2 = (np.asarray(z, np.float32) for z in views)
   run = torch_formula.TorchFormula(
-    *(np.asarray(z, np.float32) for z in views),
+    z1,
+    z2,
     problem.num_bins,
     on_gpu=device.platform == "gpu",
   )
@@ -296,18 +337,21 @@ def _torch(problem: Problem, views, device, free):
   return dataclasses.replace(result, note=note), run
 
 
-def _too_large(need: float, free: float | None) -> str:
-  if free is None or need <= _SPARE * free:
+def _too_large(need: float | None, free: float | None) -> str:
+  """Returns why a contender is not run, or an empty string."""
+  if need is None or free is None or need <= _SPARE * free:
     return ""
   return f"not run: needs {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
 
 
 def _floor_precision(problem: Problem) -> str:
-  # What "auto" is on every device but a TPU, whose "high" is as exact.
+  # "auto" means this on every device but a TPU, whose "high" is as exact.
   return "highest" if problem.precision == "auto" else problem.precision
 
 
-def _compared(results: dict[str, Result], answers: dict) -> dict[str, Result]:
+def _compared(
+  results: dict[str, Result], answers: dict[str, Any]
+) -> dict[str, Result]:
   """Adds values and, against the plain formula's, their errors."""
   reference = answers.get("plain")
   compared = {}
@@ -331,11 +375,13 @@ def gradient_error(gradients: Any, reference: Any) -> float:
     (np.asarray(g, np.float64), np.asarray(r, np.float64))
     for g, r in zip(gradients, reference, strict=True)
   ]
-  worst = max(np.max(np.abs(g - r)) for g, r in pairs)
-  return float(worst / max(np.max(np.abs(r)) for _, r in pairs))
+  worst = max(float(np.max(np.abs(g - r))) for g, r in pairs)
+  return worst / max(float(np.max(np.abs(r))) for _, r in pairs)
 
 
-def _timed(result: Result, times: dict, first: str) -> Result:
+def _timed(
+  result: Result, times: dict[str, timing.Times], first: str
+) -> Result:
   mine = times[result.name]
   result = dataclasses.replace(
     result,
@@ -386,11 +432,11 @@ def compiled_as_text(
     f"{'per chip':24}{'FLOP':>10}{'as bf16':>10}{'of one':>9}"
     f"{'memory traffic':>16}{'temporaries':>13}{'moved':>10}{'largest':>10}",
   ]
-  alone = results[0].flops
+  alone = results[0].flops or 1.0
   for one in results:
     lines.append(
       f"{one.name:24}{quantity(one.flops):>10}{quantity(one.passes_flops):>10}"
-      f"{one.flops / alone:>9.4f}{size(one.memory_bytes):>16}"
+      f"{(one.flops or 0.0) / alone:>9.4f}{size(one.memory_bytes):>16}"
       f"{size(one.temporary_bytes):>13}{size(one.traffic_bytes):>10}"
       f"{size(one.largest_collective_bytes):>10}"
     )

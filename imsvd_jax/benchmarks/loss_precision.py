@@ -1,36 +1,37 @@
 """The error that each precision of the matrix products causes.
 
-Hardware multiplies float32 matrices exactly or in cheaper ways; how much that
-costs in the loss and in its gradient is measured here. A CPU multiplies
-exactly whatever it is asked for, so the cheaper ways are emulated by rounding
-the operands and multiplying what is left exactly: that is what the hardware
-does, up to the order of its sums.
+Hardware multiplies float32 matrices exactly or in cheaper ways. This measures
+the error of the cheaper ways in the loss and in its gradient. A CPU always
+multiplies exactly, so it emulates them: it rounds the operands and multiplies
+them exactly. Hardware does the same, up to the order of its sums.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imsvd_jax.base.console import print_line
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.benchmarks import machine, timing
+from imsvd_jax.benchmarks import machine
 from imsvd_jax.benchmarks.loss_kernel import Problem, check
+from imsvd_jax.benchmarks.text import Findings
 
 Dot = Callable[[jax.Array, jax.Array], jax.Array]
 
-# How sure the soft variables are: at the start of training, on the way, and
-# near the optimum, where cells of Pc are counts of images.
+# Scale of the logits at the start of training, midway, and near the optimum,
+# where the entries of Pc are counts of images.
 SHARPNESS = {"start": 1.0, "midway": 4.0, "end": 16.0}
 _MOST_ENTRIES = 16_384  # The float64 reference holds D x D matrices.
 
 
 @dataclasses.dataclass(frozen=True)
 class Error:
-  """What one precision does to one state of training.
+  """The errors of one precision in one state of training.
 
   Attributes:
     precision: Of the products.
@@ -38,14 +39,14 @@ class Error:
     loss: Relative error of the off-diagonal term.
     gradient: Error of its gradient with respect to the logits, as a share of
       the gradient (both in the Euclidean norm).
-    uncentred: The same, were the products taken of log Pc as it is.
+    uncentered: The gradient's error if the products take log Pc as it is.
   """
 
   precision: str
   state: str
   loss: float
   gradient: float
-  uncentred: float
+  uncentered: float
 
 
 def _exact(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -65,7 +66,7 @@ def _one_pass(rounded: Callable[[jax.Array], jax.Array]) -> Dot:
 
 
 def _three_passes(x: jax.Array, y: jax.Array) -> jax.Array:
-  """Each operand as the sum of two bfloat16; the least product left out."""
+  """Takes each operand as a sum of two bfloat16; omits the least product."""
   (x1, x2), (y1, y2) = _halves(x), _halves(y)
   return _exact(x1, y1) + (_exact(x1, y2) + _exact(x2, y1))
 
@@ -99,10 +100,19 @@ def products(platform: str) -> dict[str, Dot]:
   return {name: by_preset(preset) for name, preset in _PRESETS.items()}
 
 
+def benchmark(problem: Problem) -> Findings:
+  """Measures on this machine; see `measure`."""
+  about = machine.describe(machine.devices(1))
+  errors = measure(problem)
+  return Findings(
+    as_text(problem, errors, about), as_dict(problem, errors, about)
+  )
+
+
 def measure(problem: Problem) -> list[Error]:
   """Returns the error of every precision in every state of training.
 
-  Precisions that the device cannot multiply in are left out.
+  Precisions that the device does not support are left out.
 
   Args:
     problem: Its sizes.
@@ -124,25 +134,32 @@ def measure(problem: Problem) -> list[Error]:
       try:
         error = _error(logits, dot, exact)
       except jax.errors.JaxRuntimeError:
-        timing.note(f"{name}: not on this device.")
+        print_line(f"{name}: not on this device.")
         continue
       errors.append(Error(name, state, *error))
-      timing.note(f"{state}, {name}: done.")
+      print_line(f"{state}, {name}: done.")
   return errors
 
 
-def _error(logits, dot: Dot, exact) -> tuple[float, float, float]:
+def _error(
+  logits: Sequence[np.ndarray],
+  dot: Dot,
+  exact: tuple[float, list[np.ndarray]],
+) -> tuple[float, float, float]:
+  """Returns an Error's numbers: loss, gradient, uncentered."""
   value, gradients = jax.jit(term, static_argnums=(2, 3))(*logits, dot, True)
-  _, uncentred = jax.jit(term, static_argnums=(2, 3))(*logits, dot, False)
+  _, uncentered = jax.jit(term, static_argnums=(2, 3))(*logits, dot, False)
   return (
     abs(float(value) - exact[0]) / abs(exact[0]),
     _distance(gradients, exact[1]),
-    _distance(uncentred, exact[1]),
+    _distance(uncentered, exact[1]),
   )
 
 
-def _reference(logits) -> tuple[float, list[np.ndarray]]:
-  """The same in float64, on the CPU."""
+def _reference(
+  logits: Sequence[np.ndarray],
+) -> tuple[float, list[np.ndarray]]:
+  """Returns the term and its gradients in float64, on the CPU."""
   with jax.enable_x64(), jax.default_device(jax.devices("cpu")[0]):
     wide = [np.float64(z) for z in logits]
     value, gradients = jax.jit(term, static_argnums=(2, 3))(
@@ -157,22 +174,24 @@ def _logits(problem: Problem, sharpness: float) -> list[np.ndarray]:
   shape = (problem.num_images, problem.num_variables, problem.num_bins)
   draw = lambda: rng.standard_normal(shape, np.float32)
   common = draw()
-  return [np.float32(sharpness * (common + 0.2 * draw())) for _ in "12"]
+  return [
+    (sharpness * (common + 0.2 * draw())).astype(np.float32) for _ in "12"
+  ]
 
 
 def term(
-  z1: jax.Array, z2: jax.Array, dot: Dot, centred: bool
+  z1: jax.Array, z2: jax.Array, dot: Dot, centered: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   """Returns the off-diagonal term and its gradients by the logits, by hand.
 
   The arithmetic of objectives/joint_entropy_streamed.py in one tile, with the
-  products and the centring to choose.
+  products and the centering to choose.
 
   Args:
     z1: Logits of the first view [N, M, b].
     z2: Logits of the second view [N, M, b].
     dot: Multiplies two matrices.
-    centred: Whether products take log Pc + 2 log b, or log Pc + 1.
+    centered: Whether products take log Pc + 2 log b, or log Pc + 1.
   """
   num_images, num_variables, num_bins = z1.shape
   q1, q2 = (jax.nn.softmax(z) for z in (z1, z2))
@@ -183,9 +202,8 @@ def term(
   different = variable[:, None] != variable
   scale = 1 / max(num_variables * (num_variables - 1), 1)
   value = scale * jnp.sum(jnp.sum(jnp.where(different, p * log_p, 0), axis=1))
-  # What a level adds to the slope is the same for all bins of a variable, and
-  # the softmax takes it away.
-  level = 2 * math.log(num_bins) if centred else 1.0
+  # The level adds the same to all bins of a variable; the softmax cancels it.
+  level = 2 * math.log(num_bins) if centered else 1.0
   slope = jnp.where(different, log_p + level, 0)
   d_q1 = dot(b, slope.T).reshape(q1.shape) * (scale / num_images)
   d_q2 = dot(a, slope).reshape(q2.shape) * (scale / num_images)
@@ -196,7 +214,9 @@ def _through_softmax(q: jax.Array, d_q: jax.Array) -> jax.Array:
   return q * (d_q - jnp.sum(q * d_q, axis=-1, keepdims=True))
 
 
-def _distance(gradients, exact) -> float:
+def _distance(
+  gradients: Sequence[jax.Array], exact: Sequence[np.ndarray]
+) -> float:
   """Returns |g - exact| / |exact| in the Euclidean norm."""
   square = lambda arrays: sum(np.sum(np.square(a)) for a in arrays)
   apart = [np.float64(g) - e for g, e in zip(gradients, exact, strict=True)]
@@ -232,16 +252,16 @@ def as_text(
     f" b = {problem.num_bins}",
     machine.as_text(about),
     "",
-    f"{'':10}{'precision':15}{'loss':>10}{'gradient':>10}{'uncentred':>11}",
+    f"{'':10}{'precision':15}{'loss':>10}{'gradient':>10}{'uncentered':>11}",
   ]
   for e in errors:
     lines.append(
       f"{e.state:10}{e.precision:15}{e.loss:10.1e}{e.gradient:10.1e}"
-      f"{e.uncentred:11.1e}"
+      f"{e.uncentered:11.1e}"
     )
   lines += [
     "",
-    "Relative to float64; gradients with respect to the logits. uncentred: were"
-    " the products taken of log Pc, not of log Pc + 2 log b.",
+    "Relative to float64; gradients with respect to the logits. uncentered:"
+    " with products of log Pc instead of log Pc + 2 log b.",
   ]
   return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a measurement was made on: hardware, versions, date, free memory."""
+"""The machine of a measurement: hardware, versions, date, free memory."""
 
 import datetime
 import importlib.metadata
@@ -31,7 +31,7 @@ def devices(count: int) -> list[jax.Device]:
 
 
 def describe(used: list[jax.Device]) -> dict[str, Any]:
-  """Returns what a reader must know to judge or repeat a measurement."""
+  """Returns the facts that a reader needs to judge or repeat a measurement."""
   packages = {}
   for name in _PACKAGES:
     try:
@@ -40,7 +40,7 @@ def describe(used: list[jax.Device]) -> dict[str, Any]:
       continue
   return {
     "date": datetime.date.today().isoformat(),
-    "command": f"python -m imsvd_jax benchmark {shlex.join(sys.argv[1:])}",
+    "command": f"{sys.argv[0]} {shlex.join(sys.argv[1:])}",
     "devices": len(used),
     "device_kind": used[0].device_kind,
     "platform": used[0].platform,
@@ -70,7 +70,7 @@ def as_text(machine: dict[str, Any]) -> str:
 
 
 def available_bytes(device: jax.Device) -> float | None:
-  """Returns the memory a program may take, None where nothing tells it."""
+  """Returns the memory that a program may take; None if unknown."""
   if device.platform != "cpu":
     stats = device.memory_stats() or {}
     limit = stats.get("bytes_limit")

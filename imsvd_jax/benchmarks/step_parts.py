@@ -1,14 +1,15 @@
-"""The whole training step of a config: speed, and where the time goes.
+"""Speed of a config's whole training step, and the time of its parts.
 
 The step is the trainer's own, compiled as the trainer compiles it. Its parts
-are measured as programs of their own, in the same rounds: augmentation, forward
-pass, forward and backward pass together (the backward pass is the difference),
-the objective with its gradient, and the optimizer. What the step takes beyond
-their sum, or saves because XLA fuses across them, is the rest.
+are separate programs, measured in the same rounds: augmentation, forward pass,
+forward and backward pass together (the backward pass is the difference), the
+objective with its gradient, and the optimizer. The rest is the difference of
+the step and their sum; it is negative if XLA saves time by fusing parts.
 """
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,15 +17,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from imsvd_jax.base import devices as sharding
+from imsvd_jax.base import console, cpu_devices
+from imsvd_jax.base.devices import (
+  check_batch_size,
+  make_mesh,
+  replicated,
+  shard_batch,
+)
 from imsvd_jax.benchmarks import ceilings, machine, timing
-from imsvd_jax.benchmarks.costs import compiled_step as costs_step
-from imsvd_jax.benchmarks.costs import hlo, slices
-from imsvd_jax.benchmarks.text import quantity, size, spread
-from imsvd_jax.training import augment as augment_lib
+from imsvd_jax.benchmarks.costs import compiled_step, hlo, slices
+from imsvd_jax.benchmarks.text import Findings, quantity, size, spread
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import step as step_lib
+from imsvd_jax.training.augment import augment_views
+from imsvd_jax.training.state import TrainState
 
 PARTS = (
   "augment",
@@ -39,7 +48,7 @@ _NUM_EXAMPLES = 1_000_000  # Only the schedule depends on it.
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a step takes.
+  """The costs of a step.
 
   Attributes:
     batch_size: Images per step over all devices.
@@ -50,9 +59,9 @@ class Result:
     parts: Seconds of each part.
     shares: Their medians over the step's; with "rest" they add up to one.
     flops: Per device and step, of matrix products and convolutions.
-    flops_by_part: The same, by where they are written down.
-    bytes: Traffic of main memory per device and step, from the program. Caches
-      that the program does not know of may serve some of it.
+    flops_by_part: The same, by the part of the program.
+    bytes: Traffic of main memory per device and step, from the program, which
+      does not know how much of it caches serve.
     matmul_ceiling: FLOP/s of products in the model's type, measured.
     memory_ceiling: Bytes/s, measured.
     matmul_share: FLOP/s of the step over the ceiling.
@@ -79,7 +88,28 @@ class Result:
   temporary_bytes: float
 
 
-def measure(config: Any, used: list[jax.Device], *, rounds: int) -> Result:
+def benchmark(
+  config: ConfigDict, *, name: str, devices: int, rounds: int
+) -> Findings:
+  """Measures on this machine; see `measure`.
+
+  Args:
+    config: A recipe.
+    name: The recipe's, for the text.
+    devices: How many to split the batch over; 0 takes all.
+    rounds: Measured runs of each part.
+  """
+  if devices:
+    cpu_devices.make(devices)
+  used = machine.devices(devices or len(jax.devices()))
+  about = machine.describe(used)
+  result = measure(config, used, rounds=rounds)
+  return Findings(as_text(name, result, about), as_dict(name, result, about))
+
+
+def measure(
+  config: ConfigDict, used: list[jax.Device], *, rounds: int
+) -> Result:
   """Times the config's step and its parts on random images.
 
   Args:
@@ -90,14 +120,14 @@ def measure(config: Any, used: list[jax.Device], *, rounds: int) -> Result:
   Raises:
     UserError: The config contradicts itself, or its batch does not divide.
   """
-  sharding.check_batch_size(config.batch_size, len(used), "batch_size")
+  check_batch_size(config.batch_size, len(used), "batch_size")
   experiment = experiment_lib.build(config, _NUM_EXAMPLES)
-  mesh = sharding.make_mesh(used)
+  mesh = make_mesh(used)
   state = _state(experiment, mesh)
   batch = random_batch(config, mesh)
 
-  timing.note("Compiling the step.")
-  train_step = step_lib.jit_train_step(experiment, sharding.replicated(mesh))
+  console.print_line("Compiling the step.")
+  train_step = step_lib.jit_train_step(experiment, replicated(mesh))
   compiled = train_step.lower(state, batch).compile()
   runs: dict[str, Callable[[], Any]] = {
     "step": _Steps(compiled, state, batch),
@@ -109,7 +139,7 @@ def measure(config: Any, used: list[jax.Device], *, rounds: int) -> Result:
     "memory": ceilings.memory(device),
   }
   runs |= {name: limit.run for name, limit in limits.items()}
-  timing.note(f"Compiling its parts: {', '.join(list(runs)[1:])}.")
+  console.print_line(f"Compiling its parts: {', '.join(list(runs)[1:])}.")
   times = timing.race(runs, rounds=rounds)
 
   best = {n: limits[n].amount / min(times[n].seconds) for n in limits}
@@ -143,23 +173,25 @@ def measure(config: Any, used: list[jax.Device], *, rounds: int) -> Result:
 class _Steps:
   """Takes one training step after another; the state is donated."""
 
-  def __init__(self, compiled: Callable, state: Any, batch: Any):
+  def __init__(
+    self, compiled: Callable[..., Any], state: TrainState, batch: Any
+  ) -> None:
     self._compiled, self._state, self._batch = compiled, state, batch
 
-  def __call__(self):
+  def __call__(self) -> Any:
     self._state, metrics = self._compiled(self._state, self._batch)
     return metrics
 
 
-def _state(experiment: experiment_lib.Experiment, mesh) -> Any:
+def _state(experiment: experiment_lib.Experiment, mesh: Mesh) -> TrainState:
   init = jax.jit(
     lambda: step_lib.init_state(experiment),
-    out_shardings=sharding.replicated(mesh),
+    out_shardings=replicated(mesh),
   )
   return init()
 
 
-def random_batch(config: Any, mesh) -> dict[str, Any]:
+def random_batch(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
   """Returns a batch of random pixels, on the devices."""
   rng = np.random.default_rng(0)
   shapes = experiment_lib.abstract_batch(config)
@@ -169,35 +201,37 @@ def random_batch(config: Any, mesh) -> dict[str, Any]:
     "index": np.arange(config.batch_size, dtype=np.int32),
     "epoch": np.zeros(config.batch_size, np.int32),
   }
-  return sharding.shard_batch(batch, mesh)
+  return shard_batch(batch, mesh)
 
 
 # --- Parts --------------------------------------------------------------------
 
 
 def _parts(
-  experiment: experiment_lib.Experiment, mesh, batch: dict[str, Any]
+  experiment: experiment_lib.Experiment, mesh: Mesh, batch: dict[str, Any]
 ) -> dict[str, Callable[[], Any]]:
   """Returns the step's parts as programs of their own, on their own state."""
   state = _state(experiment, mesh)
   jit = lambda f: jax.jit(_in_mesh(f, mesh))
   recipes = experiment.augmentation
-  augment = jit(lambda rng, b: augment_lib.augment_views(recipes, rng, b))
+  augment = jit(lambda rng, b: augment_views(recipes, rng, b))
   views = augment(state.rng, batch)
 
-  def forward(params, batch_stats, views):
+  def forward(params: Any, batch_stats: Any, views: Any) -> Any:
     return step_lib.embed_views(experiment.model, params, batch_stats, views)
 
   forward_alone = jit(forward)
   embeddings, _ = forward_alone(state.params, state.batch_stats, views)
 
-  def both(params, batch_stats, views, cotangents):
+  def both(
+    params: Any, batch_stats: Any, views: Any, cotangents: Any
+  ) -> tuple[Any, Any]:
     _, pull, stats = jax.vjp(
       lambda p: forward(p, batch_stats, views), params, has_aux=True
     )
     return pull(cotangents)[0], stats
 
-  def objective(zs, targets, key):
+  def objective(zs: Any, targets: Any, key: jax.Array) -> Any:
     loss = lambda zs: experiment.objective.loss(
       zs,
       num_global=experiment_lib.NUM_GLOBAL,
@@ -207,8 +241,8 @@ def _parts(
     )
     return jax.value_and_grad(loss, has_aux=True)(zs)
 
-  def optimizer(params, opt_state):
-    # Gradients like the weights: any will do.
+  def optimizer(params: Any, opt_state: Any) -> tuple[Any, Any]:
+    # The weights stand for the gradients; values do not matter.
     updates, opt_state = experiment.optimizer.update(params, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
@@ -225,15 +259,15 @@ def _parts(
   if uses_target:
     programs["target"] = (forward_alone, (weights, stats, views[:1]))
   return {
-    name: lambda f=f, arguments=arguments: f(*arguments)
+    name: functools.partial(f, *arguments)
     for name, (f, arguments) in programs.items()
   }
 
 
-def _in_mesh(function: Callable, mesh) -> Callable:
-  """As the trainer's step: the objective finds the mesh in context."""
+def _in_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+  """Gives the objective the mesh in context, as the trainer's step does."""
 
-  def traced(*arguments):
+  def traced(*arguments: Any) -> Any:
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       return function(*arguments)
 
@@ -246,22 +280,22 @@ def _shares(parts: dict[str, timing.Spread], step: float) -> dict[str, float]:
 
 
 def _costs(
-  compiled: Any, config: Any, used: list[jax.Device]
+  compiled: Any, config: ConfigDict, used: list[jax.Device]
 ) -> tuple[dict[str, float], float]:
   """Returns the FLOP of each part and the bytes of main memory traffic."""
   work = hlo.Program(compiled.as_text()).work()
   moved = sum(one.bytes for one in work)
   if used[0].platform == "gpu":
-    # There, products are calls of libraries, whose FLOP the text hides; the
-    # same step for the CPU has the same ones.
-    timing.note("Compiling for the CPU, to count the arithmetic.")
+    # On a GPU, products are calls of libraries, whose FLOP the text hides. The
+    # step for the CPU has the same products.
+    console.print_line("Compiling for the CPU, to count the arithmetic.")
     cpus = slices.get_slice(f"cpu:{len(used)}")
-    report = costs_step.measure(config, cpus, _NUM_EXAMPLES)
+    report = compiled_step.measure(config, cpus, _NUM_EXAMPLES)
     return {name: part.flops for name, part in report.parts.items()}, moved
   flops: dict[str, float] = collections.defaultdict(float)
   for one in work:
     if one.flops:
-      flops[costs_step.part_of(one.op_name)] += one.flops
+      flops[compiled_step.part_of(one.op_name)] += one.flops
   return dict(flops), moved
 
 
@@ -270,15 +304,13 @@ def _costs(
 
 def as_dict(name: str, result: Result, about: dict[str, Any]) -> dict[str, Any]:
   """Returns everything, for --json; seconds, bytes, FLOP."""
-  figures = vars(result) | {
-    "step": result.step._asdict(),
-    "parts": {n: value._asdict() for n, value in result.parts.items()},
-  }
   return {
     "benchmark": "step",
     "config": name,
     "machine": about,
-    **figures,
+    **vars(result),
+    "step": result.step._asdict(),
+    "parts": {part: s._asdict() for part, s in result.parts.items()},
   }
 
 
@@ -297,22 +329,23 @@ def as_text(name: str, result: Result, about: dict[str, Any]) -> str:
   for part, share in result.shares.items():
     seconds = spread(result.parts.get(part))
     lines.append(f"  {part:11}{seconds:>32}{share:>13.1%}")
-  flops = ", ".join(
-    f"{n} {quantity(f)}" for n, f in result.flops_by_part.items()
+  by_part = ", ".join(
+    f"{part} {quantity(flops)}" for part, flops in result.flops_by_part.items()
   )
   lines += [
     "",
-    f"{quantity(result.flops)}FLOP per device ({flops})",
-    f"  {quantity(result.flops / result.step.median)}FLOP/s,"
-    f" {result.matmul_share:.0%} of {quantity(result.matmul_ceiling)}FLOP/s"
-    f" measured for {result.dtype} products",
+    f"{quantity(result.flops, 'FLOP')} per device ({by_part})",
+    f"  {quantity(result.flops / result.step.median, 'FLOP/s')},"
+    f" {result.matmul_share:.0%} of"
+    f" {quantity(result.matmul_ceiling, 'FLOP/s')} measured for"
+    f" {result.dtype} products",
     f"  {size(result.bytes / result.step.median)}/s,"
     f" {result.memory_share:.0%} of {size(result.memory_ceiling)}/s measured"
     " for a pass over an array",
     f"Memory per device: {size(result.state_bytes)} of state,"
     f" {size(result.temporary_bytes)} of temporaries",
     "",
-    "Each part is a program of its own; backward is forward and backward less"
-    " forward; rest is what the step takes beyond its parts.",
+    "Each part is a separate program. backward: forward and backward minus"
+    " forward; rest: the step minus its parts.",
   ]
   return "\n".join(lines)

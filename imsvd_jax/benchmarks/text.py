@@ -1,27 +1,46 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and what a benchmark returns."""
 
-from imsvd_jax.benchmarks import timing
+from typing import Any, NamedTuple
+
+from imsvd_jax.benchmarks.timing import Spread
 
 
-def spread(value: timing.Spread | None) -> str:
+class Findings(NamedTuple):
+  """The results of a benchmark.
+
+  Attributes:
+    text: For people.
+    numbers: The same and more, for --json; seconds, bytes, FLOP.
+  """
+
+  text: str
+  numbers: Any
+
+
+def spread(value: Spread | None) -> str:
   """Returns "median [min, max]"."""
   if value is None:
     return "-"
   return f"{value.median:.4g} [{value.min:.4g}, {value.max:.4g}]"
 
 
+def quantity(value: float | None, unit: str = "") -> str:
+  """Returns three digits and a prefix: "6.43 TFLOP"."""
+  if value is None:
+    return "-"
+  for prefix, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    if value >= factor:
+      return f"{value / factor:.3g} {prefix}{unit}"
+  return f"{value:.3g} {unit}".rstrip()
+
+
 def size(value: float | None) -> str:
-  """Returns bytes for people: 450 MB."""
-  if value is None:
-    return "-"
-  return f"{quantity(value)}B" if value else "0"
+  """Returns decimal bytes: "450 MB"."""
+  return quantity(value, "B") if value != 0 else "0"
 
 
-def quantity(value: float | None) -> str:
-  """Returns three digits and a prefix: 6.43 T."""
-  if value is None:
-    return "-"
-  for prefix, unit in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-    if value >= unit:
-      return f"{value / unit:.3g} {prefix}"
-  return f"{value:.3g} "
+def binary_size(value: float) -> str:
+  """Returns the bytes of a memory: "15.75 GiB"."""
+  if abs(value) < 0.005 * 2**30:
+    return f"{value / 2**20:.2f} MiB"
+  return f"{value / 2**30:.2f} GiB"

@@ -1,22 +1,23 @@
 """Runs contenders in turn and times them."""
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-# A sample on an accelerator lasts at least this long: shorter ones would
-# measure how fast Python asks for them.
+from imsvd_jax.base import console
+
+# A sample on an accelerator lasts at least this long; a shorter one would
+# measure how fast Python starts the work.
 _SAMPLE_SECONDS = 0.02
 _MAX_CALLS = 1000
 _PROGRESS_SECONDS = 3.0
 
 
 class Spread(NamedTuple):
-  """Median of many numbers, with the least and the greatest."""
+  """Median, smallest and largest of many numbers."""
 
   median: float
   min: float
@@ -29,12 +30,12 @@ class Spread(NamedTuple):
 
 
 class Times(NamedTuple):
-  """What each round took, per call.
+  """The time of each round, per call.
 
   Attributes:
     seconds: By the clock.
-    cpu_seconds: Of all threads of this process: where other programs share
-      the cores, it tells more than the clock.
+    cpu_seconds: Of all threads of this process; more reliable than the clock
+      if other programs share the cores.
   """
 
   seconds: list[float]
@@ -45,7 +46,7 @@ class Times(NamedTuple):
     return Times(*([factor * seconds for seconds in each] for each in self))
 
   def minus(self, other: "Times") -> "Times":
-    """Returns what these take more than others, round by round."""
+    """Returns the differences from another's times, round by round."""
     pairs = zip(self, other, strict=True)
     return Times(
       *([a - b for a, b in zip(x, y, strict=True)] for x, y in pairs)
@@ -69,16 +70,16 @@ def race(
   *,
   rounds: int,
   warmup: int = 1,
-  report: Callable[[str], None] | None = None,
+  report: Callable[[str], None] = console.print_line,
 ) -> dict[str, Times]:
   """Times contenders round by round, each once per round.
 
   Args:
-    runs: By name: starts the work and returns its arrays, which are waited
-      for.
+    runs: By name: functions that start the work and return its arrays; the
+      race waits for these.
     rounds: Measured rounds.
     warmup: Calls of each contender before them, at least one.
-    report: Takes a progress line every few seconds; None: standard error.
+    report: Takes a progress line every few seconds.
   """
   calls = {name: _warm_up(run, warmup) for name, run in runs.items()}
   times = {name: Times([], []) for name in runs}
@@ -91,20 +92,15 @@ def race(
     now = time.monotonic()
     if now - last >= _PROGRESS_SECONDS and number < rounds:
       last, per_round = now, (now - start) / number
-      (report or note)(
+      report(
         f"round {number}/{rounds}, {per_round:.2g} s each,"
         f" {per_round * (rounds - number):.0f} s left"
       )
   return times
 
 
-def note(message: str) -> None:
-  """Prints a progress line, out of the way of results."""
-  print(message, file=sys.stderr, flush=True)
-
-
 def _warm_up(run: Callable[[], Any], count: int) -> int:
-  """Compiles; returns how many calls make a sample."""
+  """Compiles; returns the number of calls in a sample."""
   for _ in range(max(count, 1)):
     start = time.perf_counter()
     jax.block_until_ready(run())

@@ -1,6 +1,6 @@
-"""IMSVD's loss in PyTorch, written down as the paper's equations read.
+"""IMSVD's loss in PyTorch, line by line as in the paper's equations.
 
-What a PyTorch user would write, as a contender for the benchmark: eager, with
+A contender for the benchmark, as a PyTorch user would write it: eager, with
 autograd, and with the whole D x D matrix.
 """
 
@@ -24,8 +24,8 @@ class TorchFormula:
 
   def __init__(
     self, z1: np.ndarray, z2: np.ndarray, num_bins: int, *, on_gpu: bool
-  ):
-    """Puts the embeddings [N, M*b] where PyTorch is to compute."""
+  ) -> None:
+    """Puts the embeddings [N, M*b] on the device."""
     import torch
 
     self._torch = torch
@@ -44,7 +44,7 @@ class TorchFormula:
       self._torch.cuda.synchronize()
     return loss.item(), [gradient.cpu() for gradient in gradients]
 
-  def _loss(self, z1, z2):
+  def _loss(self, z1: Any, z2: Any) -> Any:
     n, b = z1.shape[0], self._num_bins
     q1, q2 = (z.reshape(n, -1, b).softmax(-1) for z in (z1, z2))  # [N, M, b]
     m = q1.shape[1]

@@ -1,258 +1,264 @@
-"""Measures what things cost on this machine.
+"""Measures speed and precision on this machine.
 
-  python -m imsvd_jax benchmark COMMAND [flags]; COMMAND --help lists its flags.
-
-Commands:
-  loss       the objective's loss and gradient: time, memory, FLOP, against
-             the plain formula, PyTorch and the matrix products alone
-  precision  the error that each precision of those products causes
-  step       a config's whole training step: images/s, where its time goes,
-             and its distance to what this device can do
-  data       the host half: reading, decoding, cropping
-  knn        k-NN against scikit-learn
-
-Every command measures its contenders in turn within one run, prints the median
-with the least and the greatest, and with --json everything for a machine.
-Measured results are in docs/benchmarks.md. Only `data` needs TensorFlow.
+Every benchmark runs its contenders in turn within one process and prints the
+median with the smallest and the largest value; --json prints everything for a
+program to read. Measured results are in docs/benchmarks.md. Only `data` needs
+TensorFlow.
 """
 
-import json
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from absl import flags
-from ml_collections import config_flags
 
-from imsvd_jax.base import cpu_devices
-from imsvd_jax.commands import command_line
+from imsvd_jax.commands import command_line, shared_flags
 
-FLAGS = flags.FLAGS
+if TYPE_CHECKING:  # It imports JAX.
+  from imsvd_jax.benchmarks.text import Findings
+
+  # What to call after the flags are parsed.
+  Measure = Callable[[], Findings]
+
+# Each function below defines the flags of a benchmark and returns the call that
+# they describe. It imports late, so that --help and a wrong flag answer at
+# once.
 
 
-def _common_flags(rounds: int) -> None:
-  flags.DEFINE_integer(
-    "rounds", rounds, "Measured runs of each contender.", lower_bound=1
+def _loss() -> Measure:
+  """Times the loss of IMSVD with its gradient, and what it competes with.
+
+    imsvd benchmark loss --num_images=512 --num_variables=32 --num_bins=32
+
+  The contenders are the streamed kernel, the plain formula, PyTorch, and the
+  matrix products alone, which no kernel can avoid. Reports time, memory and
+  FLOP.
+  """
+  num_images, num_variables, num_bins = _define_sizes(num_variables=102)
+  dtype = flags.DEFINE_string(
+    "dtype", "float32", "Type of the embeddings: float32 or bfloat16."
   )
-  flags.DEFINE_bool("json", False, "Print the figures as JSON.")
-
-
-def _problem_flags(num_variables: int) -> None:
-  flags.DEFINE_integer("num_images", 2048, "N, the global batch.")
-  flags.DEFINE_integer("num_variables", num_variables, "M.")
-  flags.DEFINE_integer("num_bins", 80, "b; an embedding has M * b entries.")
-
-
-def _config_flag() -> None:
-  config_flags.DEFINE_config_file(
-    "config", None, "Recipe file, such as configs/digits.py.", lock_config=True
+  kernel = flags.DEFINE_string("kernel", "auto", "auto, plain or streamed.")
+  precision = flags.DEFINE_string(
+    "precision", "auto", "Of the matrix products: auto, default, high, highest."
   )
-  command_line.require_config()
-
-
-def _use_devices(count: int) -> None:
-  """Makes as many CPU devices, before JAX counts them."""
-  if count > 0:
-    cpu_devices.make(count)
-
-
-def _print(module, *results) -> None:
-  if FLAGS.json:
-    print(json.dumps(module.as_dict(*results), indent=2))
-  else:
-    print(module.as_text(*results))
-
-
-# --- loss ---------------------------------------------------------------------
-
-
-def _loss_flags() -> None:
-  _common_flags(rounds=10)
-  _problem_flags(num_variables=102)
-  flags.DEFINE_string("dtype", "float32", "Of the embeddings; or bfloat16.")
-  flags.DEFINE_string("kernel", "auto", "auto, plain or streamed.")
-  flags.DEFINE_string(
-    "precision", "auto", "Of the matrix products: auto, default, high, ..."
-  )
-  flags.DEFINE_integer(
+  devices = flags.DEFINE_integer(
     "devices",
     1,
     "Devices to split over; a CPU makes as many.",
     lower_bound=1,
   )
-  flags.DEFINE_bool(
+  alternatives = flags.DEFINE_bool(
     "alternatives", True, "Also run the other kernel and PyTorch."
   )
-  flags.DEFINE_string(
+  topology = flags.DEFINE_string(
     "topology",
     "",
     "Compile for a slice of TPUs, such as v5e:2x4, and run nothing.",
   )
+  rounds = _define_rounds()
+
+  def measure() -> Findings:
+    from imsvd_jax.benchmarks import loss_kernel
+
+    problem = loss_kernel.Problem(
+      num_images=num_images.value,
+      num_variables=num_variables.value,
+      num_bins=num_bins.value,
+      dtype=dtype.value,
+      kernel=kernel.value,
+      precision=precision.value,
+      devices=devices.value,
+    )
+    if topology.value:
+      return loss_kernel.benchmark_on(topology.value, problem)
+    return loss_kernel.benchmark(
+      problem, rounds=rounds.value, alternatives=alternatives.value
+    )
+
+  return measure
 
 
-def _loss(argv: list[str]) -> None:
-  del argv
-  # Imported late, so that --help and a bad flag answer at once.
-  from imsvd_jax.benchmarks import loss_kernel, machine
+def _precision() -> Measure:
+  """Measures the error that each precision of the matrix products causes.
 
-  problem = loss_kernel.Problem(
-    num_images=FLAGS.num_images,
-    num_variables=FLAGS.num_variables,
-    num_bins=FLAGS.num_bins,
-    dtype=FLAGS.dtype,
-    kernel=FLAGS.kernel,
-    precision=FLAGS.precision,
-    devices=FLAGS.devices,
-  )
-  loss_kernel.check(problem)
-  if FLAGS.topology:
-    _loss_on(problem)
-    return
-  _use_devices(FLAGS.devices)
-  about = machine.describe(machine.devices(problem.devices))
-  results = loss_kernel.measure(
-    problem, rounds=FLAGS.rounds, alternatives=FLAGS.alternatives
-  )
-  _print(loss_kernel, problem, results, about)
+    imsvd benchmark precision
+
+  Errors are those of the loss and of its gradient, relative to float64.
+  """
+  num_images, num_variables, num_bins = _define_sizes(num_variables=16)
+
+  def measure() -> Findings:
+    from imsvd_jax.benchmarks import loss_kernel, loss_precision
+
+    return loss_precision.benchmark(
+      loss_kernel.Problem(num_images.value, num_variables.value, num_bins.value)
+    )
+
+  return measure
 
 
-def _loss_on(problem) -> None:
-  """Prints what the loss would cost on --topology."""
-  import jax
+def _step() -> Measure:
+  """Times a recipe's training step and its parts, on random images.
 
-  # Never take the accelerators of this machine: other programs may use them.
-  jax.config.update("jax_platforms", "cpu")
-  from imsvd_jax.benchmarks import loss_kernel, machine
-  from imsvd_jax.benchmarks.costs import slices
+    imsvd benchmark step --config=configs/digits.py
 
-  slice_ = slices.get_slice(FLAGS.topology)
-  about = machine.describe(list(slice_.devices))
-  results = loss_kernel.compile_for(problem, slice_)
-  if FLAGS.json:
-    print(json.dumps(loss_kernel.as_dict(problem, results, about), indent=2))
-  else:
-    print(loss_kernel.compiled_as_text(problem, slice_, results))
-
-
-# --- precision ----------------------------------------------------------------
-
-
-def _precision_flags() -> None:
-  flags.DEFINE_bool("json", False, "Print the figures as JSON.")
-  _problem_flags(num_variables=16)
-
-
-def _precision(argv: list[str]) -> None:
-  del argv
-  from imsvd_jax.benchmarks import loss_kernel, loss_precision, machine
-
-  problem = loss_kernel.Problem(
-    FLAGS.num_images, FLAGS.num_variables, FLAGS.num_bins
-  )
-  about = machine.describe(machine.devices(1))
-  _print(loss_precision, problem, loss_precision.measure(problem), about)
-
-
-# --- step ---------------------------------------------------------------------
-
-
-def _step_flags() -> None:
-  _common_flags(rounds=10)
-  _config_flag()
-  flags.DEFINE_integer(
+  Reports images/s, the share of each part, and how close the step comes to what
+  this device can do.
+  """
+  config = shared_flags.define_config()
+  devices = flags.DEFINE_integer(
     "devices",
     0,
-    "Devices to split over; 0: all. A CPU makes as many.",
+    "Devices to split over; 0 takes all. A CPU makes as many.",
     lower_bound=0,
   )
+  rounds = _define_rounds()
+
+  def measure() -> Findings:
+    from imsvd_jax.benchmarks import step_parts
+
+    return step_parts.benchmark(
+      config.value,
+      name=shared_flags.config_name(),
+      devices=devices.value,
+      rounds=rounds.value,
+    )
+
+  return measure
 
 
-def _step(argv: list[str]) -> None:
-  del argv
-  _use_devices(FLAGS.devices)
-  import jax
+def _data() -> Measure:
+  """Times the host's part of a recipe: reading, decoding, cropping.
 
-  from imsvd_jax.benchmarks import machine, step_parts
+    imsvd benchmark data --config=configs/folder_r50.py \\
+      --config.data.path=~/images
 
-  used = machine.devices(FLAGS.devices or len(jax.devices()))
-  about = machine.describe(used)
-  result = step_parts.measure(FLAGS.config, used, rounds=FLAGS.rounds)
-  name = config_flags.get_config_filename(FLAGS["config"])
-  _print(step_parts, name, result, about)
-
-
-# --- data ---------------------------------------------------------------------
-
-
-def _data_flags() -> None:
-  _config_flag()
-  flags.DEFINE_bool("json", False, "Print the figures as JSON.")
-  flags.DEFINE_float(
+  Reports images/s, the share of each stage, and the cost of augmentation on the
+  device.
+  """
+  config = shared_flags.define_config()
+  seconds = flags.DEFINE_float(
     "seconds", 5.0, "How long each measurement lasts.", lower_bound=0.0
   )
-  flags.DEFINE_bool(
-    "reference", False, "Also time PIL doing the same crops on one core."
+  reference = flags.DEFINE_bool(
+    "reference", False, "Also time PIL with the same crops on one core."
   )
-  flags.DEFINE_integer(
+  photographs = flags.DEFINE_integer(
     "photographs",
     0,
     "Measure on this many 500x375 JPEGs made from scikit-learn's photographs"
-    " instead of the config's data.",
+    " instead of the recipe's data.",
     lower_bound=0,
   )
 
+  def measure() -> Findings:
+    from imsvd_jax.benchmarks import data_throughput
 
-def _data(argv: list[str]) -> None:
-  del argv
-  from imsvd_jax.benchmarks import data_path  # Imports TensorFlow.
+    return data_throughput.benchmark(
+      config.value,
+      seconds=seconds.value,
+      reference=reference.value,
+      photographs=photographs.value,
+    )
 
-  data_path.main(
-    FLAGS.config,
-    seconds=FLAGS.seconds,
-    reference=FLAGS.reference,
-    photographs=FLAGS.photographs,
-    as_json=FLAGS.json,
+  return measure
+
+
+def _knn() -> Measure:
+  """Times k-NN here, in scikit-learn, and by the dense formula.
+
+    imsvd benchmark knn --bank=50000 --queries=10000
+
+  Reports accuracy, time and peak memory of each contender.
+  """
+  bank = flags.DEFINE_integer(
+    "bank", 50_000, "Images in the bank.", lower_bound=1
+  )
+  queries = flags.DEFINE_integer(
+    "queries", 10_000, "Number of queries.", lower_bound=1
+  )
+  features = flags.DEFINE_integer(
+    "features", 512, "Features per image.", lower_bound=1
+  )
+  neighbors = flags.DEFINE_integer(
+    "neighbors", 200, "k, the number of neighbors.", lower_bound=1
   )
 
+  def measure() -> Findings:
+    from imsvd_jax.benchmarks import knn_search
 
-# --- knn ----------------------------------------------------------------------
-
-
-def _knn_flags() -> None:
-  flags.DEFINE_bool("json", False, "Print the figures as JSON.")
-  flags.DEFINE_integer("bank", 50_000, "Images in the bank.", lower_bound=1)
-  flags.DEFINE_integer("queries", 10_000, "Queries.", lower_bound=1)
-  flags.DEFINE_integer("features", 512, "Features per image.", lower_bound=1)
-  flags.DEFINE_integer("neighbors", 200, "k.", lower_bound=1)
-
-
-def _knn(argv: list[str]) -> None:
-  del argv
-  from imsvd_jax.base.errors import UserError
-  from imsvd_jax.benchmarks import knn_search as knn
-
-  if FLAGS.neighbors > FLAGS.bank:
-    raise UserError(
-      f"--neighbors={FLAGS.neighbors} of a bank of {FLAGS.bank}; expected at"
-      " most that many."
+    return knn_search.benchmark(
+      bank.value, queries.value, features.value, neighbors.value
     )
-  sizes = (FLAGS.bank, FLAGS.queries, FLAGS.features, FLAGS.neighbors)
-  found = knn.compare(sizes)
-  if FLAGS.json:
-    print(json.dumps([one._asdict() for one in found], indent=2))
-  else:
-    print(knn.table(found))
+
+  return measure
 
 
-_COMMANDS = {
-  "loss": (_loss_flags, _loss),
-  "precision": (_precision_flags, _precision),
-  "step": (_step_flags, _step),
-  "data": (_data_flags, _data),
-  "knn": (_knn_flags, _knn),
+class _Benchmark(NamedTuple):
+  """One line about a benchmark, its function, and the flags it requires."""
+
+  about: str
+  define: Callable[[], Measure]
+  required: Mapping[str, str] | None = None
+
+
+BENCHMARKS = {
+  "loss": _Benchmark("loss and gradient: time, memory and FLOP", _loss),
+  "precision": _Benchmark(
+    "errors of loss and gradient by the precision of products", _precision
+  ),
+  "step": _Benchmark(
+    "a recipe's training step: images/s, and where the time goes",
+    _step,
+    shared_flags.REQUIRED_CONFIG,
+  ),
+  "data": _Benchmark(
+    "the host's part of a recipe: reading, decoding, cropping",
+    _data,
+    shared_flags.REQUIRED_CONFIG,
+  ),
+  "knn": _Benchmark("k-NN, compared with scikit-learn", _knn),
 }
 
 
+def _define_rounds() -> flags.FlagHolder[int]:
+  return flags.DEFINE_integer(
+    "rounds", 10, "Measured runs of each contender.", lower_bound=1
+  )
+
+
+def _define_sizes(*, num_variables: int) -> tuple[flags.FlagHolder[int], ...]:
+  return (
+    flags.DEFINE_integer("num_images", 2048, "N, the global batch."),
+    flags.DEFINE_integer(
+      "num_variables", num_variables, "M, the variables of an embedding."
+    ),
+    flags.DEFINE_integer(
+      "num_bins", 80, "b, the bins of a variable; an embedding has M * b."
+    ),
+  )
+
+
 def run() -> None:
-  """Runs the command line."""
-  _command = command_line.command(_COMMANDS)
-  _define_flags, _main = _COMMANDS[_command]
-  _define_flags()
-  command_line.run(_main, max_arguments=1)  # The command.
+  """Runs the benchmark that the first word names."""
+  name = command_line.pick(
+    "imsvd benchmark",
+    {name: benchmark.about for name, benchmark in BENCHMARKS.items()},
+    about=__doc__,
+  )
+  benchmark = BENCHMARKS[name]
+  measure = benchmark.define()
+  print_findings = shared_flags.define_json()
+
+  def main(argv: list[str]) -> None:
+    del argv
+    print_findings(measure())
+
+  command_line.run(
+    main,
+    required=benchmark.required,
+    about=inspect.getdoc(benchmark.define),
+  )

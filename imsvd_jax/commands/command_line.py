@@ -1,232 +1,163 @@
-"""What all command lines share: one clear line for a user's mistake.
+"""What all commands share: picking one, parsing its flags, one-line errors.
 
-Every `python -m imsvd_jax.<command>` goes through `run`, which turns a
-`UserError` (and a bad flag) into one line on standard error and its exit code.
+Every command goes through `run`, which turns a `UserError` (and a wrong flag)
+into one line on standard error and an exit code.
 """
 
-import dataclasses
+import contextlib
 import logging
 import os
 import re
 import sys
 import traceback
-import types
-import typing
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TextIO, cast
 
 from absl import app, flags
 from absl import logging as absl_logging
 
 from imsvd_jax.base import cpu_devices, distributed, recipe_files
 from imsvd_jax.base.errors import UserError, suggestion
-from imsvd_jax.base.options import REQUIRED
-
-# A flag belongs to the command that has it defined here.
-flags.disclaim_key_flags()
+from imsvd_jax.commands import help_page
 
 EXIT_USAGE = UserError.exit_code
+HELP = ("--help", "-h", "-help", "--helpshort", "--helpfull")
 
-Options = TypeVar("Options")
 
+def pick(
+  program: str,
+  commands: Mapping[str, str],
+  *,
+  about: str = "",
+  version: str = "",
+) -> str:
+  """Returns the command that the first word names, and removes the word.
 
-def command(known: Iterable[str]) -> str:
-  """Returns the command line's first word, before its flags are defined.
-
-  For mains with several commands, each with flags of its own. Where the first
-  word is none of them, exits: with the module's docstring after --help, else
-  with one line.
+  Without a word, or with --help, lists the commands and exits. Call it before
+  the command's flags are defined: ml_collections reads sys.argv while --config
+  is defined.
 
   Args:
-    known: The commands.
+    program: What the user types in front of the command: "imsvd".
+    commands: What each does, in one line.
+    about: What to print above the list.
+    version: What --version prints.
   """
-  known = list(known)
   word = sys.argv[1] if len(sys.argv) > 1 else ""
-  if word in known:
-    return word
-  if word in ("--help", "-h", "--helpfull", "--helpshort"):
-    print(sys.modules["imsvd_jax.commands.benchmark"].__doc__)
-    sys.exit(0)
-  found = f"Unknown command {word!r}." if word else "The command is missing."
-  hint = suggestion(word, known)
-  sys.exit(_fail(f"{found}{hint} Give one of {', '.join(known)}, or --help."))
+  if word in ("", "help", *HELP):
+    _print_and_exit(help_page.commands_page(program, commands, about))
+  if version and word == "--version":
+    _print_and_exit(version)
+  name = word.replace("-", "_")
+  if name not in commands:
+    hint = suggestion(name, commands)
+    fail(f"Unknown command {word!r}.{hint} Known: {', '.join(commands)}.")
+  sys.argv[:2] = [f"{program} {name}"]
+  return name
 
 
 def run(
-  main: Callable[[Sequence[str]], int | None], *, max_arguments: int = 0
+  main: Callable[[list[str]], int | None],
+  *,
+  required: Mapping[str, str] | None = None,
+  about: str | None = None,
+  max_arguments: int = 0,
 ) -> None:
   """Parses the flags, calls `main(argv)` and exits with its result.
 
   Args:
-    main: Given the program's name and what is not a flag.
-    max_arguments: How many of the latter there may be.
+    main: Receives the program's name and the arguments that are no flags.
+    required: Flags without which there is nothing to do, each with a value for
+      the error message to show.
+    about: What --help prints above the flags; by default the docstring of
+      `main`'s module.
+    max_arguments: The largest number of arguments that are no flags.
   """
-  # TensorFlow's start-up notes drown ours; the user's own setting wins.
+  # TensorFlow's start-up notes hide ours; the user's own setting wins.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  # Nothing here runs on oneDNN, and it announces itself whatever the level.
+  # Nothing here uses oneDNN, and it announces itself at every level.
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
   cpu_devices.spare_threads()
+  required = required or {}
 
-  def guarded(argv):
-    _quieten()
+  def guarded(argv: list[str]) -> int | None:
+    _quiet_libraries()
+    print_any_name(sys.stdout)
     if len(argv) - 1 > max_arguments:
       extra = argv[1 + max_arguments]
-      return _fail(f"Unexpected argument {extra!r}; flags start with --.")
+      fail(f"Unexpected argument {extra!r}; flags start with --.")
     try:
       return main(argv)
     except UserError as error:
-      distributed.leave(_fail(str(error), error.exit_code))
+      _print_error(str(error))
+      distributed.leave(error.exit_code)
     except Exception:
       if not distributed.has_peers():
         raise
       traceback.print_exc()
       distributed.leave(1)
 
-  def parse(argv):
-    if {"--help", "-h", "--helpshort"} & set(argv[1:]):
-      _print_help(sys.modules[main.__module__].__doc__)
-      sys.exit(0)
-    return _parse(argv)
+  def parse(argv: Sequence[str]) -> list[str]:
+    if not set(HELP).isdisjoint(argv[1:]):
+      text = about or sys.modules[main.__module__].__doc__ or ""
+      _print_and_exit(help_page.flags_page(text, required))
+    rest = _parse([argv[0], *map(_with_underscores, argv[1:])])
+    _check_required(required)
+    return rest
 
   app.run(guarded, flags_parser=parse)
 
 
-def _print_help(about: str) -> None:
-  """Prints what a command does, and every flag of this package's modules."""
-  print(about)
-  for module in flags.FLAGS.flags_by_module_dict():
-    if module.partition(".")[0] == "imsvd_jax" or module == sys.argv[0]:
-      print(flags.FLAGS.module_help(module))
+def fail(message: str) -> NoReturn:
+  """Prints one line and exits as after any wrong flag."""
+  _print_error(message)
+  sys.exit(EXIT_USAGE)
 
 
-def print_line(text: str) -> None:
-  """Prints names of files too that are not UTF-8, whatever stdout takes."""
-  encoding = sys.stdout.encoding or "utf-8"
-  print(text.encode(encoding, "backslashreplace").decode(encoding))
+def print_any_name(stream: TextIO) -> None:
+  """Makes a stream escape what it cannot encode, such as names of files."""
+  cast(Any, stream).reconfigure(errors="backslashreplace")
 
 
-def define_cluster_flags() -> Callable[[], None]:
-  """Defines the flags of a run of several processes.
-
-  Returns:
-    A function that joins the other processes, to be called before anything
-    touches a device; alone, it does nothing.
-  """
-  address = flags.DEFINE_string(
-    "coordinator_address",
-    None,
-    "host:port of process 0, for a run of several processes. Found by itself on"
-    " TPU pods and under SLURM and Open MPI, like the two that follow.",
-  )
-  count = flags.DEFINE_integer(
-    "num_processes", None, "Number of processes of the run.", lower_bound=1
-  )
-  number = flags.DEFINE_integer(
-    "process_id", None, "Number of this process, from 0.", lower_bound=0
-  )
-  seconds = flags.DEFINE_float(
-    "join_seconds", 300.0, "How long to wait for the other processes."
-  )
-  return lambda: distributed.initialize(
-    address.value,
-    count.value,
-    number.value,
-    timeout_seconds=seconds.value,
-  )
+def _print_and_exit(text: str) -> NoReturn:
+  """Prints to a reader that may stop early, such as `head`."""
+  with contextlib.suppress(BrokenPipeError):
+    print(text, flush=True)
+  sys.exit(0)
 
 
-def define_flags(
-  options: type[Options], flag_values: flags.FlagValues = flags.FLAGS
-) -> Callable[[], Options]:
-  """Defines one flag per field of a dataclass.
-
-  Args:
-    options: A dataclass whose fields are made by `base.options.option` and
-      have one of the types str, bool, int, float, tuple[str, ...] and
-      tuple[int, ...], or one of them and None.
-    flag_values: Where the flags are defined.
-
-  Returns:
-    A function that returns the options once the flags are parsed.
-  """
-  hints = typing.get_type_hints(options)
-  for field in dataclasses.fields(options):  # type: ignore[arg-type]
-    _define_flag(field, _without_none(hints[field.name]), flag_values)
-
-  def parsed() -> Options:
-    return options(
-      **{
-        name: _parsed_value(name, _without_none(hint), flag_values[name].value)
-        for name, hint in hints.items()
-      }
-    )
-
-  return parsed
+def _print_error(message: str) -> None:
+  print(f"error: {message}", file=sys.stderr, flush=True)
 
 
-def _define_flag(
-  field: dataclasses.Field, hint: Any, flag_values: flags.FlagValues
-) -> None:
-  how = field.metadata
-  required = field.default is REQUIRED
-  default: Any = None if required else field.default
-  arguments = (field.name, default, how["help"])
-  if how["choices"]:
-    flags.DEFINE_enum(
-      field.name, default, how["choices"], how["help"], flag_values
-    )
-  elif typing.get_origin(hint) is tuple:
-    define = flags.DEFINE_multi_string if how["repeated"] else flags.DEFINE_list
-    values = None if default is None else [str(value) for value in default]
-    define(field.name, values, how["help"], flag_values=flag_values)
-  elif hint in (int, float):
-    define = flags.DEFINE_integer if hint is int else flags.DEFINE_float
-    define(*arguments, how["lower_bound"], flag_values=flag_values)
-  else:
-    define = {str: flags.DEFINE_string, bool: flags.DEFINE_bool}[hint]
-    define(*arguments, flag_values=flag_values)
-  if required:
-    flags.mark_flag_as_required(field.name, flag_values)
-
-
-def _without_none(hint: Any) -> Any:
-  """Returns the type T of `T | None`, and every other type as it is."""
-  if isinstance(hint, types.UnionType):
-    (hint,) = (t for t in typing.get_args(hint) if t is not type(None))
-  return hint
-
-
-def _parsed_value(name: str, hint: Any, value: Any) -> Any:
-  """Returns a flag's value as the field of the options has it."""
-  if value is None or typing.get_origin(hint) is not tuple:
-    return value
-  kind = typing.get_args(hint)[0]
-  try:
-    return tuple(kind(item) for item in value)
-  except ValueError as error:
-    raise UserError(
-      f"--{name}={','.join(value)}; expected whole numbers, such as 3,7."
-    ) from error
-
-
-def require_config() -> None:
-  """Makes --config required, and says what it wants where it is missing."""
-  flags.register_validator(
-    "config",
-    lambda config: config is not None,
-    message=f"Give a recipe, for example --config={recipe_files.EXAMPLE}.",
-  )
-
-
-def _quieten() -> None:
-  """Shows our own notes but only warnings of libraries; --verbosity=0: all."""
+def _quiet_libraries() -> None:
+  """Shows our notes but only warnings of libraries; --verbosity=0 shows all."""
   if not flags.FLAGS["verbosity"].present:
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("imsvd_jax").setLevel(logging.INFO)
 
 
+# --- Parsing -----------------------------------------------------------------
+
+
+def _with_underscores(word: str) -> str:
+  """Returns --batch_size=8 for --batch-size=8."""
+  name, equals, value = word.partition("=")
+  known = name.lstrip("-").replace("-", "_")
+  if not name.startswith("-") or known not in flags.FLAGS:
+    return word
+  return f"--{known}{equals}{value}"
+
+
+def _check_required(required: Mapping[str, str]) -> None:
+  """Exits with one line where a flag is missing."""
+  for name, example in required.items():
+    if flags.FLAGS[name].value is None:
+      fail(f"--{name} is missing. Give it, for example --{name}={example}.")
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
+  """Parses the flags; exits with one line where one is wrong."""
   try:
     if "config" in flags.FLAGS:
       for recipe in _recipes(argv):
@@ -236,29 +167,20 @@ def _parse(argv: Sequence[str]) -> list[str]:
       # A missing file shows only when its config is looked at.
       _ = getattr(flags.FLAGS["config"].value, "keys", None)
     return rest
-  except BrokenPipeError:
-    sys.exit(EXIT_USAGE)  # `--help | head`.
   except flags.UnrecognizedFlagError as error:
-    known = list(flags.FLAGS)
-    message = (
-      f"Unknown flag --{error.flagname}.{suggestion(error.flagname, known)}"
-      " See --help."
-    )
+    fail(_unknown_flag(error.flagname))
   except (AttributeError, KeyError) as error:
-    # ConfigDict's own message has the key, and a suggestion for a near miss.
-    key = _one_line(error).replace("\\n", " ").replace("\\'", "'").strip("'")
-    message = (
-      f"Unknown config key '{key} Every key is described in configs/common.py."
-    )
+    fail(_unknown_key(error))
   except ImportError as error:
-    message = recipe_files.import_failed(error)
+    fail(recipe_files.import_failed(error))
+  except flags.IllegalFlagValueError as error:
+    fail(_wrong_value(error))
   except (flags.Error, OSError, TypeError, ValueError, SyntaxError) as error:
-    message = _one_line(error)
-  sys.exit(_fail(message))
+    fail(_one_line(error))
 
 
 def _recipes(argv: Sequence[str]) -> list[str]:
-  """What --config is given as: `--config=X` or `--config X`."""
+  """Returns the values of `--config=X` and `--config X`."""
   found = re.compile("--?config(?:=(.*))?")
   values = []
   for word, following in zip(argv, [*argv[1:], None], strict=True):
@@ -268,6 +190,43 @@ def _recipes(argv: Sequence[str]) -> list[str]:
   return [value for value in values if value is not None]
 
 
+def _unknown_flag(name: str) -> str:
+  if name.startswith("config.") and "config" in flags.FLAGS:
+    return (
+      f"--{name} changes a key of a recipe, and there is none; give one, for"
+      f" example --config={recipe_files.EXAMPLE}."
+    )
+  hint = suggestion(name.replace("-", "_"), help_page.own_names())
+  return f"Unknown flag --{name}.{hint} --help lists the flags."
+
+
+def _unknown_key(error: Exception) -> str:
+  """Returns the message for ConfigDict's error, which names key and hint."""
+  text = _one_line(error).replace("\\n", " ").replace("\\'", "'")
+  key = re.search(r"'([^']+)'", text)
+  close = re.search(r'Did you mean "([^"]+)"', text)
+  hint = f" Did you mean {close[1]!r}?" if close else ""
+  return (
+    f"Unknown config key {key[1] if key else text!r}.{hint} Every key is"
+    " described in configs/common.py."
+  )
+
+
+def _wrong_value(error: Exception) -> str:
+  """Returns what absl says of a value, with the type that is expected."""
+  text = _one_line(error).removeprefix("flag ")
+  missing = re.match(r"(--\w+)=None: Flag .* other than None", text)
+  if missing:  # By `flags.mark_flag_as_required`.
+    return f"{missing[1]} is missing. --help describes it."
+  # A recipe that raised: its own message is what the user needs.
+  text = re.sub(r"Error whilst parsing config file: (ValueError: )?", "", text)
+  name, _, value = text.removeprefix("--").partition("=")
+  expected = help_page.expected(name)
+  if not expected:
+    return text
+  return f"--{name}={value.partition(': ')[0]}: expected {expected}."
+
+
 def _one_line(error: Exception) -> str:
   text = str(error.args[0] if error.args else error).strip()
   if "Traceback (most recent call last)" in text:
@@ -275,8 +234,3 @@ def _one_line(error: Exception) -> str:
     text = f"{text.splitlines()[0]} {text.splitlines()[-1]}"
     text = text.replace("Traceback (most recent call last):", "")
   return re.sub(r"\s+", " ", text)
-
-
-def _fail(message: str, code: int = EXIT_USAGE) -> int:
-  print(f"error: {message}", file=sys.stderr, flush=True)
-  return code

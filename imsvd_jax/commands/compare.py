@@ -1,11 +1,12 @@
-"""Compares recipes: `python -m imsvd_jax compare --workdir=DIR RECIPE ...`.
+"""Trains recipes side by side, over seeds, and compares them in tables.
 
-  python -m imsvd_jax compare --workdir=runs/comparison --seeds=0,1,2 \\
+  imsvd compare --workdir=runs/comparison --seeds=0,1,2 \\
     configs/comparison.py:digits-{imsvd,barlow_twins}
 
-Trains every recipe with every seed, one run after the other, and prints
-Markdown tables of all of them: DIR/comparison.md. A run that has ended is not
-repeated and one that was interrupted continues.
+The arguments that are no flags are recipes, FILE.py[:MODE]. Trains every recipe
+with every seed, one run after the other, and writes Markdown tables of all runs
+to WORKDIR/comparison.md. A finished run is not repeated, and an interrupted one
+resumes.
 """
 
 import sys
@@ -16,7 +17,7 @@ from absl import flags
 from imsvd_jax.commands import command_line
 
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Directory of the comparison; RECIPE's runs go below it."
+  "workdir", None, "Directory of the comparison, with one folder for each run."
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds that every recipe runs with.")
 _TIMING_STEPS = flags.DEFINE_integer(
@@ -42,5 +43,6 @@ def main(argv: Sequence[str]) -> int:
 
 def run() -> None:
   """Runs the command line."""
-  flags.mark_flag_as_required("workdir")
-  command_line.run(main, max_arguments=sys.maxsize)
+  command_line.run(
+    main, required={"workdir": "runs/comparison"}, max_arguments=sys.maxsize
+  )

@@ -1,6 +1,6 @@
 """Evaluates a run by named protocols.
 
-  python -m imsvd_jax evaluate --workdir=runs/digits \\
+  imsvd evaluate --workdir=runs/digits \\
     --protocol=knn/imsvd,linear/lbfgs,collapse
 
 Prints a table and adds to results.json and TensorBoard in the run's directory.
@@ -11,11 +11,11 @@ changes one (--set=epochs=5, --set=crops=run, or for one protocol alone
 
 from collections.abc import Sequence
 
-from imsvd_jax.commands import command_line
+from imsvd_jax.commands import command_line, option_flags, shared_flags
 from imsvd_jax.evaluation.evaluate_options import Options
 
-_options = command_line.define_flags(Options)
-_join_cluster = command_line.define_cluster_flags()
+_options = option_flags.define_flags(Options)
+_join_cluster = shared_flags.define_cluster()
 
 
 def main(argv: Sequence[str]) -> None:

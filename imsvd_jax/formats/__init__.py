@@ -1,15 +1,16 @@
-"""PyTorch in, PyTorch out: weights in the formats that other people read.
+"""Weights in the formats of other programs.
 
-`write_file` exports variables and `read_file` recognises and imports any file
-that it can read. Between them are pure functions on dictionaries of arrays.
-A new format is one function here and one line in FORMATS.
+`write_file` writes variables in a format of FORMATS. `read_file` recognizes a
+file by its content and reads it. Between them are pure functions on
+dictionaries of arrays. A new format is one file with a `Format`, and one line
+in FORMATS.
 """
 
 import dataclasses
 import os
 import zipfile
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import imsvd_jax
 from imsvd_jax.base.errors import UserError, lookup
@@ -20,42 +21,37 @@ from imsvd_jax.formats.architecture import (
   infer_architecture,
 )
 from imsvd_jax.formats.detectron2 import (
+  DETECTRON2,
   detectron2_config,
   from_detectron2,
   to_detectron2,
 )
-from imsvd_jax.formats.loading_code import is_ready_made, loading_code
-from imsvd_jax.formats.numpy_files import read_numpy, write_numpy
-from imsvd_jax.formats.safetensors_files import (
-  read_safetensors,
-  write_safetensors,
-)
-from imsvd_jax.formats.timm import from_timm, to_timm
-from imsvd_jax.formats.torch_files import (
-  read_torch,
-  write_torch,
-  write_torch_nested,
-)
+from imsvd_jax.formats.loading_code import is_ready_made
+from imsvd_jax.formats.numpy_files import NUMPY, read_numpy
+from imsvd_jax.formats.safetensors_files import SAFETENSORS, read_safetensors
+from imsvd_jax.formats.timm import TIMM, to_timm
+from imsvd_jax.formats.torch_files import TORCHVISION, read_torch
 from imsvd_jax.formats.torchvision import (
   Imported,
   check_variables,
   from_torchvision,
   to_torchvision,
 )
+from imsvd_jax.formats.weight_format import Content, Format, Weights
 
 __all__ = [
   "FORMATS",
   "Architecture",
+  "Content",
+  "Format",
   "Imported",
   "architecture_of",
   "check_variables",
   "detectron2_config",
   "from_detectron2",
-  "from_timm",
   "from_torchvision",
   "infer_architecture",
   "is_ready_made",
-  "loading_code",
   "read_file",
   "to_detectron2",
   "to_timm",
@@ -64,81 +60,12 @@ __all__ = [
 ]
 
 
-class Weights(NamedTuple):
-  """What a format is given to write."""
-
-  variables: Mapping[str, Any]
-  architecture: Architecture
-  projector: bool
-  classifier: Mapping[str, Any] | None
-  num_batches_tracked: int
-
-  def to_torchvision(self) -> dict[str, Any]:
-    """Returns torchvision's state dict."""
-    return to_torchvision(
-      self.variables,
-      self.architecture,
-      projector=self.projector,
-      classifier=self.classifier,
-      num_batches_tracked=self.num_batches_tracked,
-    )
-
-
-def _write_torchvision(path, weights: Weights, metadata) -> None:
-  write_torch(path, weights.to_torchvision(), metadata)
-
-
-def _write_safetensors(path, weights: Weights, metadata) -> None:
-  write_safetensors(path, weights.to_torchvision(), metadata)
-
-
-def _write_timm(path, weights: Weights, metadata) -> None:
-  _backbone_only("timm", weights)
-  state = to_timm(
-    weights.variables,
-    weights.architecture,
-    classifier=weights.classifier,
-    num_batches_tracked=weights.num_batches_tracked,
-  )
-  write_torch(path, state, metadata)
-
-
-def _write_detectron2(path, weights: Weights, metadata) -> None:
-  _backbone_only("detectron2", weights)
-  if weights.classifier is not None:
-    raise UserError("detectron2's backbones have no classifier; leave it out.")
-  state = to_detectron2(weights.variables, weights.architecture)
-  write_torch_nested(path, state, metadata)
-
-
-def _write_numpy(path, weights: Weights, metadata) -> None:
-  check_variables(weights.variables, weights.architecture)
-  variables = {
-    kind: {
-      name: tree
-      for name, tree in weights.variables[kind].items()
-      if name == "backbone" or weights.projector
-    }
-    for kind in ("params", "batch_stats")
-  }
-  write_numpy(path, variables, metadata, weights.classifier)
-
-
-def _backbone_only(name: str, weights: Weights) -> None:
-  if weights.projector:
-    raise UserError(
-      f"{name} has backbones alone; export the projector with "
-      "--format=torchvision, safetensors or numpy."
-    )
-
-
-# name: write(path, weights, metadata)
-FORMATS: dict[str, Callable[[str, Weights, Mapping[str, Any]], None]] = {
-  "torchvision": _write_torchvision,
-  "timm": _write_timm,
-  "detectron2": _write_detectron2,
-  "safetensors": _write_safetensors,
-  "numpy": _write_numpy,
+FORMATS: dict[str, Format] = {
+  "torchvision": TORCHVISION,
+  "timm": TIMM,
+  "detectron2": DETECTRON2,
+  "safetensors": SAFETENSORS,
+  "numpy": NUMPY,
 }
 
 
@@ -158,7 +85,7 @@ def write_file(
     variables: {"params", "batch_stats"}, each with a "backbone" and perhaps a
       "projector".
     format_name: A key of FORMATS.
-    metadata: What the file should say about itself, as JSON allows; "step" also
+    metadata: Values that JSON allows, to write into the file; "step" also
       becomes torch's counter of batches. Architecture, format and package
       version are added.
     projector: Whether to write the projector too.
@@ -171,7 +98,7 @@ def write_file(
     UserError: The format cannot hold these weights, or the file cannot be
       written.
   """
-  write = lookup(FORMATS, format_name, "format")
+  chosen = lookup(FORMATS, format_name, "format")
   path = check_output(os.fspath(path))
   architecture = architecture_of(variables)
   if projector and not architecture.projector:
@@ -194,7 +121,7 @@ def write_file(
     "imsvd_jax_version": imsvd_jax.__version__,
   }
   with in_place_when_done(path) as unfinished:
-    write(unfinished, weights, metadata)
+    chosen.write(unfinished, weights, metadata)
   return architecture
 
 
@@ -210,11 +137,11 @@ def read_file(
 
   Args:
     path: The file.
-    architecture: What it should hold; recognised if None.
+    architecture: What it should hold; inferred if None.
 
   Raises:
-    UserError: The file is not what it says, or does not fit; one line says
-      why, and names the keys.
+    UserError: The file is damaged or does not fit the architecture; the
+      message names the keys.
   """
   path = os.fspath(path)
   try:
@@ -233,16 +160,16 @@ def _read(path: str, kind: str, architecture: Architecture | None) -> Imported:
     return imported
   read = {"torch": read_torch, "safetensors": read_safetensors}[kind]
   state, metadata, others = read(path)
-  convert = from_torchvision
   if any(key.startswith("stem.") for key in state):
-    convert = from_detectron2
-  imported = convert(state, architecture)
+    imported = from_detectron2(state, architecture)
+  else:
+    imported = from_torchvision(state, architecture)
   ignored = (*others, *imported.ignored)
   return imported._replace(metadata=metadata, ignored=ignored)
 
 
 def _kind(path: str) -> str:
-  """Returns the reader that a file's first bytes call for."""
+  """Returns the reader for a file, by its first bytes."""
   if not os.path.isfile(path):
     what = "is a folder" if os.path.isdir(path) else "does not exist"
     raise UserError(f"{path} {what}; expected a file of weights.")
@@ -256,8 +183,8 @@ def _kind(path: str) -> str:
     return "torch"  # The format before PyTorch 1.6.
   if zipfile.is_zipfile(path):  # A program, and a zip archive behind it.
     raise UserError(
-      f"{path} holds no weights by name: it seems to be a StableHLO program, "
-      "which jax.export.deserialize runs; export the run in another format."
+      f"{path} contains no named weights: it seems to be a StableHLO program,"
+      " which jax.export.deserialize runs; export the run in another format."
     )
   if not head:
     found = "is empty"
@@ -274,7 +201,7 @@ def _kind(path: str) -> str:
 
 
 def _is_npz(path: str) -> bool:
-  """Tells .npz from torch: both are zip archives, one of .npy members."""
+  """Returns whether a zip archive is .npz, of .npy members, and not torch's."""
   try:
     with zipfile.ZipFile(path) as archive:
       return all(name.endswith(".npy") for name in archive.namelist())

@@ -1,14 +1,14 @@
-"""What network a set of weights belongs to, and what each entry is called.
+"""The network of a set of weights, and the names of its tensors.
 
-`entries` is the one table of names: everything that converts weights walks it.
-The names on the torch side are torchvision's.
+`entries` is the one table of names, which every conversion of weights uses. The
+names on the torch side are torchvision's.
 """
 
 import collections
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.models import BACKBONES
@@ -40,7 +40,9 @@ class Architecture:
   def network(self) -> ResNet:
     """Returns the backbone as a module (no parameters are made)."""
     make = lookup(BACKBONES, self.backbone, "backbone")
-    return make(width_multiplier=self.width_multiplier, stem=self.stem)
+    return cast(
+      ResNet, make(width_multiplier=self.width_multiplier, stem=self.stem)
+    )
 
   def describe(self) -> str:
     """Returns e.g. "resnet18 (width 0.25, small stem)"."""
@@ -142,7 +144,7 @@ def entries(architecture: Architecture) -> list[Entry]:
   return [*_backbone(architecture), *_projector(architecture)]
 
 
-# ---- recognising a network -------------------------------------------------
+# ---- recognizing a network -------------------------------------------------
 
 
 def _backbone_name(bottleneck: bool, sizes: tuple[int, ...]) -> str:
@@ -171,17 +173,17 @@ def _stem_name(kernel: int) -> str:
 
 
 def infer_architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
-  """Recognises a network from names and shapes.
+  """Returns the network that names and shapes belong to.
 
   Args:
     shapes: Shape by torchvision name, with "backbone." and "projector." in
       front.
 
   Returns:
-    The nearest architecture; it is the caller's to compare every shape.
+    The nearest architecture; the caller must compare every shape.
 
   Raises:
-    UserError: The names are not a ResNet's that we have.
+    UserError: The names are not those of a known ResNet.
   """
   counts: dict[int, int] = collections.Counter()
   for key in shapes:
@@ -197,7 +199,7 @@ def infer_architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
     )
   sizes = tuple(counts[i] for i in range(1, max(counts) + 1))
   bottleneck = any(".conv3." in key for key in shapes)
-  # By vote, so that one damaged tensor is reported as that one.
+  # By majority, so that one damaged tensor is reported by its name.
   witnesses = ("conv1.weight", "bn1.weight", "bn1.bias", "layer1.0.bn1.weight")
   votes = [shapes.get(f"backbone.{key}", ()) for key in witnesses]
   filters = collections.Counter(v[0] for v in votes if v).most_common(1)[0][0]
@@ -215,7 +217,7 @@ def infer_architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
 def _infer_projector(
   shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple[tuple[int, ...], bool]:
-  """Returns the widths of the projector's layers and if hidden have a bias."""
+  """Returns the projector's widths, and whether hidden layers have a bias."""
   numbers = [
     int(found[1])
     for key in shapes
@@ -223,18 +225,18 @@ def _infer_projector(
   ]
   if not numbers:
     return (), True
-  # A norm is never last: the Linear after it may be missing, and is then named.
+  # A norm is never last: a missing Linear after it is reported by name.
   end = max(numbers) + (3 if max(numbers) % 3 == 1 else 1)
   widths = []
   for i in range(0, end, 3):
-    # The norm after it stands in for a hidden layer that is missing.
+    # If a hidden layer is missing, the norm after it tells its width.
     for key in (f"projector.{i}.weight", f"projector.{i + 1}.weight"):
       if shapes.get(key):
         widths.append(shapes[key][0])
         break
     else:
       raise UserError(
-        f"The weights miss projector.{i}.weight; a projector has Linear, "
+        f"The weights lack projector.{i}.weight; a projector has Linear, "
         "BatchNorm1d and ReLU for each hidden layer, then one Linear."
       )
   hidden = [f"projector.{3 * i}.bias" for i in range(len(widths) - 1)]
@@ -242,7 +244,7 @@ def _infer_projector(
 
 
 def architecture_of(variables: Mapping[str, Any]) -> Architecture:
-  """Recognises the network that variables of ours belong to."""
+  """Returns the network of our variables."""
   shapes = {}
   for path, leaf in flatten(variables).items():
     if path[0] == "params":
@@ -265,7 +267,7 @@ def flatten(
 
 
 def _torch_key(path: tuple[str, ...]) -> str:
-  """Renames a path of ours well enough to recognise the network."""
+  """Returns our path as a torch name, as far as `infer_architecture` needs."""
   *modules, leaf = path[1:]
   if len(modules) > 1 and modules[0] == "projector":
     kind, _, number = modules[1].rpartition("_")

@@ -16,11 +16,13 @@ from imsvd_jax.formats.architecture import (
   Architecture,
   architecture_of,
 )
+from imsvd_jax.formats.torch_files import write_torch_nested
 from imsvd_jax.formats.torchvision import (
   Imported,
   from_torchvision,
   to_torchvision,
 )
+from imsvd_jax.formats.weight_format import Content, Format, Weights
 
 DEPTHS = {f"resnet{depth}": depth for depth in (18, 34, 50, 101, 152)}
 
@@ -118,3 +120,29 @@ def detectron2_config(
 INPUT:
   FORMAT: "RGB"
 """
+
+
+def _write(path: str, weights: Weights, metadata: Mapping[str, Any]) -> None:
+  weights.check_backbone_only("detectron2")
+  if weights.classifier is not None:
+    raise UserError("detectron2's backbones have no classifier; leave it out.")
+  state = to_detectron2(weights.variables, weights.architecture)
+  write_torch_nested(path, state, metadata)
+
+
+def _config_of(content: Content) -> str:
+  return detectron2_config(
+    content.architecture,
+    content.file_name,
+    mean=content.mean,
+    std=content.std,
+  )
+
+
+DETECTRON2 = Format(
+  _write,
+  _config_of,
+  makes_model=False,
+  language="yaml",
+  code_suffix=".yaml",
+)

@@ -1,7 +1,7 @@
 """Python that loads an exported file where this package is not installed."""
 
-from imsvd_jax.base.errors import UserError
 from imsvd_jax.formats.architecture import Architecture
+from imsvd_jax.formats.weight_format import Content
 from imsvd_jax.models.resnet import STEMS
 
 _MODULE = """
@@ -18,43 +18,24 @@ class Encoder(torch.nn.Module):
 """
 
 
-def loading_code(
-  format_name: str,
-  architecture: Architecture,
-  file_name: str,
-  *,
-  projector: bool = False,
-  num_classes: int = 0,
-) -> str:
-  """Returns Python that loads the file into `model` (for "numpy": `arrays`).
+def torchvision_code(content: Content) -> str:
+  """Returns Python that loads a torch file into torchvision's network."""
+  load = f'torch.load("{content.file_name}", weights_only=True)'
+  return _torch_code(content, "import torch\n", load)
 
-  Args:
-    format_name: "torchvision", "safetensors", "timm" or "numpy"; detectron2
-      wants `detectron2_config` instead.
-    architecture: What the file holds.
-    file_name: Name of the file.
-    projector: Whether the file has the projector.
-    num_classes: Size of the classifier in the file; 0 without one.
-  """
-  if format_name == "numpy":
-    return (
-      "import numpy as np\n\n"
-      f'arrays = dict(np.load("{file_name}", allow_pickle=False))\n'
-      'kernel = arrays["params/backbone/conv1/kernel"]  # [h, w, in, out]\n'
-    )
-  if format_name == "timm":
-    return _timm(architecture, file_name, num_classes)
-  if format_name not in ("torchvision", "safetensors"):
-    raise UserError(f"There is no Python to load format {format_name!r}.")
-  imports = "import torch\n"
-  load = f'torch.load("{file_name}", weights_only=True)'
-  if format_name == "safetensors":
-    imports += "from safetensors.torch import load_file\n"
-    load = f'load_file("{file_name}")'
-  network = _network(architecture, num_classes)
-  wrap = _wrap(architecture) if projector else ""
+
+def safetensors_code(content: Content) -> str:
+  """Returns Python that loads a safetensors file into torchvision's network."""
+  imports = "import torch\nfrom safetensors.torch import load_file\n"
+  return _torch_code(content, imports, f'load_file("{content.file_name}")')
+
+
+def _torch_code(content: Content, imports: str, load: str) -> str:
+  architecture = content.architecture
   imports += _network_imports(architecture)
-  module = _MODULE if projector else "\n"
+  network = _network(architecture, content.num_classes)
+  wrap = _wrap(architecture) if content.projector else ""
+  module = _MODULE if content.projector else "\n"
   return (
     f"{imports}{module}{network}{wrap}model.load_state_dict({load})\n"
     "model.eval()\n"
@@ -66,14 +47,14 @@ READY_MADE = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
 def is_ready_made(architecture: Architecture) -> bool:
-  """Whether torchvision and timm build this network by its name."""
+  """Returns whether torchvision and timm build this network by its name."""
   return (
     architecture.width_multiplier == 1 and architecture.backbone in READY_MADE
   )
 
 
 def _stages(architecture: Architecture) -> list[int]:
-  """Blocks per stage, as their four-stage ResNets want to be told."""
+  """Returns the blocks of each of the four stages that their ResNets have."""
   sizes = list(architecture.network().stage_sizes)
   return sizes + [1] * (4 - len(sizes))
 
@@ -91,7 +72,7 @@ def _network_imports(architecture: Architecture) -> str:
 
 
 def _replacements(architecture: Architecture) -> str:
-  """Replaces the layers in which torchvision's network differs."""
+  """Returns code that replaces the layers in which torchvision's differ."""
   size, stride, pool = STEMS[architecture.stem]
   filters = architecture.network().num_filters
   lines = ""
@@ -137,7 +118,7 @@ model = Scaled({block}, {sizes})
 
 
 def _wrap(architecture: Architecture) -> str:
-  """Puts the projector behind the backbone."""
+  """Returns code that puts the projector behind the backbone."""
   inputs, layers = architecture.network().num_features, []
   for width in architecture.projector[:-1]:
     bias = "" if architecture.hidden_bias else ", bias=False"
@@ -156,7 +137,10 @@ def _wrap(architecture: Architecture) -> str:
   )
 
 
-def _timm(architecture: Architecture, file_name: str, num_classes: int) -> str:
+def timm_code(content: Content) -> str:
+  """Returns Python that loads a torch file into timm's network."""
+  architecture, num_classes = content.architecture, content.num_classes
+  file_name = content.file_name
   arguments = f"num_classes={num_classes}, in_chans={architecture.channels}"
   if is_ready_made(architecture) and architecture.stem == "imagenet":
     return (

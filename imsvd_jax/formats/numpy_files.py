@@ -21,6 +21,7 @@ from imsvd_jax.formats.torchvision import (
   check_variables,
   insert,
 )
+from imsvd_jax.formats.weight_format import Content, Format, Weights
 
 
 def write_numpy(
@@ -45,8 +46,8 @@ def read_numpy(path: str | os.PathLike[str]) -> Imported:
   """Reads what `write_numpy` wrote.
 
   Raises:
-    UserError: The file is damaged, holds Python objects, or other arrays than
-      a network's.
+    UserError: The file is damaged, contains Python objects, or its arrays are
+      not a network's.
   """
   try:
     # Opened here, because NumPy leaves a damaged file open.
@@ -93,3 +94,27 @@ def _metadata(
       " an object."
     )
   return metadata
+
+
+def _write(path: str, weights: Weights, metadata: Mapping[str, Any]) -> None:
+  check_variables(weights.variables, weights.architecture)
+  variables = {
+    kind: {
+      name: tree
+      for name, tree in weights.variables[kind].items()
+      if name == "backbone" or weights.projector
+    }
+    for kind in ("params", "batch_stats")
+  }
+  write_numpy(path, variables, metadata, weights.classifier)
+
+
+def _loading_code(content: Content) -> str:
+  return (
+    "import numpy as np\n\n"
+    f'arrays = dict(np.load("{content.file_name}", allow_pickle=False))\n'
+    'kernel = arrays["params/backbone/conv1/kernel"]  # [h, w, in, out]\n'
+  )
+
+
+NUMPY = Format(_write, _loading_code, makes_model=False)

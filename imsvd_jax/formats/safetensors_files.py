@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.formats import loading_code
+from imsvd_jax.formats.weight_format import Format, Weights
 
 
 def write_safetensors(
@@ -15,7 +17,7 @@ def write_safetensors(
   state: Mapping[str, np.ndarray],
   metadata: Mapping[str, Any],
 ) -> None:
-  """Writes a state dict; metadata values that are no strings become JSON."""
+  """Writes a state dict; other metadata values than strings become JSON."""
   from safetensors import SafetensorError
   from safetensors.numpy import save_file
 
@@ -23,7 +25,7 @@ def write_safetensors(
     key: value if isinstance(value, str) else json.dumps(value)
     for key, value in metadata.items()
   }
-  # The library writes memory as it lies: a transposed view would be scrambled.
+  # The library ignores strides: it would scramble a transposed view.
   arrays = {key: np.array(value, order="C") for key, value in state.items()}
   # "format" is what libraries of the ecosystem look for.
   try:
@@ -35,7 +37,7 @@ def write_safetensors(
 def read_safetensors(
   path: str | os.PathLike[str],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], tuple[str, ...]]:
-  """Reads arrays by name, the metadata, and () for what was left out.
+  """Reads arrays by name, the metadata, and (), as nothing is left out.
 
   Raises:
     UserError: The file is damaged.
@@ -67,10 +69,17 @@ def _array(file: Any, key: str, path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _parse(value: str) -> Any:
-  """Undoes what the writer did; a string that is no JSON stays itself."""
+  """Returns a value as it was before the writer made it a string."""
   if value[:1] not in ("{", "["):
     return value
   try:
     return json.loads(value)
   except json.JSONDecodeError:
     return value
+
+
+def _write(path: str, weights: Weights, metadata: Mapping[str, Any]) -> None:
+  write_safetensors(path, weights.to_torchvision(), metadata)
+
+
+SAFETENSORS = Format(_write, loading_code.safetensors_code)

@@ -1,8 +1,7 @@
-"""timm's names: the same as torchvision's, for the ResNets that both have.
+"""timm's names, which are torchvision's for the ResNets that both have.
 
-timm differs in what it cannot build: its ResNets have 64 filters in the first
-stage. And in what it does by default: `num_classes=0` removes the classifier,
-`in_chans` sets the channels.
+Its ResNets always have 64 filters in the first stage. `num_classes=0` removes
+the classifier and `in_chans` sets the channels.
 """
 
 from collections.abc import Mapping
@@ -11,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.formats import loading_code
 from imsvd_jax.formats.architecture import Architecture, architecture_of
-from imsvd_jax.formats.torchvision import (
-  Imported,
-  from_torchvision,
-  to_torchvision,
-)
+from imsvd_jax.formats.torch_files import write_torch
+from imsvd_jax.formats.torchvision import to_torchvision
+from imsvd_jax.formats.weight_format import Format, Weights
 
 
 def to_timm(
@@ -45,8 +43,15 @@ def to_timm(
   )
 
 
-def from_timm(
-  state: Mapping[str, np.ndarray], architecture: Architecture | None = None
-) -> Imported:
-  """Converts a timm ResNet's state dict to variables."""
-  return from_torchvision(state, architecture)
+def _write(path: str, weights: Weights, metadata: Mapping[str, Any]) -> None:
+  weights.check_backbone_only("timm")
+  state = to_timm(
+    weights.variables,
+    weights.architecture,
+    classifier=weights.classifier,
+    num_batches_tracked=weights.num_batches_tracked,
+  )
+  write_torch(path, state, metadata)
+
+
+TIMM = Format(_write, loading_code.timm_code, has_names=True)

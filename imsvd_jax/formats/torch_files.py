@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.formats import loading_code
+from imsvd_jax.formats.weight_format import Format, Weights
 
 
 def _does_nothing(*args: Any, **kwargs: Any) -> None:
-  """Stands for a function of the official training scripts.
+  """Replaces a function of the official training scripts.
 
-  The official IMSVD, VICReg and Barlow Twins checkpoints hold their optimizer,
-  and that refers to this function by name. Torch refuses unknown functions, so
-  it is told that the name means this one.
+  The official IMSVD, VICReg and Barlow Twins checkpoints contain their
+  optimizer, which refers to a function by this name. Torch refuses names that
+  it does not know, so it is given this one.
   """
 
 
@@ -49,7 +51,7 @@ def write_torch(
   An attribute, because strict loading accepts no entry that is not a tensor.
   """
   torch = _torch()
-  tensors = collections.OrderedDict(
+  tensors: Any = collections.OrderedDict(
     (key, torch.from_numpy(np.array(value))) for key, value in state.items()
   )
   tensors.metadata = dict(metadata)
@@ -76,9 +78,9 @@ def write_torch_nested(
 
 
 def _save(torch: Any, content: Any, path: str | os.PathLike[str]) -> None:
-  """Saves; what keeps the file from being written is an OSError.
+  """Saves a torch file; raises OSError if it cannot be written.
 
-  torch's own message of a full disk is one of C++.
+  torch itself reports a full disk as an error of C++.
   """
   try:
     with open(path, "wb") as file:
@@ -95,7 +97,7 @@ def read_torch(
   """Reads a state dict, or a checkpoint that holds one.
 
   Returns:
-    Arrays by name, the metadata, and what else the file holds.
+    Arrays by name, the metadata, and the names of the file's other entries.
 
   Raises:
     UserError: The file is damaged, needs code to load, or holds no state dict.
@@ -176,7 +178,7 @@ def _state_dict(
 
 
 def _own(metadata: Any) -> dict[str, Any] | None:
-  """Returns metadata as we write it; None for what others call by that name."""
+  """Returns metadata as we write it; None for another kind of entry."""
   return dict(metadata) if isinstance(metadata, Mapping) else None
 
 
@@ -191,3 +193,10 @@ def _arrays(state: Mapping[str, Any], torch: Any) -> dict[str, np.ndarray]:
       raise UserError(f"{key} is quantized or sparse; expected a dense tensor.")
     arrays[key] = np.array(value.numpy())
   return arrays
+
+
+def _write(path: str, weights: Weights, metadata: Mapping[str, Any]) -> None:
+  write_torch(path, weights.to_torchvision(), metadata)
+
+
+TORCHVISION = Format(_write, loading_code.torchvision_code, has_names=True)

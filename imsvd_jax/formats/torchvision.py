@@ -34,8 +34,8 @@ class Imported(NamedTuple):
       "projector" beside "backbone" where the source has one.
     architecture: The network that they belong to.
     classifier: {"kernel": [F, K], "bias": [K]} of the `fc` layer, if any.
-    metadata: What the file says about itself.
-    ignored: Names that carry nothing of the encoder, left out.
+    metadata: Of the file.
+    ignored: Names that are not part of the encoder, left out.
   """
 
   variables: Variables
@@ -57,7 +57,7 @@ def to_torchvision(
 
   Args:
     variables: {"params", "batch_stats"}, each with a "backbone".
-    architecture: The network; recognised from the shapes if None.
+    architecture: The network; inferred from the shapes if None.
     projector: Whether to write the projector too; then every name starts with
       "backbone." or "projector.".
     classifier: {"kernel": [F, K], "bias": [K]} to write as `fc`.
@@ -67,7 +67,7 @@ def to_torchvision(
     Contiguous arrays by name, in torchvision's order.
 
   Raises:
-    UserError: The variables lack something or have something else.
+    UserError: A variable is missing, unexpected or misshapen.
   """
   architecture = architecture or architecture_of(variables)
   check_variables(variables, architecture)
@@ -100,18 +100,18 @@ def from_torchvision(
   dtype: Any = np.float32,
   spell: Callable[[str], str] = str,
 ) -> Imported:
-  """Converts a state dict to variables, leaving nothing out silently.
+  """Converts a state dict to variables; every tensor is used or reported.
 
-  Understands a backbone alone, or `backbone.` and `projector.` together, both
-  with or without the `module.` that DistributedDataParallel adds, and the
-  official CIFAR code's `shortcut` for `downsample`. torch's batch counters may
-  be absent, as in files older than PyTorch 0.4.1.
+  Accepts a backbone alone, or `backbone.` and `projector.` together, both with
+  or without the `module.` that DistributedDataParallel adds, and the official
+  CIFAR code's `shortcut` for `downsample`. torch's batch counters may be
+  missing, as in files older than PyTorch 0.4.1.
 
   Args:
     state: Arrays by name.
-    architecture: The network; recognised from the shapes if None.
+    architecture: The network; inferred from the shapes if None.
     dtype: Of the variables.
-    spell: Turns a key into what the reader of an error knows it as.
+    spell: Converts a key to the name that error messages show.
 
   Raises:
     UserError: A key is missing, unexpected, misshapen or not finite; the
@@ -185,7 +185,7 @@ def insert(tree: Variables, path: tuple[str, ...], value: Any) -> None:
   """Puts a leaf into nested dictionaries.
 
   Raises:
-    UserError: The path goes through a leaf, or ends where others go on.
+    UserError: The path goes through a leaf, or ends at a dictionary.
   """
   for depth, name in enumerate(path[:-1], 1):
     tree = tree.setdefault(name, {})
@@ -244,7 +244,7 @@ def _take_classifier(
 def _take_loss_norm(
   arrays: dict[str, np.ndarray], names: Mapping[str, str]
 ) -> tuple[str, ...]:
-  """Removes the batch norm inside Barlow Twins' loss, which has no weights."""
+  """Removes the batch norm of Barlow Twins' loss, which has no weights."""
   suffixes = ("running_mean", "running_var", NUM_BATCHES)
   found = [f"bn.{s}" for s in suffixes if f"bn.{s}" in arrays]
   for name in found:
@@ -255,16 +255,19 @@ def _take_loss_norm(
 # ---- checks ----------------------------------------------------------------
 
 
-def _listed(names: Iterable[str], limit: int = 8) -> str:
+def listed(names: Iterable[str], limit: int = 8) -> str:
+  """Returns "a, b, c", and how many more there are beyond the limit."""
   names = list(names)
   more = f" and {len(names) - limit} more" if len(names) > limit else ""
   return ", ".join(names[:limit]) + more
 
 
 class _Shown(dict[str, str]):
-  """Canonical names as the file has them, or would have the missing ones."""
+  """Canonical name -> the file's name; missing ones in the file's style."""
 
-  def __init__(self, names: Mapping[str, str], spell: Callable[[str], str]):
+  def __init__(
+    self, names: Mapping[str, str], spell: Callable[[str], str]
+  ) -> None:
     super().__init__(names)
     self._spell = spell
 
@@ -285,23 +288,23 @@ def _check(
   architecture: Architecture,
   shown: Mapping[str, str] | None = None,
 ) -> None:
-  """Raises one line that names everything missing, unexpected, misshapen."""
+  """Raises UserError that names all missing, unexpected, misshapen arrays."""
   if shown is None:
     shown = {name: name for name in (*found, *expected)}
   problems = []
   missing = [shown[key] for key in expected if key not in found]
   if missing:
-    problems.append(f"missing {_listed(missing)}")
+    problems.append(f"missing {listed(missing)}")
   unexpected = [shown[key] for key in found if key not in expected]
   if unexpected:
-    problems.append(f"unexpected {_listed(unexpected)}")
+    problems.append(f"unexpected {listed(unexpected)}")
   misshapen = [
     f"{shown[key]} is {list(found[key])} instead of {list(shape)}"
     for key, shape in expected.items()
     if key in found and tuple(found[key]) != shape
   ]
   if misshapen:
-    problems.append(f"misshapen: {_listed(misshapen)}")
+    problems.append(f"misshapen: {listed(misshapen)}")
   if problems:
     raise UserError(
       f"The weights do not fit {architecture.describe()}: "
@@ -312,11 +315,11 @@ def _check(
 def check_values(
   arrays: Mapping[str, np.ndarray], names: Mapping[str, str] | None = None
 ) -> None:
-  """Raises UserError for values that no trained network has.
+  """Raises UserError for values that a trained network cannot have.
 
   Args:
     arrays: By name.
-    names: What to call them in the message.
+    names: By key: the name that the message shows.
   """
   for name, value in arrays.items():
     if name.endswith(NUM_BATCHES):

@@ -1,30 +1,34 @@
-"""Features of every image below a folder, prepared as a run evaluates them."""
+"""Features of every image below a folder, preprocessed as in evaluation."""
 
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from imsvd_jax.base.console import Progress
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.data import evaluation_batches
+from imsvd_jax.base.files import check_output, in_place_when_done
 from imsvd_jax.runs.encoder import load_encoder
 
 
 def find_images(
   folder: str, extensions: Sequence[str]
 ) -> tuple[list[str], int]:
-  """Returns the paths of images below a folder, and how many files are none.
+  """Returns the paths of images below a folder, and the count of other files.
 
   Args:
     folder: Where to search; links to folders are followed, once each.
-    extensions: What names of images end with, in lower case.
+    extensions: Endings of the names of images, in lower case.
 
   Returns:
     Paths relative to the folder, sorted, with "/"; the number of other files.
-    Names that begin with a dot are passed over.
+    Names that begin with a dot are skipped.
   """
-  paths, others, entered = [], 0, set()
+  paths: list[str] = []
+  entered: set[str] = set()
+  others = 0
   for top, folders, files in os.walk(folder, followlinks=True):
     real = os.path.realpath(top)
     if real in entered:
@@ -41,9 +45,42 @@ def find_images(
   return sorted(paths), others
 
 
+def write_embeddings(
+  output: str, workdir: str, data: str, **options: Any
+) -> list[str]:
+  """Writes what `embed_folder` returns to an .npz file.
+
+  Args:
+    output: The file, checked before the work begins.
+    workdir: See `embed_folder`.
+    data: See `embed_folder`.
+    **options: See `embed_folder`.
+
+  Returns:
+    What was done, line by line.
+
+  Raises:
+    UserError: See `embed_folder`; or the file cannot be written.
+  """
+  output = check_output(output)
+  arrays = embed_folder(workdir, data, **options)
+  with (
+    in_place_when_done(output) as unfinished,
+    open(unfinished, "wb") as file,  # Given a name, NumPy would append ".npz".
+  ):
+    np.savez(file, allow_pickle=False, **arrays)
+  count, width = arrays["features"].shape
+  notes = [f"Wrote {output}: {count} images, {width} features each."]
+  unreadable = arrays["unreadable"]
+  if len(unreadable):
+    shown = ", ".join(unreadable[:5]) + (" ..." if len(unreadable) > 5 else "")
+    notes.append(f"Left out {len(unreadable)} unreadable images: {shown}")
+  return notes
+
+
 def embed_folder(
   workdir: str,
-  images: str,
+  data: str,
   *,
   codes: bool = False,
   step: int | None = None,
@@ -54,31 +91,20 @@ def embed_folder(
 
   Args:
     workdir: Directory of a run, or a file of weights.
-    images: The folder.
-    codes: Whether to return the likeliest bin of each variable too.
+    data: The folder, or "folder=FOLDER" as other commands name data.
+    codes: Whether to return the most probable bin of each variable too.
     step: Which checkpoint; the newest good one by default.
     use_target: Take the EMA target network's weights.
-    batch_size: Images that are computed together.
+    batch_size: Images that are embedded together.
 
   Returns:
-    "paths" [N], "features" float32 [N, F], perhaps "codes" int32 [N, M], and
-    "unreadable": paths of files that are not the images they should be.
+    "paths" [N], "features" float32 [N, F], with `codes` also "codes" int32
+    [N, M], and "unreadable": paths of files that cannot be decoded.
 
   Raises:
-    UserError: There is no image, or none that can be read, or no code.
+    UserError: There is no image, none can be read, or the run has no codes.
   """
-  from imsvd_jax.data.sources import folder as folder_lib
-
-  images = os.path.expanduser(images)
-  if not os.path.isdir(images):
-    what = "is a file" if os.path.exists(images) else "does not exist"
-    raise UserError(f"--images={images} {what}; expected a folder of images.")
-  paths, others = find_images(images, folder_lib.EXTENSIONS)
-  if not paths:
-    raise UserError(
-      f"No images under {images} ({others} other files); expected files that"
-      f" end in {', '.join(folder_lib.EXTENSIONS)}."
-    )
+  folder, paths = _listed_images(data)
   encoder = load_encoder(
     workdir, step, use_target=use_target, batch_size=batch_size
   )
@@ -87,26 +113,45 @@ def embed_folder(
   compute = encoder.features_and_codes if codes else encoder.features
   names = ("features", "codes") if codes else ("features",)
   kept, parts = [], []
-  for index, pixels in _batches(images, paths, encoder.config.data, batch_size):
+  for index, pixels in _batches(folder, paths, encoder.config.data, batch_size):
     result = compute(pixels)
     parts.append(result if codes else (result,))
     kept.append(index)
   if not kept:
     raise UserError(
-      f"None of the {len(paths)} images under {images} can be read."
+      f"None of the {len(paths)} images under {folder} can be read."
     )
   index = np.concatenate(kept)
   columns = [np.concatenate(part) for part in zip(*parts, strict=True)]
-  names_of_files = np.array(paths)
+  paths_of_all = np.array(paths)
   return {
-    "paths": names_of_files[index],
+    "paths": paths_of_all[index],
     **dict(zip(names, columns, strict=True)),
-    "unreadable": np.delete(names_of_files, index),
+    "unreadable": np.delete(paths_of_all, index),
   }
 
 
+def _listed_images(data: str) -> tuple[str, list[str]]:
+  """Returns the folder that --data names, and its images."""
+  from imsvd_jax.data.sources.folder import EXTENSIONS
+
+  folder = os.path.expanduser(data.removeprefix("folder="))
+  if not os.path.isdir(folder):
+    what = "is a file" if os.path.exists(folder) else "does not exist"
+    raise UserError(
+      f"--data={data}: {folder} {what}; expected a folder of images."
+    )
+  paths, others = find_images(folder, EXTENSIONS)
+  if not paths:
+    raise UserError(
+      f"No images under {folder} ({others} other files); expected files that"
+      f" end in {', '.join(EXTENSIONS)}."
+    )
+  return folder, paths
+
+
 def _batches(
-  folder: str, paths: list[str], settings: Any, batch_size: int
+  folder: str, paths: list[str], settings: ConfigDict, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields (index [n], uint8 [n, crop, crop, C]) of the readable images.
 
@@ -114,13 +159,13 @@ def _batches(
   """
   import tensorflow as tf
 
-  from imsvd_jax.base.console import Progress
-  from imsvd_jax.data import source as source_lib
+  from imsvd_jax.data.evaluation_batches import eval_batches
+  from imsvd_jax.data.source import Source, check_encoded_channels
 
-  source_lib.check_encoded_channels(settings)
+  check_encoded_channels(settings)
   files = [os.path.join(folder, path) for path in paths]
   table = tf.constant([os.fsencode(path) for path in files])
-  source = source_lib.Source(
+  source = Source(
     name=f"folder:{folder}",
     num_examples=len(files),
     channels=settings.channels,
@@ -128,7 +173,7 @@ def _batches(
     fetch=lambda index: tf.io.read_file(table[index]),
     describe=lambda index: files[index],
   )
-  batches = evaluation_batches.eval_batches(
+  batches = eval_batches(
     source,
     batch_size=min(batch_size, len(files)),
     resize=settings.resize,

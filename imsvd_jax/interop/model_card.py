@@ -94,11 +94,11 @@ def model_card(
     + (f" ({settings})" if settings else ""),
     "Input": f"{size} x {size} pixels, {metadata['channels']} channels;"
     f" shorter side to {metadata['resize']} ({metadata['interpolation']},"
-    f" antialiased), then the centre",
+    f" antialiased), then the center",
     "Mean, std": f"{mean}; {std} (of pixels in [0, 1])",
     "Computes in": metadata["dtype"],
     "Made by": f"imsvd_jax {metadata['imsvd_jax_version']}",
-    "Licence": metadata["licence"] or "not stated",
+    "License": metadata["license"] or "not stated",
   }
   table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
   ours = ""

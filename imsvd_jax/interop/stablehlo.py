@@ -1,9 +1,9 @@
 """The encoder as a StableHLO program that runs where only jax is installed.
 
-Weights and normalization are inside; the batch size is free. The file is what
-`jax.export.deserialize` reads. A zip archive with `metadata.json` follows the
-program in the same file: readers of the program stop before it, readers of zip
-archives start from the end.
+The program contains weights and normalization, and takes any batch size.
+`jax.export.deserialize` reads the file. A zip archive with `metadata.json`
+follows the program in the same file: readers of the program stop before it, and
+readers of zip archives start from the end.
 """
 
 import json
@@ -30,14 +30,14 @@ def export_program(
   """Returns the program images uint8 [B, S, S, C] -> outputs, for any B.
 
   Args:
-    encoder: What to export; S is its recipe's evaluation size.
-    projector: Whether to give {"features", "embeddings"} and, where there are
-      any, "codes", instead of the features.
+    encoder: The encoder; S is its recipe's evaluation size.
+    projector: Whether to return {"features", "embeddings"}, and "codes" if
+      there are any, instead of the features.
   """
-  # On the host: the program is for one device, whatever it is made on.
+  # On the host, because the program is for one device.
   variables = jax.device_get(encoder.variables)
 
-  def encode(images):
+  def encode(images: jax.Array) -> Any:
     return encoder.apply(
       jax.tree.map(jnp.asarray, variables), images, projector=projector
     )
@@ -75,7 +75,7 @@ def write_stablehlo(
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-  """Returns what a program's file says about itself."""
+  """Returns the metadata of a program's file."""
   with zipfile.ZipFile(path) as archive:
     return json.loads(archive.read(METADATA))
 

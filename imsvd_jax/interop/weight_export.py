@@ -1,5 +1,6 @@
 """A loaded encoder as a file for other programs, and the card beside it."""
 
+import functools
 import json
 import os
 import zipfile
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from imsvd_jax import __version__, formats
 from imsvd_jax.base.errors import UserError, lookup
@@ -16,9 +18,12 @@ from imsvd_jax.interop import model_card, stablehlo
 from imsvd_jax.runs.encoder import LoadedEncoder, load_encoder
 from imsvd_jax.training import experiment
 
+PROGRAM = "stablehlo"  # The format that is a program; the others are weights.
+Classifier = Mapping[str, np.ndarray]
+
 
 class Written(NamedTuple):
-  """What an export left behind.
+  """The files of an export.
 
   Attributes:
     files: Paths, the weights or the program first.
@@ -37,58 +42,57 @@ def export_encoder(
   step: int | None = None,
   use_target: bool = False,
   with_projector: bool = False,
-  classifier: Mapping[str, np.ndarray] | None = None,
-  licence: str = "",
+  classifier: Classifier | None = None,
+  license_name: str = "",
 ) -> Written:
   """Writes an encoder and its model card.
 
   Args:
     workdir: A run's directory, or a file of weights to convert.
-    format_name: A key of `interop.FORMATS`, or "stablehlo".
+    format_name: A key of `formats.FORMATS`, or PROGRAM.
     output: The file; an existing one is replaced.
     step: Which checkpoint; the newest good one by default.
     use_target: Take the EMA target network's weights.
     with_projector: Write the projector too.
     classifier: {"kernel": [F, K], "bias": [K]} to write as `fc`.
-    licence: Of the weights.
+    license_name: Of the weights.
 
   Returns:
-    The files, and what the user should know about them.
+    The files, and a note about them.
 
   Raises:
-    UserError: The run or the format cannot give this file.
+    UserError: The run has no such weights, or the format cannot hold them.
   """
-  check_format(format_name)
+  lookup(dict.fromkeys([*formats.FORMATS, PROGRAM]), format_name, "format")
   output = check_output(output)
   encoder = load_encoder(workdir, step, use_target=use_target)
   if with_projector and not encoder.has_projector:
-    raise UserError(
-      f"{workdir} holds no projector; leave out --with_projector."
-    )
+    raise UserError(f"{workdir} has no projector; leave out --with_projector.")
   metadata = describe(
     encoder,
     model_card.measured(workdir, encoder.variables),
     use_target=use_target,
-    licence=licence,
+    license_name=license_name,
   )
-  write = _write_stablehlo if format_name == "stablehlo" else _write_weights
-  written, loading, language = write(
-    encoder,
-    output,
-    format_name,
-    metadata=metadata,
-    projector=with_projector,
-    classifier=classifier,
+  is_program = format_name == PROGRAM
+  write = (
+    _write_program
+    if is_program
+    else functools.partial(_write_weights, format_name=format_name)
+  )
+  loading = write(
+    output, encoder, metadata, projector=with_projector, classifier=classifier
   )
   card = model_card.model_card(
     file_name=os.path.basename(output),
     metadata=metadata,
-    loading=loading,
-    language=language,
-    again=format_name != "stablehlo",
+    loading=loading.code,
+    language=loading.language,
+    again=not is_program,
   )
   _write_text(f"{output}.md", card)
-  return Written([*written, f"{output}.md"], _note(encoder, format_name))
+  note = "" if is_program else _note(encoder, format_name)
+  return Written([*loading.files, f"{output}.md"], note)
 
 
 def describe(
@@ -96,9 +100,9 @@ def describe(
   measured: Sequence[model_card.Measured],
   *,
   use_target: bool = False,
-  licence: str = "",
+  license_name: str = "",
 ) -> dict[str, Any]:
-  """Returns what a file says about itself: plain values, as JSON has them."""
+  """Returns the metadata of a file: plain values, as JSON has them."""
   config, own = encoder.config, encoder.metadata
   data, name = config.data, config.objective.name
   architecture = formats.architecture_of(encoder.variables)
@@ -119,7 +123,7 @@ def describe(
     "interpolation": data.interpolation,
     "mean": list(data.mean),
     "std": list(data.std),
-    "licence": licence or own.get("licence", ""),
+    "license": license_name or own.get("license", ""),
     "evaluation": [row._asdict() for row in measured]
     or own.get("evaluation", []),
     "imsvd_jax_version": __version__,
@@ -127,30 +131,49 @@ def describe(
   return json.loads(json.dumps(metadata))  # Tuples become lists.
 
 
-def _data_name(settings: Any) -> str:
+def _data_name(settings: ConfigDict) -> str:
   if "name" not in settings:
     return "not stated"
   path = settings.get("path", "") if settings.name == "folder" else ""
   return f"{settings.name} {path}".strip() + f", {settings.train_split} split"
 
 
-def _write_stablehlo(
-  encoder, output, format_name, *, metadata, projector, classifier
-):
+class _Loading(NamedTuple):
+  """The files that were written, and how to load the first of them."""
+
+  files: list[str]
+  code: str
+  language: str = "python"
+
+
+def _write_program(
+  output: str,
+  encoder: LoadedEncoder,
+  metadata: Mapping[str, Any],
+  *,
+  projector: bool,
+  classifier: Classifier | None,
+) -> _Loading:
   if classifier is not None:
     raise UserError(
       "A StableHLO program ends in features; leave out --classifier."
     )
-  metadata = {**metadata, "format_name": format_name}
+  metadata = {**metadata, "format_name": PROGRAM}
   stablehlo.write_stablehlo(output, encoder, metadata, projector=projector)
   name = os.path.basename(output)
   code = stablehlo.loading_code(name, encoder, projector=projector)
-  return [output], code, "python"
+  return _Loading([output], code)
 
 
 def _write_weights(
-  encoder, output, format_name, *, metadata, projector, classifier
-):
+  output: str,
+  encoder: LoadedEncoder,
+  metadata: Mapping[str, Any],
+  *,
+  format_name: str,
+  projector: bool,
+  classifier: Classifier | None,
+) -> _Loading:
   num_classes = 0
   if classifier is not None:
     num_classes = _check_classifier(classifier, metadata["num_features"])
@@ -162,23 +185,24 @@ def _write_weights(
     projector=projector,
     classifier=classifier,
   )
-  name = os.path.basename(output)
-  if format_name == "detectron2":
-    config = formats.detectron2_config(
-      architecture, name, mean=metadata["mean"], std=metadata["std"]
+  chosen = formats.FORMATS[format_name]
+  code = chosen.loading_code(
+    formats.Content(
+      os.path.basename(output),
+      architecture,
+      projector=projector,
+      num_classes=num_classes,
+      mean=tuple(metadata["mean"]),
+      std=tuple(metadata["std"]),
     )
-    _write_text(f"{output}.yaml", config)
-    return [output, f"{output}.yaml"], config, "yaml"
-  code = formats.loading_code(
-    format_name,
-    architecture,
-    name,
-    projector=projector,
-    num_classes=num_classes,
   )
-  if format_name != "numpy":
+  files = [output]
+  if chosen.code_suffix:
+    files.append(f"{output}{chosen.code_suffix}")
+    _write_text(files[-1], code)
+  if chosen.makes_model:
     code += _usage(metadata, projector, num_classes)
-  return [output], code, "python"
+  return _Loading(files, code, chosen.language)
 
 
 def _write_text(path: str, text: str) -> None:
@@ -189,7 +213,10 @@ def _write_text(path: str, text: str) -> None:
     file.write(text)
 
 
-def _usage(metadata, projector: bool, num_classes: int) -> str:
+def _usage(
+  metadata: Mapping[str, Any], projector: bool, num_classes: int
+) -> str:
+  """Returns the line that calls the loaded model."""
   result = "scores" if num_classes else "features"
   if projector:
     result += ", embeddings"
@@ -199,11 +226,11 @@ def _usage(metadata, projector: bool, num_classes: int) -> str:
 
 
 def _note(encoder: LoadedEncoder, format_name: str) -> str:
-  """Says what a library can do with a network that it has no name for."""
+  """Returns how a library loads a network that it has no name for."""
   architecture = formats.architecture_of(encoder.variables)
   ready_made = formats.is_ready_made(architecture)
   ready_made = ready_made and architecture.stem == "imagenet"
-  if format_name not in ("torchvision", "timm") or ready_made:
+  if ready_made or not formats.FORMATS[format_name].has_names:
     return ""
   return (
     f"{format_name} has no ready-made {architecture.describe()}, but its class"
@@ -211,18 +238,14 @@ def _note(encoder: LoadedEncoder, format_name: str) -> str:
   )
 
 
-def check_format(format_name: str) -> None:
-  """Raises UserError for a format that there is not; lists those there are."""
-  known = dict.fromkeys([*formats.FORMATS, "stablehlo"])
-  lookup(known, format_name, "format")
-
-
-def read_classifier(path: str) -> dict[str, np.ndarray]:
-  """Reads {"kernel": [F, K], "bias": [K]} from an .npz file.
+def read_classifier(path: str) -> Classifier | None:
+  """Reads {"kernel": [F, K], "bias": [K]} from an .npz file; none if "".
 
   Raises:
-    UserError: The file is not there or holds something else.
+    UserError: The file does not exist or contains something else.
   """
+  if not path:
+    return None
   try:
     with np.load(os.path.expanduser(path), allow_pickle=False) as file:
       return {name: file[name].astype(np.float32) for name in file.files}
@@ -240,9 +263,7 @@ def read_classifier(path: str) -> dict[str, np.ndarray]:
     ) from error
 
 
-def _check_classifier(
-  classifier: Mapping[str, np.ndarray], num_features: int
-) -> int:
+def _check_classifier(classifier: Classifier, num_features: int) -> int:
   """Returns the number of classes."""
   shapes = {name: value.shape for name, value in classifier.items()}
   bias = shapes.get("bias", ())

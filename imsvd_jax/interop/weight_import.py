@@ -1,15 +1,15 @@
-"""A run's directory from a file of somebody else's weights."""
+"""Makes a run's directory from a file of weights."""
 
 import copy
 import os
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from imsvd_jax import formats
 from imsvd_jax.base.errors import UserError, lookup
+from imsvd_jax.formats.torchvision import listed
 from imsvd_jax.objectives import OBJECTIVES
-from imsvd_jax.runs import checkpointer as checkpoint
+from imsvd_jax.runs.checkpointer import Checkpointer
 from imsvd_jax.runs.weight_files import stored_config, stored_step
 from imsvd_jax.training import experiment
 
@@ -22,14 +22,14 @@ def import_weights(
   Args:
     file: The file of weights.
     workdir: The new run's directory.
-    config: The recipe; what it says about the network gives way to the file.
+    config: The recipe; its network is replaced by the file's.
 
   Returns:
-    What there is to know, line by line.
+    What was read and changed, line by line.
 
   Raises:
-    UserError: The file is not what it says, does not go with the recipe, or
-      the workdir holds a run already.
+    UserError: The file is damaged or does not fit the recipe, or the workdir
+      has a run already.
   """
   workdir = os.path.expanduser(workdir)
   file = os.path.expanduser(file)
@@ -51,22 +51,20 @@ def import_weights(
       " give one with --config."
     ) from error
   step = stored_step(imported)
-  checkpointer = checkpoint.Checkpointer(
-    workdir, keep_last=1, config=config.to_dict()
-  )
+  checkpointer = Checkpointer(workdir, keep_last=1, config=config.to_dict())
   try:
     if checkpointer.latest_step() is not None:
-      raise UserError(
-        f"{workdir} holds a run already; choose another --workdir."
-      )
+      raise UserError(f"{workdir} has a run already; choose another --workdir.")
     checkpointer.save(step, imported.variables)
   finally:
     checkpointer.close()
   return _notes(imported, step, changes)
 
 
-def _fit_config(config: ConfigDict, architecture: Any, file: str) -> list[str]:
-  """Makes config.model that of the file; returns what that changed."""
+def _fit_config(
+  config: ConfigDict, architecture: formats.Architecture, file: str
+) -> list[str]:
+  """Sets config.model to the file's network; returns the changes."""
   if config.data.channels != architecture.channels:
     raise UserError(
       f"{file} is for images of {architecture.channels} channels, the recipe"
@@ -95,13 +93,15 @@ def _fit_config(config: ConfigDict, architecture: Any, file: str) -> list[str]:
       changes.append(f"model.{key}: {old} -> {value}")
       with config.ignore_type():
         config.model[key] = value
-  # Fails on what contradicts itself, such as bins that do not fit the width.
+  # Fails on contradictions, such as bins that do not fit the width.
   experiment.build(config, num_examples=config.batch_size)
   return changes
 
 
-def _notes(imported: Any, step: int, changes: list[str]) -> list[str]:
-  """Says what was read and what was not, in lines for people."""
+def _notes(
+  imported: formats.Imported, step: int, changes: list[str]
+) -> list[str]:
+  """Returns what was read and what was not, line by line."""
   architecture = imported.architecture
   widths = "-".join(map(str, architecture.projector))
   head = f"projector {widths}" if widths else "no projector"
@@ -112,12 +112,10 @@ def _notes(imported: Any, step: int, changes: list[str]) -> list[str]:
       " that starts from it makes a new projector."
     )
   if imported.classifier is not None:
-    notes.append("Left out the classifier (fc): encoders have none.")
+    notes.append("Left out the classifier (fc): an encoder has none.")
   if imported.ignored:
-    shown = ", ".join(imported.ignored[:8])
-    more = len(imported.ignored) - 8
-    shown += f" and {more} more" if more > 0 else ""
-    notes.append(f"Left out what is no part of the encoder: {shown}.")
+    shown = listed(imported.ignored)
+    notes.append(f"Left out, as not part of the encoder: {shown}.")
   if changes:
     notes.append(f"The recipe follows the file: {'; '.join(changes)}.")
   return notes

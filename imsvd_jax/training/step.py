@@ -5,7 +5,6 @@ on any machine.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -49,7 +48,7 @@ def init_state(experiment: Experiment) -> TrainState:
 
 def jit_train_step(
   experiment: Experiment, state_sharding: jax.sharding.NamedSharding
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+) -> jax.stages.Wrapped:
   """Returns `(state, batch) -> (state, metrics)` as training compiles it.
 
   Args:

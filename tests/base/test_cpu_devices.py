@@ -17,7 +17,7 @@ os.environ["XLA_FLAGS"] = (
   " --xla_cpu_collective_call_terminate_timeout_seconds=8"
 )
 os.environ["PJRT_NPROC"] = sys.argv[1]
-from imsvd_jax import cpu_devices
+from imsvd_jax.base import cpu_devices
 if sys.argv[2] == "ours":
   cpu_devices.make(2)
 import jax

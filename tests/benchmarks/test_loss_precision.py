@@ -24,11 +24,13 @@ def off_diagonal(z1, z2):
   return joint_entropy_terms(q1, q2, kernel="streamed")[1]
 
 
-@pytest.mark.parametrize("centred", [True, False])
-def test_it_computes_what_the_kernel_computes(centred):
+@pytest.mark.parametrize("centered", [True, False])
+def test_it_computes_what_the_kernel_computes(centered):
   logits = loss_precision._logits(PROBLEM, 2.0)
   term = functools.partial(
-    loss_precision.term, dot=loss_precision.EMULATED["float32"], centred=centred
+    loss_precision.term,
+    dot=loss_precision.EMULATED["float32"],
+    centered=centered,
   )
   value, gradients = jax.jit(term)(*logits)
   expected, slopes = jax.jit(jax.value_and_grad(off_diagonal, argnums=(0, 1)))(
@@ -54,7 +56,7 @@ def test_fewer_bits_err_more(errors):
 def test_centring_helps(errors):
   for error in errors:
     if error.precision != "float32":
-      assert error.uncentred > error.gradient
+      assert error.uncentered > error.gradient
 
 
 def test_emulated_rounding():

@@ -43,8 +43,8 @@ def test_costs_and_ceilings(result):
 
 def test_step_text_and_json(result):
   about = machine.describe(jax.devices()[:2])
-  figures = step_parts.as_dict("configs/digits.py:debug", result, about)
-  assert json.loads(json.dumps(figures)) == figures
+  numbers = step_parts.as_dict("configs/digits.py:debug", result, about)
+  assert json.loads(json.dumps(numbers)) == numbers
   text = step_parts.as_text("configs/digits.py:debug", result, about)
   assert "batch 16 on 2 device(s)" in text
   for part in result.shares:

@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 from imsvd_jax.base import recipe_files
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.commands import command_line
+from imsvd_jax.commands import command_line, shared_flags
 from imsvd_jax.evaluation import recipe_comparison
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -32,15 +32,8 @@ def parse(monkeypatch):
     config = config_flags.DEFINE_config_file(
       "config", None, "", flag_values=values, sys_argv=argv
     )
-    register = flags.register_validator
-    with monkeypatch.context() as patch:
-      patch.setattr(
-        command_line.flags,
-        "register_validator",
-        lambda *args, **kwargs: register(*args, flag_values=values, **kwargs),
-      )
-      command_line.require_config()
     command_line._parse(argv)
+    command_line._check_required(shared_flags.REQUIRED_CONFIG)
     return config.value
 
   return parse
@@ -97,7 +90,10 @@ def test_what_a_recipe_cannot_import_is_named(elsewhere, parse, capsys):
 @pytest.mark.parametrize(
   ("words", "found"),
   [
-    ((), "Give a recipe, for example --config=configs/digits.py"),
+    (
+      (),
+      "--config is missing. Give it, for example --config=configs/digits.py",
+    ),
     (("--config=",), "No recipe '': found nothing, .* such as configs/digits"),
     (("--config", "--seed"), "No recipe '--seed': found nothing"),
     (("--config=nowhere.py:debug",), "No recipe 'nowhere.py': found nothing"),

@@ -68,7 +68,7 @@ def folder(tmp_path, pixels):
 
 def test_features_and_codes_are_those_of_the_encoder(workdir, folder, pixels):
   arrays = image_embeddings.embed_folder(
-    workdir, str(folder), codes=True, batch_size=4
+    workdir, f"folder={folder}", codes=True, batch_size=4
   )
   assert arrays["paths"].tolist() == NAMES
   assert arrays["unreadable"].tolist() == []
@@ -145,7 +145,7 @@ def test_the_command_writes_the_file(workdir, folder, tmp_path):
   (folder / "bad.png").write_text("no image")
   output = tmp_path / "features"
   result = run_command(
-    f"--workdir={workdir}", f"--images={folder}", f"--output={output}"
+    f"--workdir={workdir}", f"--data={folder}", f"--output={output}"
   )
   assert result.returncode == 0, result.stderr
   with np.load(output, allow_pickle=False) as arrays:
@@ -160,7 +160,7 @@ def test_the_command_writes_the_file(workdir, folder, tmp_path):
 def test_the_command_checks_the_output_before_the_work(workdir, tmp_path):
   result = run_command(
     f"--workdir={workdir}",
-    f"--images={tmp_path}",
+    f"--data={tmp_path}",
     f"--output={tmp_path}/none/x.npz",
   )
   assert result.returncode == 2
@@ -172,7 +172,8 @@ def test_the_command_checks_the_output_before_the_work(workdir, tmp_path):
 def test_names_that_are_not_utf8_are_printed(monkeypatch):
   stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
   monkeypatch.setattr(sys, "stdout", stream)
-  command_line.print_line(f"{os.fsdecode(bytes([0xFF]))}.png, é.png")
+  command_line.print_any_name(stream)
+  print(f"{os.fsdecode(bytes([0xFF]))}.png, é.png")
   stream.flush()
   assert stream.buffer.getvalue() == "\\udcff.png, é.png\n".encode()
 

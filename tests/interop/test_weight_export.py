@@ -192,13 +192,13 @@ def test_files_convert_to_networks_that_libraries_have(format_name, tmp_path):
     for key, shape in torch_shapes("resnet18").items()
   }
   write_safetensors(tmp_path / "a", state, {})
-  path = export(tmp_path / "a", tmp_path, format_name, licence="CC0-1.0")
+  path = export(tmp_path / "a", tmp_path, format_name, license_name="CC0-1.0")
   imported = formats.read_file(path)
   assert imported.architecture == architecture
   kernel = imported.variables["params"]["backbone"]["conv1"]["kernel"]
   expected = state["conv1.weight"].transpose(2, 3, 1, 0)
   np.testing.assert_array_equal(kernel, expected)
-  assert imported.metadata["licence"] == "CC0-1.0"
+  assert imported.metadata["license"] == "CC0-1.0"
   assert imported.metadata["mean"] == [0.485, 0.456, 0.406]
   card = (tmp_path / f"encoder.{format_name}.md").read_text()
   assert "CC0-1.0" in card
@@ -480,17 +480,17 @@ def test_the_card_shows_accuracies_and_a_copy_keeps_them(
 ):
   line = model_card.Measured("linear/imsvd", "digits", 0.875, (0.85, 0.9))
   monkeypatch.setattr(model_card, "measured", lambda *_: [line])
-  path = export(two_steps[0], tmp_path, "numpy", licence="MIT")
+  path = export(two_steps[0], tmp_path, "numpy", license_name="MIT")
   row = "| linear/imsvd | digits | 87.50% | 85.00% to 90.00% |"
   card = (tmp_path / "encoder.numpy.md").read_text()
   assert row in card
-  assert "| Licence | MIT |" in card
+  assert "| License | MIT |" in card
   assert 'load_encoder("encoder.numpy")' in card
   monkeypatch.setattr(model_card, "measured", lambda *_: [])
   export(path, tmp_path, "safetensors")
   card = (tmp_path / "encoder.safetensors.md").read_text()
   assert row in card
-  assert "| Licence | MIT |" in card
+  assert "| License | MIT |" in card
 
 
 # ---- mistakes --------------------------------------------------------------

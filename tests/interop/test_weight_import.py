@@ -179,7 +179,7 @@ def test_an_exported_file_needs_no_recipe(tmp_path):
     {"params": stored.params, "batch_stats": stored.batch_stats},
     imported.variables,
   )
-  with pytest.raises(UserError, match="holds a run already"):
+  with pytest.raises(UserError, match="has a run already"):
     import_weights(str(tmp_path / "exported"), str(tmp_path / "run"))
 
 

@@ -337,7 +337,7 @@ def test_work_and_traffic_per_device():
   kinds = {c.kind for c in collectives}
   assert {"all-gather", "all-to-all", "reduce-scatter"} <= kinds
   # [N, D] and its gradient, and an eighth of them for the rows.
-  moved = sum(c.count * c.bytes for c in collectives)
+  moved = sum(c.runs * c.bytes for c in collectives)
   assert moved < 1.01 * 2 * (1 + 1 / 8) * 4 * N * M * B
   assert moved < MATRIX
 
@@ -346,7 +346,7 @@ def test_the_traffic_of_the_plain_formula_would_be_seen():
   rows = jax.sharding.NamedSharding(idioms.mesh(), P(AXIS))
   program = compiled(terms_of("plain"), sharding=rows)
   collectives = hlo.Program(program.as_text()).collectives()
-  assert sum(c.count * c.bytes for c in collectives) >= MATRIX
+  assert sum(c.runs * c.bytes for c in collectives) >= MATRIX
 
 
 def test_flops_by_xlas_own_analysis():

@@ -1,11 +1,11 @@
-"""Public figures of TPU chips, and which slices of them exist.
+"""Published numbers of TPU chips, and the slices of them that exist.
 
-All from the public Cloud TPU documentation (docs.cloud.google.com/tpu/docs/v4,
-/v5e, /v5p and /v6e, read in 2025), per chip. The documentation gives the
-interconnect in both directions and over all links of a chip; one direction of
-one link is what a step can be bounded with. For v4, whose page gives no
-interconnect, the figure is that of the TPU v4 paper (arXiv:2304.01433, table
-4): 6 links of 50 GB/s.
+All numbers are per chip, from the public Cloud TPU documentation
+(docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, read in 2025). It gives
+the interconnect in both directions and over all links of a chip; here it is
+divided into one direction of one link. The page of v4 gives no interconnect:
+its number is from the TPU v4 paper (arXiv:2304.01433, table 4), 6 links of
+50 GB/s.
 """
 
 from typing import NamedTuple
@@ -21,10 +21,10 @@ class Chip(NamedTuple):
     hbm_bytes: Memory capacity, bytes.
     flops: Peak of the matrix units at bfloat16, FLOP/s.
     hbm_bandwidth: Bytes/s.
-    link_bandwidth: Bytes/s in one direction of one link to a neighbour.
+    link_bandwidth: Bytes/s in one direction of one link to a neighbor.
     dimensions: Of the torus or mesh that slices are cut from.
-    wraps_at: Size from which a dimension of a slice is closed to a ring.
-    source: Where the figures come from.
+    wraps_at: The least size at which a dimension of a slice is a ring.
+    source: Of the numbers.
   """
 
   name: str

@@ -8,8 +8,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from imsvd_jax.base import devices
+from imsvd_jax.base.devices import (
+  batch_sharded,
+  check_batch_size,
+  make_mesh,
+  replicated,
+)
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.benchmarks.costs import hlo
 from imsvd_jax.benchmarks.costs.chips import links_per_chip
@@ -41,7 +47,8 @@ class Memory:
     temporaries: Activations, gradients and buffers. None if not compiled.
     program: The compiled program. None if not compiled.
     peak: All together, with the padding that the layouts need.
-    available: What the compiler may use of the chip; None for the CPU.
+    available: The part of the chip's memory that the compiler may use; None
+      for the CPU.
   """
 
   parameters: float
@@ -66,7 +73,7 @@ class CollectiveSum:
     kind: "all-reduce", ...
     count: How many run.
     bytes: Their payload on each chip.
-    sent_bytes: What each chip must send for them, at the least.
+    sent_bytes: The least that each chip must send for them.
   """
 
   kind: str
@@ -83,7 +90,7 @@ class Part:
     flops: Of matrix products and convolutions.
     passes_flops: The same times the passes that their precision takes.
     hbm_bytes: Traffic of main memory.
-    sent_bytes: What the chip must send to others.
+    sent_bytes: Sent to other chips.
   """
 
   flops: float = 0.0
@@ -94,7 +101,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-  """The least time a step can take, by each resource, in seconds."""
+  """The least time of a step by each resource, in seconds."""
 
   compute: float
   memory: float
@@ -102,14 +109,14 @@ class Bound:
 
   @property
   def seconds(self) -> float:
-    """The least time of a step: resources may at best work side by side."""
+    """The least time of a step, with all resources working at once."""
     return max(self.compute, self.memory, self.network)
 
   @property
   def limited_by(self) -> str:
     """The resource that sets the bound."""
     times = dataclasses.asdict(self)
-    return max(times, key=times.get)
+    return max(times, key=lambda name: times[name])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +132,8 @@ class Report:
     parts: By name, see PARTS. Empty if the step does not fit, like what
       follows.
     collectives: By kind.
-    unknown_loops: Loops counted as one trip for want of a trip count.
-    bound: None without public figures of the chip, as for the CPU.
+    unknown_loops: Loops whose trip count is unknown, counted as one trip.
+    bound: None without published numbers of the chip, as for the CPU.
   """
 
   topology: str
@@ -149,7 +156,7 @@ class Report:
     return self.total("flops") / max(self.total("hbm_bytes"), 1.0)
 
 
-def measure(config: Any, slice_: Slice, num_examples: int) -> Report:
+def measure(config: ConfigDict, slice_: Slice, num_examples: int) -> Report:
   """Compiles the train step of a config and returns what it costs.
 
   Args:
@@ -161,16 +168,17 @@ def measure(config: Any, slice_: Slice, num_examples: int) -> Report:
     UserError: The config contradicts itself, or its batch does not divide.
   """
   num_chips = len(slice_.devices)
-  devices.check_batch_size(config.batch_size, num_chips, "batch_size")
+  check_batch_size(config.batch_size, num_chips, "batch_size")
   experiment = experiment_lib.build(config, num_examples)
-  mesh = devices.make_mesh(slice_.devices)
-  replicated = devices.replicated(mesh)
+  mesh = make_mesh(slice_.devices)
   state = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
     jax.eval_shape(lambda: step_lib.init_state(experiment)),
   )
-  batch = experiment_lib.abstract_batch(config, devices.batch_sharded(mesh))
-  lowered = step_lib.jit_train_step(experiment, replicated).lower(state, batch)
+  batch = experiment_lib.abstract_batch(config, batch_sharded(mesh))
+  lowered = step_lib.jit_train_step(experiment, replicated(mesh)).lower(
+    state, batch
+  )
   start = time.monotonic()
   memory = Memory(
     parameters=_bytes((state.params, state.batch_stats, state.target)),
@@ -234,14 +242,14 @@ def _sums(
     )
   kinds: dict[str, CollectiveSum] = {}
   for one in program.collectives():
-    name, sent = part_of(one.op_name), one.count * one.sent_bytes
+    name, sent = part_of(one.op_name), one.runs * one.sent_bytes
     old = parts.get(name, Part())
     parts[name] = dataclasses.replace(old, sent_bytes=old.sent_bytes + sent)
     total = kinds.get(one.kind, CollectiveSum(one.kind, 0, 0.0, 0.0))
     kinds[one.kind] = CollectiveSum(
       one.kind,
-      total.count + one.count,
-      total.bytes + one.count * one.bytes,
+      total.count + one.runs,
+      total.bytes + one.runs * one.bytes,
       total.sent_bytes + sent,
     )
   order = [*PARTS, OTHER]
@@ -299,10 +307,10 @@ def available_memory(slice_: Slice) -> float | None:
 
 
 def _out_of_memory(error: Exception) -> tuple[float, float]:
-  """Returns the (needed, available) bytes of a compiler's refusal.
+  """Returns the (needed, available) bytes that a compiler's error names.
 
   Raises:
-    Exception: The error itself, if it is another.
+    Exception: The error itself, if it is about something else.
   """
   text = str(error)
   size = r"([\d.]+)([KMGT]?)"
@@ -345,7 +353,7 @@ def largest_batch(
     memory = measure_batch(batch)
     if memory.available is None:
       raise UserError(
-        "--find-batch needs a chip with a known memory; the CPU has none."
+        "--find_batch needs a chip with a known memory; the CPU has none."
       )
     needs[batch] = memory.peak
     if memory.fits:
@@ -368,7 +376,7 @@ def largest_batch(
 
 
 def _predict(needs: dict[int, float], available: float, fixed: float) -> int:
-  """Where the line through the two nearest measurements meets the limit."""
+  """Returns the batch at which a line through two measurements needs it all."""
   nearest = sorted(needs, key=lambda b: abs(needs[b] - available))[:2]
   if len(nearest) == 1:
     slope = (needs[nearest[0]] - fixed) / nearest[0]

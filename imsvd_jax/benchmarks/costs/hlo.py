@@ -10,7 +10,7 @@ main memory (a TPU's on-chip memory is memory space 1 in the layouts).
 import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 _MAIN_MEMORY = 0
@@ -34,7 +34,8 @@ COLLECTIVES = (
   "collective-permute",
   "collective-broadcast",
 )
-# What moves no data: names, views, and the ends of what was counted before.
+# Operations that move no data: names, views, and the ends of asynchronous
+# operations, which count at their start.
 _FREE = {
   "after-all",
   "bitcast",
@@ -82,13 +83,13 @@ class Instruction(NamedTuple):
   opcode: str
   shapes: tuple[Shape, ...]  # Of a tuple: its leaves.
   operands: tuple[str, ...]
-  inside: str  # What stands between the parentheses.
+  inside: str  # The text between the parentheses.
   attributes: str
   is_root: bool
 
   @property
   def op_name(self) -> str:
-    """Where in the Python program it comes from: "jit(f)/scope/add"."""
+    """The place in the Python program that made it: "jit(f)/scope/add"."""
     match = re.search(r'op_name="([^"]*)"', self.attributes)
     return match[1] if match else ""
 
@@ -102,19 +103,19 @@ class Collective(NamedTuple):
       reduce-scatter, an all-to-all or a permute, what it gets from an
       all-gather.
     group_size: How many devices take part in it together.
-    count: Runs per execution of the program.
-    op_name: Where it comes from.
+    runs: How often it runs per execution of the program.
+    op_name: See `Instruction.op_name`.
   """
 
   kind: str
   bytes: float
   group_size: int
-  count: int
+  runs: int
   op_name: str
 
   @property
   def sent_bytes(self) -> float:
-    """What each device must send in one run, at the least."""
+    """The least that each device must send in one run."""
     others = (self.group_size - 1) / self.group_size
     if self.kind == "all-reduce":
       return 2 * others * self.bytes
@@ -124,10 +125,10 @@ class Collective(NamedTuple):
 
 
 class Work(NamedTuple):
-  """What one instruction does, times how often it runs.
+  """The work of one instruction in all its runs.
 
   Attributes:
-    op_name: Where it comes from.
+    op_name: See `Instruction.op_name`.
     flops: Of matrix products and convolutions.
     passes_flops: The same, times the passes that their precision takes.
     bytes: Read from and written to main memory.
@@ -140,16 +141,16 @@ class Work(NamedTuple):
 
 
 class Program:
-  """A compiled program: what it does in one execution, on one device."""
+  """A compiled program, and its work in one execution on one device."""
 
-  def __init__(self, text: str):
+  def __init__(self, text: str) -> None:
     """Parses the text of an optimized module (`compiled.as_text()`)."""
     self._computations: dict[str, dict[str, Instruction]] = {}
     self._entry = ""
     self._parse(text)
     match = re.search(r"num_partitions=(\d+)", text[:100_000])
     self.num_devices = int(match[1]) if match else 1
-    # Loops whose trip count the text does not tell; counted as one trip.
+    # Loops whose trip count is not in the text; counted as one trip.
     self.unknown_loops = 0
     # (computation, instruction, runs, whether it is inside a fusion)
     self._executed = list(self._walk(self._entry, 1, False))
@@ -175,7 +176,7 @@ class Program:
     return found
 
   def work(self) -> list[Work]:
-    """Returns what each instruction does, those that do nothing left out."""
+    """Returns the work of each instruction that does any."""
     result = []
     for computation, instruction, runs, fused in self._executed:
       flops = self._flops(computation, instruction)
@@ -192,7 +193,7 @@ class Program:
     return result
 
   def _origin(self, computation: str, instruction: Instruction) -> str:
-    """Where an instruction comes from: for the compiler's own, its user's."""
+    """Returns an instruction's `op_name`, or its nearest user's."""
     users = self._users(computation)
     seen: set[str] = set()
     queue = [instruction]
@@ -210,7 +211,7 @@ class Program:
     current: dict[str, Instruction] = {}
     for line in text.splitlines():
       if line.endswith("{") and (line.startswith(("%", "ENTRY"))):
-        name = _OPERAND.search(line)[1]
+        name = _found(_OPERAND, line)[1]
         current = self._computations[name] = {}
         if line.startswith("ENTRY"):
           self._entry = name
@@ -233,7 +234,7 @@ class Program:
         for called in _CALLED.findall(attributes):
           yield from self._walk(called, runs * (trips or 1), fused)
       elif opcode == "fusion":
-        yield from self._walk(_CALLED.search(attributes)[1], runs, True)
+        yield from self._walk(_found(_CALLED, attributes)[1], runs, True)
       elif opcode in ("call", "async-start"):
         for called in _CALLED.findall(attributes):
           yield from self._walk(called, runs, fused)
@@ -244,7 +245,7 @@ class Program:
 
   @functools.cache  # noqa: B019 (a Program lives for one report)
   def _users(self, computation: str) -> dict[str, list[Instruction]]:
-    """The lines that use each value of a computation."""
+    """Returns the lines that use each value of a computation."""
     users: dict[str, list[Instruction]] = {}
     for line in self._computations[computation].values():
       for operand in line.operands:
@@ -289,7 +290,7 @@ class Program:
     root = _root(table)
     operands = [self._resolve(condition, name) for name in root.operands]
     if root.opcode == "fusion":  # A wrapped comparison.
-      inner = self._computations[_CALLED.search(root.attributes)[1]]
+      inner = self._computations[_found(_CALLED, root.attributes)[1]]
       root = _root(inner)
       outer = operands
       operands = []
@@ -325,7 +326,7 @@ class Program:
     outer: list[Instruction] = []
     if update.opcode == "fusion":
       outer = [self._resolve(body, name) for name in update.operands]
-      scope = _CALLED.search(update.attributes)[1]
+      scope = _found(_CALLED, update.attributes)[1]
       lines = self._computations[scope]
       update = _root(lines)
     if update.opcode != "add":
@@ -361,7 +362,7 @@ class Program:
     )
 
   def _group_size(self, instruction: Instruction) -> int:
-    """Size of a replica group, in any of the notations XLA prints."""
+    """Returns the size of a replica group, in any of XLA's notations."""
     text = instruction.attributes
     explicit = re.search(r"replica_groups=\{\{([\d,]*)\}", text)
     if explicit:
@@ -406,18 +407,18 @@ class Program:
       return 3 * _main_bytes(operands[2])
     read = sum(map(_main_bytes, operands))
     if opcode.endswith("-start"):
-      return read  # Its result is written by the time of the -done.
+      return read  # The -done writes the result.
     return read + _main_bytes(instruction.shapes)
 
   def _fusion_bytes(
     self, fusion: Instruction, operands: list[tuple[Shape, ...]]
   ) -> float:
-    """What a fusion reads of its operands and writes of its results.
+    """Returns the bytes that a fusion reads and writes.
 
-    Only the slices of an operand that the fusion looks at are read, and only
-    the updates of a result that is updated in place are written.
+    A fusion may read only slices of an operand, and write only the updates of
+    a result that is updated in place.
     """
-    name = _CALLED.search(fusion.attributes)[1]
+    name = _found(_CALLED, fusion.attributes)[1]
     read = self._parameter_reads(name)
     total = 0.0
     for position, shapes in enumerate(operands):
@@ -431,7 +432,7 @@ class Program:
 
   @functools.cache  # noqa: B019 (a Program lives for one report)
   def _parameter_reads(self, computation: str) -> dict[int, float]:
-    """Bytes read of the parameters that a fusion does not read whole."""
+    """Returns the bytes read of parameters that a fusion reads in part."""
     table, users = self._computations[computation], self._users(computation)
     reads = {}
     for line in table.values():
@@ -441,8 +442,13 @@ class Program:
           reads[int(line.inside)] = size
     return reads
 
-  def _read(self, table, users, name: str) -> float | None:
-    """Bytes read of a value; None for all of them."""
+  def _read(
+    self,
+    table: dict[str, Instruction],
+    users: dict[str, list[Instruction]],
+    name: str,
+  ) -> float | None:
+    """Returns the bytes read of a value; None means all of them."""
     total = 0.0
     for user in users.get(name, []):
       if user.opcode == "bitcast":
@@ -452,7 +458,7 @@ class Program:
       elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
         inner = 0.0  # Updated in place.
       elif user.opcode == "fusion":
-        nested = self._parameter_reads(_CALLED.search(user.attributes)[1])
+        nested = self._parameter_reads(_found(_CALLED, user.attributes)[1])
         inner = nested.get(user.operands.index(name))
       else:
         inner = None
@@ -462,7 +468,7 @@ class Program:
     return total
 
   def _updates(self, computation: str) -> dict[int, float]:
-    """Bytes written of the results that a fusion updates in place."""
+    """Returns the bytes written of results that a fusion updates in place."""
     table = self._computations[computation]
     root = _root(table)
     outputs = (
@@ -503,13 +509,20 @@ def _parse_instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-  """Position of the parenthesis that closes the one at `start`."""
+  """Returns the position of the parenthesis that closes the one at `start`."""
   depth = 0
   for match in re.finditer(r"[()]", text[start:]):
     depth += 1 if match[0] == "(" else -1
     if not depth:
       return start + match.start()
   raise ValueError(f"No closing parenthesis in {text[start : start + 80]!r}.")
+
+
+def _found(pattern: str | re.Pattern[str], text: str) -> re.Match[str]:
+  match = re.search(pattern, text)
+  if match is None:
+    raise ValueError(f"No {pattern} in {text[:80]!r}.")
+  return match
 
 
 def _parse_shapes(text: str) -> Iterator[Shape]:
@@ -531,10 +544,10 @@ def _root(table: dict[str, Instruction]) -> Instruction:
 
 
 def _tuple_index(line: Instruction) -> int:
-  return int(re.search(r"index=(\d+)", line.attributes)[1])
+  return int(_found(r"index=(\d+)", line.attributes)[1])
 
 
-def _main_bytes(shapes) -> float:
+def _main_bytes(shapes: Iterable[Shape]) -> float:
   return sum(s.bytes for s in shapes if s.space == _MAIN_MEMORY)
 
 
@@ -547,9 +560,7 @@ def _passes(instruction: Instruction) -> int:
 
 
 def _dot_flops(instruction: Instruction, left: Shape, right: Shape) -> float:
-  match = re.search(
-    r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes
-  )
+  match = _found(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
   contracted = [left.dims[int(d)] for d in match[1].split(",") if d]
   return 2.0 * math.prod(instruction.shapes[0].dims) * math.prod(contracted)
 
@@ -557,9 +568,9 @@ def _dot_flops(instruction: Instruction, left: Shape, right: Shape) -> float:
 def _convolution_flops(
   instruction: Instruction, left: Shape, right: Shape
 ) -> float:
-  """Twice the products of an input with a weight, padding left out."""
+  """Returns twice the number of products of an input and a weight."""
   text = instruction.attributes
-  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
+  labels = _found(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
   lhs, rhs, out = labels[1], labels[2], labels[3]
   window = _window(text)
   output = instruction.shapes[0]
@@ -592,7 +603,15 @@ def _window(text: str) -> dict[str, list]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _valid(size, kernel, out, stride, low, dilation, kernel_dilation) -> int:
+def _valid(
+  size: int,
+  kernel: int,
+  out: int,
+  stride: int,
+  low: int,
+  dilation: int,
+  kernel_dilation: int,
+) -> int:
   reach = (size - 1) * dilation
   count = 0
   for k in range(kernel):
@@ -603,7 +622,7 @@ def _valid(size, kernel, out, stride, low, dilation, kernel_dilation) -> int:
 
 
 def _products(size: int, kernel: int, out: int, window: dict[str, int]) -> int:
-  """Pairs of an output and a weight, along one axis, that meet an input."""
+  """Returns the pairs of output and weight along one axis that use an input."""
   return _valid(
     size,
     kernel,

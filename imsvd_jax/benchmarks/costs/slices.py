@@ -1,4 +1,4 @@
-"""Devices to compile for: a slice of TPUs that is not there, or this CPU."""
+"""Devices to compile for: a slice of TPUs that need not exist, or this CPU."""
 
 import importlib.util
 import math
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
+from imsvd_jax.base import cpu_devices
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.benchmarks.costs.chips import CHIPS, SLICES_2D, Chip
 
@@ -31,11 +32,26 @@ class Slice(NamedTuple):
   devices: list[Any]
 
 
+def compile_only(name: str) -> None:
+  """Keeps this process off the accelerators, which other programs may use.
+
+  Also makes the CPU devices that "cpu:N" asks for. Call it before anything
+  touches a device.
+
+  Args:
+    name: Of the slice.
+  """
+  jax.config.update("jax_platforms", "cpu")
+  kind, _, count = name.partition(":")
+  if kind == "cpu" and count.isdecimal() and int(count):
+    cpu_devices.make(int(count))
+
+
 def get_slice(name: str) -> Slice:
   """Returns the slice of a name such as "v5e:4x4" or "cpu:8".
 
   Raises:
-    UserError: No such slice, or what compiles for it is not installed.
+    UserError: There is no such slice, or its compiler is not installed.
   """
   match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
   if not match:
@@ -85,8 +101,8 @@ def _tpu_devices(name: str, chip: Chip, shape: tuple[int, ...]) -> list[Any]:
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  # Nor does it run anything: a second preflight, or a run on the TPU of this
-  # machine, need not exclude it.
+  # It runs nothing, so another preflight or a run on this machine's TPU may go
+  # on beside it.
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   options: dict[str, Any] = {}
   if chip.name == "v4":  # As on Cloud TPU: a chip's two cores are one device.

@@ -16,8 +16,9 @@ import pytest
 
 from configs import digits
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.benchmarks import compiler_process, preflight_report
 from imsvd_jax.benchmarks.costs import chips, compiled_step, slices
-from imsvd_jax.commands import preflight
+from imsvd_jax.benchmarks.text import quantity
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import step as step_lib
 
@@ -111,7 +112,7 @@ def all_reduces(figures):
 
 def test_costs_on_the_cpu(cpu_report):
   slice_ = slices.get_slice("cpu:8")
-  figures = preflight.as_dict(cpu_report, slice_, NUM_EXAMPLES)
+  figures = preflight_report.as_dict(cpu_report, slice_, NUM_EXAMPLES)
   check_figures(figures)
   # The least that data parallelism must do: all-reduce every gradient.
   assert all_reduces(figures)["bytes"] > figures["memory"]["optimizer"]
@@ -166,13 +167,13 @@ def test_a_batch_that_does_not_fit_is_told_by_a_real_compilation():
 
 def test_the_text_and_the_json_say_the_same(cpu_report):
   slice_ = slices.get_slice("cpu:8")
-  text = preflight.as_text(cpu_report, slice_, NUM_EXAMPLES)
-  figures = preflight.as_dict(cpu_report, slice_, NUM_EXAMPLES)
+  text = preflight_report.as_text(cpu_report, slice_, NUM_EXAMPLES)
+  figures = preflight_report.as_dict(cpu_report, slice_, NUM_EXAMPLES)
   assert json.loads(json.dumps(figures)) == figures
   assert "8 chips, batch 16 (2 per chip)" in text
   assert "No bound on the time" in text
   assert figures["memory"]["fits"]
-  assert preflight._si(figures["flops"]) in text
+  assert quantity(figures["flops"]) in text
   for one in figures["collectives"]:
     assert one["kind"] in text
   assert max(len(line) for line in text.splitlines()) <= 88
@@ -187,13 +188,13 @@ def test_a_bound_becomes_time_per_epoch(cpu_report):
   sent = sum(c.sent_bytes for c in report.collectives)
   # 10 links between 8 chips, each with two ends and 50 GB/s either way.
   assert bound.network == pytest.approx(sent / (2 * 10 / 8 * 50e9))
-  figures = preflight.as_dict(report, slice_, 1600)
+  figures = preflight_report.as_dict(report, slice_, 1600)
   assert figures["bound"]["seconds_per_epoch"] == 100 * bound.seconds
   assert figures["bound"]["images_per_second"] == 16 / bound.seconds
-  text = preflight.as_text(report, slice_, 1600)
+  text = preflight_report.as_text(report, slice_, 1600)
   assert "per epoch of 1,600 images" in text
   assert "<- sets the bound" in text
-  assert "per million images" in preflight.as_text(report, slice_, None)
+  assert "per million images" in preflight_report.as_text(report, slice_, None)
 
 
 def test_what_does_not_fit_says_by_how_much():
@@ -201,8 +202,8 @@ def test_what_does_not_fit_says_by_how_much():
     1e9, 1e9, 1e6, peak=20 * 2**30, available=15.75 * 2**30
   )
   assert not memory.fits
-  assert "DOES NOT FIT" in preflight._verdict(memory)
-  assert "4.25 GiB too much" in preflight._verdict(memory)
+  assert "DOES NOT FIT" in preflight_report.verdict(memory)
+  assert "4.25 GiB too much" in preflight_report.verdict(memory)
 
 
 @pytest.mark.parametrize(
@@ -372,8 +373,11 @@ def test_a_batch_that_can_never_fit_is_one_clear_line():
   [
     (["--topology=v5e:3x3"], "No v5e slice has the shape of 'v5e:3x3'"),
     (["--topology=cpu:8", "--config.batch_size=20"], "batch_size=20 does not"),
-    (["--topology=cpu:8", "--find-batch"], "needs the memory of a chip"),
-    ([], "--topology"),
+    (
+      ["--topology=cpu:8", "--find-batch"],
+      "--find_batch needs the memory",
+    ),
+    ([], "--topology is missing. Give it, for example --topology=v5e:4x4."),
   ],
 )
 def test_a_mistake_is_one_clear_line(flags, message):
@@ -395,7 +399,7 @@ def test_a_mistake_is_one_clear_line(flags, message):
 def test_a_crash_of_the_compiler_is_one_clear_line(tmp_path, number, message):
   (tmp_path / "sitecustomize.py").write_text(
     "import os\n"
-    f"if {preflight._IS_CHILD!r} in os.environ:\n"
+    f"if {compiler_process._IS_CHILD!r} in os.environ:\n"
     f"  os.kill(os.getpid(), {int(number)})\n"
   )
   result = run_preflight(

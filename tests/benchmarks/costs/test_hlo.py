@@ -129,7 +129,7 @@ def test_a_loop_counts_as_often_as_it_runs(start_plus_ten):
   assert total(program, "passes_flops") == 6 * flops
   (one,) = program.collectives()
   assert one.kind == "all-reduce"
-  assert (one.count, one.group_size) == (trips, 4)
+  assert (one.runs, one.group_size) == (trips, 4)
   assert one.bytes == 512 * 1024 * 2
   assert one.sent_bytes == pytest.approx(2 * 3 / 4 * one.bytes)
 
@@ -262,7 +262,7 @@ def test_collectives_of_eight_devices():
   found = {}
   for one in program.collectives():
     assert one.group_size == 8
-    found[one.kind] = found.get(one.kind, 0) + one.count * one.bytes
+    found[one.kind] = found.get(one.kind, 0) + one.runs * one.bytes
   size = 10 * 128 * 4
   assert found == {"all-reduce": 4 * size, "all-gather": 8 * size}
 

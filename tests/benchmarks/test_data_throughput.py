@@ -1,4 +1,4 @@
-"""The measurement of the data path: its figures, its reference, its words."""
+"""The measurement of the host's pipeline: its numbers, reference and text."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import pytest
 from configs import folder_r18
 from imsvd_jax import data
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.benchmarks import data_path, pipeline_speed
+from imsvd_jax.benchmarks import data_throughput, host_stages, pil_reference
 from imsvd_jax.data import host_pipeline
 from tests.data import made_sources
+from tests.data.conftest import bad_folder, photo_folder  # noqa: F401
 
 STAGES = ("reading", "decode", "crop", "batching")
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-  monkeypatch.setattr(pipeline_speed, "_WAIT_SECONDS", 0.01)
-  monkeypatch.setattr(pipeline_speed, "_ROUNDS", 1)
-  monkeypatch.setattr(pipeline_speed, "_PIL_IMAGES", 4)
+  monkeypatch.setattr(host_stages, "_WAIT_SECONDS", 0.01)
+  monkeypatch.setattr(host_stages, "_ROUNDS", 1)
+  monkeypatch.setattr(pil_reference, "_IMAGES", 4)
 
 
 def config_for(path, **overrides):
@@ -38,10 +39,11 @@ def config_for(path, **overrides):
   return config
 
 
-def test_figures_of_a_folder_with_bad_files(bad_folder, capsys):
-  config = config_for(bad_folder)
-  data_path.main(config, seconds=0.01, reference=True, as_json=True)
-  results = json.loads(capsys.readouterr().out)
+def test_numbers_of_a_folder_with_bad_files(bad_folder):  # noqa: F811
+  text, results = data_throughput.benchmark(
+    config_for(bad_folder), seconds=0.01, reference=True
+  )
+  assert json.loads(json.dumps(results)) == results
   shares = [results[f"share_{stage}"] for stage in STAGES]
   assert sum(shares) == pytest.approx(1)
   assert min(shares) >= 0
@@ -56,15 +58,13 @@ def test_figures_of_a_folder_with_bad_files(bad_folder, capsys):
     results["speedup_per_view"] * per_view
   )
   assert results["augment_ms_per_image"] > 0
-  text = data_path.as_text(results)
   for name in (*(f"share of {s}" for s in STAGES), "bad files", "PIL"):
     assert name in text
 
 
-def test_photographs_take_the_place_of_the_data(capsys):
+def test_photographs_take_the_place_of_the_data():
   config = config_for("/nowhere")
-  data_path.main(config, seconds=0.01, photographs=9)
-  text = capsys.readouterr().out
+  text, _ = data_throughput.benchmark(config, seconds=0.01, photographs=9)
   assert "bad files" in text
   assert "PIL" not in text
   assert config.data.path == "/nowhere"
@@ -72,30 +72,30 @@ def test_photographs_take_the_place_of_the_data(capsys):
 
 def test_mistakes():
   with pytest.raises(UserError, match=r"data\.path is '/nowhere'"):
-    data_path.main(config_for("/nowhere"), seconds=0.01)
-  with pytest.raises(UserError, match="seconds is 0"):
-    data_path.main(config_for("/nowhere"), seconds=0)
+    data_throughput.benchmark(config_for("/nowhere"), seconds=0.01)
+  with pytest.raises(UserError, match="--seconds=0"):
+    data_throughput.benchmark(config_for("/nowhere"), seconds=0)
 
 
 def test_nothing_readable_is_said(tmp_path):
   (tmp_path / "1.jpg").write_bytes(b"nothing")
   with pytest.raises(UserError, match=r"Cannot read image .*1\.jpg"):
-    data_path.main(config_for(tmp_path), seconds=0.01)
+    data_throughput.benchmark(config_for(tmp_path), seconds=0.01)
 
 
 def test_the_reference_makes_the_views_of_the_pipeline(tmp_path):
-  pipeline_speed.write_photographs(str(tmp_path), 4, width=120, height=90)
+  data_throughput.write_photographs(str(tmp_path), 4, width=120, height=90)
   settings = made_sources.data_settings("folder", path=str(tmp_path))
   source = data.make_source(settings, "train")
   views = made_sources.views(size=64)
   view_list = host_pipeline.view_crops(views)
   batch = next(
     host_pipeline.train_batches(
-      source, views=views, batch_size=4, seed=pipeline_speed._SEED
+      source, views=views, batch_size=4, seed=host_stages.SEED
     )
   )
-  work = list(pipeline_speed._pil_work(source, view_list, 4))
-  theirs = [pipeline_speed._pil_views(*item, view_list) for item in work]
+  work = list(pil_reference._work(source, view_list, 4))
+  theirs = [pil_reference._views(*item, view_list) for item in work]
   difference = np.abs(batch["views"][0].astype(int) - np.array(theirs))
   assert difference.mean() < 4
   shuffled = np.abs(batch["views"][0][::-1].astype(int) - np.array(theirs))

@@ -8,7 +8,7 @@ from absl import flags
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.base.options import REQUIRED, option
-from imsvd_jax.commands import command_line
+from imsvd_jax.commands import option_flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Options:
 
 def parse(*words):
   values = flags.FlagValues()
-  parsed = command_line.define_flags(Options, values)
+  parsed = option_flags.define_flags(Options, values)
   values(["program", *words])
   return parsed()
 
@@ -75,7 +75,7 @@ def test_numbers_that_are_none_are_one_clear_line():
 
 def test_the_flags_belong_to_the_command_not_to_the_helper():
   values = flags.FlagValues()
-  command_line.define_flags(Options, values)
+  option_flags.define_flags(Options, values)
   (module,) = values.flags_by_module_dict()
   assert sys.modules[module].__file__ == __file__
   assert "Which checkpoint." in values.module_help(module)

@@ -1,0 +1,56 @@
+"""A second process for work that may crash, such as compiling with libtpu.
+
+libtpu crashes on some programs, and the user must read a sentence, not a dump.
+So the command starts itself again, and the second process compiles.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from imsvd_jax.base.errors import UserError
+
+_IS_CHILD = "IMSVD_JAX_PREFLIGHT_CHILD"  # An environment variable.
+
+
+def is_own_process() -> bool:
+  """Returns whether `in_own_process` has started this process."""
+  return _IS_CHILD in os.environ
+
+
+def in_own_process(arguments: Sequence[str]) -> int:
+  """Runs `imsvd ARGUMENTS` again in a process that may crash.
+
+  Returns:
+    Its exit status.
+
+  Raises:
+    UserError: A signal ended it; the message says what that means.
+  """
+  # `subprocess.run` kills the child when an exception leaves it.
+  signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+  signal.signal(signal.SIGINT, lambda number, _: sys.exit(128 + number))
+  child = subprocess.run(
+    [sys.executable, "-m", "imsvd_jax", *arguments],
+    env=os.environ | {_IS_CHILD: "1"},
+    check=False,
+  )
+  if child.returncode < 0:
+    raise UserError(_crash(-child.returncode))
+  return child.returncode
+
+
+def _crash(number: int) -> str:
+  """Returns what it means that a signal has ended the compiler."""
+  name = signal.Signals(number).name
+  if number == signal.SIGKILL:
+    return (
+      f"Something killed the compiler ({name}). Linux does this when memory is"
+      " short; a ResNet-50 needs 5 GB."
+    )
+  return (
+    f"The compiler crashed ({name}): a fault of libtpu or jaxlib. Try another"
+    " version (pip install -U libtpu), another slice or another batch."
+  )

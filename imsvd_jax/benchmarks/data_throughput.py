@@ -1,0 +1,216 @@
+"""How fast a recipe's images are read, decoded and cropped, on the host.
+
+Beside it: what augmentation on the device costs per image.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import tensorflow as tf
+from ml_collections import ConfigDict
+from sklearn import datasets
+
+from imsvd_jax.base import console
+from imsvd_jax.base.errors import UserError
+from imsvd_jax.benchmarks import host_stages, pil_reference
+from imsvd_jax.benchmarks.text import Findings
+from imsvd_jax.data import crops, execution, host_pipeline, make_source
+from imsvd_jax.training import experiment
+from imsvd_jax.training.augment import augment_views
+
+# More images only make the measurement slower; the cost per image is the same.
+_MAX_BATCH = 64
+
+
+def benchmark(
+  config: ConfigDict,
+  *,
+  seconds: float,
+  reference: bool = False,
+  photographs: int = 0,
+) -> Findings:
+  """Measures how fast config.data is read.
+
+  Args:
+    config: A recipe.
+    seconds: How long each measurement lasts.
+    reference: Whether to measure PIL with the same crops, too.
+    photographs: If not 0, this many JPEGs of 500 x 375 pixels made from
+      scikit-learn's photographs are read instead of config.data.
+
+  Raises:
+    UserError: The data cannot be read.
+  """
+  if seconds <= 0:
+    raise UserError(f"--seconds={seconds}; expected more than 0.")
+  with tempfile.TemporaryDirectory() as folder:
+    if photographs:
+      console.print_line(f"Writing {photographs} JPEGs ...")
+      write_photographs(folder, photographs)
+      config = config.copy_and_resolve_references()
+      with config.unlocked():
+        config.data.update(name="folder", path=folder, num_examples=0)
+    results = measure(config, seconds=seconds, reference=reference)
+  return Findings(as_text(results), results)
+
+
+def write_photographs(
+  folder: str, count: int, *, width: int = 500, height: int = 375
+) -> None:
+  """Writes JPEGs cut out of scikit-learn's two photographs (640 x 427)."""
+  os.makedirs(folder, exist_ok=True)
+  photographs = datasets.load_sample_images().images
+  rng = np.random.default_rng(host_stages.SEED)
+  for number in range(count):
+    photograph = photographs[number % len(photographs)]
+    # Parts of at least 7/8 of the photograph, so that details stay sharp.
+    shrink = rng.uniform(0.875, 1.0)
+    rows, columns = (int(shrink * side) for side in photograph.shape[:2])
+    top = rng.integers(0, photograph.shape[0] - rows + 1)
+    left = rng.integers(0, photograph.shape[1] - columns + 1)
+    part = photograph[top : top + rows, left : left + columns]
+    pixels = tf.image.resize(part, (height, width), "bicubic", antialias=True)
+    contents = tf.io.encode_jpeg(crops.to_uint8(pixels), quality=90)
+    tf.io.write_file(os.path.join(folder, f"{number:05}.jpg"), contents)
+
+
+def measure(
+  config: ConfigDict, *, seconds: float, reference: bool = False
+) -> dict[str, Any]:
+  """Measures the host's pipeline, and augmentation on the device.
+
+  Args:
+    config: A recipe.
+    seconds: How long each measurement lasts.
+    reference: Whether to measure PIL, too; needs Pillow.
+
+  Returns:
+    What `_host` and `pil_reference.beside_pil` return; "batch_size",
+    "view_sizes", "interpolation", "device" and "augment_ms_per_image":
+    milliseconds of the device for all views of an image.
+  """
+  experiment.check(config)
+  batch_size = min(config.batch_size, _MAX_BATCH)
+  total = seconds * (6 + 2 * reference)
+  console.print_line(f"Measuring, about {total:.0f} s ...")
+  return {
+    "batch_size": batch_size,
+    "view_sizes": [config.views.view1.size] * experiment.NUM_GLOBAL
+    + [config.views.local.size] * config.views.num_local,
+    "interpolation": config.data.interpolation,
+    **_host(config, batch_size, seconds, reference),
+    "device": jax.devices()[0].device_kind,
+    "augment_ms_per_image": _augment_ms(config, batch_size, seconds),
+  }
+
+
+def _host(
+  config: ConfigDict, batch_size: int, seconds: float, reference: bool
+) -> dict[str, float]:
+  """Measures the training pipeline alone.
+
+  Returns:
+    images_per_second, views_per_second, views_per_cpu_second; threads; images,
+    bad_images (one file may count twice) and bad_files; and if images are
+    decoded one by one, the shares of `host_stages.stage_shares`.
+  """
+  source = make_source(config.data, "train")
+  view_list = host_pipeline.view_crops(config.views)
+  batches = host_pipeline.train_batches(
+    source, views=config.views, batch_size=batch_size, seed=host_stages.SEED
+  )
+  images, wall, cpu = host_stages.time_batches(batches, batch_size, seconds)
+  num_views = len(view_list)
+  result = {
+    "images_per_second": images / wall,
+    "views_per_second": images * num_views / wall,
+    "views_per_cpu_second": images * num_views / cpu,
+    "threads": execution.num_threads(),
+    "images": images,
+    "bad_images": batches.bad_images,
+    "bad_files": len(source.named),
+  }
+  if reference:
+    result |= pil_reference.beside_pil(
+      source, batches, view_list, batch_size, seconds
+    )
+  del batches  # Stops its threads.
+  if not source.small_images:
+    result |= host_stages.stage_shares(
+      source, config.views, view_list, batch_size, seconds
+    )
+  return result
+
+
+def _augment_ms(config: ConfigDict, batch_size: int, seconds: float) -> float:
+  """Returns the milliseconds of one device for all views of an image."""
+  rng = np.random.default_rng(0)
+  batch = experiment.abstract_batch(config)
+  batch = jax.tree.map(
+    lambda x: rng.integers(0, 256, (batch_size, *x.shape[1:])).astype(x.dtype),
+    batch,
+  )
+  batch = jax.device_put(batch, jax.devices()[0])
+  recipes = experiment.augmentation(config)
+  augment = jax.jit(lambda key, batch: augment_views(recipes, key, batch))
+  key = jax.random.key(0)
+  jax.block_until_ready(augment(key, batch))  # Compiles.
+  begin = time.perf_counter()
+  times: list[float] = []
+  while not times or time.perf_counter() - begin < seconds:
+    start = time.perf_counter()
+    jax.block_until_ready(augment(key, batch))
+    times.append(time.perf_counter() - start)
+  return 1e3 * float(np.median(times)) / batch_size
+
+
+def as_text(results: dict[str, Any]) -> str:
+  """Returns the results of `measure` for people."""
+  sizes = results["view_sizes"]
+  counts = ", ".join(f"{sizes.count(s)} of {s}" for s in dict.fromkeys(sizes))
+  lines = [
+    f"Views per image (pixels): {counts}; {results['interpolation']};"
+    f" {results['threads']} thread(s), batches of {results['batch_size']}",
+    "",
+    _row("images/s", results["images_per_second"]),
+    _row("views/s", results["views_per_second"]),
+    _row("views per CPU second", results["views_per_cpu_second"]),
+  ]
+  if "share_decode" in results:
+    lines += [
+      _row(f"share of {stage}", results[f"share_{stage}"], ".0%")
+      for stage in ("reading", "decode", "crop", "batching")
+    ]
+  else:
+    lines.append("(decoded in memory: a whole batch is cropped at once)")
+  lines += [
+    _row("bad files", results["bad_files"]),
+    _row("bad images", results["bad_images"])
+    + f" of {results['images']:,} read",
+  ]
+  if "speedup" in results:
+    per_view = "pil_per_view_views_per_cpu_second"
+    lines += [
+      "",
+      "PIL on one core, the same crops; views per CPU second:",
+      _row("decoding once", results["pil_views_per_cpu_second"]),
+      _row("decoding per view", results[per_view]),
+      _row("pipeline / PIL, once", results["speedup"], ".2f"),
+      _row("pipeline / PIL, per view", results["speedup_per_view"], ".2f"),
+    ]
+  lines += [
+    "",
+    _row("augmentation", results["augment_ms_per_image"], ".3f")
+    + f" ms per image on one {results['device']}",
+  ]
+  return "\n".join(lines)
+
+
+def _row(name: str, value: float, form: str = ",.0f") -> str:
+  return f"{name:26}{format(value, form):>10}"

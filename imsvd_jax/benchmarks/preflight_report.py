@@ -1,0 +1,163 @@
+"""What a step costs on a slice of TPUs, as text and as numbers."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from imsvd_jax.base.console import duration
+from imsvd_jax.benchmarks.costs.chips import Chip
+from imsvd_jax.benchmarks.costs.compiled_step import (
+  Bound,
+  Memory,
+  Part,
+  Report,
+)
+from imsvd_jax.benchmarks.costs.slices import Slice
+from imsvd_jax.benchmarks.text import binary_size, quantity
+
+_MILLION = 1_000_000
+
+
+def as_dict(
+  report: Report, slice_: Slice, num_examples: int | None
+) -> dict[str, Any]:
+  """Returns everything in the report, in bytes, FLOP and seconds."""
+  result = dataclasses.asdict(report)
+  result["memory"]["fits"] = report.memory.fits
+  if report.parts:
+    result["flops"] = report.total("flops")
+    result["hbm_bytes"] = report.total("hbm_bytes")
+    result["intensity"] = report.intensity
+  if slice_.chip is not None:
+    result["chip"] = slice_.chip._asdict()
+  if report.bound is not None:
+    seconds = report.bound.seconds
+    result["bound"]["seconds"] = seconds
+    result["bound"]["limited_by"] = report.bound.limited_by
+    result["bound"]["images_per_second"] = report.batch_size / seconds
+    if num_examples:
+      result["num_examples"] = num_examples
+      steps = num_examples / report.batch_size
+      result["bound"]["seconds_per_epoch"] = steps * seconds
+  return result
+
+
+def as_text(report: Report, slice_: Slice, num_examples: int | None) -> str:
+  """Returns the report for people."""
+  lines = [
+    f"{report.num_chips} chips, batch {report.batch_size}"
+    f" ({report.batch_size // report.num_chips} per chip)."
+    f" Compiled in {report.compile_seconds:.0f} s. All numbers are per chip.",
+    "",
+    *_memory_lines(report.memory),
+  ]
+  if report.parts:
+    lines += ["", *_part_lines(report), "", *_collective_lines(report)]
+  if report.bound is not None and slice_.chip is not None:
+    lines += ["", *_bound_lines(report, report.bound, slice_.chip)]
+    lines.append(_speed(report, report.bound, num_examples))
+  elif slice_.chip is None:
+    lines += ["", "No bound on the time: a CPU has no published speed."]
+  return "\n".join(lines)
+
+
+def verdict(memory: Memory) -> str:
+  """Returns whether a step fits into the memory, and by how much."""
+  if memory.available is None:
+    return "fits"
+  spare = memory.available - memory.peak
+  if memory.fits:
+    return f"FITS: {binary_size(spare)} to spare."
+  return (
+    f"DOES NOT FIT: needs {binary_size(memory.peak)} of"
+    f" {binary_size(memory.available)}, {binary_size(-spare)} too much."
+  )
+
+
+def _memory_lines(memory: Memory) -> list[str]:
+  rows = {
+    "weights, statistics, targets": memory.parameters,
+    "optimizer state": memory.optimizer,
+    "batch": memory.batch,
+    "activations, gradients, buffers": memory.temporaries,
+    "program": memory.program,
+    "peak, with padding": memory.peak,
+    "the compiler may use": memory.available,
+  }
+  lines = ["Memory"]
+  lines += [
+    f"  {name:34}{binary_size(value):>12}"
+    for name, value in rows.items()
+    if value is not None
+  ]
+  if memory.available is not None:
+    lines.append(f"  {verdict(memory)}")
+  return lines
+
+
+def _part_lines(report: Report) -> list[str]:
+  total = Part(
+    *(report.total(field.name) for field in dataclasses.fields(Part))
+  )
+  return [
+    f"{'Part of the step':18}{'FLOP':>11}{'as bf16':>11}{'HBM bytes':>11}"
+    f"{'sent bytes':>12}",
+    *(
+      f"  {name:16}{_row(dataclasses.astuple(part))}"
+      for name, part in {**report.parts, "all": total}.items()
+    ),
+    "  (as bf16: times the passes of the matrix unit, 6 for exact float32)",
+  ]
+
+
+def _row(values: Sequence[float]) -> str:
+  flops, passes, moved, sent = map(quantity, values)
+  return f"{flops:>11}{passes:>11}{moved:>11}{sent:>12}"
+
+
+def _collective_lines(report: Report) -> list[str]:
+  if not report.collectives:
+    return ["Collectives: none."]
+  lines = [
+    f"{'Collectives':20}{'count':>9}{'payload bytes':>22}{'sent bytes':>12}"
+  ]
+  for one in report.collectives:
+    lines.append(
+      f"  {one.kind:18}{one.count:9d}{quantity(one.bytes):>22}"
+      f"{quantity(one.sent_bytes):>12}"
+    )
+  if report.unknown_loops:
+    lines.append(
+      f"  ({report.unknown_loops} loops without a known trip count are counted"
+      " as one trip)"
+    )
+  return lines
+
+
+def _bound_lines(report: Report, bound: Bound, chip: Chip) -> list[str]:
+  what = {
+    "compute": f"arithmetic at {chip.flops / 1e12:.0f} TFLOP/s (bf16)",
+    "memory": f"memory traffic at {chip.hbm_bandwidth / 1e9:.0f} GB/s",
+    "network": "collectives over the interconnect",
+  }
+  lines = [f"A step takes at least (published numbers: {chip.source})"]
+  for name, label in what.items():
+    mark = "  <- sets the bound" if name == bound.limited_by else ""
+    lines.append(f"  {label:38}{getattr(bound, name) * 1e3:9.2f} ms{mark}")
+  lines.append(
+    f"  Intensity {report.intensity:.0f} FLOP/byte; above"
+    f" {chip.ridge:.0f} the {chip.name} is limited by arithmetic."
+  )
+  return lines
+
+
+def _speed(report: Report, bound: Bound, num_examples: int | None) -> str:
+  images = num_examples or _MILLION
+  seconds = images / report.batch_size * bound.seconds
+  time = duration(seconds) if seconds >= 60 else f"{seconds:.1f} s"
+  what = "per million images (--num_examples gives the epoch)"
+  if num_examples:
+    what = f"per epoch of {images:,} images"
+  return (
+    f"At best {report.batch_size / bound.seconds:,.0f} images/s, {time} {what}."
+  )

@@ -1,0 +1,99 @@
+"""Flags that several commands have, each defined in one place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from imsvd_jax.base import distributed, recipe_files
+from imsvd_jax.commands import command_line
+
+if TYPE_CHECKING:  # It imports JAX.
+  from imsvd_jax.benchmarks.text import Findings
+
+_CONFIG = (
+  "Recipe, FILE.py[:MODE]; mode debug is a tiny version. --config.KEY=VALUE"
+  " changes a key of it: --config.batch_size=256, --config.data.path=~/images."
+  " configs/common.py describes every key."
+)
+REQUIRED_CONFIG = {"config": recipe_files.EXAMPLE}
+
+
+def define_config(about: str = _CONFIG) -> flags.FlagHolder[ConfigDict]:
+  """Defines --config, a recipe whose keys are flags too."""
+  try:
+    return config_flags.DEFINE_config_file(
+      "config", None, about, lock_config=True
+    )
+  except flags.Error as error:  # ml_collections reads --flagfile here.
+    command_line.fail(str(error).removeprefix("ERROR:: "))
+
+
+def config_name() -> str:
+  """Returns --config as it was given: FILE.py[:MODE]."""
+  return config_flags.get_config_filename(flags.FLAGS["config"])
+
+
+def define_step() -> flags.FlagHolder[int | None]:
+  """Defines --step, the checkpoint to take."""
+  return flags.DEFINE_integer(
+    "step", None, "Which checkpoint; the newest by default.", lower_bound=0
+  )
+
+
+def define_target() -> flags.FlagHolder[bool]:
+  """Defines --target, to take the EMA target network."""
+  return flags.DEFINE_bool(
+    "target", False, "Take the EMA target network's weights."
+  )
+
+
+def define_json() -> Callable[[Findings], None]:
+  """Defines --json.
+
+  Returns:
+    A function that prints the findings of a benchmark as --json says.
+  """
+  as_json = flags.DEFINE_bool("json", False, "Print the numbers as JSON.")
+
+  def show(findings: Findings) -> None:
+    if as_json.value:
+      print(json.dumps(findings.numbers, indent=2))
+    else:
+      print(findings.text)
+
+  return show
+
+
+def define_cluster() -> Callable[[], None]:
+  """Defines the flags of a run of several processes.
+
+  Returns:
+    A function that joins the other processes. Call it before anything touches
+    a device; in a run of one process it does nothing.
+  """
+  address = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "host:port of process 0, for a run of several processes. TPU pods, SLURM"
+    " and Open MPI set this flag and the two below by themselves.",
+  )
+  count = flags.DEFINE_integer(
+    "num_processes", None, "Number of processes of the run.", lower_bound=1
+  )
+  number = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, from 0.", lower_bound=0
+  )
+  seconds = flags.DEFINE_float(
+    "join_seconds", 300.0, "How long to wait for the other processes, seconds."
+  )
+  return lambda: distributed.initialize(
+    address.value,
+    count.value,
+    number.value,
+    timeout_seconds=seconds.value,
+  )
