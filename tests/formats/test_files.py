@@ -249,19 +249,19 @@ def test_formats_without_torch(tmp_path):
     import sys
     sys.modules["torch"] = None
     import numpy as np
-    from imsvd_jax import interop
-    from imsvd_jax.errors import UserError
-    from imsvd_jax.interop.architecture import entries
-    architecture = interop.Architecture("resnet10", 1 / 16)
+    from imsvd_jax import formats
+    from imsvd_jax.base.errors import UserError
+    from imsvd_jax.formats.architecture import entries
+    architecture = formats.Architecture("resnet10", 1 / 16)
     state = {{e.key: np.zeros(e.shape, np.float32)
              for e in entries(architecture)}}
-    variables = interop.from_torchvision(state).variables
+    variables = formats.from_torchvision(state).variables
     for name in ("safetensors", "numpy"):
       path = {str(tmp_path)!r} + "/" + name
-      interop.write_file(path, variables, format_name=name, metadata={{}})
-      assert interop.read_file(path).architecture == architecture
+      formats.write_file(path, variables, format_name=name, metadata={{}})
+      assert formats.read_file(path).architecture == architecture
     try:
-      interop.write_file(path, variables, format_name="torchvision",
+      formats.write_file(path, variables, format_name="torchvision",
                          metadata={{}})
     except UserError as error:
       assert "need PyTorch" in str(error)
