@@ -1,7 +1,6 @@
 """CONTRIBUTING.md's recipes, added to the package as written, and used."""
 
 import importlib
-import json
 import pathlib
 import re
 import sys
@@ -20,7 +19,7 @@ from imsvd_jax.data import make_source
 from imsvd_jax.evaluation import offline, protocols, registry, results
 from imsvd_jax.evaluation.features import Features
 from imsvd_jax.evaluation.inputs import Inputs
-from imsvd_jax.evaluation.options import Options
+from imsvd_jax.evaluation.evaluate_options import Options
 from imsvd_jax.models import BACKBONES
 from imsvd_jax.objectives import OBJECTIVES
 from imsvd_jax.runs import metrics
@@ -144,7 +143,7 @@ def run(extended, folder, tmp_path_factory):
 
 
 def test_every_recipe_is_read():
-  assert len(blocks()) == 14
+  assert len(blocks()) == 13
   assert {r for r in REGISTRIES for b in blocks() if f"`{r}`" in b.step} == set(
     REGISTRIES
   )
@@ -229,14 +228,18 @@ def test_the_evaluator_measures_a_run_by_name(run):
   assert entry["hyperparameters"] == {"shrinkage": 0.1}
 
 
-def test_the_format_writes_every_weight(tmp_path):
-  path = tmp_path / "encoder.json"
+def test_the_format_writes_every_weight_and_says_how_to_load_it(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
   variables = variables_of(TINY)
-  formats.write_file(path, variables, format_name="json", metadata={"step": 3})
-  written = json.loads(path.read_text())
-  assert written["metadata"]["format_name"] == "json"
+  architecture = formats.write_file(
+    "encoder.json", variables, format_name="json", metadata={"step": 3}
+  )
+  content = formats.Content("encoder.json", architecture)
+  loaded = {}
+  exec(formats.FORMATS["json"].loading_code(content), loaded)
   kernel = variables["params"]["backbone"]["conv1"]["kernel"]
   np.testing.assert_array_equal(
-    np.float32(written["tensors"]["conv1.weight"]),
-    kernel.transpose(3, 2, 0, 1),
+    np.float32(loaded["tensors"]["conv1.weight"]), kernel.transpose(3, 2, 0, 1)
   )
