@@ -17,9 +17,9 @@ from imsvd_jax import formats
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import make_source
 from imsvd_jax.evaluation import offline, protocols, registry, results
+from imsvd_jax.evaluation.evaluate_options import Options
 from imsvd_jax.evaluation.features import Features
 from imsvd_jax.evaluation.inputs import Inputs
-from imsvd_jax.evaluation.evaluate_options import Options
 from imsvd_jax.models import BACKBONES
 from imsvd_jax.objectives import OBJECTIVES
 from imsvd_jax.runs import metrics
