@@ -29,23 +29,23 @@ setuptools.setup(
   install_requires=[
     "absl-py>=2.1",
     "clu>=0.0.12",
-    "etils[epath]>=1.7",
+    "etils[epath]>=1.14",
     "flax>=0.12",
-    "importlib_resources",  # tensorflow-datasets needs it, undeclared.
+    "importlib_resources>=6.0",  # tensorflow-datasets needs it, undeclared.
     "jax>=0.10,<0.12",
     "jinja2>=3.1",
-    "matplotlib>=3.8",
+    "matplotlib>=3.8.4",
     "ml-collections>=1.1",
     "numpy>=2.0",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12",
     "safetensors>=0.4",
-    "scikit-learn>=1.4",
-    "tensorboard>=2.16",  # clu needs it, undeclared.
+    "scikit-learn>=1.4.2",
+    "tensorboard>=2.20",  # clu needs it, undeclared.
     "tensorflow-datasets>=4.9.10",
-    "tensorflow-cpu>=2.18; sys_platform == 'linux'"
+    "tensorflow-cpu>=2.20; sys_platform == 'linux'"
     " and platform_machine == 'x86_64'",
-    "tensorflow>=2.18; sys_platform != 'linux' or platform_machine != 'x86_64'",
+    "tensorflow>=2.20; sys_platform != 'linux' or platform_machine != 'x86_64'",
   ],
   extras_require={
     "cuda12": ["jax[cuda12]"],

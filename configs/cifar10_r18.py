@@ -2,7 +2,8 @@
 
   python -m imsvd_jax.main --config=configs/cifar10_r18.py --workdir=WORKDIR
 
-One GPU. Needs the data set prepared once:
+For one GPU. Prepare the data set once:
+
   tfds build cifar10
 """
 

@@ -1,4 +1,4 @@
-"""MVEB on CIFAR-10 with ResNet-18: cifar10_r18.py with another objective.
+"""MVEB on CIFAR-10 with ResNet-18: the settings of cifar10_r18.py.
 
   python -m imsvd_jax.main --config=configs/cifar10_r18_mveb.py \\
     --workdir=WORKDIR

@@ -3,8 +3,8 @@
   python -m imsvd_jax.main --config=configs/cifar10_r18_superinfo.py \\
     --workdir=WORKDIR
 
-Backbone, optimizer and the 128-dimensional embedding are the paper's; the rest
-is cifar10_r18.py's.
+Backbone, optimizer and the 128-dimensional embedding follow the paper; all
+other settings are those of cifar10_r18.py.
 """
 
 from configs import common

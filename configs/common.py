@@ -1,7 +1,7 @@
-"""Every key a recipe can set, with its type, default and meaning.
+"""Every key that a recipe can set, with its type, default and meaning.
 
-A recipe (`configs/<name>.py`) starts from `base()`, overrides what differs, and
-passes `mode` through `finish`, which locks the keys: a typo is an error.
+A recipe (`configs/<name>.py`) starts from `base()`, overrides some keys, and
+returns `finish(c, mode)`, which locks the keys: a typo is an error.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def view(**overrides) -> ConfigDict:
-  """One augmented view. Probabilities are per image; 0 switches off."""
+  """Returns the settings of one augmented view, `overrides` replaced.
+
+  Probabilities are per image; 0 switches an operation off.
+  """
   settings = ConfigDict(
     dict(
       # Host (tf.data): random resized crop and flip.
@@ -39,13 +42,13 @@ def view(**overrides) -> ConfigDict:
 
 
 def base() -> ConfigDict:
-  """Defaults of every key: the IMSVD recipe for ImageNet and ResNet-50."""
+  """Returns the default of every key: IMSVD on ImageNet with ResNet-50."""
   c = ConfigDict()
   c.seed = 0
   c.batch_size = 2048  # Images per step over all devices.
   c.epochs = 100.0
   c.allow_changes = ()  # Keys that may differ from the run being continued.
-  c.init_from = ""  # Another run's workdir whose weights start this one.
+  c.init_from = ""  # Workdir of another run whose weights start this one.
 
   c.model = ConfigDict(
     dict(
@@ -54,18 +57,18 @@ def base() -> ConfigDict:
       stem="imagenet",  # "imagenet", "cifar" or "small".
       projector=(8192, 8160),  # Widths; the last is the embedding's.
       projector_bias=True,  # Of the hidden layers.
-      dtype="float32",  # Of the computation: "float32" or "bfloat16".
+      dtype="float32",  # The network computes in "float32" or "bfloat16".
       remat=False,  # Recompute activations in the backward pass.
-      zero_init_residual=True,  # Blocks start as their shortcuts.
+      zero_init_residual=True,  # Each block starts as its shortcut.
     )
   )
 
   c.objective = ConfigDict(dict(name="imsvd"))
-  # Keyword arguments of each objective; only the chosen one's are used.
+  # Keyword arguments of each objective; only those of `name` are used.
   soft_variables = dict(
     num_bins=80,
     temperature=1.0,
-    # How the entropy terms are computed, see objectives/joint_entropy.py.
+    # Computation of the entropy terms, see objectives/joint_entropy.py.
     kernel="auto",  # Or "plain", "streamed".
     precision="auto",  # Or "default", "high", "highest", ...
   )
@@ -81,7 +84,7 @@ def base() -> ConfigDict:
       entropy_weight=0.01,
       eta=0.01,  # Ridge of the score estimate.
       min_temperature=0.1,
-      group_size=128,  # Images whose density is estimated together.
+      group_size=128,  # Images per density estimate.
     )
   )
   c.objective.superinfo = ConfigDict(
@@ -97,7 +100,7 @@ def base() -> ConfigDict:
     dict(invariance_weight=25.0, variance_weight=25.0, covariance_weight=1.0)
   )
   c.objective.simclr = ConfigDict(dict(temperature=0.1))
-  c.target_momentum = 0.996  # EMA target, rises to 1 on a cosine.
+  c.target_momentum = 0.996  # Of the EMA target; rises to 1 on a cosine.
 
   c.optimizer = ConfigDict(
     dict(
@@ -117,16 +120,16 @@ def base() -> ConfigDict:
 
   c.data = ConfigDict(
     dict(
-      # "digits", "shapes", "synthetic", "folder", or "tfds:" and the name of
-      # a prepared TFDS data set.
+      # "digits", "shapes", "synthetic", "folder", or "tfds:NAME" for a
+      # prepared TFDS data set.
       name="tfds:imagenet2012",
-      path="",  # The folder; for TFDS its data_dir, "" being the default.
+      path="",  # The folder; for TFDS its data_dir ("": TFDS's default).
       train_split="train",
       eval_split="validation",  # "": no evaluation.
-      num_examples=0,  # shapes, synthetic: train images; a quarter to test.
+      num_examples=0,  # shapes, synthetic: train images; tests get a quarter.
       image_size=224,  # digits, shapes, synthetic: side in pixels.
       channels=3,
-      resize=256,  # Evaluation: shorter side, then centre crop.
+      resize=256,  # Evaluation: shorter side before the center crop.
       crop=224,
       interpolation="bicubic",  # Or "bilinear".
       mean=IMAGENET_MEAN,
@@ -149,36 +152,36 @@ def base() -> ConfigDict:
   )
   c.checkpoint = ConfigDict(
     dict(
-      every_steps=1000,  # And at the end; 0: by minutes and there only.
-      every_minutes=15.0,  # Looked at when metrics are logged.
+      every_steps=1000,  # And at the end; 0: by minutes and at the end only.
+      every_minutes=15.0,  # Checked when metrics are logged.
       keep_last=3,
-      keep_every=0,  # Also keep every m-th step for ever; 0: none.
+      keep_every=0,  # Also keep every m-th step permanently; 0: none.
     )
   )
   c.not_finite = ConfigDict(
     dict(
-      policy="skip",  # "skip": throw the update away and go on; or "stop".
-      max_in_a_row=10,  # So many skipped updates in a row, and one more: stop.
+      policy="skip",  # "skip": discard the update and continue; or "stop".
+      max_in_a_row=10,  # Stop after more skipped updates in a row than this.
     )
   )
   c.eval = ConfigDict(
     dict(
-      every_epochs=10.0,  # Online numbers; 0: never.
+      every_epochs=10.0,  # Online evaluation; 0: never.
       batch_size=1024,
       num_neighbors=20,
       temperature=0.07,
-      bank_examples=0,  # Train images that k-NN and linear use online; 0: all.
+      bank_examples=0,  # Train images of the online k-NN and linear; 0: all.
       linear_epochs=10,  # Of the online linear head; 0: none.
-      collapse_images=1024,  # For RankMe, LiDAR, entropies online; 0: none.
+      collapse_images=1024,  # Of the online RankMe, LiDAR, entropies; 0: none.
       final=False,  # At the end: k-NN and linear accuracy.
-      baselines=True,  # There: of raw pixels and random weights too.
+      baselines=True,  # At the end also for raw pixels and random weights.
     )
   )
   return c
 
 
 def cifar10() -> ConfigDict:
-  """What the CIFAR-10 recipes share: IMSVD's settings with ResNet-18."""
+  """Returns the settings of all CIFAR-10 recipes: IMSVD with ResNet-18."""
   c = base()
   c.batch_size = 512
   c.epochs = 800.0
@@ -221,9 +224,9 @@ def finish(c: ConfigDict, mode: str) -> ConfigDict:
 
 
 def _shrink(c: ConfigDict) -> None:
-  """The same recipe for one step on tiny synthetic data, in seconds."""
+  """Shrinks a recipe to one step on tiny synthetic data, seconds long."""
   c.batch_size = 16
-  c.model.backbone = "resnet8"  # Few layers compile fast.
+  c.model.backbone = "resnet8"  # A few layers compile fast.
   c.model.width_multiplier = 0.125
   c.model.dtype = "float32"
   c.model.projector = (*(32 for _ in c.model.projector[:-1]), 64)
@@ -244,6 +247,6 @@ def _shrink(c: ConfigDict) -> None:
   c.eval.every_epochs = 1.0
   c.eval.num_neighbors = 3
   c.eval.batch_size = 16
-  c.eval.linear_epochs = 0  # More to compile than all else.
+  c.eval.linear_epochs = 0  # Compiling it takes longer than all the rest.
   c.eval.collapse_images = 0
   c.eval.final = False

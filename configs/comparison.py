@@ -1,22 +1,22 @@
-"""Objectives under equal conditions, and IMSVD with a part taken away.
+"""Objectives under equal conditions, and ablations of IMSVD.
 
   python -m imsvd_jax.main --config=configs/comparison.py:digits-simclr
 
-The mode is DATA-OBJECTIVE or DATA-imsvd-VARIANT: digits.py, made shorter, or
-shapes.py, with the objective's own settings below and nothing else changed.
-docs/objectives.md shows what came out.
+The mode is DATA-OBJECTIVE or DATA-imsvd-VARIANT: a shorter digits.py, or
+shapes.py, changed only by the settings below. docs/objectives.md has the
+results.
 """
 
 from configs import common, digits, shapes
 
-# Data: its recipe, and how long every objective trains on it.
+# Data: its recipe, and the length of the training for every objective.
 DATA = {
   "digits": (digits, {"epochs": 53.5}),  # 150 steps of 512.
   "shapes": (shapes, {}),  # 512 steps of 256.
 }
 
-# What an objective needs to learn at all where IMSVD's rate does not do: the
-# scales of the losses differ by orders of magnitude.
+# Settings with which each objective learns. IMSVD's learning rate does not suit
+# all of them: the scales of the losses differ by orders of magnitude.
 OBJECTIVES = {
   "imsvd": {},
   "music": {},
@@ -26,9 +26,9 @@ OBJECTIVES = {
     "objective.superinfo.superfluous_weight_1": 0.001,
     "objective.superinfo.superfluous_weight_2": 0.001,
   },
-  # lambda weighs D (D - 1) entries against D: the paper's, for D = 8192, is too
-  # small for 256. With SGD, at rates of 0.005 to 0.1, seed 0 ended below raw
-  # pixels.
+  # lambda weighs D (D - 1) entries against D; the paper's value, for D = 8192,
+  # is too small for 256. With SGD at rates of 0.005 to 0.1, seed 0 ended below
+  # raw pixels.
   "barlow_twins": {
     "objective.barlow_twins.redundancy_weight": 0.02,
     "optimizer.name": "adamw",
@@ -38,26 +38,26 @@ OBJECTIVES = {
   "simclr": {"objective.simclr.temperature": 0.5},
 }
 
-# And what shapes ask for beyond it.
+# Additional settings on shapes.
 OBJECTIVES_ON_SHAPES = {
-  # Nothing in MUSIC minds two views in different bins, and on shapes variables
-  # become one-hot before the views agree, after which little is learned: 17%
-  # (linear) with IMSVD's settings. Softer variables, fewer bins and less weight
-  # on independence let agreement come first.
+  # MUSIC does not penalize two views in different bins. On shapes, variables
+  # become one-hot before the views agree, and then little is learned: 17%
+  # (linear) with IMSVD's settings. With softer variables, fewer bins and less
+  # weight on independence the views agree first.
   "music": {
     "objective.music.num_bins": 8,
     "objective.music.temperature": 2.0,
     "objective.music.off_diagonal_weight": 0.3,
   },
-  # With digits' weight the entropy keeps the views apart: cosine 0.47, 26%. And
-  # a target that lags 100 steps holds a run of 512 back: 33% with digits'
-  # momentum, 71% with this.
+  # With the weight for digits the entropy keeps the views apart: cosine 0.47,
+  # 26%. A target that lags 100 steps slows a run of 512: 33% with the momentum
+  # for digits, 71% with this one.
   "mveb": {"objective.mveb.entropy_weight": 0.003, "target_momentum": 0.9},
-  # Half of IMSVD's rate, the first that worked; as much for SimCLR below.
+  # Half of IMSVD's rate, the first that worked; SimCLR below uses it too.
   "superinfo": {"optimizer.base_learning_rate": 0.4},
-  # Its gradient is largest at random weights, most of it the first layer's, and
-  # small later: a long warm-up to a rate that would ruin the start (0.06 within
-  # two epochs: below random weights), and fewer dimensions.
+  # The gradient is largest at random weights, mostly in the first layer, and
+  # small later. A long warm-up reaches a rate that would ruin the start (0.06
+  # within two epochs ends below random weights); fewer dimensions help too.
   "barlow_twins": {
     "model.projector": (512, 32),
     "objective.barlow_twins.redundancy_weight": 0.05,
@@ -69,8 +69,8 @@ OBJECTIVES_ON_SHAPES = {
   "simclr": {"optimizer.base_learning_rate": 0.4},
 }
 
-# Variants of IMSVD. Batches of another size see the same number of images, at
-# the rate that goes with their size; every code has 256 entries.
+# Variants of IMSVD. Other batch sizes see the same number of images, at a
+# learning rate proportional to the size; every code has 256 entries.
 VARIANTS = {
   "no_invariance": {"objective.imsvd.invariance_weight": 0.0},
   "no_off_diagonal": {"objective.imsvd.off_diagonal_weight": 0.0},
@@ -90,7 +90,7 @@ def get_config(mode: str = ""):
   data, _, rest = name.partition("-")
   objective, *variants = rest.split("-")
   known = data in DATA and objective in OBJECTIVES
-  # Most change a key that no other objective reads.
+  # Most variants change a key that no other objective reads.
   known &= not variants or objective == "imsvd"
   if not known or any(v not in VARIANTS for v in variants):
     raise ValueError(
@@ -110,6 +110,6 @@ def get_config(mode: str = ""):
   ):
     c.update_from_flattened_dict(changes)
   c.eval.every_epochs = 0.0
-  # The same for all that share the data: measured once.
+  # The same for all runs on the same data: measured once.
   c.eval.baselines = objective == "imsvd" and not variants
   return common.finish(c, "debug" if debug else "")

@@ -1,8 +1,8 @@
-"""IMSVD on scikit-learn's handwritten digits: minutes on a laptop's CPU.
+"""IMSVD on scikit-learn's handwritten digits, in minutes on a laptop's CPU.
 
   python -m imsvd_jax.main --config=configs/digits.py
 
-1797 real 8x8 scans, enlarged to 16x16; 1437 to train on, 360 held out.
+1797 real 8x8 scans, enlarged to 16x16: 1437 for training, 360 held out.
 """
 
 from configs import common
@@ -32,7 +32,7 @@ def get_config(mode: str = ""):
   both = dict(
     size=16,
     crop_scale=(0.4, 1.0),
-    flip_prob=0.0,  # A mirrored digit is another sign.
+    flip_prob=0.0,  # A mirrored digit is another symbol.
     jitter_prob=0.8,
     brightness=0.4,
     contrast=0.4,

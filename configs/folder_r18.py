@@ -4,9 +4,9 @@
     --config.data.path=~/images --workdir=runs/mine
 
 Any tree of JPEG, PNG, WebP, BMP or GIF files (docs/data.md). Sub-folders of
-classes and a part named "val" or "test", where there are any, give k-NN
-accuracy every ten epochs; training never looks at them. The widths are those of
-our CIFAR-10 recipe; what they reach depends on the images and is not measured.
+classes and a folder named "val" or "test", where they exist, give k-NN accuracy
+every ten epochs; training never uses them. The accuracy depends on the images
+and is not measured.
 """
 
 from configs import common

@@ -4,11 +4,12 @@
     --config.data.path=~/images --workdir=runs/mine
 
 Any tree of JPEG, PNG, WebP, BMP or GIF files (docs/data.md). Sub-folders of
-classes and a part named "val" or "test", where there are any, give k-NN
-accuracy every ten epochs; training never looks at them. Optimizer and views are
-the ImageNet recipe's, the batch an eighth of its and the embedding smaller, as
-fits the batch; what it reaches depends on the images and is not measured.
-Less memory: --config.model.remat=True, or a smaller --config.batch_size.
+classes and a folder named "val" or "test", where they exist, give k-NN accuracy
+every ten epochs; training never uses them. Optimizer and views are those of the
+ImageNet recipe; the batch is an eighth of its batch, and the embedding is
+smaller to suit the batch. The accuracy depends on the images and is not
+measured. To save memory, use --config.model.remat=True or a smaller
+--config.batch_size.
 """
 
 from configs import common

@@ -3,9 +3,9 @@
   python -m imsvd_jax.main --config=configs/imagenet_r50_music.py \\
     --workdir=WORKDIR
 
-IMSVD's recipe without the invariance term, and without its deep projector:
-MUSIC's entropy terms favour invariant codes by themselves, and the paper
-reports that neither a deep projector nor a very wide embedding is needed.
+IMSVD's recipe without the invariance term and the deep projector: MUSIC's
+entropy terms favor invariant codes by themselves, and the paper reports that
+neither a deep projector nor a very wide embedding is needed.
 """
 
 from configs import common

@@ -3,7 +3,8 @@
   python -m imsvd_jax.main --config=configs/imagenet_r50_mveb.py \\
     --workdir=WORKDIR
 
-The paper uses 32 V100 and reports 76.9% linear top-1 (its number, not ours).
+The paper uses 32 V100 GPUs and reports 76.9% linear top-1; we have not measured
+this recipe.
 """
 
 from configs import common

@@ -3,9 +3,9 @@
   python -m imsvd_jax.main --config=configs/imagenet_r50_superinfo.py \\
     --workdir=WORKDIR
 
-Backbone, optimizer and the 128-dimensional embedding are the paper's; the
-batch, learning rate and augmentation are those of this package's other
-ImageNet recipes.
+Backbone, optimizer and the 128-dimensional embedding follow the paper; batch,
+learning rate and augmentation are those of this package's other ImageNet
+recipes.
 """
 
 from configs import common

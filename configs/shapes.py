@@ -1,9 +1,9 @@
-"""IMSVD on procedural shapes: learning shows where raw pixels are near chance.
+"""IMSVD on procedural shapes, where raw pixels are close to chance.
 
   python -m imsvd_jax.main --config=configs/shapes.py
 
-8192 images of 6 shapes x 4 textures in random colours, places, sizes and
-rotations. The label is shape and texture (24 classes).
+8192 images of 6 shapes x 4 textures in random colors, places, sizes and
+rotations. The label is the pair of shape and texture (24 classes).
 """
 
 from configs import common
@@ -32,8 +32,8 @@ def get_config(mode: str = ""):
   c.data.crop = 32
   c.data.mean = (0.5, 0.5, 0.5)
   c.data.std = (0.25, 0.25, 0.25)
-  # Colour says nothing about shape or texture; without these the encoder
-  # learns colour and ends below random weights.
+  # Color is independent of shape and texture; without these operations the
+  # encoder learns color and ends below random weights.
   both = dict(
     size=32,
     crop_scale=(0.5, 1.0),

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Trains on all GPUs of this machine, and goes on after a crash.
+# Trains on all GPUs of this machine, and restarts after a crash.
 #
-#   launch/gpu_node.sh [--dry-run] CONFIG [flags of imsvd_jax.main ...]
+#   launch/gpu_node.sh [--dry-run] CONFIG [flags of imsvd train ...]
 #   launch/gpu_node.sh configs/cifar10_r18.py --workdir=runs/cifar10
 #
-# One process drives all GPUs, which is how JAX is fastest on one machine;
-# CUDA_VISIBLE_DEVICES chooses some of them. Ctrl-C or SIGTERM saves and stops;
-# the same command goes on from there.
+# One process drives all GPUs, which is fastest on one machine;
+# CUDA_VISIBLE_DEVICES selects some of them. Ctrl-C or SIGTERM saves and stops;
+# the same command resumes.
 #
-# Environment: PYTHON, the interpreter (python), and what supervise.sh reads.
+# Environment: PYTHON, the interpreter (default: python), and the variables of
+# supervise.sh.
 set -euo pipefail
 
 dry_run=0
@@ -22,18 +23,18 @@ fi
 }
 config=$1
 shift
-# As the trainer's own flag it is welcome too.
+# The trainer's flag --config=FILE is accepted too.
 config=${config#--config=}
 case $config in
   -*)
-    echo "error: found $config where CONFIG is expected, a file; flags of" \
-      "imsvd_jax.main come after it." >&2
+    echo "error: found $config where CONFIG is expected, a recipe file; put" \
+      "flags of imsvd train after it." >&2
     exit 2
     ;;
 esac
 python=${PYTHON:-python}
 here=$(dirname "$0")
-# Nobody else is on these GPUs: take most of the memory at once.
+# No other process uses these GPUs: allocate most of the memory at once.
 memory=XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}
 command=(
   env "$memory" "$here/supervise.sh"
@@ -47,17 +48,17 @@ if [ "$dry_run" = 1 ]; then
   exit 0
 fi
 if ! command -v nvidia-smi >/dev/null; then
-  echo "error: no nvidia-smi here; launch/local.sh runs on a CPU." >&2
+  echo "error: nvidia-smi not found; use launch/local.sh on a CPU." >&2
   exit 2
 fi
-# A CPU build of JAX would train, slowly, without a word.
+# A CPU build of JAX would train slowly without any message.
 "$python" -c '
 import sys
 import jax
 if jax.default_backend() != "gpu":
   sys.exit(
     "error: JAX sees no GPU; install its CUDA build:"
-    " pip install \"imsvd_jax[cuda12]\"."
+    " pip install -e \".[cuda12]\"."
   )
 print(f"{jax.local_device_count()} x {jax.devices()[0].device_kind}")'
 exec "${command[@]}"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Trains with N processes on this machine, over loopback, as a pod would.
+# Trains with N processes on this machine over loopback, like a pod.
 #
-#   launch/local.sh [--dry-run] N CONFIG [flags of imsvd_jax.main ...]
+#   launch/local.sh [--dry-run] N CONFIG [flags of imsvd train ...]
 #   launch/local.sh 2 configs/digits.py --workdir=runs/two
 #
-# With N GPUs or more each process gets one of its own; set JAX_PLATFORMS=cpu to
-# stay on the CPU. If one process fails the others are ended too, and its exit
-# code is the result. Ctrl-C and SIGTERM reach every process, which may then
-# save a checkpoint; the same command goes on from there.
+# With N GPUs or more, each process gets its own GPU; set JAX_PLATFORMS=cpu to
+# use the CPU. If one process fails, the script ends the others and returns its
+# exit code. Ctrl-C and SIGTERM reach every process, which may then save a
+# checkpoint; the same command resumes.
 #
-# Environment: PYTHON, the interpreter (python).
+# Environment: PYTHON, the interpreter (default: python).
 set -euo pipefail
 
 usage() {
@@ -31,12 +31,12 @@ case $count in
     exit 2
     ;;
 esac
-# As the trainer's own flag it is welcome too.
+# The trainer's flag --config=FILE is accepted too.
 config=${config#--config=}
 case $config in
   -*)
-    echo "error: found $config where CONFIG is expected, a file; flags of" \
-      "imsvd_jax.main come after it." >&2
+    echo "error: found $config where CONFIG is expected, a recipe file; put" \
+      "flags of imsvd train after it." >&2
     exit 2
     ;;
 esac
@@ -55,14 +55,14 @@ fi
 
 pids=()
 
-# Sends a signal to every process that is left.
+# Sends a signal to every running process.
 signal_all() {
   for pid in "${pids[@]}"; do
     kill "-$1" "$pid" 2>/dev/null || true
   done
 }
 
-# Ends every process: politely, and after $1 seconds not.
+# Ends every process: SIGTERM first, SIGKILL after $1 seconds.
 end_all() {
   signal_all TERM
   for ((tenth = 0; tenth < $1 * 10; tenth++)); do
@@ -89,7 +89,7 @@ for ((process = 0; process < count; process++)); do
   if [ "$gpus" -ge "$count" ]; then
     environment=("CUDA_VISIBLE_DEVICES=$process")
   fi
-  # A session of its own: Ctrl-C then comes once, from here.
+  # A separate session: Ctrl-C then arrives once, from this script.
   command=(
     env "${environment[@]}" PYTHONUNBUFFERED=1 setsid "$python"
     -m imsvd_jax.main --config="$config"
@@ -113,7 +113,7 @@ left=$count
 while [ "$left" -gt 0 ]; do
   code=0
   wait -n || code=$?
-  # A trapped signal ends `wait` too, with no process having ended.
+  # A trapped signal also ends `wait`, although no process has ended.
   running=$(jobs -rp | wc -l)
   if [ "$running" = "$left" ]; then
     continue

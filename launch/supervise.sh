@@ -1,19 +1,18 @@
 #!/usr/bin/env bash
-# Runs a command again until it ends well, or in a way that trying again cannot
-# mend.
+# Restarts a command until it succeeds, or fails in a way that a restart cannot
+# fix.
 #
 #   launch/supervise.sh COMMAND [ARGUMENT ...]
 #
-# What the trainer's exit codes mean here:
+# The trainer's exit codes:
 #   0    finished
-#   2    a mistake of the user's, 3 the numbers went wrong, 130 told to stop at
-#        once: the result, no new try
-#   75   saved after a signal. One that came to this script ends it too;
-#        otherwise a preemption notice: again, from the checkpoint
-#   else a crash, or a peer that died: again, from the checkpoint
+#   2    user error, 3 numbers not finite, 130 stopped immediately: no restart
+#   75   saved after a signal. A signal to this script ends it too; otherwise it
+#        was a preemption notice: restart from the checkpoint
+#   else a crash, or a peer that died: restart from the checkpoint
 #
-# Environment: RESTARTS, how often at most (100); RESTART_SECONDS, the wait
-# before each (10).
+# Environment: RESTARTS, the maximum number of restarts (default: 100);
+# RESTART_SECONDS, the wait before each restart (default: 10).
 set -uo pipefail
 
 [ $# -ge 1 ] || {
@@ -35,16 +34,16 @@ trap pass_on TERM INT
 for ((try = 0; ; try++)); do
   "$@" &
   child=$!
-  # A signal before the line above found no child to pass it on to.
+  # A signal before the line above was not passed on, for lack of a child.
   [ "$told_to_stop" = 0 ] || kill -TERM "$child" 2>/dev/null
-  # A signal ends `wait` while the command still saves its state.
+  # A signal ends `wait` although the command still saves its state.
   while :; do
     wait "$child"
     code=$?
     kill -0 "$child" 2>/dev/null || break
   done
   if [ "$told_to_stop" = 1 ]; then
-    # The signal may have ended the last `wait` too: ask for the real code.
+    # The signal may have ended the last `wait` too: get the real code.
     last=0
     wait "$child" 2>/dev/null || last=$?
     [ "$last" = 127 ] || code=$last
@@ -56,7 +55,7 @@ for ((try = 0; ; try++)); do
   if [ "$told_to_stop" = 1 ] || [ "$try" -ge "$restarts" ]; then
     exit "$code"
   fi
-  echo "supervise: exit code $code; again in $wait_seconds s" \
+  echo "supervise: exit code $code; starting again in $wait_seconds s" \
     "(restart $((try + 1)) of $restarts)." >&2
   sleep "$wait_seconds" &
   child=$!

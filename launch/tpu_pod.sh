@@ -1,37 +1,38 @@
 #!/usr/bin/env bash
-# Trains on a slice of Cloud TPUs: creates or reuses it, installs this checkout
-# on every worker, runs, streams the log, tears down.
+# Trains on a slice of Cloud TPUs: creates or reuses the slice, installs this
+# checkout on every worker, trains, streams the log, deletes the slice.
 #
 #   launch/tpu_pod.sh --name=NAME --zone=ZONE --type=v5litepod-16 ACTION ... \
-#     [-- flags of imsvd_jax.main ...]
+#     [-- flags of imsvd train ...]
 #
 #   launch/tpu_pod.sh --name=imsvd --zone=us-west4-a --type=v5litepod-16 \
 #     up install run down -- \
 #     --config=configs/imagenet_r50.py --workdir=gs://BUCKET/run
 #
 # Actions, in the order given:
-#   up       create the slice, or reuse it; one that was preempted is replaced
+#   up       create the slice, or reuse it; a preempted slice is replaced
 #   install  copy this checkout's last commit to every worker and install it
 #   run      train on all workers until the run ends, and stream worker 0's log;
-#            a crash restarts all workers from the checkpoint, a preempted slice
-#            is created anew
-#   logs     stream the log of a run that is under way
-#   stop     end the run (it saves first); the slice stays
-#   status   state of the slice and last lines of the log
+#            a crash restarts all workers from the checkpoint, and a preempted
+#            slice is created again
+#   logs     stream the log of the current run
+#   stop     save and end the run; the slice stays
+#   status   print the state of the slice and the last lines of the log
 #   down     delete the slice
 #
 # Options:
-#   --version=NAME   software version of the TPU VM (chosen by --type)
-#   --project=NAME   default: gcloud's own
-#   --spot           cheaper, and may be preempted at any time
-#   --data_dir=DIR   exported as TFDS_DATA_DIR, such as gs://BUCKET/tfds
+#   --version=NAME   software version of the TPU VM (default: depends on --type)
+#   --project=NAME   default: gcloud's project
+#   --spot           cheaper, but may be preempted at any time
+#   --data_dir=DIR   value of TFDS_DATA_DIR, such as gs://BUCKET/tfds
 #   --dry-run        print every command instead of running it
 #
-# The run lives on the workers: Ctrl-C here, or a lost connection, only ends the
-# stream, and `logs` picks it up again. A slice costs money until `down`. The
-# workdir must be on gs://, which all workers see and which outlives the slice.
+# The run continues on the workers: Ctrl-C here, or a lost connection, only ends
+# the stream, and `logs` resumes it. A slice costs money until `down`. The
+# workdir must be on gs://: all workers share it, and it outlives the slice.
 #
-# Environment: RECONNECT_SECONDS, the wait after a lost connection (10).
+# Environment: RECONNECT_SECONDS, the wait after a lost connection (default:
+# 10).
 set -euo pipefail
 
 RECONNECT_SECONDS=${RECONNECT_SECONDS:-10}
@@ -71,15 +72,15 @@ done
 flags=("$@")
 
 [ "${#actions[@]}" -gt 0 ] || usage
-[ -n "$name" ] || fail "--name is missing: what the slice is called."
+[ -n "$name" ] || fail "--name is missing: the name of the slice."
 [ -n "$zone" ] || fail "--zone is missing, such as us-west4-a."
 for action in "${actions[@]}"; do
   if [ "$action" = up ] && [ -z "$kind" ]; then
-    fail "--type is missing: what to create, such as v5litepod-16."
+    fail "--type is missing: the slice to create, such as v5litepod-16."
   fi
   if [ "$action" = run ]; then
     [[ " ${flags[*]} " == *" --config"[=\ ]* ]] ||
-      fail "run needs the trainer's flags after --: --config and --workdir."
+      fail "run needs flags of imsvd train after --: --config and --workdir."
     [[ " ${flags[*]} " == *" --workdir"[=\ ]gs://* ]] ||
       fail "run needs --workdir=gs://BUCKET/DIR after --; a worker's own disk" \
         "is neither shared nor kept."
@@ -111,12 +112,12 @@ do_it() {
   fi
 }
 
-# Runs a shell command on workers: all, or the number given first.
+# Runs a shell command on workers: $1 is a number, or all.
 on_worker() {
   do_it "${tpu[@]}" ssh "$name" "${where[@]}" --worker="$1" --command="$2"
 }
 
-# READY, CREATING, PREEMPTED, ... or nothing where there is no such slice.
+# Prints READY, CREATING, PREEMPTED, ..., or nothing if there is no such slice.
 state() {
   local ask=("${tpu[@]}" describe "$name" "${where[@]}" '--format=value(state)')
   if [ "$dry_run" = 1 ]; then
@@ -129,7 +130,7 @@ state() {
 up() {
   case $(state) in
     READY)
-      echo "$name is there already." >&2
+      echo "$name already exists." >&2
       return
       ;;
     PREEMPTED | TERMINATED | STOPPED | FAILED)
@@ -145,10 +146,10 @@ up() {
 install() {
   local archive=/tmp/imsvd_jax.tar.gz
   [ -z "$(git -C "$root" status --porcelain)" ] ||
-    echo "Installing the last commit: what is not committed stays here." >&2
+    echo "Installing the last commit; uncommitted changes are left out." >&2
   do_it git -C "$root" archive --output="$archive" HEAD || return
   do_it "${tpu[@]}" scp "$archive" "$name:" "${where[@]}" --worker=all || return
-  # The image's own Python may be too old for libtpu: uv brings one.
+  # The image's Python may be too old for libtpu; uv installs another one.
   on_worker all "set -e
 export PATH=\$HOME/.local/bin:\$PATH
 rm -rf imsvd_jax && mkdir imsvd_jax
@@ -193,11 +194,11 @@ run() {
     case $(state) in
       PREEMPTED | TERMINATED | FAILED | '')
         [ -n "$kind" ] || fail "the slice is gone; --type says what to create."
-        echo "The slice is gone; creating it anew." >&2
+        echo "The slice is gone; creating it again." >&2
         up && install && start || return
         ;;
       *)
-        echo "The connection was lost; again in $RECONNECT_SECONDS s." >&2
+        echo "The connection was lost; retrying in $RECONNECT_SECONDS s." >&2
         sleep "$RECONNECT_SECONDS"
         ;;
     esac
@@ -220,7 +221,7 @@ down() {
 
 code=0
 for action in "${actions[@]}"; do
-  # After something failed only `down` still makes sense.
+  # After a failure only `down` still makes sense.
   [ "$code" = 0 ] || [ "$action" = down ] || continue
   case $action in
     up) up || code=$? ;;

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# A run that outlives the connection that started it: tpu_pod.sh's hands on a
-# worker.
+# Keeps a run on a worker alive after the connection that started it ends; used
+# by tpu_pod.sh.
 #
-#   launch/worker.sh start COMMAND [ARGUMENT ...]   supervised and detached
-#   launch/worker.sh logs      the log, for as long as the run lives
+#   launch/worker.sh start COMMAND [ARGUMENT ...]   starts it, supervised and
+#                              detached
+#   launch/worker.sh logs      streams the log until the run ends
 #   launch/worker.sh stop      ends the run, which saves first
-#   launch/worker.sh result    how the run ended; nothing while it lives
+#   launch/worker.sh result    prints the exit code of the run; nothing before
+#                              it ends
 #
-# Environment: RUN_DIR, where log, pid and result are kept ($HOME/imsvd_run).
+# Environment: RUN_DIR, the directory of log, pid and result (default:
+# $HOME/imsvd_run).
 set -euo pipefail
 
 run_dir=${RUN_DIR:-$HOME/imsvd_run}
@@ -21,12 +24,12 @@ case ${1:-} in
   start)
     shift
     if is_alive; then
-      echo "error: a run is under way on $(hostname); stop it first." >&2
+      echo "error: a run is in progress on $(hostname); stop it first." >&2
       exit 2
     fi
     mkdir -p "$run_dir"
     rm -f "$run_dir/result"
-    # A session of its own, so that the end of the connection is not its end.
+    # A separate session, so that the run outlives the connection.
     # shellcheck disable=SC2016  # Expanded by the inner shell.
     setsid bash -c '
       run_dir=$1
@@ -49,7 +52,7 @@ case ${1:-} in
     ;;
   logs)
     [ -f "$run_dir/pid" ] || {
-      echo "error: no run was started here, on $(hostname)." >&2
+      echo "error: no run was started on $(hostname)." >&2
       exit 2
     }
     tail --lines=50 --follow=name --pid="$(cat "$run_dir/pid")" "$run_dir/log"

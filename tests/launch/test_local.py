@@ -1,6 +1,6 @@
 """launch/local.sh with a stand-in for Python: processes, prefixes, signals.
 
-tests/test_multiprocess.py runs it for real.
+tests/test_train_processes.py runs it for real.
 """
 
 import os
@@ -15,8 +15,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "local.sh"
 
-# `python -c ...` answers with a port; `python -m imsvd_jax.main ...` does what
-# the test wants of a process.
+# `python -c ...` answers with a port; `python -m imsvd_jax.main ...` runs BODY.
 STAND_IN = """#!/usr/bin/env bash
 [ "$1" = -c ] && { echo 4242; exit; }
 for argument; do

@@ -65,8 +65,8 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
   assert "Runtime: cpu" in said
   assert re.search("online.*: k-NN", said)
   assert "k-NN accuracy on 360 held-out digits" in said
-  curves, neighbours = (c for c in code if "plt.subplots" in c.source)
-  assert images_in(curves) == images_in(neighbours) == 1
+  curves, neighbors = (c for c in code if "plt.subplots" in c.source)
+  assert images_in(curves) == images_in(neighbors) == 1
   (figures,) = (c for c in code if "figures" in c.source and images_in(c))
   assert images_in(figures) == len(list(tmp_path.glob("explain/figures/*.png")))
   assert images_in(figures) > 3

@@ -1,7 +1,7 @@
 """The launch scripts: lint, dry runs, and runs with stand-ins.
 
 A stand-in is a small program first in PATH that answers like gcloud, srun or
-nvidia-smi would, so that every line of a script runs but nothing is rented.
+nvidia-smi, so that every line of a script runs without renting anything.
 """
 
 import contextlib
@@ -168,7 +168,7 @@ def test_a_mistake_is_one_clear_line(arguments, message):
 
 
 def test_flags_may_be_two_words():
-  """As absl reads them; the slice is not asked what it thinks of them."""
+  """As absl reads them; they are checked before the slice is created."""
   words = ["--", "--config", "configs/x.py", "--workdir", "gs://b/run"]
   result = run("tpu_pod.sh", "--dry-run", *POD, "run", *words)
   assert result.returncode == 0, result.stderr
@@ -178,8 +178,8 @@ def test_flags_may_be_two_words():
   assert "gs://" in result.stderr
 
 
-# A cloud of one machine, this one: `ssh` runs here, in a home of its own, and
-# the slice is preempted the first time that its log is asked for.
+# A cloud of one machine, this one: `ssh` runs here, in a separate home, and the
+# slice is preempted the first time its log is requested.
 GCLOUD = r"""
 echo "$*" >> "$CLOUD/calls"
 name=$5
@@ -218,7 +218,7 @@ echo finished
 """
 
 
-def test_a_preempted_pod_is_created_anew_and_a_crash_restarted(
+def test_a_preempted_pod_is_created_again_and_a_crash_restarted(
   path_with, tmp_path
 ):
   if not (ROOT / ".git").exists():
@@ -238,7 +238,7 @@ def test_a_preempted_pod_is_created_anew_and_a_crash_restarted(
     RECONNECT_SECONDS="0",
   )
   assert result.returncode == 0, result.stderr
-  assert "The slice is gone; creating it anew." in result.stderr
+  assert "The slice is gone; creating it again." in result.stderr
   assert "The run ended with code 0." in result.stderr
   assert "finished" in result.stdout
   assert "--workdir=gs://b/a run" in result.stdout
@@ -273,7 +273,7 @@ def wait_for(condition, seconds=20):
     time.sleep(0.05)
 
 
-def test_a_detached_run_tells_its_log_and_its_result(worker):
+def test_a_detached_run_has_a_log_and_a_result(worker):
   assert worker("start", "bash", "-c", "echo hello; exit 3").returncode == 0
   wait_for(lambda: worker("result").stdout)
   assert worker("result").stdout == "3\n"
@@ -283,7 +283,7 @@ def test_a_detached_run_tells_its_log_and_its_result(worker):
 def test_the_log_of_no_run_is_one_line(worker):
   result = worker("logs")
   assert result.returncode == 2
-  assert "no run was started here" in result.stderr
+  assert "no run was started on" in result.stderr
   assert result.stderr.count("\n") == 1
 
 
@@ -297,7 +297,7 @@ def test_a_detached_run_is_stopped_and_may_save(worker, tmp_path):
   assert worker("result").stdout == ""
   second = worker("start", "true")
   assert second.returncode == 2
-  assert "under way" in second.stderr
+  assert "in progress" in second.stderr
   assert worker("stop").returncode == 0
   wait_for(lambda: worker("result").stdout)
   assert worker("result").stdout == "75\n"
@@ -311,10 +311,10 @@ def test_a_detached_run_is_stopped_and_may_save(worker, tmp_path):
   ("codes", "result", "tries"),
   [
     ("0", 0, 1),
-    ("2", 2, 1),  # The user's mistake: the same again.
+    ("2", 2, 1),  # A user error: a restart would fail again.
     ("3", 3, 1),
     ("4 1 0", 0, 3),
-    ("75 0", 0, 2),  # Preempted: saved, and on it goes.
+    ("75 0", 0, 2),  # Preempted: saved, then resumed.
     ("9 9 9 9 9", 9, 4),
   ],
 )
@@ -359,7 +359,7 @@ def test_a_signal_to_the_supervisor_ends_it_with_the_commands_code():
     ("4", "10", False),
   ],
 )
-def test_slurm_requeues_what_another_try_can_mend(
+def test_slurm_requeues_unless_a_retry_is_useless(
   path_with, tmp_path, code, count, requeued
 ):
   path = path_with(
@@ -433,10 +433,10 @@ def test_the_config_may_be_the_trainers_flag_and_no_other(script, before):
   assert result.stderr.count("\n") == 1
 
 
-def test_a_machine_without_gpus_is_told(path_with):
+def test_a_machine_without_gpus_is_one_clear_line(path_with):
   result = run("gpu_node.sh", "configs/digits.py", PATH="/usr/bin:/bin")
   assert result.returncode == 2
-  assert "no nvidia-smi" in result.stderr
+  assert "nvidia-smi not found" in result.stderr
   # A driver, but JAX for the CPU.
   result = run(
     "gpu_node.sh",

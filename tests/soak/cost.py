@@ -1,14 +1,15 @@
-"""What never losing a run costs: seconds per step with and without, as ratios.
+"""Measures the cost of finiteness checks and checkpoints, as ratios.
 
   python -m tests.soak.cost [ROUNDS [MODE]]
 
-Trains configs/digits.py (or its form MODE, "debug") on random bytes with the
-trainer's own step. In each round the contenders take turns, ten steps each:
-without finiteness checks, with them, and with a checkpoint as well, written in
-the background as the trainer does. The turns are short because machines change
-their speed within seconds; what a checkpoint costs is then spread over as many
-steps as the recipe has between two. Ratios are taken round by round, by the
-clock and in CPU time: other programs on the machine count in the first.
+Trains configs/digits.py (or its mode MODE, "debug") on random bytes with the
+trainer's own step. In each round the contenders take turns of ten steps:
+without finiteness checks, with them, and with them and a checkpoint that is
+written in the background, as in training. Turns are short because machines
+change their speed within seconds; the cost of a checkpoint is then divided by
+the number of steps between two checkpoints of the recipe. Ratios are computed
+within each round, in wall-clock time (which other programs on the machine
+affect) and in CPU time.
 """
 
 import sys
@@ -30,7 +31,7 @@ _NUM_STEPS = 10  # Of a turn.
 
 
 def compile_step(experiment, replicated, state, batch, *, checked):
-  """Returns the compiled step; without the checks, as it was before them."""
+  """Returns the compiled step, with or without the checks."""
   unchecked = lambda old, new, metrics: (
     new.replace(step=old.step + 1),
     metrics,
@@ -44,14 +45,14 @@ def compile_step(experiment, replicated, state, batch, *, checked):
 
 
 def one_turn(step, state, batch, run=None):
-  """Returns (clock, CPU) seconds of a turn, and the state.
+  """Returns the (wall-clock, CPU) seconds of a turn, and the new state.
 
   Args:
     step: The compiled step.
-    state: To go on from.
-    batch: The same for every step.
-    run: Where the state is saved first, if at all. It must be on disk at the
-      end, so that no contender pays for another's.
+    state: The state to continue from.
+    batch: Used for every step.
+    run: Saves the state first, if given. The checkpoint must be on disk at the
+      end of the turn, so that it does not slow the next contender.
   """
   clock, cpu = time.perf_counter(), time.process_time()
   if run is not None:
@@ -102,20 +103,20 @@ def main():
   # [rounds, 2]: clock and CPU. The first round warms up.
   without, checks, saves = np.swapaxes(turns[1:], 0, 1)
   save = saves - checks
-  per_step = checks / _NUM_STEPS
-  print(f"{rounds} rounds of {_NUM_STEPS} steps; median [least, greatest]")
+  spread = 1 + save / (checks / _NUM_STEPS) / every
+  print(f"{rounds} rounds of {_NUM_STEPS} steps; median [min, max]")
   for row, values in {
-    "a step without, seconds": without / _NUM_STEPS,
-    "with finiteness checks, of without": checks / without,
+    "a step without checks, seconds": without / _NUM_STEPS,
+    "with checks, relative to without": checks / without,
     "a checkpoint, seconds": save,
-    f"a checkpoint every {every} steps, of with": 1 + save / per_step / every,
+    f"a checkpoint every {every} steps, relative to none": spread,
   }.items():
     columns = zip(("clock", "CPU"), values.T, strict=True)
     texts = [
       f"{name} {np.median(v):.4f} [{v.min():.4f}, {v.max():.4f}]"
       for name, v in columns
     ]
-    print(f"{row:40}" + "   ".join(texts))
+    print(f"{row:44}" + "   ".join(texts))
 
 
 if __name__ == "__main__":

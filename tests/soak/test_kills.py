@@ -1,10 +1,10 @@
-"""Twenty kill -9 at random moments change nothing.
+"""Twenty kill -9 at random moments do not change the result.
 
   pytest -s -m slow tests/soak/test_kills.py
 
-Starts the real command 22 times; docs/reliability.md says how long that took.
-Each kill waits for what the run itself has done, never for a guess of its
-speed, and the whole ends with an error after LIMIT_SECONDS.
+Starts the real command 22 times; docs/reliability.md has the measured time.
+Each kill waits for progress of the run itself, never for a fixed time, and the
+test fails after LIMIT_SECONDS.
 """
 
 import collections
@@ -26,8 +26,8 @@ from imsvd_jax.runs import metrics, verification, weights
 
 ROOT = pathlib.Path(__file__).parents[2]
 MOMENTS = ["start-up"] * 2 + ["step"] * 9 + ["save"] * 9
-# Between a start and its kill: 20 times this is half of the run, which leaves
-# the other half to a machine that hears late of what it waits for.
+# Steps between a start and its kill: 20 times this is half of the run, which
+# leaves the other half to machines that react late.
 MOST_STEPS = 7
 STEPS_PER_EPOCH = 3
 LIMIT_SECONDS = 3600
@@ -66,9 +66,9 @@ class Run:
 
   def wait_until(self, condition):
     while not condition():
-      said = self._log.read_text
-      assert self._process.poll() is None, f"ended before its kill: {said()}"
-      assert time.monotonic() < self._deadline, f"too slow: {said()}"
+      text = self._log.read_text
+      assert self._process.poll() is None, f"ended before its kill: {text()}"
+      assert time.monotonic() < self._deadline, f"too slow: {text()}"
       time.sleep(0.001)
 
   def wait_for_the_first_step(self) -> int:
@@ -82,13 +82,13 @@ class Run:
     return start
 
   def last_step(self) -> int:
-    """The last step in the metrics; cheap, for it is asked all the time."""
+    """The last step in the metrics; cheap, because it is polled."""
     path = self._workdir / metrics.METRICS_FILE
     if not path.exists():
       return 0
     with path.open("rb") as file:
       file.seek(max(0, path.stat().st_size - 4096))
-      lines = file.read().split(b"\n")[:-1]  # What follows is half a line.
+      lines = file.read().split(b"\n")[:-1]  # The rest is an incomplete line.
     return json.loads(lines[-1])["step"] if lines else 0
 
   def saving(self) -> bool:
@@ -107,7 +107,7 @@ class Run:
 
 
 def kill_at(moment, run, rng):
-  """Waits for the moment, and a little that is up to chance; kills."""
+  """Waits for the moment and a short random time, then kills."""
   if moment == "start-up":
     time.sleep(rng.uniform(0.0, 15.0))
   else:
@@ -147,7 +147,7 @@ def test_twenty_kills_change_nothing(tmp_path):
     run = start("killed")
     kill_at(moment, run, rng)
     step, saved = run.last_step(), run.last_saved()
-    # At a start-up the traces of the kill before may still be there.
+    # At a start-up, files of the previous kill may still exist.
     saving = moment != "start-up" and run.saving()
     lost.append(step - saved)
     seen["during a save"] += saving
@@ -171,6 +171,6 @@ def test_twenty_kills_change_nothing(tmp_path):
   assert read(killed) == read(whole)
   what = ", ".join(f"{count} {name}" for name, count in seen.items())
   print(
-    f"{len(moments)} kills: {what}; at most {max(lost)} steps done again;"
-    f" bit for bit the same, {time.monotonic() - begin:.0f} s in all."
+    f"{len(moments)} kills: {what}; at most {max(lost)} steps repeated;"
+    f" bit for bit the same, {time.monotonic() - begin:.0f} s in total."
   )
