@@ -56,6 +56,7 @@ setuptools.setup(
     "test": [
       "ipykernel>=6.29",  # With the two that follow: the Colab notebook.
       "nbclient>=0.10",
+      "mypy>=1.18",
       "nbformat>=5.10",
       "pillow>=10",
       "pytest>=8",

@@ -1,4 +1,4 @@
-"""Shows what a run has learned: `python -m imsvd_jax explain --workdir=RUN`.
+"""Shows what a run has learned: `imsvd explain --workdir=RUN`.
 
 Writes into WORKDIR/explain-STEP (or --output), whose name also tells another
 split, data set or network: `explorer/index.html`, which opens from disk;
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from imsvd_jax.commands import command_line
+from imsvd_jax.commands import command_line, option_flags
 from imsvd_jax.explain.explain_options import RunOptions
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
-_OPTIONS = command_line.define_flags(RunOptions)
+_OPTIONS = option_flags.define_flags(RunOptions)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -27,5 +27,4 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> None:
   """Runs the command line."""
-  flags.mark_flag_as_required("workdir")
-  command_line.run(main)
+  command_line.run(main, required={"workdir": "runs/digits"})
