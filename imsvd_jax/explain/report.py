@@ -76,9 +76,6 @@ def explain(
     mesh: Devices, along axis "data"; by default all local ones.
     report: Takes lines of text.
 
-  Returns:
-    The report.
-
   Raises:
     UserError: An option does not fit, or see `analyze`.
   """
@@ -89,8 +86,6 @@ def explain(
   }
   _check(subject, images, options)
   directory = _cleared(pathlib.Path(directory))
-  if not options.untrained:
-    untrained = None
   analysis = analyze(
     subject, images, options, untrained=untrained, key=key, **common
   )
