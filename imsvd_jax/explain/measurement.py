@@ -58,6 +58,8 @@ def analyze(
       "on one host: it uses all devices of that host."
     )
   options = options or ExplainOptions()
+  if not options.untrained:
+    untrained = None
   common: dict[str, Any] = {
     "mesh": mesh or devices.make_mesh(jax.local_devices()),
     "report": report,

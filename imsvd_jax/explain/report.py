@@ -76,26 +76,18 @@ def explain(
     mesh: Devices, along axis "data"; by default all local ones.
     report: Takes lines of text.
 
-  Returns:
-    The report.
-
   Raises:
     UserError: An option does not fit, or see `analyze`.
   """
   options = options or ExplainOptions()
-  mesh = mesh or devices.make_mesh(jax.local_devices())
+  common: dict[str, Any] = {
+    "mesh": mesh or devices.make_mesh(jax.local_devices()),
+    "report": report,
+  }
   _check(subject, images, options)
-  directory = pathlib.Path(directory)
-  _remove_former(directory)
-  (directory / "explorer").mkdir(parents=True, exist_ok=True)
+  directory = _cleared(pathlib.Path(directory))
   analysis = analyze(
-    subject,
-    images,
-    options,
-    untrained=untrained if options.untrained else None,
-    key=key,
-    mesh=mesh,
-    report=report,
+    subject, images, options, untrained=untrained, key=key, **common
   )
   analysis.save(directory / ANALYSIS)
   chosen = figure_set.figure_variables(analysis, options.variables)
@@ -105,9 +97,8 @@ def explain(
     analysis,
     directory / "explorer" / "sprites",
     options,
-    mesh=mesh,
     keep=figure_set.wanted_images(analysis, chosen),
-    report=report,
+    **common,
   )
   index = explorer.build(
     directory / "explorer",
@@ -164,6 +155,13 @@ def _check(subject: Subject, images: Images, options: ExplainOptions) -> None:
     raise UserError(
       f"There is no variable {wrong[0]}; the variables are {known}."
     )
+
+
+def _cleared(directory: pathlib.Path) -> pathlib.Path:
+  """Returns the directory, made if it is not there, without an old report."""
+  _remove_former(directory)
+  (directory / "explorer").mkdir(parents=True, exist_ok=True)
+  return directory
 
 
 def _remove_former(directory: pathlib.Path) -> None:
