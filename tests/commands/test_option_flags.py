@@ -1,7 +1,6 @@
 """Flags that are made from the fields of a dataclass."""
 
 import dataclasses
-import sys
 
 import pytest
 from absl import flags
@@ -71,11 +70,3 @@ def test_a_required_flag_is_required():
 def test_numbers_that_are_none_are_one_clear_line():
   with pytest.raises(UserError, match="--variables=3,x; expected whole numb"):
     parse("--workdir=w", "--variables=3,x")
-
-
-def test_the_flags_belong_to_the_command_not_to_the_helper():
-  values = flags.FlagValues()
-  option_flags.define_flags(Options, values)
-  (module,) = values.flags_by_module_dict()
-  assert sys.modules[module].__file__ == __file__
-  assert "Which checkpoint." in values.module_help(module)

@@ -504,7 +504,7 @@ def test_the_card_shows_accuracies_and_a_copy_keeps_them(
     ({"format_name": "detectron2"}, "detectron2 has no resnet8"),
     ({"output": "none/encoder"}, r"folder .*none does not exist"),
     ({"output": "."}, "is a folder"),
-    ({"output": "/dev/null"}, "/dev/null is no regular file"),
+    ({"output": "/dev/null"}, "/dev/null is not a regular file"),
     ({"output": "x" * 300}, "Cannot write .*: File name too long"),
     ({"step": 77}, r"no step 77; it holds \[10, 20, 22\]"),
     ({"use_target": True}, "no EMA target"),
