@@ -550,7 +550,7 @@ def test_nowhere_to_write(variables, tmp_path):
   with pytest.raises(UserError, match=r"'nunpy'.*Did you mean 'numpy'"):
     write(tmp_path / "x", "nunpy")
   os.mkfifo(tmp_path / "pipe")
-  with pytest.raises(UserError, match="pipe is no regular file"):
+  with pytest.raises(UserError, match="pipe is not a regular file"):
     write(tmp_path / "pipe")
 
 
