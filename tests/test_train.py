@@ -180,6 +180,7 @@ def test_metrics_lines_past_the_checkpoint_are_dropped(tmp_path):
   assert path.read_text() == "\n".join(lines[:2]) + "\n"
 
 
+@pytest.mark.proof
 def test_a_collapsing_run_is_warned_about_within_a_hundred_steps(
   tmp_path, capsys
 ):

@@ -67,7 +67,11 @@ def train_one_process(recipe: str, workdir: pathlib.Path):
 
 
 @pytest.mark.parametrize(
-  "recipe", ["digits", pytest.param("cifar10_r18", marks=pytest.mark.slow)]
+  "recipe",
+  [
+    pytest.param("digits", marks=pytest.mark.proof),
+    pytest.param("cifar10_r18", marks=pytest.mark.slow),
+  ],
 )
 def test_two_processes_train_as_one(recipe, tmp_path, capsys):
   assert jax.device_count() == 8

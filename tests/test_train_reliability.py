@@ -154,6 +154,7 @@ def at_step(monkeypatch, step, action):
 # --- Exact resume ------------------------------------------------------------
 
 
+@pytest.mark.proof
 def test_a_run_killed_twice_ends_as_if_never_stopped(
   never_stopped, compiled, tmp_path
 ):
@@ -192,6 +193,7 @@ def test_an_interrupt_stops_after_the_step_and_the_run_goes_on(
   assert_same_run(never_stopped, tmp_path)
 
 
+@pytest.mark.proof
 def test_a_run_in_a_bucket_is_stopped_and_goes_on(
   never_stopped, tmp_path, monkeypatch
 ):
@@ -204,6 +206,7 @@ def test_a_run_in_a_bucket_is_stopped_and_goes_on(
   assert_same_run(never_stopped, tmp_path / "buckets" / "bucket/some/run")
 
 
+@pytest.mark.proof
 def test_fewer_devices_change_nothing_but_the_rounding(
   never_stopped, finished, monkeypatch, capsys
 ):
@@ -359,6 +362,7 @@ def test_minutes_count_too_and_no_other_step_waits_for_the_host(
 # --- Numbers that go wrong ---------------------------------------------------
 
 
+@pytest.mark.proof
 def test_stop_stops_and_skip_goes_on_from_there(tmp_path, monkeypatch, capsys):
   config = breaking_objective.config(monkeypatch)
   config.not_finite.policy = "stop"
@@ -590,6 +594,7 @@ def last_saved_is_last_written(workdir):
   return steps_of(workdir)[-1] == metrics.read_metrics(str(workdir))[-1]["step"]
 
 
+@pytest.mark.proof
 def test_a_signal_saves_and_a_second_interrupt_ends_at_once(start, tmp_path):
   process = start()
   wait_for_checkpoint(tmp_path / "run", process)
@@ -621,6 +626,7 @@ def said(processes) -> str:
   return "\n".join(p.log.read_text()[-3000:] for p in processes)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
   ("victim", "number", "stop"),
   [

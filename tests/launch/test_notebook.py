@@ -42,6 +42,7 @@ def test_the_notebook_is_kept_without_outputs():
   assert not any(cell.outputs or cell.execution_count for cell in code)
 
 
+@pytest.mark.proof
 def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
   # A shell's kernel, not the eight devices of the tests.
   monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
