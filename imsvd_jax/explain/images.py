@@ -42,7 +42,7 @@ class Images:
   Attributes:
     batches: Returns the data set from its start, as batches of NumPy arrays:
       "image" uint8 [B, H, W, C], "index" [B], optionally "label" [B] (-1:
-      unlabelled) and "mask" [B] (False: padding); each image once.
+      unlabeled) and "mask" [B] (False: padding); each image once.
     count: How many images will come, for the time left; None: unknown.
     some: Returns batches of n images from everywhere in the data set; by
       default one more pass over `batches` that keeps n of them.

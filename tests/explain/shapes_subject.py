@@ -1,7 +1,7 @@
-"""Coloured shapes whose factors are known, and a hand-made encoder for them.
+"""Colored shapes whose factors are known, and a hand-made encoder for them.
 
 Nothing is trained: the encoder computes moments of the foreground (how much,
-where, which colour, how round) and cuts each into bins, so that its variables
+where, which color, how round) and cuts each into bins, so that its variables
 mean something and a test can say what.
 """
 
@@ -19,7 +19,7 @@ SHAPES = ("circle", "square", "triangle", "cross", "ring", "bar")
 
 
 def factors_of(indices):
-  """Shape, hue, radius and centre of each image, from its index alone."""
+  """Shape, hue, radius and center of each image, from its index alone."""
   columns = []
   for salt in range(6):
     rng = np.random.default_rng(salt)
@@ -59,14 +59,14 @@ def render(indices, size=32):
   mask = np.clip(field * column("radius") * size + 0.5, 0, 1)[..., None]
   phase = factors["hue"][:, None] * 2 * np.pi
   phase = phase + np.array([0, 2, 4]) * np.pi / 3
-  colour = (0.55 + 0.4 * np.cos(phase))[:, None, None, :]
+  color = (0.55 + 0.4 * np.cos(phase))[:, None, None, :]
   shade = 0.25 + 0.5 * column("light") + 0.15 * (grid[None, :, None] - 0.5)
   ground = np.broadcast_to(shade, mask.shape[:3])[..., None]
-  pixels = mask * colour + (1 - mask) * ground
+  pixels = mask * color + (1 - mask) * ground
   return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8), factors
 
 
-def batches(num_images, batch_size, *, size=32, labelled=True, start=0):
+def batches(num_images, batch_size, *, size=32, labeled=True, start=0):
   """Batches as the evaluation pipeline gives them: padded and masked."""
   for first in range(start, start + num_images, batch_size):
     indices = np.arange(first, min(first + batch_size, start + num_images))
@@ -77,7 +77,7 @@ def batches(num_images, batch_size, *, size=32, labelled=True, start=0):
       "index": np.pad(indices, (0, pad)).astype(np.int32),
       "mask": np.pad(np.ones(len(indices), bool), (0, pad)),
     }
-    if labelled:
+    if labeled:
       batch["label"] = np.pad(factors["shape"], (0, pad), constant_values=-1)
     yield batch
 
@@ -168,13 +168,13 @@ def make_subject(num_variables=8, num_bins=6, sharpness=12.0):
   direction[np.arange(num_variables) % 9, np.arange(num_variables)] += 1
   offset = rng.normal(size=num_variables).astype(np.float32) * 0.1
   order = rng.permuted(np.tile(np.arange(num_bins), (num_variables, 1)), axis=1)
-  centres = (np.linspace(-1.2, 1.2, num_bins)[order]).astype(np.float32)
-  variables = {"direction": direction, "offset": offset, "centres": centres}
+  centers = (np.linspace(-1.2, 1.2, num_bins)[order]).astype(np.float32)
+  variables = {"direction": direction, "offset": offset, "centers": centers}
 
   def log_probabilities(variables, maps):
     moments = jnp.tanh(_moments(maps) * 0.7) * 1.4
     position = moments @ variables["direction"] + variables["offset"]
-    gap = position[..., None] - variables["centres"]
+    gap = position[..., None] - variables["centers"]
     return jax.nn.log_softmax(-sharpness * num_bins / 4 * gap**2, -1)
 
   def encode(variables, images):
@@ -186,7 +186,7 @@ def make_subject(num_variables=8, num_bins=6, sharpness=12.0):
     feature_maps=_maps,
     bin_log_probabilities=log_probabilities,
     variables=variables,
-    name="Coloured shapes",
+    name="Colored shapes",
     objective="IMSVD",
   )
 
@@ -198,6 +198,6 @@ def make_continuous_subject():
     encode=lambda v, x: Encoding(_moments(_maps(v, x))),
     feature_maps=_maps,
     variables=subject.variables,
-    name="Coloured shapes, continuous",
+    name="Colored shapes, continuous",
     objective="VICReg",
   )

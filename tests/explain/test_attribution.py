@@ -12,7 +12,7 @@ from imsvd_jax.explain.subject import Encoding, Subject
 from tests.explain import shapes_subject
 
 # A linear network small enough for a sheet of paper: a 1x1 convolution from
-# one colour to K = 2 maps, the mean over positions, and a dense layer to one
+# one color to K = 2 maps, the mean over positions, and a dense layer to one
 # variable of b = 2 bins.
 CONVOLUTION = np.array([2.0, -1.0], np.float32)
 DENSE = np.array([[0.5, -0.5], [3.0, 1.5]], np.float32)  # [K, b]
@@ -91,8 +91,8 @@ def test_integrated_gradients_by_hand(images):
   )
   slope = CONVOLUTION @ (DENSE[:, bins] - DENSE[:, 1 - bins]) / 20 / 255
   x = images[..., 0].astype(np.float64)
-  centred = x - x.mean((1, 2), keepdims=True)
-  expected = centred * slope[:, None, None]
+  centered = x - x.mean((1, 2), keepdims=True)
+  expected = centered * slope[:, None, None]
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 

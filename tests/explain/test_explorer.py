@@ -77,7 +77,7 @@ class Built:
       self.subject,
       self.analysis,
       self.illustrations,
-      title="Shapes & <colours>",
+      title="Shapes & <colors>",
       names=images.names,
     )
 
@@ -111,12 +111,12 @@ def test_data_scripts_are_ascii_without_markup(built):
     text = path.read_text()
     assert text.isascii()
     assert "<" not in text
-    assert text.startswith("explorer.receive(")
+    assert text.startswith("receive(")
 
 
 def test_page_needs_no_network(built):
   page = built.index.read_text()
-  assert "Shapes &amp; &lt;colours&gt;" in page
+  assert "Shapes &amp; &lt;colors&gt;" in page
   static = (built.root / "static").iterdir()
   for path in (built.index, *static):
     text = path.read_text()
@@ -259,8 +259,8 @@ def _clean_console(request):
 @needs_chromium
 def test_opens_from_disk_without_network(browser, built):
   assert browser.text("h1") == "What the encoder learned"
-  assert browser.text(".brand") == "Shapes & <colours>"
-  assert browser.script("return document.title").endswith("<colours>")
+  assert browser.text(".brand") == "Shapes & <colors>"
+  assert browser.script("return document.title").endswith("<colors>")
   folder = built.root.as_uri()
   foreign = [
     url
@@ -486,7 +486,7 @@ def test_images_that_share_codes(browser, built):
 
 
 @needs_chromium
-def test_neighbours_of_an_image(browser, built):
+def test_neighbors_of_an_image(browser, built):
   browser.go("#/image/5")
   rows, _ = embedding_map.nearest_neighbors(
     built.analysis.features.sample_features, [5], count=12
@@ -551,7 +551,7 @@ def test_matrix_tooltip_zoom_and_keyboard(browser, built):
 def test_matrix_pixels_follow_the_matrix(browser, built):
   """In the light theme, a darker pair has more information above the floor."""
   browser.go("#/matrix")
-  centres = (
+  centers = (
     "const c = document.querySelector('.stage canvas');"
     "const box = Math.min(c.clientWidth, c.clientHeight) - 24;"
     "const r = c.width / c.clientWidth;"
@@ -563,7 +563,7 @@ def test_matrix_pixels_follow_the_matrix(browser, built):
     "const i = 4 * (y * c.width + x); result.push(d[i] + d[i+1] + d[i+2]); }"
     "return result"
   )
-  light = np.array(browser.script(centres)).reshape(M, M)
+  light = np.array(browser.script(centers)).reshape(M, M)
   excess = np.maximum(built.analysis.pairs.excess(), 0)
   rows, columns = np.where(~np.eye(M, dtype=bool))
   order = np.argsort(excess[rows, columns])
@@ -658,8 +658,8 @@ def test_no_table_of_the_overview_is_cut_off(browser, width):
 CONTRAST = """
 const canvas = document.createElement('canvas').getContext('2d',
   {willReadFrequently: true});
-const rgb = (colour) => {
-  canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour;
+const rgb = (color) => {
+  canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color;
   canvas.fillRect(0, 0, 1, 1); return canvas.getImageData(0, 0, 1, 1).data;
 };
 const light = (c) => [0, 1, 2].map((i) => c[i] / 255).map((v) => v <= .04045

@@ -40,7 +40,7 @@ def test_the_label_comes_first_and_values_follow_the_indices():
   assert label.names == ("ant", "bee")
   np.testing.assert_array_equal(size.values, [2, 9])
   assert [word.names[k] for k in word.values] == ["a", "b"]
-  unlabelled = factors.known_factors(indices, labels * 0 - 1, {}, None)
-  assert unlabelled == ()
+  unlabeled = factors.known_factors(indices, labels * 0 - 1, {}, None)
+  assert unlabeled == ()
   with pytest.raises(UserError, match="'size' has 3 values"):
     factors.known_factors(indices, labels, {"size": [1, 2, 3]}, None)

@@ -149,7 +149,7 @@ def test_report_without_a_code_says_so(continuous):
   assert any("VICReg" in line and "no bins" in line for line in lines)
   assert found.analysis.code is None
   data = {path.stem for path in (found.index.parent / "data").iterdir()}
-  assert data == {"core", "images", "map", "neighbours"}
+  assert data == {"core", "images", "map", "neighbors"}
 
 
 @pytest.mark.skipif(

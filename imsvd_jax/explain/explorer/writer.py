@@ -10,7 +10,7 @@ data are scripts that call one function, loaded when a page needs them:
   data/variable_M.js      bins, best images and attribution of a variable
   data/joint_M.js         one row of blocks of the joint matrix
   data/map.js             the 2-D map
-  data/neighbours.js      nearest neighbors
+  data/neighbors.js       nearest neighbors
   sprites/0.jpg ...       sheets of 8 x 8 thumbnails
 """
 
@@ -76,7 +76,7 @@ def deflated(array: np.ndarray) -> str:
 
 
 def _write(directory: pathlib.Path, name: str, value: Any) -> None:
-  text = f"explorer.receive({script_json(name)}, {script_json(value)});\n"
+  text = f"receive({script_json(name)}, {script_json(value)});\n"
   (directory / "data" / f"{name}.js").write_text(text, encoding="ascii")
 
 
@@ -122,7 +122,7 @@ def build(
   shown = analysis.features.sampled_from(illustrations.indices)
   core["hasMap"] = _write_map(directory, shown, illustrations.indices)
   neighbors = _write_neighbors(directory, shown, illustrations.indices)
-  core["hasNeighbours"] = neighbors is not None
+  core["hasNeighbors"] = neighbors is not None
   if neighbors is not None and analysis.factors:
     indicator = _alike(analysis, shown.sample_indices, neighbors)
     core["health"].append(indicator._asdict())
@@ -236,7 +236,7 @@ def _core(
       {"name": f.name, "values": list(f.names)} for f in analysis.factors
     ],
     "best": health.best_factors(analysis),
-    "colours": {name: packed(color_table(name)) for name in COLORS},
+    "colors": {name: packed(color_table(name)) for name in COLORS},
     "ratioRange": RATIO_RANGE,
   }
   covariance = analysis.features.feature_covariance
@@ -432,11 +432,11 @@ def _write_neighbors(
   levels = np.rint(np.clip(cosines, 0, 1) * 255).astype(np.uint8)
   _write(
     directory,
-    "neighbours",
+    "neighbors",
     {
       "count": rows.shape[1],
       "slots": deflated(slots),
-      "neighbours": deflated(slots[rows]),
+      "neighbors": deflated(slots[rows]),
       "cosines": deflated(levels),
     },
   )

@@ -1,124 +1,118 @@
 /* Loads the explorer's data.
 
    The explorer is a set of plain scripts, because a page opened from disk may
-   import no modules. They share one object, `explorer`, and run in the order of
-   index.html: each takes what it needs from the object at its top and adds what
-   it offers at its end.
+   import no modules. They share one scope and run in the order of index.html.
 
    A page opened from disk may not fetch either. So the files in data/ are
-   scripts, too, and call explorer.receive. Text from the data set reaches the
-   page only through textContent or attributes, never as markup. */
+   scripts, too, and call receive. Text from the data set reaches the page only
+   through textContent or attributes, never as markup. */
 "use strict";
 
-const explorer = (() => {
-  const requests = new Map();
+let core;  // Tables of the whole analysis: data/core.js.
+const pages = {};  // name -> ({first, second, query}) -> nodes, or a promise.
+const requests = new Map();
 
-  function receive(name, value) {
-    if (name === "core") explorer.core = value;
-    else requests.get(name)?.resolve(value);
-  }
+function receive(name, value) {
+  if (name === "core") core = value;
+  else requests.get(name)?.resolve(value);
+}
 
-  /* Loads data/NAME.js once. */
-  function load(name) {
-    if (requests.has(name)) return requests.get(name).promise;
-    const request = {};
-    request.promise = new Promise((resolve, reject) => {
-      request.resolve = resolve;
-      const script = document.createElement("script");
-      script.src = `data/${name}.js`;
-      script.onload = () => script.remove();
-      script.onerror = () => reject(new Error(`data/${name}.js is missing.`));
-      document.head.append(script);
-    });
-    requests.set(name, request);
-    return request.promise;
-  }
-
-  function forget(name) {
-    requests.delete(name);
-  }
-
-  function bytes(base64) {
-    const text = atob(base64);
-    const result = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) result[i] = text.charCodeAt(i);
-    return result;
-  }
-
-  async function inflate(base64) {
-    const stream = new Blob([bytes(base64)]).stream()
-      .pipeThrough(new DecompressionStream("deflate"));
-    return new Response(stream).arrayBuffer();
-  }
-
-  const floats = (base64) => new Float32Array(bytes(base64).buffer);
-
-  /* A promise-valued function that runs once. */
-  function once(make) {
-    let value;
-    return () => (value ??= make());
-  }
-
-  /* The shown images: their indices, names, factors and codes. A slot is the
-     position of an image in these arrays. */
-  const images = once(async () => {
-    const raw = await load("images");
-    const result = { names: raw.names, factors: [] };
-    result.indices = new Int32Array(await inflate(raw.indices));
-    for (const factor of raw.factors) {
-      const buffer = await inflate(factor.values);
-      result.factors.push(factor.wide ? new Int32Array(buffer)
-        : new Int16Array(buffer));
-    }
-    if (raw.codes) {
-      const buffer = await inflate(raw.codes);
-      result.codes = raw.wide ? new Uint16Array(buffer)
-        : new Uint8Array(buffer);
-    }
-    result.slotOf = new Map();
-    result.indices.forEach((index, slot) => result.slotOf.set(index, slot));
-    forget("images");
-    return result;
+/* Loads data/NAME.js once. */
+function load(name) {
+  if (requests.has(name)) return requests.get(name).promise;
+  const request = {};
+  request.promise = new Promise((resolve, reject) => {
+    request.resolve = resolve;
+    const script = document.createElement("script");
+    script.src = `data/${name}.js`;
+    script.onload = () => script.remove();
+    script.onerror = () => reject(new Error(`data/${name}.js is missing.`));
+    document.head.append(script);
   });
+  requests.set(name, request);
+  return request.promise;
+}
 
-  const neighbors = once(async () => {
-    const raw = await load("neighbours");
-    const slots = new Int32Array(await inflate(raw.slots));
-    const rows = new Map();
-    slots.forEach((slot, row) => rows.set(slot, row));
-    return {
-      count: raw.count, rows,
-      slots: new Int32Array(await inflate(raw.neighbours)),
-      cosines: new Uint8Array(await inflate(raw.cosines)),
-    };
-  });
+const forget = (name) => requests.delete(name);
 
-  const MAX_VARIABLES = 12;  // In memory; the oldest is dropped.
-  const variables = new Map();
+/* Adds an entry to a map; beyond `most` entries, drops the oldest. */
+function remember(map, key, value, most, drop) {
+  map.set(key, value);
+  if (map.size <= most) return;
+  const [oldest] = map.keys();
+  map.delete(oldest);
+  drop?.(oldest);
+}
 
-  /* Best images of every bin of variable m, and their attribution maps. */
-  async function variable(m) {
-    if (variables.has(m)) return variables.get(m);
-    const raw = await load(`variable_${m}`);
-    const result = { slots: raw.slots, scores: raw.scores, counts: raw.counts };
-    for (const kind of ["cam", "fine"]) {
-      if (!raw[kind]) continue;
-      const { perBin, height, width, maps } = raw[kind];
-      result[kind] = { perBin, height, width,
-        maps: new Uint8Array(await inflate(maps)) };
-    }
-    variables.set(m, result);
-    if (variables.size > MAX_VARIABLES) {
-      const oldest = variables.keys().next().value;
-      variables.delete(oldest);
-      forget(`variable_${oldest}`);
-    }
-    return result;
+function bytes(base64) {
+  const text = atob(base64);
+  const result = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) result[i] = text.charCodeAt(i);
+  return result;
+}
+
+async function inflate(base64) {
+  const stream = new Blob([bytes(base64)]).stream()
+    .pipeThrough(new DecompressionStream("deflate"));
+  return new Response(stream).arrayBuffer();
+}
+
+const floats = (base64) => new Float32Array(bytes(base64).buffer);
+
+/* A promise-valued function that runs once. */
+function once(make) {
+  let value;
+  return () => (value ??= make());
+}
+
+/* The shown images: their indices, names, factors and codes. A slot is the
+   position of an image in these arrays. */
+const images = once(async () => {
+  const raw = await load("images");
+  const result = { names: raw.names, factors: [] };
+  result.indices = new Int32Array(await inflate(raw.indices));
+  for (const factor of raw.factors) {
+    const buffer = await inflate(factor.values);
+    result.factors.push(factor.wide ? new Int32Array(buffer)
+      : new Int16Array(buffer));
   }
+  if (raw.codes) {
+    const buffer = await inflate(raw.codes);
+    result.codes = raw.wide ? new Uint16Array(buffer) : new Uint8Array(buffer);
+  }
+  result.slotOf = new Map();
+  result.indices.forEach((index, slot) => result.slotOf.set(index, slot));
+  forget("images");
+  return result;
+});
 
+const neighbors = once(async () => {
+  const raw = await load("neighbors");
+  const slots = new Int32Array(await inflate(raw.slots));
+  const rows = new Map();
+  slots.forEach((slot, row) => rows.set(slot, row));
   return {
-    core: null,  // Tables of the whole analysis: data/core.js.
-    pages: {},  // name -> ({first, second, query}) -> nodes, or a promise.
-    receive, load, forget, bytes, inflate, floats, images, neighbors, variable,
+    count: raw.count, rows,
+    slots: new Int32Array(await inflate(raw.neighbors)),
+    cosines: new Uint8Array(await inflate(raw.cosines)),
   };
-})();
+});
+
+const MAX_VARIABLES = 12;  // In memory; the oldest is dropped.
+const variables = new Map();
+
+/* Best images of every bin of variable m, and their attribution maps. */
+async function variable(m) {
+  if (variables.has(m)) return variables.get(m);
+  const raw = await load(`variable_${m}`);
+  const result = { slots: raw.slots, scores: raw.scores, counts: raw.counts };
+  for (const kind of ["cam", "fine"]) {
+    if (!raw[kind]) continue;
+    const { perBin, height, width, maps } = raw[kind];
+    result[kind] = { perBin, height, width,
+      maps: new Uint8Array(await inflate(maps)) };
+  }
+  remember(variables, m, result, MAX_VARIABLES,
+    (old) => forget(`variable_${old}`));
+  return result;
+}

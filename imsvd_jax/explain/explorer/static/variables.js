@@ -1,239 +1,227 @@
 /* The table of all variables, and the page of one. */
 "use strict";
 
-(() => {
-  const { core, images, variable, percent, number, nats, range, h, heading,
-    variableLink, facts, stepLink, choice, missing, say, lazily, category,
-    barChart, sparkline, overlayChoice, thumb } = explorer;
+// --- All variables -------------------------------------------------------
 
-  // --- All variables -------------------------------------------------------
+let sorting = { key: "number", ascending: true };
+const direction = () => (sorting.ascending ? "ascending" : "descending");
 
-  let sorting = { key: "number", ascending: true };
-
-  /* Columns {key, label, get(m): the value to sort by, show(m): what the cell
-     shows, up: whether to sort the smallest first}. */
-  function columnsOf(table) {
-    const plain = (key, label, values, format) => ({ key, label,
-      get: (m) => values[m], show: (m) => format(values[m]) });
-    const decimals = (digits) => (x) => x.toFixed(digits);
-    const result = [
-      { key: "number", label: "Variable", get: (m) => m, up: true,
-        show: variableLink },
-      { key: "usage", label: "Usage of bins", get: (m) => table.usedBins[m],
-        show: (m) => sparkline([...core.usage[m]].sort((a, b) => b - a)) },
-      plain("entropy", "Entropy (nats)", table.entropy, decimals(3)),
-      plain("effective", "Effective bins", table.effectiveBins, decimals(1)),
-      plain("used", "Used bins", table.usedBins, number),
-      plain("largest", "Largest bin", table.largest, (x) => percent(x)),
-      plain("confidence", "Confidence", table.confidence, decimals(3)),
-    ];
-    if (table.agreement) {
-      result.push(plain("agreement", "Agreement of views", table.agreement,
-        (x) => percent(x)));
-    }
-    if (table.shared) {
-      result.push({ key: "shared", label: "Redundancy (nats)",
-        get: (m) => table.shared[m], show: (m) => [
-          `${table.shared[m].toFixed(3)} with `,
-          variableLink(table.partner[m])] });
-    }
-    core.factors.forEach((factor, f) => {
-      if (!table.nmi) return;
-      result.push(plain(`factor ${f}`, `NMI ${factor.name}`, table.nmi[f],
-        decimals(3)));
-    });
-    for (const [name, rates] of Object.entries(table.flips)) {
-      result.push(plain(`flip ${name}`, `Flips: ${name}`, rates,
-        (x) => percent(x, 0)));
-    }
-    return result;
+/* Columns {key, label, get(m): the value to sort by, show(m): what the cell
+   shows, up: whether to sort the smallest first}. */
+function columnsOf(table) {
+  const plain = (key, label, values, format) => ({ key, label,
+    get: (m) => values[m], show: (m) => format(values[m]) });
+  const decimals = (digits) => (x) => x.toFixed(digits);
+  const result = [
+    { key: "number", label: "Variable", get: (m) => m, up: true,
+      show: variableLink },
+    { key: "usage", label: "Usage of bins", get: (m) => table.usedBins[m],
+      show: (m) => sparkline([...core.usage[m]].sort((a, b) => b - a)) },
+    plain("entropy", "Entropy (nats)", table.entropy, decimals(3)),
+    plain("effective", "Effective bins", table.effectiveBins, decimals(1)),
+    plain("used", "Used bins", table.usedBins, number),
+    plain("largest", "Largest bin", table.largest, (x) => percent(x)),
+    plain("confidence", "Confidence", table.confidence, decimals(3)),
+  ];
+  if (table.agreement) {
+    result.push(plain("agreement", "Agreement of views", table.agreement,
+      (x) => percent(x)));
   }
+  if (table.shared) {
+    result.push({ key: "shared", label: "Redundancy (nats)",
+      get: (m) => table.shared[m], show: (m) => [
+        `${table.shared[m].toFixed(3)} with `,
+        variableLink(table.partner[m])] });
+  }
+  core.factors.forEach((factor, f) => {
+    if (!table.nmi) return;
+    result.push(plain(`factor ${f}`, `NMI ${factor.name}`, table.nmi[f],
+      decimals(3)));
+  });
+  for (const [name, rates] of Object.entries(table.flips)) {
+    result.push(plain(`flip ${name}`, `Flips: ${name}`, rates,
+      (x) => percent(x, 0)));
+  }
+  return result;
+}
 
-  explorer.pages.variables = () => {
-    const columns = columnsOf(core.variables);
-    const body = h("tbody", {});
-    const rows = range(core.numVariables).map((m) => h("tr", { "data-m": m },
-      columns.map((column, i) => h(i ? "td" : "th",
-        i ? {} : { scope: "row" }, column.show(m)))));
-    const heads = columns.map((column) => h("th", { scope: "col" },
-      h("button", { type: "button", onclick: () => sortBy(column) },
-        column.label)));
-    const show = () => {
-      const column = columns.find((c) => c.key === sorting.key) || columns[0];
-      const sign = sorting.ascending ? 1 : -1;
-      const order = range(core.numVariables).sort((a, b) =>
-        sign * (column.get(a) - column.get(b)) || a - b);
-      body.replaceChildren(...order.map((m) => rows[m]));
-      columns.forEach((c, i) => {
-        if (c === column) {
-          heads[i].setAttribute("aria-sort",
-            sorting.ascending ? "ascending" : "descending");
-        } else heads[i].removeAttribute("aria-sort");
-      });
-    };
-    const sortBy = (column) => {
-      sorting = sorting.key === column.key
-        ? { key: column.key, ascending: !sorting.ascending }
-        : { key: column.key, ascending: Boolean(column.up) };
-      show();
-      say(`Sorted by ${column.label}, `
-        + (sorting.ascending ? "ascending" : "descending"));
-    };
+pages.variables = () => {
+  const columns = columnsOf(core.variables);
+  const body = h("tbody", {});
+  const rows = range(core.numVariables).map((m) => h("tr", { "data-m": m },
+    columns.map((column, i) => h(i ? "td" : "th",
+      i ? {} : { scope: "row" }, column.show(m)))));
+  const heads = columns.map((column) => h("th", { scope: "col" },
+    h("button", { type: "button", onclick: () => sortBy(column) },
+      column.label)));
+  const show = () => {
+    const column = columns.find((c) => c.key === sorting.key) || columns[0];
+    const sign = sorting.ascending ? 1 : -1;
+    const order = range(core.numVariables).sort((a, b) =>
+      sign * (column.get(a) - column.get(b)) || a - b);
+    body.replaceChildren(...order.map((m) => rows[m]));
+    columns.forEach((c, i) => {
+      heads[i].ariaSort = c === column ? direction() : null;
+    });
+  };
+  const sortBy = (column) => {
+    sorting = sorting.key === column.key
+      ? { key: column.key, ascending: !sorting.ascending }
+      : { key: column.key, ascending: Boolean(column.up) };
     show();
-    return [
-      heading("Variables"),
-      h("p", { class: "soft" }, `${core.numVariables} variables of `
-        + `${core.numBins} bins. Select a heading to sort by it.`),
-      h("div", { class: "scroll tall", tabindex: "0", role: "region",
-        "aria-label": "Table of variables" },
-      h("table", { id: "variables" }, h("thead", {}, h("tr", {}, heads)),
-        body)),
-    ];
+    say(`Sorted by ${column.label}, ${direction()}`);
   };
+  show();
+  return [
+    heading("Variables"),
+    h("p", { class: "soft" }, `${core.numVariables} variables of `
+      + `${core.numBins} bins. Select a heading to sort by it.`),
+    h("div", { class: "scroll tall", tabindex: "0", role: "region",
+      "aria-label": "Table of variables" },
+    h("table", { id: "variables" }, h("thead", {}, h("tr", {}, heads)), body)),
+  ];
+};
 
-  // --- One variable --------------------------------------------------------
+// --- One variable --------------------------------------------------------
 
-  let binOrder = "number";
-  let binFactor = 0;
+let binOrder = "number";
+let binFactor = 0;
 
-  explorer.pages.variable = async ({ first: m, second: litBin }) => {
-    if (!(m >= 0 && m < core.numVariables)) return missing(`Variable ${m}`);
-    const [data, all] = await Promise.all([variable(m), images()]);
-    const usage = core.usage[m];
-    const list = h("div", { id: "bins" });
-    const fill = () => {
-      const counts = data.counts[core.factors[binFactor]?.name];
-      list.replaceChildren(...orderOfBins(usage, counts).map((d) => lazily(
-        h("div", { class: "bin", "data-bin": d }),
-        (node) => fillBin(node, all, data, m, d, counts?.[d]))));
-    };
-    fill();
-    const light = (d) => {
-      list.querySelectorAll(".lit").forEach((n) => n.classList.remove("lit"));
-      const node = list.querySelector(`[data-bin="${d}"]`);
-      node.classList.add("lit");
-      node.scrollIntoView({ block: "center" });
-    };
-    if (litBin !== undefined && litBin < core.numBins) {
-      requestAnimationFrame(() => light(litBin));
-    }
-    return [
-      h("div", { class: "head" },
-        heading(`Variable ${m}`),
-        h("div", { class: "controls" },
-          stepLink("Previous", "#/variable/", m - 1, core.numVariables),
-          stepLink("Next", "#/variable/", m + 1, core.numVariables))),
-      facts(variableFacts(m)),
-      h("p", { class: "soft" }, relations(m)),
-      barChart(usage, `Images in each of the ${core.numBins} bins`, {
-        tip: (d) => [`Bin ${d}`, `${number(usage[d])} images, `
-          + percent(usage[d] / core.numImages)],
-        open: light,
-        axis: ["bin 0", "images in each bin", `bin ${core.numBins - 1}`],
-      }),
-      h("section", {},
-        h("div", { class: "head" }, h("h2", {}, "Bins and their best images"),
-          h("div", { class: "controls" }, binControls(fill))),
-        list),
-    ];
+pages.variable = async ({ first: m, second: litBin }) => {
+  if (!(m >= 0 && m < core.numVariables)) return missing(`Variable ${m}`);
+  const [data, all] = await Promise.all([variable(m), images()]);
+  const usage = core.usage[m];
+  const list = h("div", { id: "bins" });
+  const fill = () => {
+    const counts = data.counts[core.factors[binFactor]?.name];
+    list.replaceChildren(...orderOfBins(usage, counts).map((d) => lazily(
+      h("div", { class: "bin", "data-bin": d }),
+      (node) => fillBin(node, all, data, m, d, counts?.[d]))));
   };
+  fill();
+  const light = (d) => {
+    list.querySelectorAll(".lit").forEach((n) => n.classList.remove("lit"));
+    const node = list.querySelector(`[data-bin="${d}"]`);
+    node.classList.add("lit");
+    node.scrollIntoView({ block: "center" });
+  };
+  if (litBin !== undefined && litBin < core.numBins) {
+    requestAnimationFrame(() => light(litBin));
+  }
+  return [
+    h("div", { class: "head" }, heading(`Variable ${m}`),
+      h("div", { class: "controls" },
+        stepLink("Previous", "#/variable/", m - 1, core.numVariables),
+        stepLink("Next", "#/variable/", m + 1, core.numVariables))),
+    facts(variableFacts(m)),
+    h("p", { class: "soft" }, relations(m)),
+    barChart(usage, `Images in each of the ${core.numBins} bins`, {
+      tip: (d) => [`Bin ${d}`, `${number(usage[d])} images, `
+        + percent(usage[d] / core.numImages)],
+      open: light,
+      axis: ["bin 0", "images in each bin", `bin ${core.numBins - 1}`],
+    }),
+    h("section", {},
+      h("div", { class: "head" }, h("h2", {}, "Bins and their best images"),
+        h("div", { class: "controls" }, binControls(fill))),
+      list),
+  ];
+};
 
-  function variableFacts(m) {
-    const table = core.variables;
-    const result = [
-      ["Entropy", `${table.entropy[m].toFixed(2)} of `
-        + `${Math.log(core.numBins).toFixed(2)} nats`],
-      ["Effective bins", table.effectiveBins[m].toFixed(1)],
-      ["Used bins", `${table.usedBins[m]} of ${core.numBins}`],
-      ["Confidence", table.confidence[m].toFixed(2)],
-    ];
-    if (table.agreement) {
-      result.push(["Views agree", percent(table.agreement[m], 0)]);
+function variableFacts(m) {
+  const table = core.variables;
+  const result = [
+    ["Entropy", `${table.entropy[m].toFixed(2)} of `
+      + `${Math.log(core.numBins).toFixed(2)} nats`],
+    ["Effective bins", table.effectiveBins[m].toFixed(1)],
+    ["Used bins", `${table.usedBins[m]} of ${core.numBins}`],
+    ["Confidence", table.confidence[m].toFixed(2)],
+  ];
+  if (table.agreement) {
+    result.push(["Views agree", percent(table.agreement[m], 0)]);
+  }
+  core.factors.forEach((factor, f) => {
+    if (table.nmi && table.nmi[f][m] > 3 * table.chance[f][m]
+        && table.nmi[f][m] > 0.1) {
+      result.push([`NMI ${factor.name}`, table.nmi[f][m].toFixed(2)]);
     }
-    core.factors.forEach((factor, f) => {
-      if (table.nmi && table.nmi[f][m] > 3 * table.chance[f][m]
-          && table.nmi[f][m] > 0.1) {
-        result.push([`NMI ${factor.name}`, table.nmi[f][m].toFixed(2)]);
-      }
-    });
-    return result;
-  }
+  });
+  return result;
+}
 
-  /* The most redundant variable, and the augmentations that change the bin. */
-  function relations(m) {
-    const table = core.variables;
-    const partner = table.partner?.[m];
-    const flips = Object.entries(table.flips).map(([name, r]) => [name, r[m]])
-      .sort((a, b) => b[1] - a[1]);
-    return [
-      ...(partner === undefined ? [] : [
-        "Most redundant with ", variableLink(partner),
-        `: mutual information ${nats(table.shared[m])} above the floor (`,
-        h("a", { href: `#/matrix/${m}/${partner}` }, "joint matrix"), "). "]),
-      flips.length ? `The bin changes most often under ${flips[0][0]} `
-        + `(${percent(flips[0][1], 0)}) and least often under `
-        + `${flips.at(-1)[0]} (${percent(flips.at(-1)[1], 0)}).` : "",
-    ];
-  }
+/* The most redundant variable, and the augmentations that change the bin. */
+function relations(m) {
+  const table = core.variables;
+  const partner = table.partner?.[m];
+  const flips = Object.entries(table.flips).map(([name, r]) => [name, r[m]])
+    .sort((a, b) => b[1] - a[1]);
+  return [
+    ...(partner === undefined ? [] : [
+      "Most redundant with ", variableLink(partner),
+      `: mutual information ${nats(table.shared[m])} above the floor (`,
+      h("a", { href: `#/matrix/${m}/${partner}` }, "joint matrix"), "). "]),
+    flips.length ? `The bin changes most often under ${flips[0][0]} `
+      + `(${percent(flips[0][1], 0)}) and least often under `
+      + `${flips.at(-1)[0]} (${percent(flips.at(-1)[1], 0)}).` : "",
+  ];
+}
 
-  function binControls(fill) {
-    return [
-      choice("Order", [["number", "by number"], ["usage", "by usage"],
-        ...(core.factors.length ? [["purity", "by purity"]] : [])],
-      binOrder, (value) => { binOrder = value; fill(); }),
-      core.factors.length > 1 && choice("Factor",
-        core.factors.map((f, i) => [String(i), f.name]),
-        String(binFactor), (value) => { binFactor = +value; fill(); }),
-      overlayChoice(fill),
-    ];
-  }
+function binControls(fill) {
+  return [
+    choice("Order", [["number", "by number"], ["usage", "by usage"],
+      ...(core.factors.length ? [["purity", "by purity"]] : [])],
+    binOrder, (value) => { binOrder = value; fill(); }),
+    core.factors.length > 1 && choice("Factor",
+      core.factors.map((f, i) => [String(i), f.name]),
+      String(binFactor), (value) => { binFactor = +value; fill(); }),
+    overlayChoice(fill),
+  ];
+}
 
-  function orderOfBins(usage, counts) {
-    const purity = (d) => (counts && usage[d]
-      ? Math.max(...counts[d]) / usage[d] : -1);
-    const key = { number: (d) => d, usage: (d) => -usage[d],
-      purity: (d) => -purity(d) }[binOrder];
-    return range(core.numBins).sort((a, b) => key(a) - key(b) || a - b);
-  }
+function orderOfBins(usage, counts) {
+  const purity = (d) => (counts && usage[d]
+    ? Math.max(...counts[d]) / usage[d] : -1);
+  const key = { number: (d) => d, usage: (d) => -usage[d],
+    purity: (d) => -purity(d) }[binOrder];
+  return range(core.numBins).sort((a, b) => key(a) - key(b) || a - b);
+}
 
-  function fillBin(node, all, data, m, d, counts) {
-    const usage = core.usage[m][d];
-    const what = h("div", { class: "what" },
-      h("h3", {}, `Bin ${d}`),
-      h("div", {}, `${number(usage)} images · `
-        + `${percent(usage / core.numImages)}`),
-      counts && classes(counts));
-    const strip = h("div", { class: "strip" });
-    // Where a bin has few images, the most probable others follow.
-    const isMember = (slot) => all.codes[m * all.indices.length + slot] === d;
-    data.slots[d].forEach((slot, rank) => {
-      if (slot < 0) return;
-      const q = `q = ${data.scores[d][rank].toFixed(3)}`;
-      const outside = !isMember(slot);
-      strip.append(thumb(all, slot, {
-        note: outside ? `${q}, not in this bin` : q, outside,
-        attribution: { data, bin: d, rank } }));
-    });
-    if (strip.querySelector(".outside")) {
-      what.append(h("div", {}, "Dimmed: not in this bin"));
-    }
-    node.replaceChildren(what, strip);
+function fillBin(node, all, data, m, d, counts) {
+  const usage = core.usage[m][d];
+  const what = h("div", { class: "what" }, h("h3", {}, `Bin ${d}`),
+    h("div", {}, `${number(usage)} images · `
+      + `${percent(usage / core.numImages)}`),
+    counts && classes(counts));
+  const strip = h("div", { class: "strip" });
+  // Where a bin has few images, the most probable others follow.
+  const isMember = (slot) => all.codes[m * all.indices.length + slot] === d;
+  data.slots[d].forEach((slot, rank) => {
+    if (slot < 0) return;
+    const q = `q = ${data.scores[d][rank].toFixed(3)}`;
+    const outside = !isMember(slot);
+    strip.append(thumb(all, slot, {
+      note: outside ? `${q}, not in this bin` : q, outside,
+      attribution: { data, bin: d, rank } }));
+  });
+  if (strip.querySelector(".outside")) {
+    what.append(h("div", {}, "Dimmed: not in this bin"));
   }
+  node.replaceChildren(what, strip);
+}
 
-  /* The most frequent classes of a bin: a stacked bar, and names. */
-  function classes(counts) {
-    const total = counts.reduce((a, b) => a + b, 0);
-    if (!total) return null;
-    const order = range(counts.length).sort((a, b) => counts[b] - counts[a])
-      .slice(0, 3).filter((k) => counts[k]);
-    const names = core.factors[binFactor].values;
-    return [
-      h("div", { class: "stack", "aria-hidden": "true" }, order.map((k) =>
-        h("i", { style: { width: percent(counts[k] / total),
-          background: category(k, counts.length) } }))),
-      h("div", {}, order.slice(0, 2).filter((k, i) => i === 0
-        || counts[k] >= 0.005 * total).map((k) => `${names[k]} `
-        + `${percent(counts[k] / total, 0)}`).join(", ")),
-    ];
-  }
-})();
+/* The most frequent classes of a bin: a stacked bar, and names. */
+function classes(counts) {
+  const total = counts.reduce((a, b) => a + b, 0);
+  if (!total) return null;
+  const order = range(counts.length).sort((a, b) => counts[b] - counts[a])
+    .slice(0, 3).filter((k) => counts[k]);
+  const names = core.factors[binFactor].values;
+  return [
+    h("div", { class: "stack", "aria-hidden": "true" }, order.map((k) =>
+      h("i", { style: { width: percent(counts[k] / total),
+        background: category(k, counts.length) } }))),
+    h("div", {}, order.slice(0, 2).filter((k, i) => i === 0
+      || counts[k] >= 0.005 * total).map((k) => `${names[k]} `
+      + `${percent(counts[k] / total, 0)}`).join(", ")),
+  ];
+}
