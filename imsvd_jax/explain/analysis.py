@@ -99,11 +99,11 @@ class Pairs:
     """Returns [M, M] nats, the mutual information above its floor."""
     return self.mutual_information - self.floor
 
-  def most_redundant(self, count: int) -> list[information.Pair]:
+  def most_redundant(self, count: int) -> list[tuple[int, int]]:
     """Returns the pairs of variables that share most above the floor."""
-    return information.most_redundant_pairs(
-      self.mutual_information, self.floor, count
-    )
+    rows, columns = np.triu_indices(len(self.floor), 1)
+    order = np.argsort(-self.excess()[rows, columns], kind="stable")[:count]
+    return [(int(rows[i]), int(columns[i])) for i in order]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from imsvd_jax.base import devices
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain.subject import Subject
 
@@ -27,15 +28,12 @@ DEFAULT_STEPS = 16
 def log_odds(
   log_probabilities: jax.Array, variables: jax.Array, bins: jax.Array
 ) -> jax.Array:
-  """Returns the log-odds of one bin per image.
+  """Returns [B] nats, the log-odds of one bin per image.
 
   Args:
     log_probabilities: [B, M, b].
     variables: [B] int.
     bins: [B] int.
-
-  Returns:
-    [B], nats.
   """
   place = jnp.arange(log_probabilities.shape[0])
   chosen = log_probabilities[place, variables]  # [B, b]
@@ -141,41 +139,32 @@ def attribute(
   variables: np.ndarray,
   bins: np.ndarray,
   *,
-  batch_size: int = 32,
-  mesh: Mesh | None = None,
+  batch_size: int,
+  mesh: Mesh,
 ) -> np.ndarray:
-  """Runs a compiled attribution over any number of images.
+  """Runs a compiled attribution over a batch, spread over the devices.
 
   Args:
     compiled: From `make_grad_cam` or `make_integrated_gradients`.
     subject: Whose weights to use.
-    images: uint8 [n, H, W, C].
+    images: uint8 [n, H, W, C], n at most `batch_size`.
     variables: [n] int.
     bins: [n] int.
-    batch_size: One compiled shape; the last batch is padded.
-    mesh: Devices to split each batch over, along its first axis; they must
-      divide it. None: the default device.
+    batch_size: The one compiled shape, to which the batch is padded.
+    mesh: Devices, along axis "data"; they must divide the batch size.
 
   Returns:
     [n, h, w] float32.
   """
-  place = lambda batch: batch
-  if mesh is not None:
-    spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-    place = lambda batch: jax.device_put(batch, spread)
-  results = []
-  for start in range(0, len(images), batch_size):
-    part = slice(start, start + batch_size)
-    count = len(images[part])
-    pad = batch_size - count
-    batch = (
-      np.pad(images[part], ((0, pad), (0, 0), (0, 0), (0, 0))),
-      np.pad(np.asarray(variables[part], np.int32), (0, pad)),
-      np.pad(np.asarray(bins[part], np.int32), (0, pad)),
-    )
-    maps = compiled(subject.variables, *place(batch))
-    results.append(np.asarray(maps)[:count])
-  return np.concatenate(results) if results else np.zeros((0, 1, 1), np.float32)
+  pad = batch_size - len(images)
+  batch = (
+    np.pad(images, ((0, pad), (0, 0), (0, 0), (0, 0))),
+    np.pad(np.asarray(variables, np.int32), (0, pad)),
+    np.pad(np.asarray(bins, np.int32), (0, pad)),
+  )
+  placed = jax.device_put(batch, devices.batch_sharded(mesh))
+  maps = compiled(subject.variables, *placed)
+  return np.asarray(maps)[: len(images)]
 
 
 def unit_maps(maps: np.ndarray) -> np.ndarray:

@@ -1,71 +1,36 @@
 """A 2-D map of the features, their spectrum, and nearest neighbors."""
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imsvd_jax.base.errors import UserError
+from imsvd_jax.explain.analysis import Features
+
+_BLOCK = 512  # Queries per product, so that memory is _BLOCK * S.
 
 
-class PrincipalComponents(NamedTuple):
-  """Principal components of the features.
+def principal_components(features: Features) -> tuple[np.ndarray, np.ndarray]:
+  """Projects the sample to the first two components of the exact PCA.
 
-  Attributes:
-    mean: [F].
-    components: [k, F], orthonormal, by falling variance; the entry of largest
-      magnitude is positive, so that signs do not depend on the solver.
-    variances: [k].
-    total_variance: Of all F directions.
-  """
-
-  mean: np.ndarray
-  components: np.ndarray
-  variances: np.ndarray
-  total_variance: float
-
-  @property
-  def explained(self) -> np.ndarray:
-    """Returns [k], each component's share of the total variance."""
-    return self.variances / max(self.total_variance, 1e-300)
-
-  def project(self, features: np.ndarray) -> np.ndarray:
-    """Projects [n, F] to [n, k] float32."""
-    centered = np.asarray(features, np.float64) - self.mean
-    return (centered @ self.components.T).astype(np.float32)
-
-
-def principal_components(
-  mean: np.ndarray, covariance: np.ndarray, count: int = 2
-) -> PrincipalComponents:
-  """Returns the exact PCA of a whole data set, from its covariance.
+  The components are those of all images, from their covariance. The entry of
+  largest magnitude is positive, so that signs do not depend on the solver.
 
   Args:
-    mean: [F].
-    covariance: [F, F] float64.
-    count: How many components.
+    features: With the covariance [F, F] of at least two features.
 
   Returns:
-    The components.
+    ([S, 2] float32, [2] each component's share of the total variance).
   """
-  if covariance.shape != (len(mean), len(mean)):
-    raise ValueError(
-      f"covariance must be [F, F] with F = {len(mean)}; found shape "
-      f"{covariance.shape}."
-    )
-  count = min(count, len(mean))
-  values, vectors = np.linalg.eigh(covariance)
-  components = vectors[:, ::-1][:, :count].T
+  values, vectors = np.linalg.eigh(features.feature_covariance)
+  components = vectors[:, ::-1][:, :2].T
   peak = np.abs(components).argmax(1)
-  signs = np.sign(components[np.arange(count), peak])
-  return PrincipalComponents(
-    mean,
-    components * signs[:, None],
-    np.maximum(values[::-1][:count], 0),
-    float(np.trace(covariance)),
-  )
+  components = components * np.sign(components[[0, 1], peak])[:, None]
+  centered = features.sample_features.astype(np.float64) - features.feature_mean
+  total = float(np.trace(features.feature_covariance))
+  explained = np.maximum(values[::-1][:2], 0) / max(total, 1e-300)
+  return (centered @ components.T).astype(np.float32), explained
 
 
 def spectrum(covariance: np.ndarray) -> np.ndarray:
@@ -107,43 +72,29 @@ def neighbor_agreement(
 
 
 def nearest_neighbors(
-  features: np.ndarray,
-  queries: np.ndarray,
-  *,
-  count: int = 10,
-  block: int = 512,
+  features: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Finds the cosine neighbors of chosen rows among all other rows.
+  """Finds the cosine neighbors of each row among all other rows.
 
   Args:
-    features: [S, F].
-    queries: [Q] row numbers.
-    count: Neighbors of each; at most S - 1.
-    block: Queries per product, so that memory is block * S.
+    features: [S, F], S at least 2.
+    count: k, neighbors of each row; at most S - 1.
 
   Returns:
-    (rows [Q, count] int64, cosines [Q, count] float32), nearest first; equal
-    cosines by the lower row.
+    (rows [S, k] int64, cosines [S, k] float32), nearest first; equal cosines
+    by the lower row.
   """
-  queries = np.asarray(queries, np.int64)
-  if queries.size and not 0 <= queries.min() <= queries.max() < len(features):
-    raise UserError(
-      f"Queries must be rows 0..{len(features) - 1}; found "
-      f"{queries.min()}..{queries.max()}."
-    )
-  count = min(count, len(features) - 1)
+  size = len(features)
+  count = min(count, size - 1)
   norms = np.linalg.norm(features, axis=1, keepdims=True)
   unit = jnp.asarray(features / np.maximum(norms, 1e-12), jnp.float32)
   rows, cosines = [], []
-  for start in range(0, len(queries), block):
-    part = queries[start : start + block]
-    padded = np.pad(part, (0, block - len(part))).astype(np.int32)
-    best, place = _neighbors(unit, jnp.asarray(padded), count)
-    rows.append(np.asarray(place, np.int64)[: len(part)])
-    cosines.append(np.asarray(best)[: len(part)])
-  if not rows:
-    return np.zeros((0, count), np.int64), np.zeros((0, count), np.float32)
-  return np.concatenate(rows), np.concatenate(cosines)
+  for start in range(0, size, _BLOCK):
+    queries = np.minimum(np.arange(start, start + _BLOCK), size - 1)
+    best, place = _neighbors(unit, jnp.asarray(queries, jnp.int32), count)
+    rows.append(np.asarray(place, np.int64))
+    cosines.append(np.asarray(best))
+  return np.concatenate(rows)[:size], np.concatenate(cosines)[:size]
 
 
 @functools.partial(jax.jit, static_argnums=2)

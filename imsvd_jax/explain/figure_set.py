@@ -156,19 +156,10 @@ def _attribution(
 
 def _map(analysis: Analysis) -> Figure:
   """Draws two principal components of the sample, colored by a factor."""
-  features = analysis.features
-  components = embedding_map.principal_components(
-    features.feature_mean, features.feature_covariance
-  )
-  values: np.ndarray | None = None
-  names: tuple[str, ...] = ()
+  points, explained = embedding_map.principal_components(analysis.features)
+  values, names = None, ()
   if analysis.factors:
     first = analysis.factors[0]
-    values = first.values[analysis.rows(features.sample_indices)]
+    values = first.values[analysis.rows(analysis.features.sample_indices)]
     names = first.names
-  return figures.embedding_map(
-    components.project(features.sample_features),
-    values,
-    names,
-    explained=components.explained,
-  )
+  return figures.embedding_map(points, values, names, explained=explained)

@@ -5,10 +5,9 @@ that they are safe in a server or a thread. Every function returns a Figure;
 `save` writes it.
 """
 
-import contextlib
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -43,10 +42,7 @@ _STYLE = {
 }
 
 
-@contextlib.contextmanager
-def _style() -> Iterator[None]:
-  with matplotlib.rc_context(_STYLE):
-    yield
+_styled = matplotlib.rc_context(_STYLE)  # A decorator.
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -56,6 +52,7 @@ def _figure(width: float, height: float) -> Figure:
   return figure
 
 
+@_styled
 def save(figure: Figure, path: str | pathlib.Path, *, dpi: int = 200) -> None:
   """Writes a figure; the suffix chooses PDF, SVG or PNG."""
   path = pathlib.Path(path)
@@ -69,8 +66,7 @@ def save(figure: Figure, path: str | pathlib.Path, *, dpi: int = 200) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   # No dates: the same figure gives the same file.
   metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-  with _style():
-    figure.savefig(path, dpi=dpi, metadata=metadata.get(suffix))
+  figure.savefig(path, dpi=dpi, metadata=metadata.get(suffix))
 
 
 def _panels(figure: Figure, rows: int, columns: int) -> list[list[Axes]]:
@@ -92,6 +88,7 @@ def _rgb(image: np.ndarray) -> np.ndarray:
   return np.broadcast_to(image, (*image.shape[:2], 3))
 
 
+@_styled
 def joint_matrix(
   matrix: np.ndarray,
   num_bins: int,
@@ -116,26 +113,25 @@ def joint_matrix(
   part = np.asarray(matrix[np.ix_(rows, rows)], np.float64)
   top = part.max()
   norm = LogNorm(max(top * 1e-4, 1e-12), max(top, 1e-11))
-  with _style():
-    figure = _figure(4.4, 3.9)
-    axes = figure.add_subplot()
-    shown = axes.imshow(
-      np.ma.masked_less_equal(part, 0),
-      norm=norm,
-      cmap="viridis",
-      interpolation="nearest",
-      rasterized=True,
-    )
-    _mark_blocks(axes, num_bins, variables)
-    axes.set_title(title)
-    figure.colorbar(
-      shown,
-      ax=axes,
-      label="probability",
-      shrink=0.85,
-      # Plain numbers: the default is mathematics, which is not parsed.
-      format=FuncFormatter(lambda value, _: f"{value:g}"),
-    )
+  figure = _figure(4.4, 3.9)
+  axes = figure.add_subplot()
+  shown = axes.imshow(
+    np.ma.masked_less_equal(part, 0),
+    norm=norm,
+    cmap="viridis",
+    interpolation="nearest",
+    rasterized=True,
+  )
+  _mark_blocks(axes, num_bins, variables)
+  axes.set_title(title)
+  figure.colorbar(
+    shown,
+    ax=axes,
+    label="probability",
+    shrink=0.85,
+    # Plain numbers: the default is mathematics, which is not parsed.
+    format=FuncFormatter(lambda value, _: f"{value:g}"),
+  )
   return figure
 
 
@@ -153,23 +149,24 @@ def _mark_blocks(axes: Axes, num_bins: int, variables: Sequence[int]) -> None:
   axes.set_ylabel("variable")
 
 
+@_styled
 def information_matrix(pairs: Pairs) -> Figure:
   """Draws mutual information above its floor for all pairs of variables."""
   excess = np.maximum(pairs.excess(), 0)
   np.fill_diagonal(excess, np.nan)
-  with _style():
-    figure = _figure(4.4, 3.7)
-    axes = figure.add_subplot()
-    shown = axes.imshow(
-      excess, cmap="viridis", interpolation="nearest", rasterized=True
-    )
-    axes.set_xlabel("variable")
-    axes.set_ylabel("variable")
-    axes.set_title("Mutual information above the finite-sample floor")
-    figure.colorbar(shown, ax=axes, label="nats", shrink=0.85)
+  figure = _figure(4.4, 3.7)
+  axes = figure.add_subplot()
+  shown = axes.imshow(
+    excess, cmap="viridis", interpolation="nearest", rasterized=True
+  )
+  axes.set_xlabel("variable")
+  axes.set_ylabel("variable")
+  axes.set_title("Mutual information above the finite-sample floor")
+  figure.colorbar(shown, ax=axes, label="nats", shrink=0.85)
   return figure
 
 
+@_styled
 def embedding_vectors(
   views: np.ndarray, probabilities: np.ndarray, *, max_images: int = 4
 ) -> Figure:
@@ -186,28 +183,23 @@ def embedding_vectors(
   """
   count = min(len(views), max_images)
   num_views = views.shape[1]
-  with _style():
-    figure = _figure(7.0, 0.85 * count * num_views + 0.3)
-    grid = figure.add_gridspec(
-      count * num_views, 2, width_ratios=[1, 7], wspace=0.02
-    )
-    for row in range(count):
-      codes = probabilities[row].argmax(-1)  # [V, M]
-      same = np.flatnonzero((codes == codes[0]).all(0))
-      for view in range(num_views):
-        place = row * num_views + view
-        axes = figure.add_subplot(grid[place, 0])
-        axes.imshow(_rgb(views[row, view]), interpolation="nearest")
-        _bare(axes)
-        axes = figure.add_subplot(grid[place, 1])
-        is_last = view == num_views - 1
-        _draw_code(
-          axes, probabilities[row, view], same if is_last else same[:0]
-        )
-        axes.set_ylabel(f"view {view + 1}")
-    figure.supxlabel(
-      "variable (rows: bins); a dot: the views agree", fontsize=8
-    )
+  figure = _figure(7.0, 0.85 * count * num_views + 0.3)
+  grid = figure.add_gridspec(
+    count * num_views, 2, width_ratios=[1, 7], wspace=0.02
+  )
+  for row in range(count):
+    codes = probabilities[row].argmax(-1)  # [V, M]
+    same = np.flatnonzero((codes == codes[0]).all(0))
+    for view in range(num_views):
+      place = row * num_views + view
+      axes = figure.add_subplot(grid[place, 0])
+      axes.imshow(_rgb(views[row, view]), interpolation="nearest")
+      _bare(axes)
+      axes = figure.add_subplot(grid[place, 1])
+      is_last = view == num_views - 1
+      _draw_code(axes, probabilities[row, view], same if is_last else same[:0])
+      axes.set_ylabel(f"view {view + 1}")
+  figure.supxlabel("variable (rows: bins); a dot: the views agree", fontsize=8)
   return figure
 
 
@@ -229,6 +221,7 @@ def _draw_code(
   axes.tick_params(length=0, pad=1, labelsize=6)
 
 
+@_styled
 def sample_grid(
   images: Sequence[Sequence[np.ndarray]], titles: Sequence[str]
 ) -> Figure:
@@ -242,18 +235,18 @@ def sample_grid(
     The figure.
   """
   width = max(1, *(len(row) for row in images))
-  with _style():
-    figure = _figure(0.62 * width + 1.1, 0.64 * len(images) + 0.1)
-    grid = _panels(figure, len(images), width)
-    for row, (pictures, title) in enumerate(zip(images, titles, strict=True)):
-      for column, axes in enumerate(grid[row]):
-        _bare(axes)
-        if column < len(pictures):
-          axes.imshow(_rgb(pictures[column]), interpolation="nearest")
-      _set_row_title(grid[row][0], title)
+  figure = _figure(0.62 * width + 1.1, 0.64 * len(images) + 0.1)
+  grid = _panels(figure, len(images), width)
+  for row, (pictures, title) in enumerate(zip(images, titles, strict=True)):
+    for column, axes in enumerate(grid[row]):
+      _bare(axes)
+      if column < len(pictures):
+        axes.imshow(_rgb(pictures[column]), interpolation="nearest")
+    _set_row_title(grid[row][0], title)
   return figure
 
 
+@_styled
 def attribution_rows(
   images: np.ndarray,
   maps: Mapping[str, np.ndarray],
@@ -275,19 +268,19 @@ def attribution_rows(
     columns[name] = attribution.overlay(
       images, np.asarray(values), colormap=colormap[:, :3]
     )
-  with _style():
-    figure = _figure(1.15 * len(columns) + 1.2, 1.15 * len(images) + 0.25)
-    grid = _panels(figure, len(images), len(columns))
-    for column, (name, pictures) in enumerate(columns.items()):
-      grid[0][column].set_title(name)
-      for row, picture in enumerate(pictures):
-        _bare(grid[row][column])
-        grid[row][column].imshow(picture, interpolation="nearest")
-    for row, title in enumerate(titles):
-      _set_row_title(grid[row][0], title)
+  figure = _figure(1.15 * len(columns) + 1.2, 1.15 * len(images) + 0.25)
+  grid = _panels(figure, len(images), len(columns))
+  for column, (name, pictures) in enumerate(columns.items()):
+    grid[0][column].set_title(name)
+    for row, picture in enumerate(pictures):
+      _bare(grid[row][column])
+      grid[row][column].imshow(picture, interpolation="nearest")
+  for row, title in enumerate(titles):
+    _set_row_title(grid[row][0], title)
   return figure
 
 
+@_styled
 def factor_table(
   tables: Mapping[str, np.ndarray], factors: Sequence[str]
 ) -> Figure:
@@ -300,31 +293,31 @@ def factor_table(
   Returns:
     The figure; variables are sorted by their best factor, then by NMI.
   """
-  with _style():
-    width = 1.6 + 0.24 * len(factors) * len(tables)
-    figure = _figure(max(width, 4.4), 3.6)  # The title needs 4.4.
-    all_axes = _panels(figure, 1, len(tables))[0]
-    top = max(float(np.max(t)) for t in tables.values())
-    for axes, (name, table) in zip(all_axes, tables.items(), strict=True):
-      order = np.lexsort((-table.max(1), table.argmax(1)))
-      shown = axes.imshow(
-        table[order],
-        aspect="auto",
-        cmap="viridis",
-        norm=Normalize(0, max(top, 1e-9)),
-        interpolation="nearest",
-      )
-      axes.set_xticks(range(len(factors)), factors, rotation=60, ha="right")
-      axes.set_yticks([])
-      axes.set_title(name)
-    all_axes[0].set_ylabel("variables, by their best factor")
-    figure.colorbar(shown, ax=all_axes, label="NMI", shrink=0.85)
-    figure.suptitle(
-      "Normalized mutual information with known factors", fontsize=9
+  width = 1.6 + 0.24 * len(factors) * len(tables)
+  figure = _figure(max(width, 4.4), 3.6)  # The title needs 4.4.
+  all_axes = _panels(figure, 1, len(tables))[0]
+  top = max(float(np.max(t)) for t in tables.values())
+  for axes, (name, table) in zip(all_axes, tables.items(), strict=True):
+    order = np.lexsort((-table.max(1), table.argmax(1)))
+    shown = axes.imshow(
+      table[order],
+      aspect="auto",
+      cmap="viridis",
+      norm=Normalize(0, max(top, 1e-9)),
+      interpolation="nearest",
     )
+    axes.set_xticks(range(len(factors)), factors, rotation=60, ha="right")
+    axes.set_yticks([])
+    axes.set_title(name)
+  all_axes[0].set_ylabel("variables, by their best factor")
+  figure.colorbar(shown, ax=all_axes, label="NMI", shrink=0.85)
+  figure.suptitle(
+    "Normalized mutual information with known factors", fontsize=9
+  )
   return figure
 
 
+@_styled
 def embedding_map(
   points: np.ndarray,
   values: np.ndarray | None = None,
@@ -343,29 +336,28 @@ def embedding_map(
   Returns:
     The figure.
   """
-  with _style():
-    figure = _figure(4.2, 3.4)
-    axes = figure.add_subplot()
-    size = float(np.clip(4000 / max(len(points), 1), 0.6, 9))
-    style: dict[str, Any] = {
-      "s": size,
-      "linewidths": 0,
-      "alpha": 0.8,
-      "rasterized": True,
-    }
-    if values is None:
-      axes.scatter(*points.T, color="0.4", **style)
-    else:
-      _scatter_groups(axes, points, values, names, style)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for axis, label in enumerate(explained[:2]):
-      text = f"component {axis + 1} ({label:.0%} of variance)"
-      (axes.set_xlabel, axes.set_ylabel)[axis](text)
-    if values is not None and 0 < len(names) <= _MAX_LEGEND:
-      axes.legend(
-        loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3 / size**0.5
-      )
+  figure = _figure(4.2, 3.4)
+  axes = figure.add_subplot()
+  size = float(np.clip(4000 / max(len(points), 1), 0.6, 9))
+  style: dict[str, Any] = {
+    "s": size,
+    "linewidths": 0,
+    "alpha": 0.8,
+    "rasterized": True,
+  }
+  if values is None:
+    axes.scatter(*points.T, color="0.4", **style)
+  else:
+    _scatter_groups(axes, points, values, names, style)
+  axes.set_xticks([])
+  axes.set_yticks([])
+  for axis, label in enumerate(explained[:2]):
+    text = f"component {axis + 1} ({label:.0%} of variance)"
+    (axes.set_xlabel, axes.set_ylabel)[axis](text)
+  if values is not None and 0 < len(names) <= _MAX_LEGEND:
+    axes.legend(
+      loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3 / size**0.5
+    )
   return figure
 
 
@@ -410,6 +402,7 @@ def curves_of(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
   }
 
 
+@_styled
 def training_curves(curves: Mapping[str, np.ndarray]) -> Figure:
   """Draws one panel per curve.
 
@@ -421,17 +414,16 @@ def training_curves(curves: Mapping[str, np.ndarray]) -> Figure:
   """
   columns = min(3, len(curves))
   rows = math.ceil(len(curves) / columns)
-  with _style():
-    figure = _figure(2.5 * columns, 1.75 * rows)
-    grid = _panels(figure, rows, columns)
-    panels = [axes for row in grid for axes in row]
-    for axes, (name, points) in zip(panels, curves.items(), strict=False):
-      # One value, such as a final accuracy, is no line.
-      marker = "o" if len(points) == 1 else None
-      axes.plot(*points.T, linewidth=1.1, marker=marker, markersize=3)
-      axes.set_title(name)
-      axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
-    for axes in panels[len(curves) :]:
-      axes.set_visible(False)
-    figure.supxlabel("step", fontsize=8)
+  figure = _figure(2.5 * columns, 1.75 * rows)
+  grid = _panels(figure, rows, columns)
+  panels = [axes for row in grid for axes in row]
+  for axes, (name, points) in zip(panels, curves.items(), strict=False):
+    # One value, such as a final accuracy, is no line.
+    marker = "o" if len(points) == 1 else None
+    axes.plot(*points.T, linewidth=1.1, marker=marker, markersize=3)
+    axes.set_title(name)
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+  for axes in panels[len(curves) :]:
+    axes.set_visible(False)
+  figure.supxlabel("step", fontsize=8)
   return figure

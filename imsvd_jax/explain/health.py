@@ -6,6 +6,7 @@ import numpy as np
 
 from imsvd_jax.explain import embedding_map
 from imsvd_jax.explain.analysis import Analysis, Code, Pairs, Views
+from imsvd_jax.explain.factors import Factor
 
 
 class Indicator(NamedTuple):
@@ -136,16 +137,25 @@ def _rank_indicator(covariance: np.ndarray) -> Indicator:
 
 
 def neighbor_indicator(
-  factor: str, agreement: float, chance: float
+  factor: Factor, rows: np.ndarray, neighbors: np.ndarray
 ) -> Indicator:
-  """Returns how often neighbors in feature space have the same label."""
+  """Returns how often neighbors in feature space have the same label.
+
+  Args:
+    factor: The labels.
+    rows: [S], places of the images in the factor's values.
+    neighbors: [S, k], neighbors of each image, as places in `rows`.
+  """
+  agreement, chance = embedding_map.neighbor_agreement(
+    neighbors, factor.values[rows]
+  )
   beyond = max((agreement - chance) / max(1 - chance, 1e-12), 0.0)
   return Indicator(
     "Neighbors alike",
     f"{agreement:.0%}",
     agreement,
     _level(beyond, 0.5, 0.2),
-    f"How often an image's nearest neighbors have its {factor}; by chance "
+    f"How often an image's nearest neighbors have its {factor.name}; by chance "
     f"{chance:.0%}.",
   )
 

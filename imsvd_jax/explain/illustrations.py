@@ -129,7 +129,12 @@ class SheetWriter:
       )
 
 
-def _thumbnail_function(size: int) -> Callable[[np.ndarray], jax.Array]:
+def _shrinker(size: int) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns a function from images [n, H, W, C] to thumbnails uint8 [n, s, s, 3].
+
+  One compiled shape serves any number of images.
+  """
+
   @jax.jit
   def thumbnails(images: jax.Array) -> jax.Array:
     images = images.astype(jnp.float32)
@@ -138,7 +143,15 @@ def _thumbnail_function(size: int) -> Callable[[np.ndarray], jax.Array]:
     small = jnp.clip(jnp.round(small), 0, 255).astype(jnp.uint8)
     return jnp.broadcast_to(small, (*shape[:3], 3))
 
-  return thumbnails
+  def shrink(images: np.ndarray) -> np.ndarray:
+    parts = [np.zeros((0, size, size, 3), np.uint8)]
+    for start in range(0, len(images), _RESIZE_BATCH):
+      part = images[start : start + _RESIZE_BATCH]
+      pad = ((0, _RESIZE_BATCH - len(part)), (0, 0), (0, 0), (0, 0))
+      parts.append(np.asarray(thumbnails(np.pad(part, pad)))[: len(part)])
+    return np.concatenate(parts)
+
+  return shrink
 
 
 class _Targets:
@@ -287,7 +300,7 @@ def illustrate(
   coarse, fine = _collectors(subject, analysis, options, mesh)
   wanted = list(keep)
   kept: dict[int, np.ndarray] = {}
-  shrink = _thumbnail_function(size)
+  shrink = _shrinker(size)
   meter = console.Progress("pictures", analysis.num_images, report=report)
   for batch in batches:
     mask = np.asarray(batch.get("mask", np.ones(len(batch["image"]), bool)))
@@ -295,7 +308,7 @@ def illustrate(
     images = np.asarray(batch["image"])[mask]
     slots = writer.slots(index)
     shown = slots >= 0
-    writer.add(slots[shown], _shrink(shrink, images[shown]))
+    writer.add(slots[shown], shrink(images[shown]))
     for collector in (coarse, fine):
       if collector is not None:
         collector.add(images, index)
@@ -312,15 +325,3 @@ def illustrate(
   )
   meter.finish()
   return result
-
-
-def _shrink(
-  shrink: Callable[[np.ndarray], jax.Array], images: np.ndarray
-) -> np.ndarray:
-  """Returns thumbnails of any number of images, with one compiled shape."""
-  parts = []
-  for start in range(0, len(images), _RESIZE_BATCH):
-    part = images[start : start + _RESIZE_BATCH]
-    pad = ((0, _RESIZE_BATCH - len(part)), (0, 0), (0, 0), (0, 0))
-    parts.append(np.asarray(shrink(np.pad(part, pad)))[: len(part)])
-  return np.concatenate(parts) if parts else np.zeros((0, 1, 1, 3), np.uint8)

@@ -4,8 +4,6 @@ Everything here is NumPy on the host: it runs once, on sums. Logarithms are
 natural, values are nats, and 0 log 0 = 0.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 
@@ -59,17 +57,9 @@ def effective_freedom(joint: np.ndarray, num_bins: int) -> np.ndarray:
     [M] float64.
   """
   num_variables = joint.shape[0] // num_bins
-  second = np.asarray(np.diagonal(joint), np.float64)  # [D]
-  second = second.reshape(num_variables, num_bins)
-  marginal = np.stack(
-    [
-      np.asarray(
-        joint[m * num_bins : (m + 1) * num_bins, m * num_bins :][:, :num_bins],
-        np.float64,
-      ).sum(1)
-      for m in range(num_variables)
-    ]
-  )
+  blocks = joint.reshape(num_variables, num_bins, num_variables, num_bins)
+  blocks = np.einsum("mdme->mde", blocks).astype(np.float64)
+  second, marginal = np.einsum("mdd->md", blocks), blocks.sum(2)
   share = np.divide(
     second, marginal, out=np.zeros_like(second), where=marginal > 0
   )
@@ -95,38 +85,6 @@ def mutual_information_floor(
   """
   freedom = effective_freedom(joint, num_bins)
   return np.outer(freedom, freedom) / (2 * num_images)
-
-
-class Pair(NamedTuple):
-  """Two variables and what they share, in nats."""
-
-  first: int
-  second: int
-  mutual_information: float
-  floor: float
-
-  @property
-  def excess(self) -> float:
-    """Mutual information above its finite-sample floor."""
-    return self.mutual_information - self.floor
-
-
-def most_redundant_pairs(
-  information: np.ndarray, floor: np.ndarray, count: int = 20
-) -> list[Pair]:
-  """Returns the pairs of variables that share most above the floor."""
-  rows, columns = np.triu_indices(information.shape[0], 1)
-  excess = (information - floor)[rows, columns]
-  order = np.argsort(-excess, kind="stable")[:count]
-  return [
-    Pair(
-      int(rows[i]),
-      int(columns[i]),
-      float(information[rows[i], columns[i]]),
-      float(floor[rows[i], columns[i]]),
-    )
-    for i in order
-  ]
 
 
 def contingency(

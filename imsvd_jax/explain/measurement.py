@@ -16,7 +16,7 @@ from imsvd_jax.explain.analysis import Analysis, Code, FactorScores, Views
 from imsvd_jax.explain.explain_options import ExplainOptions
 from imsvd_jax.explain.factors import Factor
 from imsvd_jax.explain.images import Batches, Images, only, some_of
-from imsvd_jax.explain.scan import Scan, scan
+from imsvd_jax.explain.scan import scan
 from imsvd_jax.explain.subject import Subject
 from imsvd_jax.explain.view_comparison import compare_views
 
@@ -64,27 +64,19 @@ def analyze(
     "mesh": mesh or devices.make_mesh(jax.local_devices()),
     "report": report,
   }
-  found = scan(
+  found, labels = scan(
     subject, images, num_top=options.num_top, joint=options.joint, **common
   )
   factors = factors_lib.known_factors(
-    found.indices, found.labels, images.factors, images.label_names
+    found.indices, labels, images.factors, images.label_names
   )
-  result = Analysis(
-    indices=found.indices,
-    features=found.features,
-    code=found.code,
-    pairs=found.pairs,
-    factors=factors,
-    seconds=found.seconds,
-    images_per_second=found.images_per_second,
-  )
+  found = dataclasses.replace(found, factors=factors)
   if found.code is None:
-    return result
+    return found
   return dataclasses.replace(
-    result,
+    found,
     scores=_scores(found.code, factors, untrained, images, common),
-    views=_views(subject, images, result, options, common),
+    views=_views(subject, images, found, options, common),
     flip_rates=_flip_rates(
       subject, images, found, options.max_flip_images, key=key, **common
     ),
@@ -104,7 +96,7 @@ def _scores(
   scores = score_factors(code, factors)
   if untrained is None:
     return scores
-  random = scan(
+  random, _ = scan(
     untrained,
     images,
     num_top=1,
@@ -172,7 +164,7 @@ def _views(
 def _flip_rates(
   subject: Subject,
   images: Images,
-  found: Scan,
+  found: Analysis,
   max_images: int,
   **options: Any,
 ) -> Mapping[str, np.ndarray]:

@@ -5,7 +5,6 @@ to, each is applied alone. A probe is (keys [B], images [B, H, W, C] in
 0..255) -> pixels of the same shape and range, float32.
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -43,18 +42,6 @@ def _constant(planes: jax.Array, value: float) -> jax.Array:
   return jnp.full(planes.shape[1], value, jnp.float32)
 
 
-def _brightness(planes: jax.Array, factor: float) -> jax.Array:
-  return pixels.adjust_brightness(planes, _constant(planes, factor))
-
-
-def _contrast(planes: jax.Array) -> jax.Array:
-  return pixels.adjust_contrast(planes, _constant(planes, 0.6))
-
-
-def _solarize(planes: jax.Array) -> jax.Array:
-  return pixels.adjust_solarize(planes, 127.5 / 255)
-
-
 def _blur(planes: jax.Array) -> jax.Array:
   """Blurs with a sigma of 1/50 of the image's height."""
   sigma = planes.shape[2] / 50
@@ -84,7 +71,7 @@ def crop(keys: jax.Array, images: jax.Array) -> jax.Array:
       (0, 1),
       jnp.stack([scale, scale]),
       -start * scale,
-      method="linear",
+      "linear",
     )
 
   return jax.vmap(one)(keys, _float(images))
@@ -109,13 +96,19 @@ def noise(keys: jax.Array, images: jax.Array) -> jax.Array:
 PROBES: dict[str, Probe] = {
   "mirror": flip,
   "crop 50%": crop,
-  "darker": _of_planes(functools.partial(_brightness, factor=0.6)),
-  "brighter": _of_planes(functools.partial(_brightness, factor=1.4)),
-  "low contrast": _of_planes(_contrast),
+  "darker": _of_planes(
+    lambda x: pixels.adjust_brightness(x, _constant(x, 0.6))
+  ),
+  "brighter": _of_planes(
+    lambda x: pixels.adjust_brightness(x, _constant(x, 1.4))
+  ),
+  "low contrast": _of_planes(
+    lambda x: pixels.adjust_contrast(x, _constant(x, 0.6))
+  ),
   "grayscale": _of_planes(pixels.grayscale),
   "channel roll": roll_channels,
   "invert": invert,
-  "solarize": _of_planes(_solarize),
+  "solarize": _of_planes(lambda x: pixels.adjust_solarize(x, 127.5 / 255)),
   "blur": _of_planes(_blur),
   "noise": noise,
 }

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from matplotlib.figure import Figure
 
 from imsvd_jax.base import console, devices
 from imsvd_jax.base.errors import UserError
@@ -85,7 +84,9 @@ def explain(
     "report": report,
   }
   _check(subject, images, options)
-  directory = _cleared(pathlib.Path(directory))
+  directory = pathlib.Path(directory)
+  _remove_former(directory)
+  directory.mkdir(parents=True, exist_ok=True)
   analysis = analyze(
     subject, images, options, untrained=untrained, key=key, **common
   )
@@ -109,31 +110,17 @@ def explain(
     names=images.names,
     report=report,
   )
-  drawn = figure_set.draw_all(analysis, pictures, chosen, records)
-  paths = _save_figures(drawn, directory / "figures", options.figure_format)
-  for line in _last_lines(subject, analysis, index):
-    report(line)
-  return Report(analysis, index, paths)
-
-
-def _save_figures(
-  drawn: Mapping[str, Figure], directory: pathlib.Path, suffix: str
-) -> list[pathlib.Path]:
   paths = []
+  drawn = figure_set.draw_all(analysis, pictures, chosen, records)
   for name, figure in drawn.items():
-    paths.append(directory / f"{name}.{suffix}")
+    paths.append(directory / "figures" / f"{name}.{options.figure_format}")
     figures.save(figure, paths[-1])
-  return paths
-
-
-def _last_lines(
-  subject: Subject, analysis: Analysis, index: pathlib.Path
-) -> list[str]:
-  """Returns what the report has to say, and where it is."""
-  lines = factor_lines(analysis)
+  for line in factor_lines(analysis):
+    report(line)
   if analysis.code is None:
-    lines.append(no_code_sentence(subject))
-  return [*lines, f"Open {index}"]
+    report(no_code_sentence(subject))
+  report(f"Open {index}")
+  return Report(analysis, index, paths)
 
 
 def _check(subject: Subject, images: Images, options: ExplainOptions) -> None:
@@ -157,13 +144,6 @@ def _check(subject: Subject, images: Images, options: ExplainOptions) -> None:
     )
 
 
-def _cleared(directory: pathlib.Path) -> pathlib.Path:
-  """Returns the directory, made if it is not there, without an old report."""
-  _remove_former(directory)
-  (directory / "explorer").mkdir(parents=True, exist_ok=True)
-  return directory
-
-
 def _remove_former(directory: pathlib.Path) -> None:
   """Removes what an earlier report wrote there, which may be of other images.
 
@@ -180,11 +160,7 @@ def _remove_former(directory: pathlib.Path) -> None:
 
 
 def factor_lines(analysis: Analysis) -> list[str]:
-  """Returns the table of factors as text.
-
-  Returns:
-    Lines with a heading, or none without factors or codes.
-  """
+  """Returns the table of factors as text, empty without factors or codes."""
   rows = health.best_factors(analysis)
   if not rows:
     return []

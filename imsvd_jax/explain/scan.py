@@ -8,7 +8,7 @@ when b > 256), 12 bytes more (index, label) and a uniform sample of features.
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,34 +18,12 @@ from imsvd_jax.base import console, devices, hashing
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import accumulate, information
 from imsvd_jax.explain import sums as sums_lib
-from imsvd_jax.explain.analysis import Code, Features, Pairs
+from imsvd_jax.explain.analysis import Analysis, Code, Features, Pairs
 from imsvd_jax.explain.images import Batch, Images, padded_batches
 from imsvd_jax.explain.subject import Encoding, Subject
 
 # Images beyond this many are sampled for what needs features per image.
 DEFAULT_SAMPLE = 20_000
-
-
-class Scan(NamedTuple):
-  """What the pass found; see `analysis.Analysis`.
-
-  Attributes:
-    indices: [N] int64, ascending.
-    labels: [N] int32, -1 where unknown.
-    features: Of every encoder.
-    code: None without a discrete code.
-    pairs: None when not asked for, or without a discrete code.
-    seconds: Duration, compilation included.
-    images_per_second: Without the first batch, which compiles.
-  """
-
-  indices: np.ndarray
-  labels: np.ndarray
-  features: Features
-  code: Code | None
-  pairs: Pairs | None
-  seconds: float
-  images_per_second: float
 
 
 def scan(
@@ -59,7 +37,7 @@ def scan(
   sample_size: int = DEFAULT_SAMPLE,
   what: str = "analysis",
   report: Callable[[str], None] = console.print_line,
-) -> Scan:
+) -> tuple[Analysis, np.ndarray]:
   """Streams over a data set once.
 
   Args:
@@ -71,10 +49,11 @@ def scan(
     covariance: Whether to measure the F x F covariance of the features.
     sample_size: Images whose features are kept, chosen uniformly.
     what: What progress lines call the pass.
-    report: Takes a line of text every few seconds.
+    report: Takes lines of text.
 
   Returns:
-    What was found.
+    (what was found, labels [N] int32 in the order of its indices, -1 where
+    unknown).
 
   Raises:
     UserError: There are no images, an image comes twice, or the encoder's
@@ -105,15 +84,15 @@ def scan(
     pairs = _collect_pairs(sums.code.joint, code)
   features = _collect_features(sums.features, host.sample, len(indices))
   meter.finish()
-  return Scan(
+  found = Analysis(
     indices=indices,
-    labels=labels,
     features=features,
     code=code,
     pairs=pairs,
     seconds=time.monotonic() - start,
     images_per_second=meter.rate(),
   )
+  return found, labels
 
 
 def _stream(

@@ -124,7 +124,9 @@ def build(
   neighbors = _write_neighbors(directory, shown, illustrations.indices)
   core["hasNeighbors"] = neighbors is not None
   if neighbors is not None and analysis.factors:
-    indicator = _alike(analysis, shown.sample_indices, neighbors)
+    indicator = health.neighbor_indicator(
+      analysis.factors[0], analysis.rows(shown.sample_indices), neighbors
+    )
     core["health"].append(indicator._asdict())
   if analysis.code is not None:
     report("explorer: variables")
@@ -264,8 +266,8 @@ def _pair_tables(
     "floor": packed(pairs.floor.astype(np.float32)),
     "marginal": packed(code.marginal.astype(np.float32)),
     "pairs": [
-      [p.first, p.second, p.mutual_information, p.floor]
-      for p in pairs.most_redundant(12)
+      [a, c, float(pairs.mutual_information[a, c]), float(pairs.floor[a, c])]
+      for a, c in pairs.most_redundant(12)
     ],
   }
   if views is not None and views.cross_mutual_information is not None:
@@ -399,10 +401,7 @@ def _write_map(
     return False
   if len(features.sample_indices) < 3:
     return False
-  components = embedding_map.principal_components(
-    features.feature_mean, covariance
-  )
-  position = components.project(features.sample_features)
+  position, explained = embedding_map.principal_components(features)
   low, high = position.min(0), position.max(0)
   unit = (position - low) / np.maximum(high - low, 1e-12)
   slots = np.searchsorted(indices, features.sample_indices)
@@ -412,7 +411,7 @@ def _write_map(
     {
       "slots": deflated(slots.astype(np.int32)),
       "points": deflated(np.rint(unit * 65_535).astype(np.uint16)),
-      "explained": _rounded(components.explained),
+      "explained": _rounded(explained),
     },
   )
   return True
@@ -422,11 +421,10 @@ def _write_neighbors(
   directory: pathlib.Path, features: Features, indices: np.ndarray
 ) -> np.ndarray | None:
   """Writes the nearest neighbors; returns their rows, or None without any."""
-  count = len(features.sample_indices)
-  if count < 2:
+  if len(features.sample_indices) < 2:
     return None
   rows, cosines = embedding_map.nearest_neighbors(
-    features.sample_features, np.arange(count), count=NUM_NEIGHBORS
+    features.sample_features, NUM_NEIGHBORS
   )
   slots = np.searchsorted(indices, features.sample_indices).astype(np.int32)
   levels = np.rint(np.clip(cosines, 0, 1) * 255).astype(np.uint8)
@@ -441,16 +439,6 @@ def _write_neighbors(
     },
   )
   return rows
-
-
-def _alike(
-  analysis: Analysis, indices: np.ndarray, neighbors: np.ndarray
-) -> health.Indicator:
-  factor = analysis.factors[0]
-  agreement, chance = embedding_map.neighbor_agreement(
-    neighbors, factor.values[analysis.rows(indices)]
-  )
-  return health.neighbor_indicator(factor.name, agreement, chance)
 
 
 def _write_views(
