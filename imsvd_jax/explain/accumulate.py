@@ -165,7 +165,6 @@ def image_pass(
   Args:
     encode: (variables, images) -> Encoding.
     shapes: Shapes of what `encode` returns.
-    mesh: Devices, along axis "data".
     num_top: n, images kept for each bin.
     joint: Whether to sum the joint matrix.
     covariance: Whether to sum the second moments of the features.
@@ -185,7 +184,8 @@ def image_pass(
     if encoding.probabilities is not None and sums.code is not None:
       q = encoding.probabilities.astype(jnp.float32)
       finite &= jnp.isfinite(q).all((-2, -1))
-      codes = _likeliest(q)
+      dtype = jnp.uint8 if q.shape[-1] <= 256 else jnp.uint16
+      codes = jnp.argmax(q, -1).astype(dtype)
       code = _add_code(sums.code, q, indices, mask)
     added = ImageSums(
       count=sums.count + _number(mask),
@@ -222,7 +222,6 @@ def view_pass(
     encode: (variables, images) -> Encoding with probabilities.
     augment: See `images.TwoViews`.
     shape: (M, b).
-    mesh: Devices, along axis "data".
     joint: Whether to sum the cross-joint matrix.
   """
 
@@ -288,11 +287,6 @@ def _probabilities(encoding: Encoding) -> jax.Array:
   if encoding.probabilities is None:
     raise ValueError("Views are compared by a discrete code; there is none.")
   return encoding.probabilities.astype(jnp.float32)
-
-
-def _likeliest(q: jax.Array) -> jax.Array:
-  dtype = jnp.uint8 if q.shape[-1] <= 256 else jnp.uint16
-  return jnp.argmax(q, -1).astype(dtype)
 
 
 def _flat(q: jax.Array, mask: jax.Array) -> jax.Array:

@@ -91,7 +91,6 @@ def make_integrated_gradients(
   error. The baseline x0 is the image's own mean color.
 
   Args:
-    subject: The functions of images.
     steps: Points on the path; each costs a forward and a backward pass.
 
   Returns:

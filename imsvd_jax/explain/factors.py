@@ -9,6 +9,8 @@ import numpy as np
 
 from imsvd_jax.base.errors import UserError
 
+_NUM_QUANTILES = 10  # Bins of a continuous factor.
+
 
 class Factor(NamedTuple):
   """Something known about each image: a label, or a factor of variation.
@@ -28,13 +30,11 @@ def make_factor(
   name: str,
   values: np.ndarray,
   names: Sequence[str] | None = None,
-  *,
-  num_quantiles: int = 10,
 ) -> Factor:
   """Returns a factor from raw values.
 
   Integers (and booleans) are categories as they are, negative ones unknown.
-  Floats are cut into `num_quantiles` bins of equal share; NaN is unknown, and
+  Floats are cut into ten bins of equal share; NaN is unknown, and
   equal values stay together. Anything else (strings) is sorted into
   categories.
 
@@ -42,14 +42,10 @@ def make_factor(
     name: What it is called.
     values: [N].
     names: Names of the categories; by default their numbers.
-    num_quantiles: Bins of a continuous factor.
-
-  Returns:
-    The factor.
   """
   values = np.asarray(values)
   if values.dtype.kind == "f":
-    return _continuous_factor(name, values.astype(np.float64), num_quantiles)
+    return _continuous_factor(name, values.astype(np.float64))
   if values.dtype.kind in "iub":
     codes = np.maximum(values.astype(np.int64), -1).astype(np.int32)
     count = int(codes.max(initial=-1)) + 1
@@ -60,13 +56,11 @@ def make_factor(
   return Factor(name, codes.astype(np.int32), tuple(map(str, categories)))
 
 
-def _continuous_factor(
-  name: str, values: np.ndarray, num_quantiles: int
-) -> Factor:
+def _continuous_factor(name: str, values: np.ndarray) -> Factor:
   known = np.isfinite(values)
   edges = np.quantile(
     values[known] if known.any() else [0.0],
-    np.linspace(0, 1, num_quantiles + 1),
+    np.linspace(0, 1, _NUM_QUANTILES + 1),
   )
   inner = np.unique(edges[1:-1])
   inner = inner[inner > edges[0]]

@@ -157,7 +157,8 @@ def _attribution(
 def _map(analysis: Analysis) -> Figure:
   """Draws two principal components of the sample, colored by a factor."""
   points, explained = embedding_map.principal_components(analysis.features)
-  values, names = None, ()
+  values: np.ndarray | None = None
+  names: tuple[str, ...] = ()
   if analysis.factors:
     first = analysis.factors[0]
     values = first.values[analysis.rows(analysis.features.sample_indices)]

@@ -58,10 +58,10 @@ def save(figure: Figure, path: str | pathlib.Path, *, dpi: int = 200) -> None:
   path = pathlib.Path(path)
   suffix = path.suffix.lower().lstrip(".")
   if suffix not in FORMATS:
+    known = ", ".join(f".{f}" for f in FORMATS)
     raise UserError(
-      f"A figure cannot be written as {path.name!r}; the name must end in "
-      + ", ".join(f".{f}" for f in FORMATS)
-      + "."
+      f"A figure cannot be written as {path.name!r}; the name must end in"
+      f" {known}."
     )
   path.parent.mkdir(parents=True, exist_ok=True)
   # No dates: the same figure gives the same file.

@@ -130,10 +130,7 @@ class SheetWriter:
 
 
 def _shrinker(size: int) -> Callable[[np.ndarray], np.ndarray]:
-  """Returns a function from images [n, H, W, C] to thumbnails uint8 [n, s, s, 3].
-
-  One compiled shape serves any number of images.
-  """
+  """Returns a function: images [n, H, W, C] -> uint8 [n, size, size, 3]."""
 
   @jax.jit
   def thumbnails(images: jax.Array) -> jax.Array:
@@ -145,6 +142,7 @@ def _shrinker(size: int) -> Callable[[np.ndarray], np.ndarray]:
 
   def shrink(images: np.ndarray) -> np.ndarray:
     parts = [np.zeros((0, size, size, 3), np.uint8)]
+    # One compiled shape for any number of images.
     for start in range(0, len(images), _RESIZE_BATCH):
       part = images[start : start + _RESIZE_BATCH]
       pad = ((0, _RESIZE_BATCH - len(part)), (0, 0), (0, 0), (0, 0))
@@ -152,26 +150,6 @@ def _shrinker(size: int) -> Callable[[np.ndarray], np.ndarray]:
     return np.concatenate(parts)
 
   return shrink
-
-
-class _Targets:
-  """Which (variable, bin, rank) an image has to be attributed for."""
-
-  def __init__(self, top_indices: np.ndarray, per_bin: int) -> None:
-    best = top_indices[..., :per_bin]
-    self.shape = best.shape
-    flat = best.reshape(-1)
-    self.order = np.argsort(flat, kind="stable")
-    self.sorted = flat[self.order]
-
-  def of(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (row in `indices`, flat target) of each target among them."""
-    first = np.searchsorted(self.sorted, indices, "left").tolist()
-    last = np.searchsorted(self.sorted, indices, "right").tolist()
-    spans = [range(a, b) for a, b in zip(first, last, strict=True)]
-    rows = [row for row, span in enumerate(spans) for _ in span]
-    targets = [place for span in spans for place in span]
-    return np.array(rows, np.int64), self.order[np.array(targets, np.int64)]
 
 
 class _MapCollector:
@@ -186,25 +164,38 @@ class _MapCollector:
     self,
     subject: Subject,
     compiled: Callable[..., jax.Array],
-    targets: _Targets,
+    best: np.ndarray,
     *,
     mesh: Mesh,
     size: tuple[int, int] | None = None,
   ) -> None:
+    """Takes the images [M, b, k] to attribute, and the size to store."""
     self.subject = subject
     self.compiled = compiled
-    self.targets = targets
+    self.shape = best.shape
     self.size = size
     self.mesh = mesh
-    wanted = min(_ATTRIBUTION_BATCH, len(targets.sorted))
+    flat = best.reshape(-1)
+    self.order = np.argsort(flat, kind="stable")
+    self.sorted = flat[self.order]
+    wanted = min(_ATTRIBUTION_BATCH, len(flat))
     self.batch_size = wanted + -wanted % mesh.size
     self.maps: np.ndarray | None = None
     self._images: list[np.ndarray] = []
     self._targets = np.empty(0, np.int64)
 
+  def _targets_of(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (row in `indices`, flat target) of each target among them."""
+    first = np.searchsorted(self.sorted, indices, "left").tolist()
+    last = np.searchsorted(self.sorted, indices, "right").tolist()
+    spans = [range(a, b) for a, b in zip(first, last, strict=True)]
+    rows = [row for row, span in enumerate(spans) for _ in span]
+    targets = [place for span in spans for place in span]
+    return np.array(rows, np.int64), self.order[np.array(targets, np.int64)]
+
   def add(self, images: np.ndarray, indices: np.ndarray) -> None:
     """Takes a batch of images, without padding."""
-    rows, targets = self.targets.of(indices)
+    rows, targets = self._targets_of(indices)
     start = 0
     while start < len(rows):
       room = self.batch_size - len(self._targets)
@@ -216,7 +207,7 @@ class _MapCollector:
         self._attribute()
 
   def _attribute(self) -> None:
-    variables, bins, _ = np.unravel_index(self._targets, self.targets.shape)
+    variables, bins, _ = np.unravel_index(self._targets, self.shape)
     maps = attribution.attribute(
       self.compiled,
       self.subject,
@@ -231,8 +222,7 @@ class _MapCollector:
       maps = attribution.resize_maps(maps, self.size)
     levels = np.rint(attribution.unit_maps(maps) * 255).astype(np.uint8)
     if self.maps is None:
-      count = int(np.prod(self.targets.shape))
-      self.maps = np.zeros((count, *levels.shape[1:]), np.uint8)
+      self.maps = np.zeros((len(self.order), *levels.shape[1:]), np.uint8)
     self.maps[self._targets] = levels
     self._images, self._targets = [], np.empty(0, np.int64)
 
@@ -242,30 +232,33 @@ class _MapCollector:
       self._attribute()
     if self.maps is None:
       return None
-    return self.maps.reshape(*self.targets.shape, *self.maps.shape[1:])
+    return self.maps.reshape(*self.shape, *self.maps.shape[1:])
 
 
 def _collectors(
   subject: Subject, analysis: Analysis, options: ExplainOptions, mesh: Mesh
-) -> tuple[_MapCollector | None, _MapCollector | None]:
-  """(Grad-CAM, integrated gradients), None where not wanted or possible."""
+) -> dict[str, _MapCollector]:
+  """Returns the wanted and possible ones of "grad_cam" and "integrated"."""
   if analysis.code is None or not subject.has_attribution:
-    return None, None
+    return {}
   best = analysis.code.top_indices
-  per_bin = options.grad_cam_per_bin
-  if per_bin is None:
-    per_bin = best.shape[-1]
-  coarse = fine = None
-  if per_bin:
-    compiled = attribution.make_grad_cam(subject)
-    targets = _Targets(best, per_bin)
-    coarse = _MapCollector(subject, compiled, targets, mesh=mesh)
+  collectors = {}
+  if options.grad_cam_per_bin != 0:
+    collectors["grad_cam"] = _MapCollector(
+      subject,
+      attribution.make_grad_cam(subject),
+      best[..., : options.grad_cam_per_bin],
+      mesh=mesh,
+    )
   if options.integrated_per_bin:
-    compiled = attribution.make_integrated_gradients(subject)
-    targets = _Targets(best, options.integrated_per_bin)
-    size = (_FINE_SIZE, _FINE_SIZE)
-    fine = _MapCollector(subject, compiled, targets, mesh=mesh, size=size)
-  return coarse, fine
+    collectors["integrated"] = _MapCollector(
+      subject,
+      attribution.make_integrated_gradients(subject),
+      best[..., : options.integrated_per_bin],
+      mesh=mesh,
+      size=(_FINE_SIZE, _FINE_SIZE),
+    )
+  return collectors
 
 
 def illustrate(
@@ -282,14 +275,12 @@ def illustrate(
   """Streams over the data set once more and writes sprite sheets.
 
   Args:
-    subject: The functions of images.
     batches: The data set of the analysis, once more; any batch size.
     analysis: What the first pass found.
     directory: Where `0.jpg`, `1.jpg`, ... of 8 x 8 thumbnails go.
     options: How many images to show, and to attribute.
     mesh: Devices to spread the attribution over.
     keep: Indices of images to keep whole, for figures.
-    report: Takes a line of text every few seconds.
 
   Returns:
     The illustrations.
@@ -297,8 +288,7 @@ def illustrate(
   size = options.thumbnail_size
   indices = shown_images(analysis, options.max_images)
   writer = SheetWriter(pathlib.Path(directory), indices, size)
-  coarse, fine = _collectors(subject, analysis, options, mesh)
-  wanted = list(keep)
+  collectors = _collectors(subject, analysis, options, mesh)
   kept: dict[int, np.ndarray] = {}
   shrink = _shrinker(size)
   meter = console.Progress("pictures", analysis.num_images, report=report)
@@ -309,19 +299,14 @@ def illustrate(
     slots = writer.slots(index)
     shown = slots >= 0
     writer.add(slots[shown], shrink(images[shown]))
-    for collector in (coarse, fine):
-      if collector is not None:
-        collector.add(images, index)
-    for i in np.flatnonzero(np.isin(index, wanted)):
+    for collector in collectors.values():
+      collector.add(images, index)
+    for i in np.flatnonzero(np.isin(index, keep)):
       kept[int(index[i])] = images[i].copy()
     meter.add(len(index))
   writer.close()
-  result = Illustrations(
-    indices,
-    size,
-    grad_cam=None if coarse is None else coarse.result(),
-    integrated=None if fine is None else fine.result(),
-    kept=kept,
-  )
+  maps = {name: collector.result() for name, collector in collectors.items()}
   meter.finish()
-  return result
+  return Illustrations(
+    indices, size, maps.get("grad_cam"), maps.get("integrated"), kept
+  )

@@ -127,14 +127,11 @@ def flip_rates(
   """Measures how often each augmentation alone changes the most probable bin.
 
   Args:
-    subject: The functions of images.
     batches: As in `images.Images`; all of their images count. To look at fewer,
       give some from everywhere in the data set, which may be sorted by class.
-    mesh: Devices, along axis "data".
     probes: Augmentations by name; by default `PROBES`.
     key: Random key; an image's draw depends on the key and its index.
     num_images: For the time left.
-    report: Takes a line of text every few seconds.
 
   Returns:
     By name, [M] float64: the share of images whose bin changed.

@@ -127,9 +127,8 @@ def _check(subject: Subject, images: Images, options: ExplainOptions) -> None:
   """Raises UserError where the options do not fit, before any work."""
   if options.figure_format not in FORMATS:
     raise UserError(
-      f"Unknown figure format {options.figure_format!r}. Known: "
-      + ", ".join(FORMATS)
-      + "."
+      f"Unknown figure format {options.figure_format!r}. "
+      f"Known: {', '.join(FORMATS)}."
     )
   if not options.variables:
     return

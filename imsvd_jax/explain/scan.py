@@ -41,15 +41,12 @@ def scan(
   """Streams over a data set once.
 
   Args:
-    subject: The functions of images.
     images: The data set.
-    mesh: Devices, along axis "data".
     num_top: n, images kept for each bin.
     joint: Whether to measure the D x D joint matrix.
     covariance: Whether to measure the F x F covariance of the features.
     sample_size: Images whose features are kept, chosen uniformly.
     what: What progress lines call the pass.
-    report: Takes lines of text.
 
   Returns:
     (what was found, labels [N] int32 in the order of its indices, -1 where
@@ -128,7 +125,6 @@ def encoding_shapes(subject: Subject, images: np.ndarray) -> Encoding:
   """Returns the shapes of a subject's outputs, without computing them.
 
   Args:
-    subject: The functions of images.
     images: [B, H, W, C]; only shape and type count.
 
   Raises:

@@ -34,10 +34,8 @@ def compare_views(
     views: Where the views come from.
     shape: (M, b).
     examples: [n] ascending indices of images to keep with their views.
-    mesh: Devices, along axis "data".
     joint: Whether to measure the D x D cross-joint matrix.
     count: How many images will come, for the time left.
-    report: Takes a line of text every few seconds.
 
   Returns:
     What was found, over the images that came.

@@ -1,6 +1,5 @@
 """A headless Chromium, driven over the WebDriver protocol with urllib only."""
 
-import base64
 import contextlib
 import json
 import shutil
@@ -10,6 +9,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+
+import pytest
 
 FLAGS = [
   "--headless",
@@ -37,19 +38,22 @@ KEYS = {
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
-def missing():
-  """Returns the names of missing programs, or an empty string."""
-  wanted = [p for p in ("chromium", "chromedriver") if not shutil.which(p)]
-  return " and ".join(wanted)
+def require():
+  """Skips a test where the browser is not installed."""
+  missing = [p for p in ("chromium", "chromedriver") if not shutil.which(p)]
+  if missing:
+    names = " and ".join(missing)
+    pytest.skip(f"{names} not found; CI installs chromium and chromium-driver.")
 
 
 class Browser:
   """One session; use as a context manager."""
 
-  def __init__(self, width=1280, height=900, dark=False, scale=1):
-    self.width, self.height, self.dark, self.scale = width, height, dark, scale
+  def __init__(self, dark=False):
+    self.dark = dark
 
   def __enter__(self):
+    require()
     self.stack = contextlib.ExitStack()
     profile = self.stack.enter_context(
       tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -71,7 +75,6 @@ class Browser:
       "args": [
         *FLAGS,
         f"--user-data-dir={profile}",
-        f"--window-size={self.width},{self.height}",
       ],
     }
     capabilities = {
@@ -84,7 +87,7 @@ class Browser:
     )
     self.base += f"/session/{session['sessionId']}"
     self.stack.callback(lambda: self._call("DELETE", ""))
-    self.resize(self.width, self.height, self.scale)
+    self.resize()
     self.prefer(self.dark)
     return self
 
@@ -121,34 +124,37 @@ class Browser:
     body = {"cmd": command, "params": parameters}
     return self._call("POST", "/goog/cdp/execute", body)
 
-  def resize(self, width, height, scale=1):
+  def resize(self, width=1280, height=900):
     self.devtools(
       "Emulation.setDeviceMetricsOverride",
       width=width,
       height=height,
-      deviceScaleFactor=scale,
+      deviceScaleFactor=1,
       mobile=width < 600,
     )
 
   def prefer(self, dark):
-    feature = {
-      "name": "prefers-color-scheme",
-      "value": "dark" if dark else "light",
-    }
+    theme = "dark" if dark else "light"
+    feature = {"name": "prefers-color-scheme", "value": theme}
     self.devtools("Emulation.setEmulatedMedia", features=[feature])
 
-  def open(self, url):
-    self._call("POST", "/url", {"url": url})
+  def open(self, path):
+    """Opens an explorer from disk and waits for its first page."""
+    self._call("POST", "/url", {"url": path.as_uri()})
+    self.wait("document.querySelector('main')?.dataset.ready")
 
   def script(self, source, *arguments):
     body = {"script": source, "args": list(arguments)}
     return self._call("POST", "/execute/sync", body)
 
+  def value(self, expression, *arguments):
+    return self.script(f"return ({expression})", *arguments)
+
   def wait(self, source, seconds=20):
     """Waits until the expression is true; returns its value."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-      value = self.script(f"return ({source})")
+      value = self.value(source)
       if value:
         return value
       time.sleep(0.03)
@@ -159,17 +165,31 @@ class Browser:
     self.script("location.hash = arguments[0]", page)
     self.wait(f"document.querySelector('main').dataset.ready === '{page}'")
 
-  def find(self, selector):
-    body = {"using": "css selector", "value": selector}
-    return self._call("POST", "/element", body)[ELEMENT]
-
   def click(self, selector):
-    self._call("POST", f"/element/{self.find(selector)}/click", {})
+    body = {"using": "css selector", "value": selector}
+    element = self._call("POST", "/element", body)[ELEMENT]
+    self._call("POST", f"/element/{element}/click", {})
 
   def text(self, selector):
-    return self.script(
-      "return document.querySelector(arguments[0]).innerText", selector
+    return self.value(
+      "document.querySelector(arguments[0]).innerText", selector
     )
+
+  def texts(self, selector):
+    """Returns the texts of all elements that match."""
+    every = "[...document.querySelectorAll(arguments[0])]"
+    return self.value(f"{every}.map((n) => n.innerText)", selector)
+
+  def images(self, selector):
+    """Returns the indices of the images that the links lead to."""
+    every = "[...document.querySelectorAll(arguments[0])]"
+    return self.value(f"{every}.map((n) => +n.hash.split('/')[2])", selector)
+
+  def wait_for_heading(self, text):
+    self.wait(f"document.querySelector('h1').textContent === '{text}'")
+
+  def wait_for_tip(self):
+    self.wait("!document.getElementById('tip').hidden")
 
   def move(self, selector, x=0.5, y=0.5, click=False):
     """Moves the mouse to a fraction of an element's visible box."""
@@ -178,30 +198,22 @@ class Browser:
       "return [b.left, b.top, b.width, b.height]",
       selector,
     )
-    at = {
-      "type": "pointerMove",
-      "x": round(box[0] + x * box[2]),
-      "y": round(box[1] + y * box[3]),
-      "duration": 0,
-    }
-    actions = [at]
+    place = {"x": round(box[0] + x * box[2]), "y": round(box[1] + y * box[3])}
+    actions = [{"type": "pointerMove", "duration": 0, **place}]
     if click:
       actions += [
-        {"type": "pointerDown", "button": 0},
-        {"type": "pointerUp", "button": 0},
+        {"type": name, "button": 0} for name in ("pointerDown", "pointerUp")
       ]
     mouse = {"type": "pointer", "id": "mouse", "actions": actions}
     self._call("POST", "/actions", {"actions": [mouse]})
 
   def press(self, *keys):
-    """Presses keys one after another; "Shift+X" holds Shift."""
-    actions = []
-    for key in keys:
-      value = KEYS.get(key, key)
-      actions += [
-        {"type": "keyDown", "value": value},
-        {"type": "keyUp", "value": value},
-      ]
+    """Presses keys one after another."""
+    actions = [
+      {"type": name, "value": KEYS.get(key, key)}
+      for key in keys
+      for name in ("keyDown", "keyUp")
+    ]
     keyboard = {"type": "key", "id": "keyboard", "actions": actions}
     self._call("POST", "/actions", {"actions": [keyboard]})
 
@@ -222,7 +234,3 @@ class Browser:
       for m in messages
       if m["method"] == "Network.requestWillBeSent"
     ]
-
-  def screenshot(self, path):
-    with open(path, "wb") as file:
-      file.write(base64.b64decode(self._call("GET", "/screenshot")))

@@ -66,20 +66,18 @@ def render(indices, size=32):
   return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8), factors
 
 
-def batches(num_images, batch_size, *, size=32, labeled=True, start=0):
+def batches(num_images, batch_size, *, size=32):
   """Batches as the evaluation pipeline gives them: padded and masked."""
-  for first in range(start, start + num_images, batch_size):
-    indices = np.arange(first, min(first + batch_size, start + num_images))
+  for first in range(0, num_images, batch_size):
+    indices = np.arange(first, min(first + batch_size, num_images))
     images, factors = render(indices, size)
     pad = batch_size - len(indices)
-    batch = {
+    yield {
       "image": np.pad(images, ((0, pad), (0, 0), (0, 0), (0, 0))),
       "index": np.pad(indices, (0, pad)).astype(np.int32),
       "mask": np.pad(np.ones(len(indices), bool), (0, pad)),
+      "label": np.pad(factors["shape"], (0, pad), constant_values=-1),
     }
-    if labeled:
-      batch["label"] = np.pad(factors["shape"], (0, pad), constant_values=-1)
-    yield batch
 
 
 def images_of(num_images, batch_size, *, size=32, **options):
@@ -136,13 +134,6 @@ def _moments(maps):
   mean = m / area[:, None]
   var_x, var_y = mean[:, 3] - mean[:, 1] ** 2, mean[:, 4] - mean[:, 2] ** 2
   skew_y = (mean[:, 10] - 3 * mean[:, 2] * var_y - mean[:, 2] ** 3) * 2e3
-  angle = jnp.stack(
-    [
-      mean[:, 6] - 0.5 * (mean[:, 7] + mean[:, 8]),
-      0.87 * (mean[:, 7] - mean[:, 8]),
-    ],
-    -1,
-  )
   roundness = area / (jnp.sqrt(jnp.abs(var_x * var_y)) * 12 + 1e-4)
   return jnp.stack(
     [
@@ -151,8 +142,8 @@ def _moments(maps):
       (mean[:, 2] - 0.5) * 8,
       jnp.log(jnp.abs(var_x) + 1e-5) - jnp.log(jnp.abs(var_y) + 1e-5),
       skew_y,
-      angle[:, 0] * 2,
-      angle[:, 1] * 2,
+      (mean[:, 6] - 0.5 * (mean[:, 7] + mean[:, 8])) * 2,
+      0.87 * (mean[:, 7] - mean[:, 8]) * 2,
       (roundness - 0.8) * 4,
       (m[:, 11] - 0.4) * 6,
     ],

@@ -316,6 +316,7 @@ def _features(images):
 
 def small(images, indices, **options):
   batch = {"image": images, "index": np.asarray(indices)}
+  batch |= options.pop("batch", {})
   return scan.scan(
     options.pop("subject", table_subject()),
     Images(lambda: [batch]),
@@ -341,6 +342,8 @@ def test_user_mistakes():
   flat = Subject(encode=lambda v, x: Encoding(_features(x), _features(x)))
   with pytest.raises(ValueError, match=r"\[B, M, b\]"):
     small(ONES, range(8), subject=flat)
+  with pytest.raises(UserError, match="no images"):
+    small(ONES, range(8), batch={"mask": np.zeros(8, bool)})
 
 
 def test_an_example_needs_views(data):
@@ -352,16 +355,6 @@ def test_an_example_needs_views(data):
   )
   with pytest.raises(UserError, match="no views of image"):
     measurement.analyze(table_subject(), images, OPTIONS, mesh=mesh_of(8))
-
-
-def test_all_masked_is_no_image():
-  batch = {
-    "image": ONES,
-    "index": np.arange(8),
-    "mask": np.zeros(8, bool),
-  }
-  with pytest.raises(UserError, match="no images"):
-    measurement.analyze(table_subject(), Images(lambda: [batch]))
 
 
 def test_batches_are_padded_and_sorted():
@@ -378,6 +371,6 @@ def test_batches_are_padded_and_sorted():
 def test_more_bins_than_a_byte_holds():
   images = np.ones((8, 1, 300, 1), np.uint8)
   images[:, 0, 299] = 2
-  codes = small(images, range(8), num_top=2).code.codes
+  codes = small(images, range(8), num_top=2)[0].code.codes
   assert codes.dtype == np.uint16
   assert (codes == 299).all()

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
+from imsvd_jax.base import devices as devices_lib
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import attribution
 from imsvd_jax.explain.subject import Encoding, Subject
@@ -51,7 +51,8 @@ def by_hand(images, bins, scale=1.0):
   return np.maximum((maps * slope[:, None, None]).sum(-1), 0)
 
 
-def test_grad_cam_by_hand(images):
+@pytest.mark.parametrize("devices", [1, 8])
+def test_grad_cam_by_hand(images, devices):
   subject = linear_subject()
   bins = np.array([0, 1, 0])
   found = attribution.attribute(
@@ -60,7 +61,8 @@ def test_grad_cam_by_hand(images):
     images,
     np.zeros(3, int),
     bins,
-    batch_size=2,  # The last batch is padded.
+    batch_size=8,  # Padded.
+    mesh=devices_lib.make_mesh(jax.devices()[:devices]),
   )
   expected = by_hand(images, bins)
   assert expected.max() > 0
@@ -140,22 +142,9 @@ def test_overlay_leaves_unattributed_pixels_alone():
   np.testing.assert_array_equal(empty, images)
 
 
-def test_needs_feature_maps():
-  subject = shapes_subject.make_continuous_subject()
-  for make in (
-    attribution.make_grad_cam,
-    attribution.make_integrated_gradients,
-  ):
-    with pytest.raises(UserError, match="feature maps"):
-      make(subject)
-
-
-def test_a_batch_is_split_over_devices(images):
-  subject = linear_subject()
-  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-  bins = np.array([0, 1, 0])
-  grad_cam = attribution.make_grad_cam(subject)
-  found = attribution.attribute(
-    grad_cam, subject, images, np.zeros(3, int), bins, batch_size=8, mesh=mesh
-  )
-  np.testing.assert_allclose(found, by_hand(images, bins), rtol=1e-5, atol=1e-7)
+@pytest.mark.parametrize(
+  "make", [attribution.make_grad_cam, attribution.make_integrated_gradients]
+)
+def test_needs_feature_maps(make):
+  with pytest.raises(UserError, match="feature maps"):
+    make(shapes_subject.make_continuous_subject())

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import embedding_map
+from imsvd_jax.explain.analysis import Features
 
 
 @pytest.fixture(scope="module")
@@ -16,18 +16,21 @@ def features():
 
 def test_principal_components_against_scikit_learn(features):
   covariance = np.cov(features.T.astype(np.float64), bias=True)
-  found = embedding_map.principal_components(
-    features.mean(0, dtype=np.float64), covariance, 2
+  mean = features.mean(0, dtype=np.float64)
+  project = lambda rows: embedding_map.principal_components(
+    Features(mean, np.arange(len(rows)), rows, covariance)
   )
+  ours, explained = project(features)
   expected = PCA(2).fit(features.astype(np.float64))
   np.testing.assert_allclose(
-    found.explained, expected.explained_variance_ratio_, rtol=1e-4
+    explained, expected.explained_variance_ratio_, rtol=1e-4
   )
-  ours, theirs = found.project(features), expected.transform(features)
+  theirs = expected.transform(features)
   signs = np.sign((ours * theirs).sum(0))
   np.testing.assert_allclose(ours * signs, theirs, rtol=1e-3, atol=1e-3)
-  peak = np.abs(found.components).argmax(1)
-  assert (found.components[[0, 1], peak] > 0).all()
+  components = project(mean + np.eye(6))[0].T
+  peak = np.abs(components).argmax(1)
+  assert (components[[0, 1], peak] > 0).all()
 
 
 def test_spectrum_and_effective_rank():
@@ -40,26 +43,24 @@ def test_spectrum_and_effective_rank():
 
 
 def test_neighbors_against_numpy_with_ties(features):
-  features = np.concatenate([features, features[:40]])  # Equal cosines.
-  queries = np.array([3, 299, 310, 5])
-  rows, cosines = embedding_map.nearest_neighbors(
-    features, queries, count=7, block=3
-  )
+  features = np.concatenate([features, features])  # Equal cosines.
+  rows, cosines = embedding_map.nearest_neighbors(features, 7)
+  assert rows.shape == cosines.shape == (600, 7)
   unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-  for query, row, cosine in zip(queries, rows, cosines, strict=True):
+  for query in (3, 299, 310, 5, 599):
+    row, cosine = rows[query], cosines[query]
     expected = unit @ unit[query]
     expected[query] = -np.inf
     assert query not in row
     np.testing.assert_allclose(cosine, np.sort(expected)[::-1][:7], rtol=1e-5)
     np.testing.assert_allclose(expected[row], cosine, rtol=1e-5)
-  assert rows[0, 0] == 303  # The copy of row 3.
+  assert rows[3, 0] == 303  # The copy of row 3.
 
 
 def test_fewer_rows_than_neighbors():
-  rows, _ = embedding_map.nearest_neighbors(np.eye(3), [0], count=10)
-  np.testing.assert_array_equal(rows, [[1, 2]])  # Equal: the lower row first.
-  with pytest.raises(UserError, match=r"rows 0\.\.2"):
-    embedding_map.nearest_neighbors(np.eye(3), [3])
+  rows, _ = embedding_map.nearest_neighbors(np.eye(3), 10)
+  # Equal: the lower row first.
+  np.testing.assert_array_equal(rows, [[1, 2], [0, 2], [0, 1]])
 
 
 def test_neighbor_agreement():

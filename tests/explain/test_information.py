@@ -3,6 +3,7 @@ import pytest
 from sklearn import metrics
 
 from imsvd_jax.explain import information
+from imsvd_jax.explain.analysis import Pairs
 
 
 def joint_of(q):
@@ -64,9 +65,9 @@ def test_floor_predicts_independent_variables(concentration):
 def test_redundant_pairs_rank_by_excess():
   value = np.array([[9, 0.5, 0.4], [0.5, 9, 0.1], [0.4, 0.1, 9]])
   floor = np.array([[0, 0.3, 0], [0.3, 0, 0], [0, 0, 0]])
-  pairs = information.most_redundant_pairs(value, floor, 2)
-  assert [(p.first, p.second) for p in pairs] == [(0, 2), (0, 1)]
-  assert pairs[1].excess == pytest.approx(0.2)
+  pairs = Pairs(np.zeros((3, 3)), value, floor)
+  assert pairs.most_redundant(2) == [(0, 2), (0, 1)]
+  assert pairs.excess()[0, 1] == pytest.approx(0.2)
 
 
 def test_nmi_against_scikit_learn():

@@ -11,14 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from imsvd_jax.explain import factors, illustrations, information
-from imsvd_jax.explain.analysis import (
-  Analysis,
-  Code,
-  FactorScores,
-  Features,
-  Pairs,
-)
+from imsvd_jax.explain import analysis, factors, illustrations, information
 from imsvd_jax.explain.explorer import writer
 from imsvd_jax.explain.subject import Subject
 from tests.explain import chromium, shapes_subject
@@ -46,15 +39,15 @@ def synthetic_analysis():
   counts = np.stack(
     [information.contingency(codes[:, m], label, BINS, 1000) for m in range(M)]
   )
-  return Analysis(
+  return analysis.Analysis(
     indices=np.arange(N),
-    features=Features(
+    features=analysis.Features(
       feature_mean=np.zeros(64),
       feature_covariance=np.cov(features.T),
       sample_indices=np.sort(rng.choice(N, 2000, replace=False)),
       sample_features=features,
     ),
-    code=Code(
+    code=analysis.Code(
       codes=codes,
       usage=usage,
       marginal=usage / N,
@@ -63,13 +56,13 @@ def synthetic_analysis():
       top_scores=np.ones((M, BINS, TOP), np.float32),
       top_indices=rng.integers(0, N, (M, BINS, TOP)),
     ),
-    pairs=Pairs(
+    pairs=analysis.Pairs(
       joint=joint,
       mutual_information=information.mutual_information(joint, BINS),
       floor=information.mutual_information_floor(joint, BINS, N),
     ),
     factors=(factor,),
-    scores=FactorScores(
+    scores=analysis.FactorScores(
       class_counts={"label": counts},
       nmi=np.full((M, 1), 0.3),
       nmi_chance=np.full((M, 1), 0.1),
@@ -88,6 +81,7 @@ def write_sprites(root):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
+  chromium.require()
   root = tmp_path_factory.mktemp("large")
   rng = np.random.default_rng(1)
   write_sprites(root)
@@ -152,14 +146,10 @@ class Watched:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-  bool(chromium.missing()), reason=f"{chromium.missing()} not found."
-)
 def test_large_explorer_does_not_freeze(page):
   with chromium.Browser() as browser:
     start = time.monotonic()
-    browser.open(page.as_uri())
-    browser.wait("document.querySelector('main')?.dataset.ready")
+    browser.open(page)
     print(f"opened in {time.monotonic() - start:.2f} s")
     watched = Watched(browser)
     go = lambda target: lambda: browser.go(target)

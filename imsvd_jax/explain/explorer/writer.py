@@ -29,18 +29,8 @@ import numpy as np
 
 from imsvd_jax.base import console
 from imsvd_jax.explain import embedding_map, health
-from imsvd_jax.explain.analysis import (
-  Analysis,
-  Code,
-  Features,
-  Pairs,
-  Views,
-)
-from imsvd_jax.explain.illustrations import (
-  PER_SHEET,
-  SHEET_SIDE,
-  Illustrations,
-)
+from imsvd_jax.explain.analysis import Analysis, Code, Features, Pairs, Views
+from imsvd_jax.explain.illustrations import PER_SHEET, SHEET_SIDE, Illustrations
 from imsvd_jax.explain.subject import Subject, no_code_sentence
 
 ASSETS = pathlib.Path(__file__).parent
@@ -63,14 +53,12 @@ def script_json(value: Any) -> str:
 
 def packed(array: np.ndarray) -> str:
   """Returns Base64 of an array's little-endian bytes."""
-  array = np.ascontiguousarray(array)
   little = array.astype(array.dtype.newbyteorder("<"), copy=False)
   return base64.b64encode(little.tobytes()).decode()
 
 
 def deflated(array: np.ndarray) -> str:
   """Returns Base64 of an array's little-endian bytes, zlib-compressed."""
-  array = np.ascontiguousarray(array)
   little = array.astype(array.dtype.newbyteorder("<"), copy=False)
   return base64.b64encode(zlib.compress(little.tobytes(), 6)).decode()
 
@@ -157,53 +145,24 @@ def _write_page(directory: pathlib.Path, title: str) -> pathlib.Path:
 # --- Parts --------------------------------------------------------------------
 
 
-# Color tables by stops (place, color). Both sequential tables start at the
+# Color tables by stops: places, colors. Both sequential tables start at the
 # page's background. In the ratio tables independence has the color of the
 # background, pairs of bins that occur together stand out, and absent pairs
 # recede, because most pairs of a code that works are absent.
+_EVEN, _RATIO = (0, 0.25, 0.5, 0.75, 1), (0, 0.5, 0.66, 0.8, 1)
 COLORS = {
-  "light": [
-    (0, "#fbfaf7"),
-    (0.25, "#c3dcd8"),
-    (0.5, "#57a5a4"),
-    (0.75, "#0e5f6b"),
-    (1, "#06232e"),
-  ],
-  "dark": [
-    (0, "#1b1f23"),
-    (0.25, "#1d454b"),
-    (0.5, "#2f8a86"),
-    (0.75, "#8fd6b8"),
-    (1, "#f6f2d2"),
-  ],
-  "ratioLight": [
-    (0, "#b3c5d6"),
-    (0.5, "#fbfaf7"),
-    (0.66, "#eb9a6c"),
-    (0.8, "#b5382b"),
-    (1, "#4d0b14"),
-  ],
-  "ratioDark": [
-    (0, "#36506a"),
-    (0.5, "#1b1f23"),
-    (0.66, "#8a4526"),
-    (0.8, "#e58c4f"),
-    (1, "#fff0cf"),
-  ],
-  "heat": [
-    (0, "#000004"),
-    (0.4, "#8f2469"),
-    (0.7, "#f1605d"),
-    (1, "#fcf3b0"),
-  ],
+  "light": (_EVEN, "#fbfaf7 #c3dcd8 #57a5a4 #0e5f6b #06232e"),
+  "dark": (_EVEN, "#1b1f23 #1d454b #2f8a86 #8fd6b8 #f6f2d2"),
+  "ratioLight": (_RATIO, "#b3c5d6 #fbfaf7 #eb9a6c #b5382b #4d0b14"),
+  "ratioDark": (_RATIO, "#36506a #1b1f23 #8a4526 #e58c4f #fff0cf"),
+  "heat": ((0, 0.4, 0.7, 1), "#000004 #8f2469 #f1605d #fcf3b0"),
 }
 
 
 def color_table(name: str) -> np.ndarray:
   """Returns [256, 3] uint8, one of the explorer's color tables."""
-  stops = COLORS[name]
-  places = [place for place, _ in stops]
-  colors = np.array([matplotlib.colors.to_rgb(c) for _, c in stops])
+  places, names = COLORS[name]
+  colors = matplotlib.colors.to_rgba_array(names.split())
   at = np.linspace(0, 1, 256)
   channels = [np.interp(at, places, colors[:, k]) for k in range(3)]
   return np.rint(np.stack(channels, 1) * 255).astype(np.uint8)
@@ -316,7 +275,7 @@ def _images(
   }
   if analysis.code is not None:
     # Variable by variable: a search reads a few whole columns.
-    codes = np.ascontiguousarray(analysis.code.codes[rows].T)
+    codes = analysis.code.codes[rows].T
     result["codes"] = deflated(codes)
     result["wide"] = codes.dtype.itemsize == 2
   return result
@@ -397,9 +356,8 @@ def _write_map(
 ) -> bool:
   """Writes two principal components of the sampled images that are shown."""
   covariance = features.feature_covariance
-  if covariance is None or len(covariance) < 2:
-    return False
-  if len(features.sample_indices) < 3:
+  few = len(features.sample_indices) < 3
+  if few or covariance is None or len(covariance) < 2:
     return False
   position, explained = embedding_map.principal_components(features)
   low, high = position.min(0), position.max(0)
