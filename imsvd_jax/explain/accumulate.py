@@ -1,12 +1,12 @@
 """What is summed over the images, and over their views, batch by batch."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from imsvd_jax.base.devices import AXIS, batch_sharded
@@ -105,29 +105,27 @@ class PerImage(NamedTuple):
 
 
 class Pass:
-  """A pass over batches, compiled for one mesh."""
+  """A pass over batches, compiled for one mesh.
+
+  `add_batch` maps (variables, sums, pixels, indices, mask), each device's part
+  of a batch, to (sums, what is read back per image). The sums start as `empty`.
+  """
 
   def __init__(
     self,
     add_batch: Callable[..., tuple[Any, Any]],
     empty: Any,
     *,
-    pixels: str,
+    pixels: Literal["image", "views"],
     mesh: Mesh,
   ) -> None:
-    """Compiles nothing yet.
-
-    Args:
-      add_batch: (variables, sums, pixels, indices, mask) -> (sums, what is read
-        back per image), on each device's part of the batch.
-      empty: The sums before the first batch.
-      pixels: Name of the pixels in a batch.
-      mesh: Devices, along one axis.
-    """
     self._pixels = pixels
     self._mesh = mesh
     self._empty = empty
-    self._layout = sums_lib.specs(empty)
+    # The rows of matrices are spread over the devices.
+    self._layout = jax.tree.map(
+      lambda x: P(AXIS) if x.ndim == 2 else P(), empty
+    )
     # check_vma=False: nothing here is differentiated, and the user's encode
     # need not be annotated.
     mapped = jax.shard_map(
@@ -141,7 +139,8 @@ class Pass:
 
   def start(self) -> Any:
     """Returns the empty sums on the devices."""
-    return sums_lib.place(self._empty, self._mesh, self._layout)
+    place = lambda x, spec: jax.device_put(x, NamedSharding(self._mesh, spec))
+    return jax.tree.map(place, self._empty, self._layout)
 
   def step(self, variables: Any, sums: Any, batch: Batch) -> tuple[Any, Any]:
     """Adds a batch from `images.padded_batches` to sums, which it consumes."""
@@ -162,12 +161,8 @@ def image_pass(
 ) -> Pass:
   """Returns the pass over images: sums `ImageSums`, per image `PerImage`.
 
-  Args:
-    encode: (variables, images) -> Encoding.
-    shapes: Shapes of what `encode` returns.
-    num_top: n, images kept for each bin.
-    joint: Whether to sum the joint matrix.
-    covariance: Whether to sum the second moments of the features.
+  `shapes` are those of what `encode` returns; `num_top` is the number of best
+  images of each bin.
   """
 
   def add_batch(
@@ -218,11 +213,7 @@ def view_pass(
 ) -> Pass:
   """Returns the pass over pairs of views, which sums `ViewSums`.
 
-  Args:
-    encode: (variables, images) -> Encoding with probabilities.
-    augment: See `images.TwoViews`.
-    shape: (M, b).
-    joint: Whether to sum the cross-joint matrix.
+  `augment` is that of `images.TwoViews`, and `shape` is (M, b).
   """
 
   def add_batch(

@@ -46,16 +46,10 @@ def draw_all(
   chosen: Sequence[int],
   records: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Figure]:
-  """Draws every figure that the analysis allows.
+  """Draws every figure that the analysis allows, by file name.
 
-  Args:
-    analysis: The numbers.
-    pictures: With the images of `wanted_images` in `kept`.
-    chosen: Variables of the figures.
-    records: Of the training, see `figures.curves_of`.
-
-  Returns:
-    Figures by file name.
+  The images of `wanted_images` are in `pictures.kept`; `records` are those of
+  `figures.curves_of`.
   """
   drawn: dict[str, Figure] = {}
   if analysis.code is not None and chosen:

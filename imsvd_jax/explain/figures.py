@@ -98,14 +98,7 @@ def joint_matrix(
 ) -> Figure:
   """Draws the blocks of chosen variables of a joint or cross-joint matrix.
 
-  Args:
-    matrix: [D, D].
-    num_bins: b.
-    variables: Which variables, in this order; at least one.
-    title: Above the figure.
-
-  Returns:
-    The figure; probabilities on a logarithmic scale, zeros are blank.
+  Probabilities are on a logarithmic scale; zeros are blank.
   """
   rows = np.concatenate(
     [np.arange(m * num_bins, (m + 1) * num_bins) for m in variables]
@@ -172,14 +165,13 @@ def embedding_vectors(
 ) -> Figure:
   """Draws two views of each image beside their soft codes.
 
+  Columns are variables and rows are bins; a mark below each variable says
+  whether all views fall in the same bin.
+
   Args:
     views: [n, V, H, W, C] uint8.
     probabilities: [n, V, M, b].
     max_images: Show at most so many.
-
-  Returns:
-    The figure; columns are variables, rows are bins, and a mark below each
-    variable says whether all views fall in the same bin.
   """
   count = min(len(views), max_images)
   num_views = views.shape[1]
@@ -225,15 +217,7 @@ def _draw_code(
 def sample_grid(
   images: Sequence[Sequence[np.ndarray]], titles: Sequence[str]
 ) -> Figure:
-  """Draws rows of images, one row per bin (or anything else).
-
-  Args:
-    images: Rows of uint8 [H, W, C], at least one; rows may differ in length.
-    titles: One per row.
-
-  Returns:
-    The figure.
-  """
+  """Draws rows of images uint8 [H, W, C], which may differ in length."""
   width = max(1, *(len(row) for row in images))
   figure = _figure(0.62 * width + 1.1, 0.64 * len(images) + 0.1)
   grid = _panels(figure, len(images), width)
@@ -258,9 +242,6 @@ def attribution_rows(
     images: uint8 [n, H, W, C].
     maps: By method, [n, h, w]; each becomes a column of overlays.
     titles: [n].
-
-  Returns:
-    The figure.
   """
   colormap = matplotlib.colormaps["inferno"](np.arange(256), bytes=True)
   columns = {"image": [_rgb(image) for image in images]}
@@ -286,12 +267,8 @@ def factor_table(
 ) -> Figure:
   """Draws NMI of variables and factors, before and after training.
 
-  Args:
-    tables: By name, [M, number of factors].
-    factors: Names of the factors.
-
-  Returns:
-    The figure; variables are sorted by their best factor, then by NMI.
+  `tables` are [M, number of factors] by name. Variables are sorted by their
+  best factor, then by NMI.
   """
   width = 1.6 + 0.24 * len(factors) * len(tables)
   figure = _figure(max(width, 4.4), 3.6)  # The title needs 4.4.
@@ -332,9 +309,6 @@ def embedding_map(
     values: [n] int, 0..K-1, or -1 where unknown.
     names: K names.
     explained: Share of variance of each axis.
-
-  Returns:
-    The figure.
   """
   figure = _figure(4.2, 3.4)
   axes = figure.add_subplot()
@@ -404,14 +378,7 @@ def curves_of(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 
 @_styled
 def training_curves(curves: Mapping[str, np.ndarray]) -> Figure:
-  """Draws one panel per curve.
-
-  Args:
-    curves: From `curves_of`; at least one.
-
-  Returns:
-    The figure.
-  """
+  """Draws one panel per curve of `curves_of`; at least one."""
   columns = min(3, len(curves))
   rows = math.ceil(len(curves) / columns)
   figure = _figure(2.5 * columns, 1.75 * rows)

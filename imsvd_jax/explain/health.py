@@ -194,7 +194,6 @@ def best_factors(analysis: Analysis, count: int = 5) -> list[dict[str, Any]]:
     table.append(
       {
         "factor": factor.name,
-        "values": len(factor.names),
         "variables": [int(m) for m in order],
         "nmi": [float(scores.nmi[m, number]) for m in order],
         "chance": float(scores.nmi_chance[order[0], number]),

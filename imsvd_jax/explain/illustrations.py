@@ -281,9 +281,6 @@ def illustrate(
     options: How many images to show, and to attribute.
     mesh: Devices to spread the attribution over.
     keep: Indices of images to keep whole, for figures.
-
-  Returns:
-    The illustrations.
   """
   size = options.thumbnail_size
   indices = shown_images(analysis, options.max_images)

@@ -43,18 +43,11 @@ def mutual_information(joint: np.ndarray, num_bins: int) -> np.ndarray:
 
 
 def effective_freedom(joint: np.ndarray, num_bins: int) -> np.ndarray:
-  """Returns each soft variable's degrees of freedom: sum_d Var(q_d) / p(d).
+  """Returns [M], degrees of freedom of soft variables: sum_d Var(q_d) / p(d).
 
-  The diagonal of the joint matrix is E[q_d^2], so this is
+  The diagonal of the joint matrix [D, D] is E[q_d^2], so this is
   sum_d P(m, m; d, d) / p(m; d) - 1: occupied bins - 1 for one-hot codes, and
   0 for a variable that says the same of every image.
-
-  Args:
-    joint: [D, D].
-    num_bins: b.
-
-  Returns:
-    [M] float64.
   """
   num_variables = joint.shape[0] // num_bins
   blocks = joint.reshape(num_variables, num_bins, num_variables, num_bins)
@@ -69,7 +62,7 @@ def effective_freedom(joint: np.ndarray, num_bins: int) -> np.ndarray:
 def mutual_information_floor(
   joint: np.ndarray, num_bins: int, num_images: int
 ) -> np.ndarray:
-  """Returns the mutual information that independent variables would show.
+  """Returns [M, M] nats, the information that independent variables would show.
 
   The plug-in estimate is biased up: to first order (Miller and Madow) by
   f1 f2 / (2 N), where f is the degrees of freedom of a variable. For one-hot
@@ -79,9 +72,6 @@ def mutual_information_floor(
     joint: [D, D].
     num_bins: b.
     num_images: N.
-
-  Returns:
-    [M, M] float64, nats.
   """
   freedom = effective_freedom(joint, num_bins)
   return np.outer(freedom, freedom) / (2 * num_images)

@@ -15,7 +15,7 @@ from imsvd_jax.explain import information, probes
 from imsvd_jax.explain.analysis import Analysis, Code, FactorScores, Views
 from imsvd_jax.explain.explain_options import ExplainOptions
 from imsvd_jax.explain.factors import Factor
-from imsvd_jax.explain.images import Batches, Images, only, some_of
+from imsvd_jax.explain.images import Images, only, some_of
 from imsvd_jax.explain.scan import scan
 from imsvd_jax.explain.subject import Subject
 from imsvd_jax.explain.view_comparison import compare_views
@@ -116,15 +116,14 @@ def _scores(
 def score_factors(code: Code, factors: tuple[Factor, ...]) -> FactorScores:
   """Returns the class histograms and the NMI of every variable and factor."""
   counts = {factor.name: _class_counts(code, factor) for factor in factors}
-  table: Callable[[Callable[[np.ndarray], float]], np.ndarray]
-  table = lambda score: (
-    np.array([[score(c) for c in counts[factor.name]] for factor in factors]).T
+  nmi, chance = (
+    np.array([[score(c) for c in table] for table in counts.values()]).T
+    for score in (
+      information.normalized_mutual_information,
+      information.chance_normalized_mutual_information,
+    )
   )
-  return FactorScores(
-    class_counts=counts,
-    nmi=table(information.normalized_mutual_information),
-    nmi_chance=table(information.chance_normalized_mutual_information),
-  )
+  return FactorScores(class_counts=counts, nmi=nmi, nmi_chance=chance)
 
 
 def _class_counts(code: Code, factor: Factor) -> np.ndarray:
@@ -171,9 +170,6 @@ def _flip_rates(
   count = min(max_images, len(found.indices))
   if not count:
     return {}
-  some: Batches
-  if images.some is None:
-    some = only(images.batches(), some_of(found.indices, count))
-  else:
-    some = images.some(count)
+  chosen = lambda n: only(images.batches(), some_of(found.indices, n))
+  some = (images.some or chosen)(count)
   return probes.flip_rates(subject, some, num_images=count, **options)

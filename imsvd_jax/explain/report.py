@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 
 from imsvd_jax.base import console, devices
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.explain import explorer, figure_set, figures, health
+from imsvd_jax.explain import figure_set, figures, health
 from imsvd_jax.explain.analysis import Analysis
 from imsvd_jax.explain.explain_options import FORMATS, ExplainOptions
+from imsvd_jax.explain.explorer import writer
 from imsvd_jax.explain.illustrations import illustrate
 from imsvd_jax.explain.images import Images
 from imsvd_jax.explain.measurement import analyze
@@ -101,7 +102,7 @@ def explain(
     keep=figure_set.wanted_images(analysis, chosen),
     **common,
   )
-  index = explorer.build(
+  index = writer.build(
     directory / "explorer",
     subject,
     analysis,

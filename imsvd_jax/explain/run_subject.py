@@ -175,17 +175,6 @@ def folder_name(step: int, options: RunOptions) -> str:
   return "-".join(parts)
 
 
-def some_batches(
-  source: Source,
-  settings: ml_collections.ConfigDict,
-  batch_size: int,
-  count: int,
-) -> Iterator[Batch]:
-  """Yields batches of `count` images from everywhere in the source."""
-  some = augmented_views.some_images(source, count, seed=0)
-  return batches_of(some, settings, batch_size)
-
-
 def images_of(
   source: Source,
   settings: ml_collections.ConfigDict,
@@ -194,16 +183,17 @@ def images_of(
 ) -> Images:
   """Describes a source as a data set to explain a subject by.
 
-  Args:
-    source: The images.
-    settings: How they are prepared, as config.data.
-    config: The run's recipe, whose views are compared.
-    batch_size: Images at a time.
+  The images are prepared by `settings`, and the views by the run's `config`.
   """
+
+  def some(count: int) -> Iterator[Batch]:
+    part = augmented_views.some_images(source, count, seed=0)
+    return batches_of(part, settings, batch_size)
+
   return Images(
     batches=lambda: batches_of(source, settings, batch_size),
     count=source.num_examples,
-    some=functools.partial(some_batches, source, settings, batch_size),
+    some=some,
     views=two_views(source, config, batch_size) if "views" in config else None,
     factors=_factors(source),
     label_names=source.label_names or None,
@@ -215,10 +205,6 @@ def explain_run(
   workdir: str, options: RunOptions | None = None
 ) -> report_lib.Report:
   """Analyzes a run's encoder on a data set and writes all there is to see.
-
-  Args:
-    workdir: The run.
-    options: Which weights and images, what to measure, what to show.
 
   Raises:
     UserError: The run, the data or the directory does not fit.

@@ -41,7 +41,6 @@ def scan(
   """Streams over a data set once.
 
   Args:
-    images: The data set.
     num_top: n, images kept for each bin.
     joint: Whether to measure the D x D joint matrix.
     covariance: Whether to measure the F x F covariance of the features.
@@ -148,9 +147,6 @@ def encoding_shapes(subject: Subject, images: np.ndarray) -> Encoding:
   return shapes
 
 
-# --- The host's part ----------------------------------------------------------
-
-
 class UniformSample:
   """The S images whose hashed index is smallest.
 
@@ -219,9 +215,6 @@ class _Host:
       )
     codes = np.concatenate(self.codes)[order] if self.codes else None
     return indices, np.concatenate(self.labels)[order], codes
-
-
-# --- From sums to numbers -----------------------------------------------------
 
 
 def _collect_features(

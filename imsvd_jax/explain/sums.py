@@ -2,23 +2,20 @@
 
 A float32 sum over a million images loses three to four digits. Every sum here
 is a pair (total, error): the rounding error of each addition is computed
-exactly (Knuth's two-sum) and carried along, which doubles the precision for
-the price of a second array. Products of a batch are formed in short chunks at
-the highest matmul precision for the same reason.
+exactly (Knuth's two-sum) and carried along. Products of a batch are formed in
+short chunks at the highest matmul precision for the same reason.
 
 Functions whose name ends in "_of_devices" run inside `shard_map` over the mesh
-axis of the data. Matrices have their rows spread over the devices: with P
-devices each keeps 1/P of the D x D joint matrix and of the top-n lists, so that
+axis of the data. The rows of matrices are spread over the devices, so that
 nothing of size D^2 crosses the network or is held twice.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from imsvd_jax.base.devices import AXIS
 from imsvd_jax.explain.images import NO_IMAGE
@@ -53,18 +50,6 @@ def padded_rows(rows: int, mesh: Mesh) -> int:
 def zeros_of_rows(dimension: int, mesh: Mesh) -> Sums:
   """Returns an empty square matrix whose rows divide over the devices."""
   return zeros(padded_rows(dimension, mesh), dimension)
-
-
-def specs(tree: Any) -> Any:
-  """Returns how sums lie on the mesh: the rows of matrices are spread."""
-  return jax.tree.map(lambda x: P(AXIS) if x.ndim == 2 else P(), tree)
-
-
-def place(tree: Any, mesh: Mesh, layout: Any) -> Any:
-  """Copies a tree to the devices, as `specs` has it."""
-  return jax.tree.map(
-    lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), tree, layout
-  )
 
 
 def add(sums: Sums, update: jax.Array) -> Sums:

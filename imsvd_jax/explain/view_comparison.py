@@ -37,9 +37,6 @@ def compare_views(
     joint: Whether to measure the D x D cross-joint matrix.
     count: How many images will come, for the time left.
 
-  Returns:
-    What was found, over the images that came.
-
   Raises:
     UserError: There are no views.
   """

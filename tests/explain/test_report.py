@@ -51,7 +51,18 @@ def test_report_of_a_discrete_code(tmp_path, monkeypatch):
   assert all(report._FIGURE.fullmatch(path.name) for path in found.figures)
   stems = {path.stem for path in found.figures}
   assert stems == set(
-    ["joint", "cross_joint", "mutual_information", "factors", "samples_variable_0", "samples_variable_2", "attribution", "embedding_vectors", "embedding_map", "training_curves"]
+    [
+      "joint",
+      "cross_joint",
+      "mutual_information",
+      "factors",
+      "samples_variable_0",
+      "samples_variable_2",
+      "attribution",
+      "embedding_vectors",
+      "embedding_map",
+      "training_curves",
+    ]
   )
   assert all(path.read_text().startswith("<?xml") for path in found.figures)
   assert found.index.is_file()

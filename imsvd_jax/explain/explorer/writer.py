@@ -142,9 +142,6 @@ def _write_page(directory: pathlib.Path, title: str) -> pathlib.Path:
   return path
 
 
-# --- Parts --------------------------------------------------------------------
-
-
 # Color tables by stops: places, colors. Both sequential tables start at the
 # page's background. In the ratio tables independence has the color of the
 # background, pairs of bins that occur together stand out, and absent pairs

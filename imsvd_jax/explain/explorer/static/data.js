@@ -57,6 +57,7 @@ async function inflate(base64) {
   return new Response(stream).arrayBuffer();
 }
 
+const typed = async (Type, base64) => new Type(await inflate(base64));
 const floats = (base64) => new Float32Array(bytes(base64).buffer);
 
 /* A promise-valued function that runs once. */
@@ -70,15 +71,12 @@ function once(make) {
 const images = once(async () => {
   const raw = await load("images");
   const result = { names: raw.names, factors: [] };
-  result.indices = new Int32Array(await inflate(raw.indices));
-  for (const factor of raw.factors) {
-    const buffer = await inflate(factor.values);
-    result.factors.push(factor.wide ? new Int32Array(buffer)
-      : new Int16Array(buffer));
+  result.indices = await typed(Int32Array, raw.indices);
+  for (const { wide, values } of raw.factors) {
+    result.factors.push(await typed(wide ? Int32Array : Int16Array, values));
   }
   if (raw.codes) {
-    const buffer = await inflate(raw.codes);
-    result.codes = raw.wide ? new Uint16Array(buffer) : new Uint8Array(buffer);
+    result.codes = await typed(raw.wide ? Uint16Array : Uint8Array, raw.codes);
   }
   result.slotOf = new Map();
   result.indices.forEach((index, slot) => result.slotOf.set(index, slot));
@@ -88,13 +86,13 @@ const images = once(async () => {
 
 const neighbors = once(async () => {
   const raw = await load("neighbors");
-  const slots = new Int32Array(await inflate(raw.slots));
   const rows = new Map();
-  slots.forEach((slot, row) => rows.set(slot, row));
+  (await typed(Int32Array, raw.slots)).forEach((slot, row) =>
+    rows.set(slot, row));
   return {
     count: raw.count, rows,
-    slots: new Int32Array(await inflate(raw.neighbors)),
-    cosines: new Uint8Array(await inflate(raw.cosines)),
+    slots: await typed(Int32Array, raw.neighbors),
+    cosines: await typed(Uint8Array, raw.cosines),
   };
 });
 
@@ -110,7 +108,7 @@ async function variable(m) {
     if (!raw[kind]) continue;
     const { perBin, height, width, maps } = raw[kind];
     result[kind] = { perBin, height, width,
-      maps: new Uint8Array(await inflate(maps)) };
+      maps: await typed(Uint8Array, maps) };
   }
   remember(variables, m, result, MAX_VARIABLES,
     (old) => forget(`variable_${old}`));

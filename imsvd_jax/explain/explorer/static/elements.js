@@ -39,12 +39,16 @@ function facts(pairs) {
     h("div", {}, h("dt", {}, name), h("dd", {}, value))));
 }
 
-/* A link to a neighboring page, dimmed where there is none. */
-function stepLink(label, base, target, count) {
-  const dead = target < 0 || target >= count;
-  return h("a", { class: "button", href: dead ? null : base + target,
-    "aria-disabled": dead ? "true" : null, id: label.toLowerCase(),
-    style: dead ? { opacity: 0.45 } : {} }, label);
+/* Links to the pages before and after this one, dimmed where there is none. */
+function stepLinks(base, previous, next) {
+  const link = (label, target) => {
+    const dead = target === undefined;
+    return h("a", { class: "button", href: dead ? null : base + target,
+      "aria-disabled": dead ? "true" : null, id: label.toLowerCase(),
+      style: dead ? { opacity: 0.45 } : {} }, label);
+  };
+  return h("div", { class: "controls" }, link("Previous", previous),
+    link("Next", next));
 }
 
 /* A labeled select; options are [key, text] pairs. */
@@ -104,15 +108,13 @@ function showTip(content, x, y) {
   tip.replaceChildren(...content.filter(Boolean));
   tip.hidden = false;
   const box = tip.getBoundingClientRect();
-  const gap = 16;
-  let left = x + gap;
-  if (left + box.width > innerWidth - 8) left = x - gap - box.width;
-  let top = y + gap;
-  if (top + box.height > innerHeight - 8) top = y - gap - box.height;
-  tip.style.left = `${clamp(left, 8, Math.max(8, innerWidth - box.width
-    - 8))}px`;
-  tip.style.top = `${clamp(top, 8, Math.max(8, innerHeight - box.height
-    - 8))}px`;
+  /* Beside the point, before it where there is no room behind it. */
+  const place = (at, size, room) => {
+    const start = at + 16 + size > room - 8 ? at - 16 - size : at + 16;
+    return `${clamp(start, 8, Math.max(8, room - size - 8))}px`;
+  };
+  tip.style.left = place(x, box.width, innerWidth);
+  tip.style.top = place(y, box.height, innerHeight);
 }
 
 /* A tooltip of lines of text, the first one bold. */

@@ -1,8 +1,6 @@
 /* The grid of all images with its search, and the page of one image. */
 "use strict";
 
-// --- All images ----------------------------------------------------------
-
 pages.images = async ({ query }) => {
   const all = await images();
   const text = h("input", { type: "search", value: query.get("q") || "",
@@ -96,8 +94,6 @@ function fillGrid(box, count, make) {
   update();
 }
 
-// --- One image -----------------------------------------------------------
-
 pages.image = async ({ first: index }) => {
   const all = await images();
   const slot = all.slotOf.get(index);
@@ -110,11 +106,7 @@ pages.image = async ({ first: index }) => {
   sprite(picture, slot, "168px");
   const nodes = [
     h("div", { class: "head" }, heading("Image"),
-      h("div", { class: "controls" },
-        stepLink("Previous", "#/image/", slot ? all.indices[slot - 1] : -1,
-          Infinity),
-        stepLink("Next", "#/image/", slot + 1 < all.indices.length
-          ? all.indices[slot + 1] : -1, Infinity))),
+      stepLinks("#/image/", all.indices[slot - 1], all.indices[slot + 1])),
     h("div", { class: "hero" }, picture, h("div", {},
       h("h2", { id: "image-name" }, imageName(all, slot)),
       facts([["Index", String(index)], ...imageFacts(all, slot)]))),
@@ -153,31 +145,22 @@ function sharedSection(all, slot, required) {
   return { section: h("section", {}, title, status, strip), show };
 }
 
-/* Counts equal codes with every shown image, column by column: -1 where a
+/* Counts equal codes with every shown image, column by column: below 0 where a
    required one differs. */
 function countShared(all, slot, required) {
   const count = all.indices.length;
   const counts = new Int32Array(count);
+  const never = -core.numVariables - 1;  // Below 0, whatever follows.
   for (let m = 0; m < core.numVariables; m++) {
     const start = m * count;
     const code = all.codes[start + slot];
+    const isRequired = required.has(m);
     for (let i = 0; i < count; i++) {
       if (all.codes[start + i] === code) counts[i]++;
+      else if (isRequired) counts[i] = never;
     }
   }
-  let matches = 0;
-  if (required.size) {
-    for (let i = 0; i < count; i++) {
-      for (const m of required) {
-        if (all.codes[m * count + i] !== all.codes[m * count + slot]) {
-          counts[i] = -1;
-          break;
-        }
-      }
-      if (counts[i] >= 0 && i !== slot) matches++;
-    }
-  }
-  return { counts, matches };
+  return { counts, matches: counts.filter((c) => c >= 0).length - 1 };
 }
 
 /* The k largest counts, equal ones by place; no full sort. */

@@ -18,9 +18,11 @@ class Points {
     this.legend = h("div", { class: "legend" });
     this.canvas = h("canvas", { tabindex: "0", role: "application",
       "aria-label": "Map of the embedding. Arrow keys move, plus and minus "
-        + "zoom, zero fits." });
+        + "zoom, zero fits.",
+      onpointermove: (event) => this.hover(event), onpointerleave: hideTip,
+      onclick: (event) => this.click(event),
+      onkeydown: (event) => this.key(event) });
     this.view = new View(this.canvas, 1, 1e5, () => this.draw());
-    this.listen();
   }
 
   /* The group of a slot, the number of groups and their names. */
@@ -91,35 +93,32 @@ class Points {
     return found;
   }
 
-  listen() {
-    const { canvas, view, all } = this;
-    canvas.addEventListener("pointermove", (event) => {
-      const slot = this.nearest(event.offsetX, event.offsetY);
-      if (slot < 0) hideTip();
-      else showTip(imageTip(all, slot), event.clientX, event.clientY);
-    });
-    canvas.addEventListener("pointerleave", hideTip);
-    canvas.addEventListener("click", (event) => {
-      const slot = this.nearest(event.offsetX, event.offsetY);
-      if (slot >= 0 && view.clicked) {
-        location.hash = `#/image/${all.indices[slot]}`;
-      }
-    });
-    canvas.addEventListener("keydown", (event) => {
-      if (view.key(event)) return;
-      const moves = { ArrowUp: [0, 60], ArrowDown: [0, -60],
-        ArrowLeft: [60, 0], ArrowRight: [-60, 0] };
-      if (!moves[event.key]) return;
-      event.preventDefault();
-      view.pan(...moves[event.key]);
-    });
+  hover(event) {
+    const slot = this.nearest(event.offsetX, event.offsetY);
+    if (slot < 0) hideTip();
+    else showTip(imageTip(this.all, slot), event.clientX, event.clientY);
+  }
+
+  click(event) {
+    const slot = this.nearest(event.offsetX, event.offsetY);
+    if (slot < 0 || !this.view.clicked) return;
+    location.hash = `#/image/${this.all.indices[slot]}`;
+  }
+
+  key(event) {
+    if (this.view.key(event)) return;
+    const move = { ArrowUp: [0, 60], ArrowDown: [0, -60], ArrowLeft: [60, 0],
+      ArrowRight: [-60, 0] }[event.key];
+    if (!move) return;
+    event.preventDefault();
+    this.view.pan(...move);
   }
 }
 
 pages.map = async () => {
   const [raw, all] = await Promise.all([load("map"), images()]);
-  const points = new Points(all, new Int32Array(await inflate(raw.slots)),
-    new Uint16Array(await inflate(raw.points)));
+  const points = new Points(all, await typed(Int32Array, raw.slots),
+    await typed(Uint16Array, raw.points));
   page.redraws.push(() => points.group());
   page.afterShow = () => { points.view.fit(); points.group(); };
   const [x, y] = raw.explained;

@@ -62,8 +62,8 @@ class Blocks {
     if (this.rows.has(m)) return this.rows.get(m).levels;
     const entry = { levels: null };
     remember(this.rows, m, entry, MAX_ROWS, (old) => forget(`joint_${old}`));
-    load(`joint_${m}`).then((raw) => inflate(raw.blocks)).then((buffer) => {
-      entry.levels = new Uint8Array(buffer);
+    load(`joint_${m}`).then(async (raw) => {
+      entry.levels = await typed(Uint8Array, raw.blocks);
       this.arrived();
     }).catch(() => {});  // The row stays blank.
     return null;

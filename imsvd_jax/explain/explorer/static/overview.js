@@ -68,8 +68,6 @@ function spectrumSection() {
     }));
 }
 
-// --- Tables --------------------------------------------------------------
-
 /* Columns are [label, class] pairs. */
 function table(title, text, columns, rows) {
   return h("div", {},
@@ -111,14 +109,11 @@ function pairsSection() {
       h("td", {}, (value - floor).toFixed(3)))));
 }
 
-// --- Two views -----------------------------------------------------------
-
 function viewsSection() {
   const { indices, probabilities } = core.views;
   const box = h("div", { class: "views" }, h("p", { class: "loading" },
     "Loading…"));
-  inflate(probabilities).then((buffer) => {
-    const q = new Uint8Array(buffer);
+  typed(Uint8Array, probabilities).then((q) => {
     const size = q.length / indices.length / 2;
     box.replaceChildren(...indices.map((index, row) => examples(index, row,
       [0, 1].map((view) => q.subarray((2 * row + view) * size,

@@ -1,15 +1,11 @@
 /* From the address to a page; tabs, search and keys. Runs last. */
 "use strict";
 
-// --- Pages ---------------------------------------------------------------
-
 function tabs() {
-  const result = [["overview", "Overview"]];
-  if (core.hasCodes) result.push(["variables", "Variables"]);
-  result.push(["images", "Images"]);
-  if (core.information) result.push(["matrix", "Matrix"]);
-  if (core.hasMap) result.push(["map", "Map"]);
-  return result;
+  return [["overview", "Overview", true],
+    ["variables", "Variables", core.hasCodes], ["images", "Images", true],
+    ["matrix", "Matrix", core.information], ["map", "Map", core.hasMap],
+  ].filter(([, , isShown]) => isShown);
 }
 
 /* The tab that a page belongs to. */
@@ -63,8 +59,6 @@ async function route() {
   page.afterShow?.();
   main.dataset.ready = location.hash || "#/overview";
 }
-
-// --- Search and keys -----------------------------------------------------
 
 function search(text) {
   const wanted = text.trim().match(/^(?:v|variable)\s*(\d+)$/i);

@@ -1,8 +1,6 @@
 /* The theme, light or dark, and the colors of charts and overlays. */
 "use strict";
 
-// --- Theme ---------------------------------------------------------------
-
 const THEMES = { auto: "Auto", light: "Light", dark: "Dark" };
 const prefersDark = matchMedia("(prefers-color-scheme: dark)");
 let theme = "auto";
@@ -29,8 +27,6 @@ $("theme").addEventListener("click", () => {
 });
 prefersDark.addEventListener("change", applyTheme);
 applyTheme();
-
-// --- Colors --------------------------------------------------------------
 
 /* A color of the style sheet. */
 const token = (name) => getComputedStyle(document.documentElement)

@@ -1,18 +1,13 @@
 /* Thumbnails, their attribution overlays and their tooltips. */
 "use strict";
 
-function overlayKinds() {
-  const kinds = [["none", "Image only"]];
-  if (core.overlays?.cam) kinds.push(["cam", "Grad-CAM"]);
-  if (core.overlays?.fine) kinds.push(["fine", "Integrated gradients"]);
-  return kinds;
-}
-
 let overlay = "none";
 
 /* Selects what is drawn over thumbnails; refill() draws them again. */
 function overlayChoice(refill) {
-  const kinds = overlayKinds();
+  const kinds = [["none", "Image only"]];
+  if (core.overlays?.cam) kinds.push(["cam", "Grad-CAM"]);
+  if (core.overlays?.fine) kinds.push(["fine", "Integrated gradients"]);
   if (kinds.length < 2) return null;
   return choice("Overlay", kinds, overlay, (value) => {
     overlay = value;

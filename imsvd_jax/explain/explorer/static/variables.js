@@ -1,8 +1,6 @@
 /* The table of all variables, and the page of one. */
 "use strict";
 
-// --- All variables -------------------------------------------------------
-
 let sorting = { key: "number", ascending: true };
 const direction = () => (sorting.ascending ? "ascending" : "descending");
 
@@ -82,8 +80,6 @@ pages.variables = () => {
   ];
 };
 
-// --- One variable --------------------------------------------------------
-
 let binOrder = "number";
 let binFactor = 0;
 
@@ -110,9 +106,8 @@ pages.variable = async ({ first: m, second: litBin }) => {
   }
   return [
     h("div", { class: "head" }, heading(`Variable ${m}`),
-      h("div", { class: "controls" },
-        stepLink("Previous", "#/variable/", m - 1, core.numVariables),
-        stepLink("Next", "#/variable/", m + 1, core.numVariables))),
+      stepLinks("#/variable/", m ? m - 1 : undefined,
+        m + 1 < core.numVariables ? m + 1 : undefined)),
     facts(variableFacts(m)),
     h("p", { class: "soft" }, relations(m)),
     barChart(usage, `Images in each of the ${core.numBins} bins`, {
