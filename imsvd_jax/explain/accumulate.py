@@ -286,10 +286,7 @@ def _flat(q: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _add_features(
-  sums: FeatureSums,
-  features: jax.Array,
-  mask: jax.Array,
-  is_first: jax.Array,
+  sums: FeatureSums, features: jax.Array, mask: jax.Array, is_first: jax.Array
 ) -> FeatureSums:
   # Squares of features far from zero would cancel in the covariance. Any
   # constant near the mean avoids that; it is the mean of the first batch.

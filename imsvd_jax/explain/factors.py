@@ -27,9 +27,7 @@ class Factor(NamedTuple):
 
 
 def make_factor(
-  name: str,
-  values: np.ndarray,
-  names: Sequence[str] | None = None,
+  name: str, values: np.ndarray, names: Sequence[str] | None = None
 ) -> Factor:
   """Returns a factor from raw values.
 

@@ -86,10 +86,7 @@ def _matrices(
       drawn["mutual_information"] = figures.information_matrix(analysis.pairs)
   if analysis.views is not None and analysis.views.cross_joint is not None:
     drawn["cross_joint"] = figures.joint_matrix(
-      analysis.views.cross_joint,
-      bins,
-      chosen,
-      title="Cross-joint probability",
+      analysis.views.cross_joint, bins, chosen, title="Cross-joint probability"
     )
   return drawn
 

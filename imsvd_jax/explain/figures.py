@@ -232,9 +232,7 @@ def sample_grid(
 
 @_styled
 def attribution_rows(
-  images: np.ndarray,
-  maps: Mapping[str, np.ndarray],
-  titles: Sequence[str],
+  images: np.ndarray, maps: Mapping[str, np.ndarray], titles: Sequence[str]
 ) -> Figure:
   """Draws images beside their attribution, one row each.
 

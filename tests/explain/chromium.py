@@ -13,16 +13,15 @@ import urllib.request
 import pytest
 
 FLAGS = [
-  "--headless",
-  "--no-sandbox",
-  "--disable-gpu",
-  "--disable-quic",
-  "--no-first-run",
-  "--disable-background-networking",
-  "--disable-component-update",
-  "--disable-sync",
-  "--disable-dev-shm-usage",
-  "--hide-scrollbars",
+  *[
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+  ],
+  *["--disable-background-networking", "--disable-component-update"],
+  *["--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars"],
   # A page opened from disk must work without a network: no host resolves.
   "--host-resolver-rules=MAP * ~NOTFOUND",
 ]
@@ -72,10 +71,7 @@ class Browser:
     self._wait_for_driver()
     options = {
       "binary": shutil.which("chromium"),
-      "args": [
-        *FLAGS,
-        f"--user-data-dir={profile}",
-      ],
+      "args": [*FLAGS, f"--user-data-dir={profile}"],
     }
     capabilities = {
       "browserName": "chrome",

@@ -9,7 +9,6 @@ first) take turns; the medians are compared. Compilation does not count: the
 clock starts after the first batch.
 """
 
-import itertools
 import statistics
 import sys
 import time
@@ -77,18 +76,14 @@ def main():
     two = TwoViews(lambda: clock, views.augment)
     compare_views(subject, two, shape, examples=np.arange(1), mesh=mesh)
 
+  scan_all = lambda clock: scan(subject, Images(lambda: clock), mesh=mesh)
   passes = {
     "features": (lambda: batches, features),
-    "scan": (
-      lambda: batches,
-      lambda clock: scan(subject, Images(lambda: clock), mesh=mesh),
-    ),
+    "scan": (lambda: batches, scan_all),
     "two views": (views.crops, compare),
   }
   times = {name: [] for name in passes}
-  for _, (name, (given, run)) in itertools.product(
-    range(rounds), passes.items()
-  ):
+  for name, (given, run) in list(passes.items()) * rounds:
     clock = Clock(given())
     run(clock)
     times[name].append(clock.seconds)

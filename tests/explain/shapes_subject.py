@@ -84,8 +84,7 @@ def images_of(num_images, batch_size, *, size=32, **options):
   """The same batches as a data set, with two views of every image."""
   again = lambda: batches(num_images, batch_size, size=size)
   return Images(
-    again,
-    **{"views": two_views(again, probes.crop, probes.flip)} | options,
+    again, **{"views": two_views(again, probes.crop, probes.flip)} | options
   )
 
 

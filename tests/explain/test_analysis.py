@@ -159,12 +159,8 @@ def test_same_for_any_devices_batches_and_order(
   for name in ("mutual_information", "feature_covariance", "nmi"):
     # A small covariance of large features has the rounding of the large.
     expected = found[name]
-    np.testing.assert_allclose(
-      other[name],
-      expected,
-      rtol=1e-5,
-      atol=1e-6 * np.abs(expected).max(),
-    )
+    atol = 1e-6 * np.abs(expected).max()
+    np.testing.assert_allclose(other[name], expected, rtol=1e-5, atol=atol)
 
 
 def test_covariance_of_features_far_from_zero(found, data):

@@ -13,12 +13,8 @@ from matplotlib import image as matplotlib_image
 
 from imsvd_jax.base import devices
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.explain import (
-  attribution,
-  embedding_map,
-  illustrations,
-  measurement,
-)
+from imsvd_jax.explain import attribution, embedding_map, measurement
+from imsvd_jax.explain import illustrations as illustrations_lib
 from imsvd_jax.explain.explain_options import ExplainOptions
 from imsvd_jax.explain.explorer import writer
 from tests.explain import chromium, shapes_subject
@@ -63,7 +59,7 @@ class Built:
         found.scores, nmi_untrained=found.scores.nmi / 4
       ),
     )
-    self.illustrations = illustrations.illustrate(
+    self.illustrations = illustrations_lib.illustrate(
       self.subject,
       shapes_subject.batches(N, 70, size=SIZE),
       self.analysis,
@@ -197,16 +193,16 @@ def test_maps_belong_to_the_best_images(built):
 
 
 def test_few_images_are_shown_of_many(built):
-  shown = illustrations.shown_images(built.analysis, 100)
+  shown = illustrations_lib.shown_images(built.analysis, 100)
   best = np.unique(built.analysis.code.top_indices)
   assert np.isin(best[best >= 0], shown).all()
   assert len(shown) == max(100, len(best[best >= 0]))
-  assert len(illustrations.shown_images(built.analysis, N)) == N
+  assert len(illustrations_lib.shown_images(built.analysis, N)) == N
 
 
 def test_second_pass_over_other_data(built, tmp_path):
   with pytest.raises(UserError, match="50 of 150 images"):
-    illustrations.illustrate(
+    illustrations_lib.illustrate(
       built.subject,
       shapes_subject.batches(100, 50, size=SIZE),
       built.analysis,
@@ -220,7 +216,9 @@ def test_sheets_do_not_depend_on_the_order(tmp_path):
   rng = np.random.default_rng(0)
   thumbnails = rng.integers(0, 256, (70, 8, 8, 3)).astype(np.uint8)
   for name, order in (("a", np.arange(70)), ("b", rng.permutation(70))):
-    sheets = illustrations.SheetWriter(tmp_path / name, np.arange(70) * 3, 8)
+    sheets = illustrations_lib.SheetWriter(
+      tmp_path / name, np.arange(70) * 3, 8
+    )
     np.testing.assert_array_equal(
       sheets.slots(np.array([0, 1, 207, 999])), [0, -1, 69, -1]
     )

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import pathlib
 import re
-import string
 import types
 
 import jax
@@ -44,6 +43,16 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def encoder(run):
+  return load_encoder(run)
+
+
+@pytest.fixture(scope="module")
+def source(encoder):
+  return data.make_source(encoder.config.data, "train")
+
+
+@pytest.fixture(scope="module")
 def report(run):
   options = RunOptions(
     figure_format="png", num_top=1, integrated_per_bin=0, max_images=30
@@ -54,12 +63,11 @@ def report(run):
     return run_subject.explain_run(run, options)
 
 
-def test_the_numbers_are_those_of_the_encoder(run, report):
-  encoder = load_encoder(run)
-  source = data.make_source(encoder.config.data, "train")
+def test_the_numbers_are_those_of_the_encoder(encoder, source, report):
   q = encoder.probabilities(source.images)
   found = Analysis.load(report.index.parents[1] / "analysis.npz")
   assert found.num_images == 48
+  assert found.flip_rates["mirror"].shape == (2,)
   np.testing.assert_allclose(
     found.code.marginal, q.mean(0), rtol=1e-4, atol=1e-6
   )
@@ -69,12 +77,7 @@ def test_the_numbers_are_those_of_the_encoder(run, report):
   )
 
 
-def test_flip_rates_are_of_every_variable(report):
-  assert report.analysis.flip_rates["mirror"].shape == (2,)
-
-
-def test_random_weights_are_those_of_the_seed(run, report):
-  encoder = load_encoder(run)
+def test_random_weights_are_those_of_the_seed(encoder, report):
   other = run_subject.untrained_subject(
     run_subject.subject_of(encoder, "run"), encoder
   )
@@ -113,9 +116,8 @@ def test_the_factors_of_the_shapes_are_named(report):
   assert all(path.stat().st_size > 1000 for path in report.figures)
 
 
-def test_several_labels_are_left_out(run):
-  settings = load_encoder(run).config.data
-  source = data.make_source(settings, "train")
+def test_several_labels_are_left_out(encoder, source):
+  settings = encoder.config.data
   (one,) = run_subject.batches_of(source, settings, 48)
   np.testing.assert_array_equal(one["label"], source.labels)
   labels = np.eye(source.num_classes, dtype=np.int32)[source.labels]
@@ -125,13 +127,11 @@ def test_several_labels_are_left_out(run):
   np.testing.assert_array_equal(batch["image"], one["image"])
 
 
-def test_agreement_is_that_of_the_collapse_evaluator(run, report):
+def test_agreement_is_that_of_the_collapse_evaluator(encoder, source, report):
   """The same crops and colors, seen through the same network."""
-  encoder = load_encoder(run)
   embedder = augmented_views.ViewEmbedder(
     encoder.model, encoder.config, discrete=True, batch_size=16
   )
-  source = data.make_source(encoder.config.data, "train")
   protocol = protocols.PROTOCOLS["collapse/online"]
   assert protocol.seed == encoder.config.seed
   inputs = embedder.inputs(encoder.variables, source, protocol)
@@ -154,7 +154,7 @@ def test_agreement_is_that_of_the_collapse_evaluator(run, report):
   )
 
 
-def test_an_unreadable_image_has_no_views(run, monkeypatch):
+def test_an_unreadable_image_has_no_views(encoder, monkeypatch):
   """Another image takes its place in training, and is no second example."""
   given = [
     {
@@ -173,7 +173,7 @@ def test_an_unreadable_image_has_no_views(run, monkeypatch):
     augmented_views, "train_crops", lambda *args, **options: iter(given)
   )
   source = types.SimpleNamespace(num_examples=6)
-  views = run_subject.two_views(source, load_encoder(run).config, 4)
+  views = run_subject.two_views(source, encoder.config, 4)
   seen = [batch["index"][batch["mask"]].tolist() for batch in views.crops()]
   assert seen == [[5, 0, 1], [4, 2]]
 
@@ -185,15 +185,15 @@ def test_a_run_without_a_code_gets_a_sentence(tmp_path, capsys):
   assert "vicreg" in capsys.readouterr().err
 
 
-def test_flip_rates_look_at_all_classes(run):
+def test_flip_rates_look_at_all_classes(encoder, source):
   """The data lie sorted by class, as in a folder."""
-  settings = load_encoder(run).config.data
-  source = data.make_source(settings, "train")
   order = np.argsort(source.labels, kind="stable")
   source = dataclasses.replace(
     source, images=source.images[order], labels=source.labels[order]
   )
-  (batch,) = run_subject.some_batches(source, settings, 16, 12)
+  config = encoder.config
+  images = run_subject.images_of(source, config.data, config, 16)
+  (batch,) = images.some(12)
   labels = batch["label"][batch["mask"]]
   assert len(labels) == 12
   assert labels.max() > source.labels[23]  # Beyond the first half.
@@ -211,10 +211,7 @@ def test_reports_do_not_share_a_folder():
   assert len(set(made)) == len(made)
   assert made[0] == "explain-3"
   assert made[1] == "explain-3-digits"
-  assert all(
-    set(name) <= set("-._" + string.ascii_letters + string.digits)
-    for name in made
-  )
+  assert all(re.fullmatch(r"[-.\w]+", name, re.ASCII) for name in made)
 
 
 def test_the_output_is_where_the_user_says(run, monkeypatch, tmp_path):

@@ -166,10 +166,7 @@ def color_table(name: str) -> np.ndarray:
 
 
 def _core(
-  subject: Subject,
-  analysis: Analysis,
-  illustrations: Illustrations,
-  title: str,
+  subject: Subject, analysis: Analysis, illustrations: Illustrations, title: str
 ) -> dict[str, Any]:
   size = illustrations.thumbnail_size
   code = analysis.code
