@@ -13,15 +13,16 @@ import urllib.request
 import pytest
 
 FLAGS = [
-  *[
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-  ],
-  *["--disable-background-networking", "--disable-component-update"],
-  *["--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars"],
+  "--headless",
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+  "--disable-dev-shm-usage",
+  "--hide-scrollbars",
   # A page opened from disk must work without a network: no host resolves.
   "--host-resolver-rules=MAP * ~NOTFOUND",
 ]
