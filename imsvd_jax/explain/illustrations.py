@@ -81,8 +81,7 @@ class SheetWriter:
     # JPEG smears the few pixels of a small image.
     self.extension = "png" if thumbnail_size <= 32 else "jpg"
     self._open: dict[int, np.ndarray] = {}
-    self._missing: dict[int, int] = {}
-    self._left = len(indices)
+    self._left = np.bincount(np.arange(len(indices)) // PER_SHEET)
     directory.mkdir(parents=True, exist_ok=True)
 
   def slots(self, indices: np.ndarray) -> np.ndarray:
@@ -93,20 +92,17 @@ class SheetWriter:
 
   def add(self, slots: np.ndarray, thumbnails: np.ndarray) -> None:
     """Takes uint8 [k, size, size, 3]."""
-    self._left -= len(slots)
     for slot, thumbnail in zip(slots, thumbnails, strict=True):
       number, place = divmod(int(slot), PER_SHEET)
       if number not in self._open:
         side = SHEET_SIDE * self.size
         self._open[number] = np.zeros((side, side, 3), np.uint8)
-        left = len(self.indices) - number * PER_SHEET
-        self._missing[number] = min(PER_SHEET, left)
       row, column = divmod(place, SHEET_SIDE)
       top, left = row * self.size, column * self.size
       sheet = self._open[number]
       sheet[top : top + self.size, left : left + self.size] = thumbnail
-      self._missing[number] -= 1
-      if not self._missing[number]:
+      self._left[number] -= 1
+      if not self._left[number]:
         self._write(number)
 
   def _write(self, number: int) -> None:
@@ -118,13 +114,13 @@ class SheetWriter:
       self._open.pop(number),
       pil_kwargs=options,
     )
-    del self._missing[number]
 
   def close(self) -> None:
     """Raises UserError unless every image came."""
-    if self._left:
+    left = self._left.sum()
+    if left:
       raise UserError(
-        f"{self._left} of {len(self.indices)} images of the analysis did not "
+        f"{left} of {len(self.indices)} images of the analysis did not "
         "come again in the second pass; give the same data set to both."
       )
 

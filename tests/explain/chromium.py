@@ -172,21 +172,29 @@ class Browser:
       "document.querySelector(arguments[0]).innerText", selector
     )
 
-  def texts(self, selector):
-    """Returns the texts of all elements that match."""
+  def all(self, selector, what):
+    """Returns an expression of `n` for every element n that matches."""
     every = "[...document.querySelectorAll(arguments[0])]"
-    return self.value(f"{every}.map((n) => n.innerText)", selector)
+    return self.value(f"{every}.map((n) => {what})", selector)
+
+  def texts(self, selector):
+    return self.all(selector, "n.innerText")
 
   def images(self, selector):
     """Returns the indices of the images that the links lead to."""
-    every = "[...document.querySelectorAll(arguments[0])]"
-    return self.value(f"{every}.map((n) => +n.hash.split('/')[2])", selector)
+    return self.all(selector, "+n.hash.split('/')[2]")
 
   def wait_for_heading(self, text):
     self.wait(f"document.querySelector('h1').textContent === '{text}'")
 
   def wait_for_tip(self):
     self.wait("!document.getElementById('tip').hidden")
+
+  def show(self, bin_selector):
+    """Scrolls to a bin and waits for its thumbnails."""
+    bin_of = f'document.querySelector("{bin_selector}")'
+    self.script(f"{bin_of}.scrollIntoView({{block: 'center'}})")
+    self.wait(f"{bin_of}.querySelector('.thumb')")
 
   def move(self, selector, x=0.5, y=0.5, click=False):
     """Moves the mouse to a fraction of an element's visible box."""

@@ -21,7 +21,7 @@ from imsvd_jax import data
 from imsvd_jax.base import devices
 from imsvd_jax.explain import run_subject
 from imsvd_jax.explain.images import Images, TwoViews
-from imsvd_jax.explain.scan import scan
+from imsvd_jax.explain.scan import encoding_shapes, scan
 from imsvd_jax.explain.view_comparison import compare_views
 from imsvd_jax.runs.encoder import LoadedEncoder
 from imsvd_jax.training import experiment as experiment_lib
@@ -39,19 +39,13 @@ def untrained_encoder():
   return LoadedEncoder(config, variables, 0, batch_size=BATCH_SIZE)
 
 
-class Clock:
-  """Batches that note the CPU time from the second one to the end."""
-
-  def __init__(self, batches):
-    self._batches = batches
-    self.seconds = None
-
-  def __iter__(self):
-    for number, batch in enumerate(self._batches):
-      if number == 1:
-        begin = time.process_time()
-      yield batch
-    self.seconds = time.process_time() - begin
+def clocked(batches, seconds):
+  """Yields the batches; appends the CPU time from the second one to the end."""
+  for number, batch in enumerate(batches):
+    if number == 1:
+      begin = time.process_time()
+    yield batch
+  seconds.append(time.process_time() - begin)
 
 
 def main():
@@ -62,21 +56,21 @@ def main():
   subject = run_subject.subject_of(encoder, "untrained")
   views = run_subject.two_views(source, encoder.config, BATCH_SIZE)
   mesh = devices.make_mesh(jax.local_devices())
-  chosen = encoder.config.objective[encoder.config.objective.name]
-  shape = (encoder.config.model.projector[-1] // chosen.num_bins,)
-  shape += (chosen.num_bins,)
   # In memory: reading the images is the same for features and the scan.
   batches = list(run_subject.batches_of(source, settings, BATCH_SIZE))
 
-  def features(clock):
-    for batch in clock:
+  shapes = encoding_shapes(subject, batches[0]["image"])
+  shape = shapes.probabilities.shape[1:]
+
+  def features(clocked_batches):
+    for batch in clocked_batches:
       encoder.features(batch["image"])
 
-  def compare(clock):
-    two = TwoViews(lambda: clock, views.augment)
+  def compare(clocked_batches):
+    two = TwoViews(lambda: clocked_batches, views.augment)
     compare_views(subject, two, shape, examples=np.arange(1), mesh=mesh)
 
-  scan_all = lambda clock: scan(subject, Images(lambda: clock), mesh=mesh)
+  scan_all = lambda given: scan(subject, Images(lambda: given), mesh=mesh)
   passes = {
     "features": (lambda: batches, features),
     "scan": (lambda: batches, scan_all),
@@ -84,9 +78,7 @@ def main():
   }
   times = {name: [] for name in passes}
   for name, (given, run) in list(passes.items()) * rounds:
-    clock = Clock(given())
-    run(clock)
-    times[name].append(clock.seconds)
+    run(clocked(given(), times[name]))
   count = NUM_IMAGES - BATCH_SIZE
   median = {name: statistics.median(found) for name, found in times.items()}
   for name, found in times.items():

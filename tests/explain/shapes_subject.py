@@ -5,6 +5,7 @@ where, which color, how round) and cuts each into bins, so that its variables
 mean something and a test can say what.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -183,11 +184,10 @@ def make_subject(num_variables=8, num_bins=6, sharpness=12.0):
 
 def make_continuous_subject():
   """The same encoder without discrete code."""
-  subject = make_subject()
-  return Subject(
+  return dataclasses.replace(
+    make_subject(),
     encode=lambda v, x: Encoding(_moments(_maps(v, x))),
-    feature_maps=_maps,
-    variables=subject.variables,
+    bin_log_probabilities=None,
     name="Colored shapes, continuous",
     objective="VICReg",
   )

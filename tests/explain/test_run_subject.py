@@ -200,10 +200,9 @@ def test_flip_rates_look_at_all_classes(encoder, source):
 
 
 def test_reports_do_not_share_a_folder():
+  name_of = lambda **options: run_subject.folder_name(3, RunOptions(**options))
   made = [
-    run_subject.folder_name(
-      3, RunOptions(target=target, split=split, data=name)
-    )
+    name_of(target=target, split=split, data=name)
     for target in (False, True)
     for split in ("train", "eval")
     for name in ("", "digits", "folder=a/b", "folder=a-b", "folder=~/x")

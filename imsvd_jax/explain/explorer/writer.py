@@ -102,9 +102,6 @@ def build(
   title = title or subject.name
   core = _core(subject, analysis, illustrations, title)
   core["views"] = _write_views(directory, analysis.views)
-  core["hasJointDetail"] = (
-    analysis.pairs is not None and analysis.num_variables > 1
-  )
   report("explorer: tables and images")
   _write(directory, "images", _images(analysis, illustrations, names))
   shown = analysis.features.sampled_from(illustrations.indices)
@@ -119,7 +116,7 @@ def build(
   if analysis.code is not None:
     report("explorer: variables")
     _write_variables(directory, analysis, analysis.code, illustrations)
-    if analysis.pairs is not None and core["hasJointDetail"]:
+    if analysis.pairs is not None and analysis.num_variables > 1:
       report("explorer: joint matrix")
       _write_joint(directory, analysis.code, analysis.pairs)
   _write(directory, "core", core)

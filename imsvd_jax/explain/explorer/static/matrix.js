@@ -123,7 +123,7 @@ class Matrix {
   }
 
   get hasDetail() {
-    return core.hasJointDetail && this.pairs.kind === "joint"
+    return this.pairs.kind === "joint"
       && this.view.scale >= Math.max(DETAIL, 1.4 * this.view.fitScale);
   }
 
@@ -143,8 +143,6 @@ class Matrix {
     this.view.center(c + 0.5, a + 0.5,
       Math.min(this.view.width, this.view.height) * 0.8);
   }
-
-  // Drawing
 
   draw() {
     const { view, count } = this;
@@ -215,8 +213,6 @@ class Matrix {
     context.strokeRect(x - 1, y - 1, size + 2, size + 2);
   }
 
-  // Tooltips
-
   describe(a, c, d, e) {
     const { pairs } = this;
     const lines = [pairs.isDiagonal(a, c) ? `Variable ${a} with itself`
@@ -250,8 +246,6 @@ class Matrix {
     return [Math.floor(a), Math.floor(c), Math.floor((a % 1) * b),
       Math.floor((c % 1) * b)];
   }
-
-  // Pointer and keys
 
   hover(event) {
     const place = this.placeAt(event.offsetX, event.offsetY);
@@ -307,8 +301,6 @@ class Matrix {
       box.top + clamp(y, 0, view.height)));
   }
 
-  // Controls
-
   /* A form that opens the pair of two variables. */
   pairForm() {
     const input = (label, value) => h("input", { type: "number", min: 0,
@@ -343,8 +335,7 @@ class Matrix {
   legend() {
     return h("div", { class: "legend" },
       h("span", {}, "pairs: floor", ramp("sequential"), this.most),
-      core.hasJointDetail && h("span", {}, "bins: ",
-        `1/${2 ** core.ratioRange} ×`, ramp("ratio"),
+      h("span", {}, "bins: ", `1/${2 ** core.ratioRange} ×`, ramp("ratio"),
         `${2 ** core.ratioRange} × independent`));
   }
 }
@@ -374,10 +365,9 @@ pages.matrix = ({ first, second }) => {
   return [
     heading("Joint matrix"),
     h("p", { class: "soft" }, "Each square is a pair of variables; its "
-      + "color is their mutual information above the finite-sample floor. ",
-    core.hasJointDetail ? "Zoom in to see every pair of bins: how much more "
-      + "or less often they occur together than if they were independent."
-      : "The probabilities of pairs of bins are in analysis.npz."),
+      + "color is their mutual information above the finite-sample floor. "
+      + "Zoom in to see every pair of bins: how much more or less often they "
+      + "occur together than if they were independent."),
     h("div", { class: "head" }, matrix.pairForm(), matrix.kindChoice()),
     h("div", { class: "stage" }, matrix.canvas, matrix.view.buttons()),
     matrix.legend(),
