@@ -62,19 +62,8 @@ class Images:
   names: Callable[[int], str] | None = None
 
 
-def pad_batch(batch: Batch, batch_size: int) -> dict[str, np.ndarray]:
-  """Pads a batch with masked images and sorts it by image index.
-
-  Args:
-    batch: Arrays [b, ...], among them "index" and optionally "mask" bool [b].
-    batch_size: What to pad to.
-
-  Returns:
-    The same keys, with "mask" always among them.
-
-  Raises:
-    UserError: An index is not in 0..2^31-2.
-  """
+def _padded(batch: Batch, batch_size: int) -> dict[str, np.ndarray]:
+  """Pads a batch with masked images, sorts it by index and adds its mask."""
   index = np.asarray(batch["index"], np.int64)
   mask = np.asarray(batch.get("mask", np.ones(len(index), bool)), bool)
   known = index[mask]
@@ -98,14 +87,20 @@ def pad_batch(batch: Batch, batch_size: int) -> dict[str, np.ndarray]:
 def padded_batches(
   batches: Batches, multiple: int
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Pads every batch to the first one's size, rounded up to `multiple`."""
+  """Pads every batch to the first one's size, rounded up to `multiple`.
+
+  The batches are sorted by image index and always have a "mask".
+
+  Raises:
+    UserError: An index is not in 0..2^31-2.
+  """
   size = 0
   for batch in batches:
     count = len(batch["index"])
     # A batch larger than the first one compiles once more.
     wanted = max(size, count + -count % multiple)
     size = size or wanted
-    yield pad_batch(batch, wanted)
+    yield _padded(batch, wanted)
 
 
 def some_of(indices: np.ndarray, count: int) -> np.ndarray:

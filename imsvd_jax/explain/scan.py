@@ -121,10 +121,7 @@ def _stream(
 
 
 def encoding_shapes(subject: Subject, images: np.ndarray) -> Encoding:
-  """Returns the shapes of a subject's outputs, without computing them.
-
-  Args:
-    images: [B, H, W, C]; only shape and type count.
+  """Returns the shapes of a subject's outputs for images like these.
 
   Raises:
     ValueError: They are not what a subject promises.

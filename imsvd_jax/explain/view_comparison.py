@@ -31,11 +31,9 @@ def compare_views(
 
   Args:
     subject: The functions of images; it has a discrete code.
-    views: Where the views come from.
     shape: (M, b).
     examples: [n] ascending indices of images to keep with their views.
     joint: Whether to measure the D x D cross-joint matrix.
-    count: How many images will come, for the time left.
 
   Raises:
     UserError: There are no views.

@@ -58,9 +58,8 @@ def main():
   mesh = devices.make_mesh(jax.local_devices())
   # In memory: reading the images is the same for features and the scan.
   batches = list(run_subject.batches_of(source, settings, BATCH_SIZE))
-
-  shapes = encoding_shapes(subject, batches[0]["image"])
-  shape = shapes.probabilities.shape[1:]
+  encoding = encoding_shapes(subject, batches[0]["image"])
+  shape = encoding.probabilities.shape[1:]
 
   def features(clocked_batches):
     for batch in clocked_batches:

@@ -24,8 +24,6 @@ function fillPixels(canvas, width, height, pixelAt) {
   return canvas;
 }
 
-// --- Bars ----------------------------------------------------------------
-
 /* Bars up to `most`; `room` pixels above the tallest stay free. */
 function drawBars([context, width, height], values, most, room) {
   const step = width / values.length;
@@ -72,8 +70,6 @@ function sparkline(values) {
   page.redraws.push(() => { if (drawn) draw(); });
   return canvas;
 }
-
-// --- Pan and zoom --------------------------------------------------------
 
 /* Maps the square world [0, size] x [0, size] to a canvas. */
 class View {
