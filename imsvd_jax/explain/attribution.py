@@ -145,7 +145,6 @@ def attribute(
 
   Args:
     compiled: From `make_grad_cam` or `make_integrated_gradients`.
-    subject: Whose weights to use.
     images: uint8 [n, H, W, C], n at most `batch_size`.
     variables: [n] int.
     bins: [n] int.

@@ -37,7 +37,6 @@ def make_factor(
   categories.
 
   Args:
-    name: What it is called.
     values: [N].
     names: Names of the categories; by default their numbers.
   """
@@ -91,7 +90,6 @@ def known_factors(
     indices: [N] int64, ascending, the images.
     labels: [N] int, -1 where unknown.
     values: By name, values indexed by image index (see `images.Images`).
-    label_names: Names of the classes.
 
   Raises:
     UserError: A factor has too few values.

@@ -171,7 +171,6 @@ def embedding_vectors(
   Args:
     views: [n, V, H, W, C] uint8.
     probabilities: [n, V, M, b].
-    max_images: Show at most so many.
   """
   count = min(len(views), max_images)
   num_views = views.shape[1]

@@ -36,17 +36,10 @@ def analyze(
   """Streams over a data set: once, and once more for each further comparison.
 
   Args:
-    subject: The functions of images to explain.
-    images: The data set.
-    options: What to measure.
     untrained: The same encoder with random weights: where factors are known,
       what its variables tell of them is measured too.
     key: Random key of the single augmentations.
     mesh: Devices, along axis "data"; by default all local ones.
-    report: Takes a line of text every few seconds.
-
-  Returns:
-    The analysis.
 
   Raises:
     UserError: The data set or the encoder's outputs do not fit, or there is

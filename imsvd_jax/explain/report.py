@@ -65,16 +65,11 @@ def explain(
   `figures/*` and `explorer/index.html` under `directory`.
 
   Args:
-    subject: The functions of images.
-    images: The data set.
-    directory: Where to write.
-    options: What to measure and to show.
     untrained: The same encoder with random weights; see `analyze`.
     key: Random key of the single augmentations.
     records: Of the training: "step" and numbers, for training curves.
     title: Of the explorer; by default the subject's name.
     mesh: Devices, along axis "data"; by default all local ones.
-    report: Takes lines of text.
 
   Raises:
     UserError: An option does not fit, or see `analyze`.

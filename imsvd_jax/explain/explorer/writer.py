@@ -92,7 +92,6 @@ def build(
     title: By default the subject's name.
     names: Image index -> what to call the image, such as its path; asked for
       the shown images only.
-    report: Takes a line of text for each part.
 
   Returns:
     The path of index.html.
