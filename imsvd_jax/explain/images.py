@@ -48,7 +48,7 @@ class Images:
       default one more pass over `batches` that keeps n of them.
     views: Two augmented views of every image, for agreement.
     factors: Known values by name, each indexed by image index (a sequence of
-      length > largest index, or a mapping); see `information.make_factor`.
+      length > largest index, or a mapping); see `factors.make_factor`.
     label_names: Names of the classes.
     names: Image index -> what to call the image, such as its path.
   """
