@@ -243,26 +243,18 @@ _IMAGENET = Crops(size=224)
 _CIFAR = Crops(size=32, scale=(0.8, 1.0), test_resize=36)
 
 PROTOCOLS: dict[str, Protocol] = {
-  "linear/imsvd": Linear(
-    learning_rate=0.02, weight_decay=1e-6, crops=_IMAGENET
-  ),
-  "linear/vicreg": Linear(
-    learning_rate=0.02, weight_decay=1e-6, crops=_IMAGENET
-  ),
-  "linear/barlow": Linear(
-    learning_rate=0.3, weight_decay=1e-6, crops=_IMAGENET
-  ),
+  "linear/imsvd": Linear(_IMAGENET, 0.02, weight_decay=1e-6),
+  "linear/vicreg": Linear(_IMAGENET, 0.02, weight_decay=1e-6),
+  "linear/barlow": Linear(_IMAGENET, 0.3, weight_decay=1e-6),
   "linear/simsiam": Linear(
-    learning_rate=0.1,
+    _IMAGENET,
+    0.1,
     scale_by_batch=True,
     optimizer="lars",
     batch_size=4096,
     epochs=90,
-    crops=_IMAGENET,
   ),
-  "linear/cifar": Linear(
-    learning_rate=30.0, schedule="steps", milestones=(60, 80), crops=_CIFAR
-  ),
+  "linear/cifar": Linear(_CIFAR, 30.0, schedule="steps", milestones=(60, 80)),
   "linear/lbfgs": Lbfgs(),
   "linear/probe": Probe(),
   # Measured during pretraining.
@@ -301,11 +293,7 @@ FINAL = ("knn/final", "linear/final")
 
 
 def online(settings: ml_collections.ConfigDict) -> dict[str, Protocol]:
-  """Returns the protocols of one online evaluation, by name.
-
-  Args:
-    settings: The recipe's `eval`.
-  """
+  """Returns the protocols of one online evaluation of a recipe's `eval`."""
   chosen: dict[str, Protocol] = {"knn/online": _knn_of(settings)}
   if settings.linear_epochs:
     chosen["linear/online"] = dataclasses.replace(
@@ -322,11 +310,7 @@ def online(settings: ml_collections.ConfigDict) -> dict[str, Protocol]:
 
 
 def final(settings: ml_collections.ConfigDict) -> dict[str, Protocol]:
-  """Returns the protocols of the closing table of a training run, by name.
-
-  Args:
-    settings: The recipe's `eval`.
-  """
+  """Returns the protocols of the closing table of a recipe's `eval`."""
   return dict(zip(FINAL, (_knn_of(settings), Lbfgs()), strict=True))
 
 
@@ -433,8 +417,8 @@ def _with_value(
 ) -> Any:
   """Returns a protocol, or its crops, with one value replaced."""
   first, _, rest = key.partition(".")
-  if first not in _keys(settings):
-    known = _keys(settings)
+  known = _keys(settings)
+  if first not in known:
     raise UserError(
       f"--set: crops have no {first!r}.{suggestion(first, known)} Known:"
       f" {', '.join(known)}."
