@@ -203,7 +203,7 @@ def test_agreement_and_kappa_by_hand():
 
 def test_run_yields_what_its_inputs_allow(views):
   protocol = protocols.Collapse(max_images=50)
-  features = Features(views[:, 0], None, np.arange(90))
+  features = Features(views[:, 0], None)
   names = dict(collapse.run(Inputs(sample=features), protocol))
   assert list(names) == ["rank_me/features"]
   codes = one_hot(np.random.default_rng(6).integers(0, 3, (90, 2, 4)), 3)

@@ -10,6 +10,7 @@ from imsvd_jax import data
 from imsvd_jax.base import console, hashing
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import augmented_views, binder, probe, results
+from imsvd_jax.evaluation.features import Features
 from imsvd_jax.evaluation.online import Evaluation
 from imsvd_jax.evaluation.protocols import PROTOCOLS
 from imsvd_jax.runs.encoder import LoadedEncoder
@@ -74,12 +75,12 @@ def test_the_online_head_is_the_probe_on_the_banks_features(
     5,
     model=experiment.model,
   )
-  features = [encoder.features(s.images) for s in (bank, test)]
-  assert features[0].shape[0] == 400
-  protocol = dataclasses.replace(PROTOCOLS["linear/online"], epochs=3)
-  expected = probe.linear_probe(
-    features[0], bank.labels, features[1], test.labels, protocol
+  train, test = (
+    Features(encoder.features(s.images), s.labels) for s in (bank, test)
   )
+  assert len(train.features) == 400
+  protocol = dataclasses.replace(PROTOCOLS["linear/online"], epochs=3)
+  expected = probe.linear_probe(train, test, protocol)
   assert found["online/linear"] == expected.accuracy.top1
   assert found["online/linear"] > 0.5
   (line,) = said
