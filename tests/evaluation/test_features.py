@@ -66,9 +66,10 @@ def test_each_image_once(images, batch_size, num_devices):
   assert found.labels.dtype == np.int32
 
 
-def test_no_labels_is_none(images):
+def test_no_labels_is_none(images, capsys):
   batches = padded_batches(images, 8, labels=False)
   assert features.extract(lambda x: x[:, 0, 0], batches).labels is None
+  assert capsys.readouterr().err == ""  # Short work tells no progress.
 
 
 def test_several_labels_per_image(images):
