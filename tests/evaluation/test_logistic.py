@@ -123,7 +123,10 @@ def test_a_constant_feature_moves_no_prediction(digits):
 
 
 ONE, SEVERAL = Lbfgs(), Lbfgs(metric="map_11_point")
-TWO_OF_TEST = {"labels": np.zeros((359, 2), int)}
+
+
+def labels(*shape, value=0):
+  return {"labels": np.full(shape, value)}
 
 
 @pytest.mark.parametrize(
@@ -131,31 +134,11 @@ TWO_OF_TEST = {"labels": np.zeros((359, 2), int)}
   [
     (SEVERAL, {}, {}, "found one label per image"),
     (ONE, {"labels": None}, {}, "train images have no labels"),
-    (ONE, {"labels": np.zeros(1438, int)}, {}, "never occur in train"),
-    (
-      ONE,
-      {"labels": np.zeros(1438, int)},
-      {"labels": np.zeros(359, int)},
-      "All of train has one class",
-    ),
-    (
-      ONE,
-      {"labels": np.zeros((1438, 2), int)},
-      {},
-      "needs one label per image",
-    ),
-    (
-      SEVERAL,
-      {"labels": np.zeros((1438, 2), int)},
-      TWO_OF_TEST,
-      "Class 0 needs train images with and without",
-    ),
-    (
-      SEVERAL,
-      {"labels": np.full((1438, 2), 3)},
-      TWO_OF_TEST,
-      "expected [N, C] of 1, 0 and -1",
-    ),
+    (ONE, labels(1438), {}, "never occur in train"),
+    (ONE, labels(1438), labels(359), "All of train has one class"),
+    (ONE, labels(1438, 2), {}, "needs one label per image"),
+    (SEVERAL, labels(1438, 2), labels(359, 2), "Class 0 needs train images wi"),
+    (SEVERAL, labels(1438, 2, value=3), labels(359, 2), "expected [N, C] of 1"),
     (ONE, {}, {"features": np.full((359, 64), np.inf)}, "hold NaN or infinity"),
   ],
 )
