@@ -5,6 +5,9 @@ import numpy as np
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation.features import Features
 
+# Features and labels of train, those of test, and the number of classes.
+Splits = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
+
 
 def check_features(features: np.ndarray, name: str) -> np.ndarray:
   """Returns `features` as float32 [N, F] once they are usable.
@@ -112,10 +115,8 @@ def check_pair(
   return train, test
 
 
-def check_splits(
-  train: Features, test: Features
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-  """Returns train's features and labels, test's, and the number of classes.
+def check_splits(train: Features, test: Features) -> Splits:
+  """Returns both splits once they are usable.
 
   Raises:
     UserError: Features or labels are unusable.

@@ -17,10 +17,8 @@ from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import input_checks, protocols, subsets
 from imsvd_jax.evaluation import scores as metrics
 from imsvd_jax.evaluation.features import Features
+from imsvd_jax.evaluation.input_checks import Splits
 from imsvd_jax.evaluation.inputs import Evaluator, Inputs
-
-# Features and labels of train, those of test, and the number of classes.
-_Checked = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
 
 
 class LogisticResult(NamedTuple):
@@ -139,7 +137,7 @@ def _threads_for(multiplications: int) -> threadpool_limits:
   return threadpool_limits(limits=1, user_api=api)
 
 
-def _check_one(train: Features, test: Features, metric: str) -> _Checked:
+def _check_one(train: Features, test: Features, metric: str) -> Splits:
   """Returns `check_splits` for one label per image."""
   if metric == "map_11_point":
     raise UserError(
@@ -155,7 +153,7 @@ def _check_one(train: Features, test: Features, metric: str) -> _Checked:
   return checked
 
 
-def _check_several(train: Features, test: Features, metric: str) -> _Checked:
+def _check_several(train: Features, test: Features, metric: str) -> Splits:
   """Checks several labels per image; as `_check_one`."""
   x_train, x_test = input_checks.check_pair(train.features, test.features)
   y_train, y_test = np.asarray(train.labels), np.asarray(test.labels)

@@ -64,7 +64,6 @@ _ANY_COUNTS = _list_of("whole numbers from 1", _COUNT, may_be_empty=True)
 _POSITIVES = _list_of("numbers above 0", _POSITIVE)
 _AREAS = _range("two parts of the area, the smaller first", 0, 1)
 _RATIOS = _range("two numbers above 0, the smaller first", 0, math.inf)
-_METRIC = _one_of(*METRICS)
 
 
 def _field(limit: Limit, default: Any = dataclasses.MISSING) -> Any:
@@ -117,7 +116,7 @@ class Lbfgs(Settings):
   inverse_penalties: tuple[float, ...] = _field(
     _POSITIVES, (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
   )
-  metric: str = _field(_METRIC, "top1")
+  metric: str = _field(_one_of(*METRICS), "top1")
   held_out: float = _field(_PART, 0.2)
   max_iterations: int = _field(_COUNT, 1000)
   tolerance: float = _field(_POSITIVE, 1e-5)

@@ -184,11 +184,6 @@ def mean_average_precision_score(
   return Score(mean_average_precision(scores, labels), interval)
 
 
-def top1(scores: np.ndarray, labels: np.ndarray) -> float:
-  """Returns the fraction of images whose best score is their own class."""
-  return float((class_ranks(scores, labels) == 0).mean())
-
-
 def scored_mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
   """Returns `mean_per_class` of the classes with the best scores."""
   return mean_per_class(class_ranks(scores, labels) == 0, labels)
@@ -202,7 +197,7 @@ class Metric(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-  "top1": Metric(top1, top1_score),
+  "top1": Metric(lambda *args: top1_score(*args).value, top1_score),
   "mean_per_class": Metric(scored_mean_per_class, mean_per_class_score),
   "map_11_point": Metric(mean_average_precision, mean_average_precision_score),
 }

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
+from imsvd_jax.base import devices
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import features
 
@@ -40,15 +39,14 @@ def padded_batches(images, batch_size, *, labels=True):
 
 
 def embedder(num_devices):
-  mesh = Mesh(np.asarray(jax.devices()[:num_devices]), ("data",))
-  sharding = NamedSharding(mesh, P("data"))
+  mesh = devices.make_mesh(jax.devices()[:num_devices])
 
   @jax.jit
   def embed(images):
     mean = images.astype(jnp.float32).mean(axis=(1, 2))
     return mean * jnp.array([1.0, 2.0, 3.0])
 
-  return lambda images: embed(jax.device_put(images, sharding))
+  return lambda images: embed(devices.shard_batch(images, mesh))
 
 
 @pytest.mark.parametrize(

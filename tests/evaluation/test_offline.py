@@ -175,11 +175,8 @@ def test_features_come_from_the_cache(
   (result,) = evaluate([workdir], "knn/imsvd", settings=["num_neighbors=5"])
   printed = capsys.readouterr().out.splitlines()
   assert printed[0].split()[:3] == ["protocol", "data", "final"]
-  assert printed[1].split()[:3] == [
-    "knn/imsvd",
-    "digits",
-    f"{100 * result.final:.2f}",
-  ]
+  shown = ["knn/imsvd", "digits", f"{100 * result.final:.2f}"]
+  assert printed[1].split()[:3] == shown
   with pytest.raises(AssertionError, match="computed again"):
     evaluate([workdir], "knn/imsvd", cache=str(tmp_path))
 
@@ -217,13 +214,8 @@ def test_a_full_protocol_probe_leaves_the_backbone_alone(workdir, encoder):
   run = opened(workdir, "linear/imsvd", **LINEAR)
   (result,) = run.measure_all()
   assert result.final > 0.3  # chance is 0.1; 32 features of a random network
-  assert result.hyperparameters["crops"] == {
-    "size": 16,
-    "scale": (0.4, 1.0),
-    "ratio": (3 / 4, 4 / 3),
-    "flip_probability": 0.0,
-    "test_resize": 16,
-  }
+  crops = protocols.Crops(16, (0.4, 1.0), flip_probability=0.0, test_resize=16)
+  assert result.hyperparameters["crops"] == dataclasses.asdict(crops)
   assert result.values["train_loss"] < np.log(10)
   assert checksum(run.encoder.variables) == checksum(encoder.variables)
 
@@ -242,8 +234,8 @@ def test_a_backbone_that_changes_is_noticed(workdir, monkeypatch):
     list(run.measure_all())
 
 
-TUNE = protocols.with_settings(
-  {"finetune/10pct": PROTOCOLS["finetune/10pct"]},
+TUNE = protocols.choose(
+  ["finetune/10pct"],
   [
     "crops.size=16",
     "crops.test_resize=16",
@@ -465,12 +457,8 @@ def test_a_mistake_is_one_clear_line(workdir, tmp_path, monkeypatch):
   for output in ("file", "file/below"):
     refused("file is a file; --output", run, knn, output=str(tmp_path / output))
   refused("--output=x for 2 runs", [workdir] * 2, knn, output="x")
-  refused(
-    r"knn/imsvd: k-NN with k = 2000 over a bank of 1437 images",
-    run,
-    knn,
-    settings=["num_neighbors=2000"],
-  )
+  many = ["num_neighbors=2000"]
+  refused("knn/imsvd: k-NN with k = 2000 over a", run, knn, settings=many)
   refused(
     "finetune/1pct: The labelled part has 10 images, fewer than a batch of 256",
     run,
@@ -488,10 +476,8 @@ def test_images_without_labels(workdir, tmp_path):
       image = Image.fromarray(np.full((20, 20, 3), 40 * i, np.uint8))
       image.save(tmp_path / split / f"{i}.png")
   folder = f"folder={tmp_path}"
-  refused(
-    "The train images have no labels", [workdir], "knn/imsvd", data=folder
-  )
-  refused("have no labels", [workdir], "finetune/1pct", data=folder)
+  for name in ("knn/imsvd", "finetune/1pct"):
+    refused("The train images have no labels", [workdir], name, data=folder)
 
 
 @pytest.mark.parametrize(
@@ -512,19 +498,14 @@ def test_a_class_that_train_lacks(workdir, sources, monkeypatch, name):
 def test_features_that_are_not_finite(workdir, tmp_path, monkeypatch):
   nan = lambda self, _, images: np.full((len(images), 3), np.nan, np.float32)
   monkeypatch.setattr(binder.Binder, "embed", nan)
-  refused(
-    "knn/imsvd: 1437 of 1437 train features hold NaN",
-    [workdir],
-    "knn/imsvd",
-    cache=str(tmp_path),
-  )
+  message = "knn/imsvd: 1437 of 1437 train features hold NaN"
+  refused(message, [workdir], "knn/imsvd", cache=str(tmp_path))
 
 
 def test_a_file_of_weights_needs_an_output(tmp_path):
-  (tmp_path / "weights.npz").write_bytes(b"")
-  refused(
-    "is a file of weights; name", [str(tmp_path / "weights.npz")], "collapse"
-  )
+  path = tmp_path / "weights.npz"
+  path.write_bytes(b"")
+  refused("is a file of weights; name", [str(path)], "collapse")
 
 
 # --- The command --------------------------------------------------------------

@@ -57,7 +57,7 @@ def said(monkeypatch):
 
 @pytest.fixture
 def evaluation_of(digits, tmp_path):
-  """Makes an evaluation with other settings of `config.eval`, and its writer."""
+  """Makes an evaluation, with other settings of `eval`, and its writer."""
   experiment, default_source, _ = digits
 
   def make(source=default_source, **settings):

@@ -23,7 +23,7 @@ from imsvd_jax.evaluation import (
 )
 from imsvd_jax.evaluation.features import Features
 from imsvd_jax.evaluation.inputs import Inputs
-from imsvd_jax.evaluation.protocols import PROTOCOLS, SUITES, describe
+from imsvd_jax.evaluation.protocols import PROTOCOLS, SUITES, choose, describe
 from imsvd_jax.evaluation.registry import EVALUATORS
 
 # --- Protocols and registry ---------------------------------------------------
@@ -106,21 +106,17 @@ def inputs():
   )
 
 
-def small(protocol):
-  """The protocol with fewer epochs and neighbors."""
-  names = {field.name for field in dataclasses.fields(protocol)}
-  changes = {"epochs": 3, "num_neighbors": (5, 1), "learning_rates": (0.1,)}
-  kept = {key: value for key, value in changes.items() if key in names}
-  return dataclasses.replace(protocol, **kept)
-
-
 # One of each evaluator is enough; k-NN and linear differ in data alone.
 ONE_OF_EACH = ["linear/imsvd", "linear/lbfgs", "linear/probe", "knn/dino"]
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_every_labelled_evaluator_gives_a_headline(inputs, name):
-  protocol = small(PROTOCOLS[name])
+SMALL = choose(
+  ONE_OF_EACH, ["epochs=3", "num_neighbors=5,1", "learning_rates=0.1"]
+)
+
+
+@pytest.mark.parametrize("protocol", SMALL.values(), ids=SMALL)
+def test_every_labelled_evaluator_gives_a_headline(inputs, protocol):
   values = dict(registry.evaluate(protocol, inputs))
   assert 0.6 < values["low"] < values["final"] <= values["best"]
   assert values["final"] <= values["high"]
@@ -213,10 +209,8 @@ def test_a_repeated_measurement_replaces_its_last(tmp_path):
 
 def test_other_weights_of_a_step_are_another_measurement(tmp_path):
   path = tmp_path / "results.json"
-  trained, target = some_result(weights="abc"), some_result(weights="abd")
-  results.write_results(path, [trained])
-  results.write_results(path, [target])
-  results.write_results(path, [trained])
+  for weights in ("abc", "abd", "abc"):
+    results.write_results(path, [some_result(weights=weights)])
   found = [entry["weights"] for entry in results.read_results(path)]
   assert found == ["abc", "abd"]
 
