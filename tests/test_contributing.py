@@ -209,7 +209,7 @@ def test_objective_backbone_and_source_train_a_step(run):
 
 def test_the_evaluator_knows_the_answer():
   features = np.float32([[1, 0], [2, 0.1], [0, 1], [0.1, 3]])
-  split = Features(features, np.int32([0, 0, 1, 1]), np.arange(4))
+  split = Features(features, np.int32([0, 0, 1, 1]))
   protocol = protocols.PROTOCOLS["centroid"]
   numbers = dict(registry.evaluate(protocol, Inputs(train=split, test=split)))
   assert numbers["final"] == numbers["top1"] == 1.0

@@ -20,7 +20,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from imsvd_jax.base import console
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.benchmarks.text import Findings
-from imsvd_jax.evaluation import knn
+from imsvd_jax.evaluation import knn, protocols
+from imsvd_jax.evaluation.features import Features
 
 TEMPERATURE = 0.07
 
@@ -68,12 +69,13 @@ def make_problem(
 
 
 def streamed(problem: Problem) -> float:
-  """Top-1 accuracy by `knn_accuracy`."""
-  k = problem.num_neighbors
-  results = knn.knn_accuracy(
-    *problem[:4], num_neighbors=(k,), temperatures=(TEMPERATURE,)
-  )
-  return results[k, TEMPERATURE].top1
+  """Top-1 accuracy by `knn_ranks`."""
+  (ranks,) = knn.knn_ranks(
+    Features(problem.bank, problem.bank_labels),
+    Features(problem.queries, problem.query_labels),
+    protocols.Knn((problem.num_neighbors,), (TEMPERATURE,)),
+  ).values()
+  return float((ranks == 0).mean())
 
 
 def scikit_learn_cosine(problem: Problem) -> float:

@@ -6,7 +6,7 @@ crops and photometric augmentation, through the frozen network.
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 
 from imsvd_jax.base import devices as sharding
 from imsvd_jax.base import hashing
-from imsvd_jax.base.console import Progress, print_line
+from imsvd_jax.base.console import Progress
 from imsvd_jax.data import host_pipeline, part
 from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation import protocols
@@ -56,18 +56,13 @@ class ViewEmbedder:
   ) -> None:
     """Compiles nothing yet.
 
-    Args:
-      model: The run's `models.Encoder`.
-      config: The run's recipe.
-      discrete: Whether embeddings are soft discrete variables.
-      batch_size: Images at a time over all processes, rounded up to a multiple
-        of the devices.
+    `batch_size` counts the images of all processes; `discrete` says whether
+    embeddings are soft discrete variables.
     """
     self._config = config
     self._discrete = discrete
     self._mesh = sharding.make_mesh(jax.local_devices())
-    devices = self._mesh.size * jax.process_count()
-    self._batch_size = -(-batch_size // devices) * devices
+    self._batch_size = batch_size
     self._apply = jax.jit(functools.partial(_embed_two_views, model, config))
 
   def inputs(
@@ -75,26 +70,19 @@ class ViewEmbedder:
     variables: dict[str, Any],
     source: Source,
     protocol: protocols.Collapse,
-    *,
-    report: Callable[[str], None] = print_line,
   ) -> dict[str, np.ndarray]:
     """Returns "embeddings", "view_groups" and, if discrete, "codes".
 
     Args:
       variables: {"params", "batch_stats"} on this process's devices.
       source: From `some_images`.
-      protocol: How many images, groups and views.
-      report: Takes progress lines.
+      protocol: How many groups and views.
     """
-    embed = functools.partial(
-      self.embed, variables, seed=protocol.seed, report=report
-    )
+    embed = functools.partial(self.embed, variables, seed=protocol.seed)
     embeddings = embed(source, num_views=2)
     groups = some_images(source, protocol.lidar_groups, seed=protocol.seed)
-    result = {
-      "embeddings": embeddings,
-      "view_groups": embed(groups, num_views=protocol.lidar_views),
-    }
+    view_groups = embed(groups, num_views=protocol.lidar_views)
+    result = {"embeddings": embeddings, "view_groups": view_groups}
     if self._discrete:
       result["codes"] = self._codes(embeddings)
     return result
@@ -106,7 +94,6 @@ class ViewEmbedder:
     *,
     num_views: int,
     seed: int,
-    report: Callable[[str], None] = print_line,
   ) -> np.ndarray:
     """Returns float32 [n, V, D]: V views of every image of a source.
 
@@ -119,7 +106,7 @@ class ViewEmbedder:
     )
     num_batches = -(-total // self._batch_size)
     num_cut = 2 * num_batches * self._batch_size
-    meter = Progress("Embedding views", num_cut, unit="views", report=report)
+    meter = Progress("Embedding views", num_cut, unit="views")
     rows = []
     for batch in itertools.islice(batches, num_batches):
       placed = sharding.shard_batch(batch, self._mesh)
@@ -156,16 +143,10 @@ def train_crops(
   batch_size: int,
   seed: int,
 ) -> Iterator[dict[str, Any]]:
-  """Returns endless batches of the two global crops, as training cuts them.
+  """Yields endless batches of the two global crops, as training cuts them.
 
-  Args:
-    source: Where images come from.
-    config: The run's recipe.
-    batch_size: Images per batch over all processes.
-    seed: Seed of the order and of the crops.
-
-  Returns:
-    This process's part of what `host_pipeline.train_batches` returns.
+  They are this process's part of what `host_pipeline.train_batches` returns for
+  `batch_size` images over all processes.
   """
   views = config.views.copy_and_resolve_references()
   views.num_local = 0

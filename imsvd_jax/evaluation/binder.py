@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -84,13 +84,7 @@ class Binder:
   """Functions of a network's weights and of images, compiled once."""
 
   def __init__(self, network: Network, *, batch_size: int) -> None:
-    """Compiles nothing yet.
-
-    Args:
-      network: The network.
-      batch_size: Images at a time over all processes, rounded up to a multiple
-        of the devices.
-    """
+    """Compiles nothing yet; rounds the global batch up to fit the devices."""
     self.network = network
     self.mesh = devices.make_mesh(jax.local_devices())
     num_devices = self.mesh.size * jax.process_count()
@@ -102,7 +96,7 @@ class Binder:
 
   @functools.cached_property
   def views(self) -> augmented_views.ViewEmbedder:
-    """What embeds augmented views."""
+    """The embedder of augmented views."""
     return augmented_views.ViewEmbedder(
       self.network.model,
       self.network.config,
@@ -159,7 +153,7 @@ class Binding:
     """Computes nothing yet.
 
     Args:
-      binder: The network's.
+      binder: Of the network.
       weights: What to measure.
       cache: Directory that keeps features; they stay in memory by default.
       data_dir: Where the data sets are that protocols bring along.
@@ -178,7 +172,7 @@ class Binding:
     run_data: DataSet,
     *,
     online: bool = False,
-    known: Callable[[results.Result], results.Result | None] = lambda _: None,
+    known: Iterable[Mapping[str, Any]] = (),
   ) -> results.Result:
     """Returns the result of one protocol.
 
@@ -187,22 +181,30 @@ class Binding:
       protocol: What to measure.
       run_data: For protocols that do not bring their own.
       online: Whether a training run measures itself, for the record.
-      known: Returns the result of a planned measurement that is there already.
+      known: Entries of results.json that need no repetition.
 
     Raises:
       UserError: Data and protocol do not fit each other.
     """
     start = time.monotonic()
     evaluator = evaluator_of(protocol)
-    if evaluator.own_data is None:
-      data_set, remedy = run_data, ""
-    else:
-      settings, remedy = evaluator.own_data(
-        protocol, self.binder.network.data, self._data_dir
-      )
+    data_set, remedy = run_data, ""
+    if evaluator.own_data is not None:
+      own = self.binder.network.data
+      settings, remedy = evaluator.own_data(protocol, own, self._data_dir)
       data_set = DataSet(settings)
-    planned = self._planned(name, protocol, evaluator, data_set, online)
-    before = known(planned)
+    planned = results.Result(
+      protocol=name,
+      evaluator=protocol.evaluator,
+      hyperparameters=dataclasses.asdict(protocol),
+      data=data_set.described(with_test=evaluator.labels),
+      step=self.weights.step,
+      seed=getattr(protocol, "seed", 0),
+      online=online,
+      encoder=self.weights.encoder,
+      weights=self.weights.checksum,
+    )
+    before = results.find(known, planned)
     if before is not None:
       return before
     subject = _Subject(self, data_set, protocol)
@@ -221,44 +223,18 @@ class Binding:
       seconds=time.monotonic() - start,
     )
 
-  def _planned(
-    self,
-    name: str,
-    protocol: protocols.Protocol,
-    evaluator: Evaluator,
-    data_set: DataSet,
-    online: bool,
-  ) -> results.Result:
-    """Returns a result without numbers."""
-    return results.Result(
-      protocol=name,
-      evaluator=protocol.evaluator,
-      hyperparameters=dataclasses.asdict(protocol),
-      data=data_set.described(with_test=evaluator.labels),
-      step=self.weights.step,
-      seed=getattr(protocol, "seed", 0),
-      online=online,
-      encoder=self.weights.encoder,
-      weights=self.weights.checksum,
-    )
-
   def features(
     self,
     source: Source,
     settings: ConfigDict,
     name: str,
-    *,
     resize: int,
     crop: int,
   ) -> Features:
     """Returns the features of all images, computed once for every protocol.
 
-    Args:
-      source: The images.
-      settings: As `config.data`.
-      name: What the images are, for the progress line.
-      resize: Size of the shorter side before the central crop.
-      crop: Side of the crop.
+    `settings` are the source's `config.data`; `resize` is the size of the
+    shorter side before the central crop, of side `crop`.
     """
     key = (id(source), resize, crop)
     if key not in self._features:
@@ -267,28 +243,21 @@ class Binding:
         self.binder.eval_batches(source, resize, crop),
         name=f"{name} images",
       )
-      prepared = preparation(settings) | {"resize": resize, "crop": crop}
-      found = self._cached(source, prepared, compute)
+      if self._cache is None:
+        found = compute()
+      else:
+        prepared = preparation(settings) | {"resize": resize, "crop": crop}
+        stored_as = {
+          "weights": self.weights.checksum,
+          "data": source.fingerprint(),
+          "split": source.name,
+          "preprocessing": prepared,
+          "dtype": str(self.binder.network.config.model.dtype),
+          "version": imsvd_jax.__version__,
+        }
+        found = feature_cache.cached_features(self._cache, stored_as, compute)
       self._features[key] = (source, found)  # The source, to keep its id.
     return self._features[key][1]
-
-  def _cached(
-    self,
-    source: Source,
-    prepared: dict[str, Any],
-    compute: Callable[[], Features],
-  ) -> Features:
-    if self._cache is None:
-      return compute()
-    key = {
-      "weights": self.weights.checksum,
-      "data": source.fingerprint(),
-      "split": source.name,
-      "preprocessing": prepared,
-      "dtype": str(self.binder.network.config.model.dtype),
-      "version": imsvd_jax.__version__,
-    }
-    return feature_cache.cached_features(self._cache, key, compute)
 
 
 class _Subject:
@@ -326,19 +295,15 @@ class _Subject:
     return self._central(self._sample, "train")
 
   def test_crops(self) -> Features:
-    wanted = self._protocol.crops
+    wanted, settings = self._protocol.crops, self._data.settings
     return self._binding.features(
-      self._data.test,
-      self._data.settings,
-      "test",
-      resize=wanted.test_resize,
-      crop=wanted.size,
+      self._data.test, settings, "test", wanted.test_resize, wanted.size
     )
 
   def _central(self, source: Source, name: str) -> Features:
     settings = self._data.settings
     return self._binding.features(
-      source, settings, name, resize=settings.resize, crop=settings.crop
+      source, settings, name, settings.resize, settings.crop
     )
 
   # --- Labels and images ------------------------------------------------------
@@ -353,8 +318,12 @@ class _Subject:
     return lambda: part.labels_of(self._data.test)
 
   def train_epochs(self) -> Callable[[np.ndarray | None], TrainEpoch]:
-    protocol = self._protocol
-    self._note_other_crops(protocol.crops)
+    protocol, own = self._protocol, self._binder.network.data.crop
+    if protocol.crops.size != own:
+      console.say(
+        f"NOTE: this protocol's crops have {protocol.crops.size} pixels, the"
+        f" run's own {own}; --set=crops=run takes the run's."
+      )
 
     def epochs(chosen: np.ndarray | None) -> TrainEpoch:
       train = self._data.train
@@ -374,14 +343,6 @@ class _Subject:
     return lambda: self._binder.eval_batches(
       self._data.test, wanted.test_resize, wanted.size
     )
-
-  def _note_other_crops(self, wanted: protocols.Crops) -> None:
-    own = self._binder.network.data.crop
-    if wanted.size != own:
-      console.say(
-        f"NOTE: this protocol's crops have {wanted.size} pixels, the run's own"
-        f" {own}; --set=crops=run takes the run's."
-      )
 
   # --- The network ------------------------------------------------------------
 
@@ -442,10 +403,7 @@ def _apply_backbone(
 ) -> tuple[jax.Array, Any]:
   """Returns the features of uint8 images, and the updated statistics."""
   features, updated = model.apply(
-    {
-      "params": {"backbone": params},
-      "batch_stats": {"backbone": batch_stats},
-    },
+    {"params": {"backbone": params}, "batch_stats": {"backbone": batch_stats}},
     encoder_lib.normalized(images, settings),
     train=train,
     method=model.features,
@@ -460,16 +418,12 @@ def _check_before_the_work(
   """Raises for mistakes that would otherwise show after hours of embedding."""
   train = data_set.train
   if evaluator.labels:
-    for source, name in ((train, "train"), (data_set.test, "test")):
+    test = data_set.test
+    for source, name in ((train, "train"), (test, "test")):
       if not source.num_classes:
         input_checks.check_labels(None, source.num_examples, name)
-    _check_classes(train, data_set.test)
+    # A stream's labels are not known before its records are read.
+    if not (train.labels is None or test.labels is None or train.multi_label):
+      input_checks.check_classes(train.labels, test.labels[test.labels >= 0])
   if evaluator.check is not None:
     evaluator.check(protocol, train.num_examples)
-
-
-def _check_classes(train: Source, test: Source) -> None:
-  """Checks the classes where the labels are known before the images are."""
-  if train.labels is None or test.labels is None or train.multi_label:
-    return
-  input_checks.check_classes(train.labels, test.labels[test.labels >= 0])

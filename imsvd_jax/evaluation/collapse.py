@@ -50,63 +50,55 @@ def run(
       yield f"codes/variable/{m}/entropy", entropy
 
 
-def rank_me(features: np.ndarray, *, epsilon: float = 1e-7) -> float:
+def rank_me(features: np.ndarray) -> float:
   """Returns RankMe: the effective number of dimensions of an embedding.
 
-    p_k = sigma_k / sum_j sigma_j + epsilon,   RankMe = exp(-sum_k p_k log p_k)
+    p_k = sigma_k / sum_j sigma_j + 1e-7,   RankMe = exp(-sum_k p_k log p_k)
 
   with sigma the singular values of the matrix of features (not centered).
 
   Args:
     features: [N, F]; the value is meaningful for N well above F.
-    epsilon: Keeps the logarithm finite.
   """
-  features = input_checks.check_features(features, "embedding").astype(
-    np.float64
-  )
+  features = input_checks.check_features(features, "embedding")
+  features = features.astype(np.float64)
   # The smaller Gram matrix in float64: as exact as a float32 decomposition of
   # the features themselves, and much cheaper.
   if features.shape[0] < features.shape[1]:
     features = features.T
   eigenvalues = np.linalg.eigvalsh(features.T @ features)
-  return effective_rank(np.sqrt(np.maximum(eigenvalues, 0)), epsilon=epsilon)
+  return _effective_rank(np.sqrt(np.maximum(eigenvalues, 0)))
 
 
-def effective_rank(values: np.ndarray, *, epsilon: float) -> float:
-  """Returns exp(entropy) of non-negative values scaled to sum to one.
-
-  Zero if all of them are zero: nothing is used at all.
-  """
+def _effective_rank(values: np.ndarray) -> float:
+  """Returns exp(entropy) of values scaled to sum to one; 0 if all are 0."""
   total = values.sum()
   if total <= 0:
     return 0.0
-  p = values / total + epsilon
+  p = values / total + 1e-7  # Keeps the logarithm finite.
   return float(np.exp(-(p * np.log(p)).sum()))
 
 
-def lidar(
-  views: np.ndarray, *, delta: float = 1e-4, epsilon: float = 1e-7
-) -> float:
+def lidar(views: np.ndarray, *, delta: float = 1e-4) -> float:
   """Returns LiDAR: the rank of what tells images apart, not of what varies.
 
     mu_x   = mean of the views of image x,   mu = mean of all mu_x
     S_b    = mean_x (mu_x - mu)(mu_x - mu)^T
     S_w    = mean_{x, v} (z_xv - mu_x)(z_xv - mu_x)^T + delta I
-    LiDAR  = exp(entropy(lambda / sum lambda + epsilon)),
+    LiDAR  = exp(entropy(lambda / sum lambda + 1e-7)),
              lambda = eigenvalues of S_w^{-1/2} S_b S_w^{-1/2}
 
   Args:
     views: [N, V, D]: V augmented views of each of N images. The groups must be
       true views of one image; the paper takes N = 1000 and V = 50.
     delta: Ridge of the within-image covariance.
-    epsilon: Keeps the logarithm finite.
   """
   views = _checked_views(views)
   means = views.mean(axis=1, dtype=np.float64)  # [N, D]
   centered = means - means.mean(axis=0)
   if views.shape[0] * views.shape[1] < views.shape[2]:
     eigenvalues = _lidar_of_few(views, means, centered, delta)
-    return effective_rank(np.maximum(eigenvalues, 0), epsilon=epsilon)
+    return _effective_rank(np.maximum(eigenvalues, 0))
   within = np.zeros((views.shape[2], views.shape[2]))
   for start in range(0, len(views), 64):  # A float64 copy of all is too large.
     block = views[start : start + 64] - means[start : start + 64, None]
@@ -121,7 +113,7 @@ def lidar(
   if len(whitened) < whitened.shape[1]:
     whitened = whitened.T
   eigenvalues = np.linalg.eigvalsh(whitened.T @ whitened)
-  return effective_rank(np.maximum(eigenvalues, 0), epsilon=epsilon)
+  return _effective_rank(np.maximum(eigenvalues, 0))
 
 
 def _lidar_of_few(
@@ -153,14 +145,13 @@ def alignment(first: np.ndarray, second: np.ndarray) -> float:
   return float((difference**2).sum(axis=1).mean())
 
 
-def uniformity(features: np.ndarray, *, scale: float = 2.0) -> float:
-  """Returns log mean exp(-scale |x - y|^2) over pairs of different images.
+def uniformity(features: np.ndarray) -> float:
+  """Returns log mean exp(-2 |x - y|^2) over pairs of different images.
 
-  0 when collapsed; about -2 * scale when spread evenly in many dimensions.
+  0 when collapsed; about -4 when spread evenly in many dimensions.
 
   Args:
     features: [N, D], N at least 2; L2-normalized here.
-    scale: t of the definition.
   """
   features = _normalized(input_checks.check_features(features, "embedding"))
   count = len(features)
@@ -169,7 +160,7 @@ def uniformity(features: np.ndarray, *, scale: float = 2.0) -> float:
   total = 0.0
   for start in range(0, count, 1024):
     cosines = features[start : start + 1024] @ features.T
-    potential = np.exp(scale * (2 * np.minimum(cosines, 1) - 2))
+    potential = np.exp(2 * (2 * np.minimum(cosines, 1) - 2))
     rows = np.arange(len(potential))
     potential[rows, start + rows] = 0  # An image is no pair with itself.
     total += potential.sum(dtype=np.float64)
@@ -333,10 +324,7 @@ def _kappa(
   agreement: float, first: np.ndarray, second: np.ndarray
 ) -> float | None:
   """Returns (agreement - chance) / (1 - chance), chance from the marginals."""
-  p, q = (
-    first / first.sum(axis=1)[:, None],
-    second / second.sum(axis=1)[:, None],
-  )
+  p, q = (x / x.sum(axis=1, keepdims=True) for x in (first, second))
   chance = float((p * q).sum(axis=1).mean())
   return None if chance >= 1 else (agreement - chance) / (1 - chance)
 

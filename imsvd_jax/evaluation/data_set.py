@@ -11,7 +11,10 @@ from imsvd_jax.data.source import Source
 
 
 class DataSet:
-  """A train and a test split, made when they are first asked for."""
+  """A train and a test split, made when they are first asked for.
+
+  `settings` are as `config.data`; `train` and `test` may be made already.
+  """
 
   def __init__(
     self,
@@ -19,13 +22,6 @@ class DataSet:
     train: Source | None = None,
     test: Source | None = None,
   ) -> None:
-    """Makes nothing yet.
-
-    Args:
-      settings: As `config.data`.
-      train: The train split, if it is made already.
-      test: The test split, likewise.
-    """
     self.settings = settings
     self._given = {"train": train, "eval": test}
 
@@ -56,25 +52,20 @@ class DataSet:
   def described(self, *, with_test: bool) -> dict[str, Any]:
     """Returns what `results.json` says about the data."""
     settings = self.settings
-    found: dict[str, Any] = {
+    found = {
       "name": settings.name,
       "train": settings.train_split,
       "preprocessing": preparation(settings),
     }
-    if with_test:
-      found["test"] = settings.eval_split
-    if settings.path:
-      found["path"] = settings.path
-    if settings.num_examples:
-      found["num_examples"] = settings.num_examples
-    return found
+    optional = {
+      "test": settings.eval_split if with_test else "",
+      "path": settings.path,
+      "num_examples": settings.num_examples,
+    }
+    return found | {name: value for name, value in optional.items() if value}
 
 
 def preparation(settings: ConfigDict) -> dict[str, Any]:
   """Returns how images are prepared, of the data settings."""
   names = ("resize", "crop", "interpolation", "channels", "mean", "std")
-  found = settings.to_dict()
-  return {
-    name: list(value) if isinstance(value, tuple | list) else value
-    for name, value in ((name, found[name]) for name in names)
-  }
+  return {name: settings[name] for name in names}

@@ -24,8 +24,6 @@ def cached_features(
   directory: Path,
   key: Mapping[str, Any],
   compute: Callable[[], Features],
-  *,
-  report: Callable[[str], None] = console.print_line,
 ) -> Features:
   """Returns features from disk, or computes and stores them.
 
@@ -36,31 +34,24 @@ def cached_features(
     key: What the features are a function of, as JSON: "weights" (`checksum`),
       "data", "split", "preprocessing".
     compute: Gives the features of all images, as `features.extract` does.
-    report: Takes a line when a damaged file is replaced.
   """
   text = json.dumps(key, sort_keys=True)
   name = hashlib.sha256(text.encode()).hexdigest()[:32]
   path = Path(directory) / f"features_{name}.npz"
-  found = _read(path, text, report)
-  if _everyone(found is not None) and found is not None:
+  found = _read(path, text)
+  # Of one process too: gathering and waiting return at once.
+  everyone = multihost_utils.process_allgather(np.bool_(found is not None))
+  if found is not None and np.all(everyone):
     return found
   features = compute()
   if jax.process_index() == 0:
     _write(path, text, features)
-  if jax.process_count() > 1:  # No process looks before the file is there.
-    multihost_utils.sync_global_devices(path.name)
+  # No process looks before the file is there.
+  multihost_utils.sync_global_devices(path.name)
   return features
 
 
-def _everyone(found: bool) -> bool:
-  if jax.process_count() == 1:
-    return found
-  return bool(np.all(multihost_utils.process_allgather(np.bool_(found))))
-
-
-def _read(
-  path: Path, text: str, report: Callable[[str], None]
-) -> Features | None:
+def _read(path: Path, text: str) -> Features | None:
   if not path.exists():
     return None
   try:
@@ -68,10 +59,9 @@ def _read(
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
       if str(stored["key"]) != text:
         raise ValueError("another key")
-      labels = stored.get("labels")
-      return Features(stored["features"], labels, stored["indices"])
+      return Features(stored["features"], stored.get("labels"))
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    report(
+    console.print_line(
       f"Cached features in {path} are damaged ({error}); computing them again."
     )
     return None
@@ -81,11 +71,7 @@ def _write(path: Path, text: str, features: Features) -> None:
   """Writes the file whole or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
-  arrays: dict[str, Any] = {
-    "key": np.array(text),
-    "features": features.features,
-    "indices": features.indices,
-  }
+  arrays: dict[str, Any] = {"key": text, "features": features.features}
   if features.labels is not None:
     arrays["labels"] = features.labels
   with temporary.open("wb") as file:

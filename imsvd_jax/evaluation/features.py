@@ -18,16 +18,13 @@ class Features(NamedTuple):
 
   features: np.ndarray  # float32 [N, F]
   labels: np.ndarray | None  # int32 [N], -1 where unknown; None: unlabelled
-  indices: np.ndarray  # int32 [N], increasing
 
 
 def extract(
   embed: Embed,
   batches: Iterable[Mapping[str, np.ndarray]],
   *,
-  num_images: int | None = None,
   name: str = "features",
-  report: Callable[[str], None] = console.print_line,
 ) -> Features:
   """Embeds every image of `batches` once.
 
@@ -40,16 +37,12 @@ def extract(
     batches: As `data.pipeline.eval_batches` yields them: "image" uint8
       [B, H, W, C], "index" int32 [B], "mask" bool [B] (False: padding) and, if
       labelled, "label" int32 [B].
-    num_images: How many images to expect, over all processes.
     name: What the features are of, for the progress line.
-    report: Takes a progress line every few seconds.
 
   Raises:
-    UserError: There are no images, an image came twice, or not `num_images`.
+    UserError: There are no images, or an image came twice.
   """
-  meter = console.Progress(
-    f"Embedding {name}", _per_process(num_images), report=report
-  )
+  meter = console.Progress(f"Embedding {name}", None)
   rows = []
   for batch, features in embed_ahead(embed, batches):
     rows.append(_unpadded(features, batch))
@@ -61,7 +54,7 @@ def extract(
   features, labels, indices = (
     gather_rows(np.concatenate(column)) for column in zip(*rows, strict=True)
   )
-  return _ordered(features, labels, indices, num_images, name)
+  return _ordered(features, labels, indices, name)
 
 
 def embed_ahead(
@@ -109,10 +102,6 @@ def gather_rows(rows: np.ndarray) -> np.ndarray:
   )
 
 
-def _per_process(num_images: int | None) -> int | None:
-  return num_images and -(-num_images // jax.process_count())
-
-
 def _fetched(
   batch: Mapping[str, np.ndarray], embedded: jax.Array
 ) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
@@ -140,11 +129,7 @@ def _unpadded(
 
 
 def _ordered(
-  features: np.ndarray,
-  labels: np.ndarray,
-  indices: np.ndarray,
-  num_images: int | None,
-  name: str,
+  features: np.ndarray, labels: np.ndarray, indices: np.ndarray, name: str
 ) -> Features:
   order = np.argsort(indices, kind="stable")
   features, labels, indices = features[order], labels[order], indices[order]
@@ -154,10 +139,4 @@ def _ordered(
       f"{name} yields image {indices[twice[0]]} more than once ({twice.size} "
       "repeats); expected each once: give every process its own shard."
     )
-  if num_images is not None and len(indices) != num_images:
-    raise UserError(
-      f"{name} yielded {len(indices)} images; expected {num_images}: check the "
-      "split, its size in the configuration and unreadable files."
-    )
-  known = bool((labels >= 0).any())
-  return Features(features, labels if known else None, indices)
+  return Features(features, labels if (labels >= 0).any() else None)

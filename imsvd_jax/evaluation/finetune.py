@@ -19,15 +19,13 @@ from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import input_checks, protocols, scores, subsets
 from imsvd_jax.evaluation.features import extract
 from imsvd_jax.evaluation.inputs import (
+  Apply,
   Backbone,
   Batches,
   Evaluator,
   Inputs,
   TrainEpoch,
 )
-
-# (params, batch_stats, images, train) -> (features, updated batch_stats)
-Apply = Callable[[Any, Any, jax.Array, bool], tuple[jax.Array, Any]]
 
 NEEDS = (
   "backbone",
@@ -78,15 +76,11 @@ def run(
     _Classifier(backbone.apply, test),
     protocol,
     mesh,
-    console.Progress(
-      "Fine-tuning", protocol.epochs * num_images, report=inputs.report
-    ),
+    console.Progress("Fine-tuning", protocol.epochs * num_images),
   )
   accuracy = scores.accuracy(history[-1])
   top1 = [float((ranks == 0).mean()) for ranks in history]
   yield from scores.headline(accuracy, max(top1))
-  yield "top1", accuracy.top1
-  yield "top5", accuracy.top5
   yield "best_epoch", int(np.argmax(top1))
   yield "train_loss", loss
   yield "train_images", num_images
@@ -97,9 +91,7 @@ def labelled_part(
 ) -> np.ndarray | None:
   """Returns the images whose labels may be used; None for all of them.
 
-  Args:
-    labels: Of the training images.
-    protocol: Names the fraction and the seed, which alone choose the part.
+  The protocol's fraction and seed alone choose the part.
 
   Raises:
     UserError: There are several labels per image.
@@ -259,17 +251,15 @@ class _Classifier:
   def __call__(self, state: State) -> np.ndarray:
     """Returns `scores.class_ranks` of the test images, int32 [N]."""
     weights = devices.local_view((state.params, state.batch_stats), self._mesh)
-    found = extract(
+    logits, labels = extract(
       lambda images: self._apply(
         *weights, devices.shard_batch(images, self._mesh)
       ),
       self._test_batches(),
       name="test images",
     )
-    labels = input_checks.check_labels(
-      found.labels, len(found.features), "test"
-    )
-    return scores.class_ranks(found.features, labels)
+    labels = input_checks.check_labels(labels, len(logits), "test")
+    return scores.class_ranks(logits, labels)
 
 
 EVALUATOR = Evaluator(run, NEEDS)

@@ -3,6 +3,10 @@
 import numpy as np
 
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.evaluation.features import Features
+
+# Features and labels of train, those of test, and the number of classes.
+Splits = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
 
 
 def check_features(features: np.ndarray, name: str) -> np.ndarray:
@@ -109,3 +113,15 @@ def check_pair(
       f"{test.shape[1]}; expected one width: extract both with one encoder."
     )
   return train, test
+
+
+def check_splits(train: Features, test: Features) -> Splits:
+  """Returns both splits once they are usable.
+
+  Raises:
+    UserError: Features or labels are unusable.
+  """
+  x_train, x_test = check_pair(train.features, test.features)
+  y_train = check_labels(train.labels, len(x_train), "train")
+  y_test = check_labels(test.labels, len(x_test), "test")
+  return x_train, y_train, x_test, y_test, check_classes(y_train, y_test)

@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
+from ml_collections import ConfigDict
 
-from imsvd_jax.base import console
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation.features import Embed, Features
 
@@ -20,18 +19,22 @@ Batches = Iterable[Mapping[str, np.ndarray]]
 TrainEpoch = Callable[[int], Batches]
 
 
+# (params, batch_stats, images uint8 [B, S, S, C], train) -> (features float32
+# [B, F], updated batch_stats)
+Apply = Callable[[Any, Any, jax.Array, bool], tuple[jax.Array, Any]]
+
+
 class Backbone(NamedTuple):
   """A backbone to be trained: a pure function and the initial weights.
 
   Attributes:
-    apply: (params, batch_stats, images uint8 [B, S, S, C], train) -> (features
-      float32 [B, F], updated batch_stats).
+    apply: Changes nothing.
     params: On the host.
     batch_stats: On the host.
     num_features: F.
   """
 
-  apply: Callable[[Any, Any, jax.Array, bool], tuple[jax.Array, Any]]
+  apply: Apply
   params: Any
   batch_stats: Any
   num_features: int
@@ -61,7 +64,6 @@ class Inputs:
     view_groups: float32 [n, V, D]: `lidar_views` views of `lidar_groups` images
       of the sample.
     codes: float32 [N, V, M, b]: the probabilities of M variables of b bins.
-    report: Takes progress lines.
   """
 
   train: Features | None = None
@@ -78,7 +80,6 @@ class Inputs:
   embeddings: np.ndarray | None = None
   view_groups: np.ndarray | None = None
   codes: np.ndarray | None = None
-  report: Callable[[str], None] = console.print_line
 
   def need(self, *names: str) -> tuple[Any, ...]:
     """Returns the named fields.
@@ -95,18 +96,6 @@ class Inputs:
     return tuple(getattr(self, name) for name in names)
 
 
-class OwnData(NamedTuple):
-  """A data set that a protocol brings along.
-
-  Attributes:
-    settings: As `config.data`.
-    remedy: What to do if it cannot be read, beside what the error says.
-  """
-
-  settings: ml_collections.ConfigDict
-  remedy: str = ""
-
-
 class Evaluator(NamedTuple):
   """One way to measure an encoder, and what it needs.
 
@@ -118,14 +107,15 @@ class Evaluator(NamedTuple):
     check: Called with the protocol and the number of training images before
       any image is read; raises UserError where they do not fit each other.
     own_data: From the protocol, the run's `config.data` and --data_dir to the
-      data set of the protocol; None if it is measured on the run's. Where such
-      a data set cannot be read, the protocol is skipped.
+      `config.data` of the protocol and what to do if it cannot be read, beside
+      what the error says; the protocol is skipped then. None if it is measured
+      on the run's data.
   """
 
   run: Callable[[Inputs, Any], Iterator[tuple[str, float]]]
   needs: tuple[str, ...]
   labels: bool = True
   check: Callable[[Any, int], None] | None = None
-  own_data: Callable[[Any, ml_collections.ConfigDict, str], OwnData] | None = (
+  own_data: Callable[[Any, ConfigDict, str], tuple[ConfigDict, str]] | None = (
     None
   )

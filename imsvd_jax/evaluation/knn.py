@@ -15,8 +15,7 @@ has cosine 0 with everything.
 """
 
 import functools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,123 +28,61 @@ from imsvd_jax.base import devices as devices_lib
 from imsvd_jax.base.devices import AXIS
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import input_checks, protocols, scores
+from imsvd_jax.evaluation.features import Features
 from imsvd_jax.evaluation.inputs import Evaluator, Inputs
 
 
 def run(inputs: Inputs, protocol: protocols.Knn) -> Iterator[tuple[str, float]]:
   """Yields the headline and "k20_T0.07/top1" and the like per (k, T)."""
   train, test = inputs.need("train", "test")
-  results = knn_accuracy(
-    train.features,
-    train.labels,
-    test.features,
-    test.labels,
-    num_neighbors=protocol.num_neighbors,
-    temperatures=protocol.temperatures,
-    report=inputs.report,
-  )
+  ranks = knn_ranks(train, test, protocol)
+  results = {pair: scores.accuracy(values) for pair, values in ranks.items()}
   first = next(iter(results.values()))
   yield from scores.headline(first, max(r.top1 for r in results.values()))
-  yield "top1", first.top1
-  yield "top5", first.top5
   for (k, temperature), result in results.items():
     yield f"k{k}_T{temperature:g}/top1", result.top1
     yield f"k{k}_T{temperature:g}/top5", result.top5
 
 
-def knn_accuracy(
-  bank: np.ndarray,
-  bank_labels: np.ndarray | None,
-  queries: np.ndarray,
-  query_labels: np.ndarray | None,
-  *,
-  num_neighbors: Sequence[int],
-  temperatures: Sequence[float],
-  bank_block: int = 4096,
-  query_block: int = 512,
-  devices: Sequence[jax.Device] | None = None,
-  report: Callable[[str], None] = console.print_line,
-) -> dict[tuple[int, float], scores.Accuracy]:
-  """Returns the accuracy for every pair (k, T) of the given values.
+def knn_ranks(
+  train: Features,
+  test: Features,
+  protocol: protocols.Knn,
+) -> dict[tuple[int, float], np.ndarray]:
+  """Returns the place of each test image's own class in the vote, per (k, T).
 
   Args:
-    bank: Features [N, F] to vote, of train; L2-normalized here.
-    bank_labels: int [N].
-    queries: Features [Q, F] to classify, of test.
-    query_labels: int [Q].
-    num_neighbors: Values of k, each at most N.
-    temperatures: Values of T, each positive.
-    bank_block: How many bank images visit the devices at once.
-    query_block: How many queries a device compares with them at once.
-    devices: Where to compute; this process's devices unless given.
-    report: Takes a progress line every few seconds.
-
-  Raises:
-    UserError: Features, labels, k or T are unusable.
-  """
-  ranks = knn_ranks(
-    bank,
-    bank_labels,
-    queries,
-    query_labels,
-    num_neighbors=num_neighbors,
-    temperatures=temperatures,
-    bank_block=bank_block,
-    query_block=query_block,
-    devices=devices,
-    report=report,
-  )
-  return {pair: scores.accuracy(values) for pair, values in ranks.items()}
-
-
-def knn_ranks(
-  bank: np.ndarray,
-  bank_labels: np.ndarray | None,
-  queries: np.ndarray,
-  query_labels: np.ndarray | None,
-  *,
-  num_neighbors: Sequence[int],
-  temperatures: Sequence[float],
-  bank_block: int = 4096,
-  query_block: int = 512,
-  devices: Sequence[jax.Device] | None = None,
-  report: Callable[[str], None] = console.print_line,
-) -> dict[tuple[int, float], np.ndarray]:
-  """Returns the place of each query's own class in the vote, per (k, T).
-
-  Arguments as for `knn_accuracy`.
+    train: The bank of N images that vote; L2-normalized here.
+    test: The Q images to classify.
+    protocol: Values of k, each at most N, and of T.
 
   Returns:
     int32 [Q] per pair: 0 for a right prediction; the number of classes where
-    no neighbor has the query's class.
+    no neighbor has the image's class.
+
+  Raises:
+    UserError: Features, labels or k are unusable.
   """
-  bank, queries = input_checks.check_pair(bank, queries)
-  bank_labels = input_checks.check_labels(bank_labels, len(bank), "train")
-  query_labels = input_checks.check_labels(query_labels, len(queries), "test")
-  num_classes = input_checks.check_classes(bank_labels, query_labels)
-  neighbor_counts = sorted({int(k) for k in num_neighbors})
-  check_settings(neighbor_counts, temperatures, len(bank))
+  bank, bank_labels, queries, query_labels, num_classes = (
+    input_checks.check_splits(train, test)
+  )
+  _check_bank(protocol, len(bank))
+  neighbor_counts = sorted(set(protocol.num_neighbors))
   similarities, indices = nearest_neighbors(
-    bank,
-    queries,
-    num_neighbors=neighbor_counts[-1],
-    bank_block=bank_block,
-    query_block=query_block,
-    devices=devices,
-    report=report,
+    bank, queries, num_neighbors=neighbor_counts[-1]
   )
   ranks = _ranks_in_blocks(
     similarities,
     bank_labels[indices],
     query_labels,
     tuple(neighbor_counts),
-    tuple(temperatures),
+    protocol.temperatures,
     num_classes,
   )  # [K, T, Q]
   return {
     (k, temperature): ranks[neighbor_counts.index(k), j]
-    for k in num_neighbors
-    for j, temperature in enumerate(temperatures)
+    for k in protocol.num_neighbors
+    for j, temperature in enumerate(protocol.temperatures)
   }
 
 
@@ -157,7 +94,6 @@ def nearest_neighbors(
   bank_block: int = 4096,
   query_block: int = 512,
   devices: Sequence[jax.Device] | None = None,
-  report: Callable[[str], None] = console.print_line,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Finds the nearest bank images of each query by cosine, nearest first.
 
@@ -168,17 +104,18 @@ def nearest_neighbors(
     bank_block: How many bank images visit the devices at once.
     query_block: How many queries a device compares with them at once.
     devices: Where to compute; this process's devices unless given.
-    report: Takes a progress line every few seconds.
 
   Returns:
     Cosines float32 [Q, k] and bank indices int32 [Q, k].
   """
-  mesh = _mesh(devices)
+  mesh = devices_lib.make_mesh(list(devices or jax.local_devices()))
   num_queries, bank_block = len(queries), min(bank_block, len(bank))
   query_block = min(query_block, -(-num_queries // mesh.size))
   tiles = _tiled(_normalized(queries), query_block, mesh)  # [tiles, q, F]
-  best = _nothing_yet(tiles, num_neighbors)
-  meter = console.Progress("k-NN", len(bank), report=report)
+  shape = (*tiles.shape[:2], num_neighbors)
+  nothing = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32)
+  best = jax.device_put(nothing, tiles.sharding)
+  meter = console.Progress("k-NN", len(bank))
   for start in range(0, len(bank), bank_block):
     block = _normalized(bank[start : start + bank_block])
     count = len(block)
@@ -243,42 +180,14 @@ def merge_block(
   )(best, tiles)
 
 
-def check_settings(
-  num_neighbors: Sequence[int], temperatures: Sequence[float], bank_size: int
-) -> None:
-  """Raises UserError unless every k fits the bank and every T is positive.
-
-  Args:
-    num_neighbors: Values of k, in increasing order.
-    temperatures: Values of T.
-    bank_size: Images in the bank.
-  """
-  if not num_neighbors or not temperatures:
+def _check_bank(protocol: protocols.Knn, bank_size: int) -> None:
+  """Raises UserError unless every k fits the bank."""
+  k = max(protocol.num_neighbors)
+  if k > bank_size:
     raise UserError(
-      "k-NN needs at least one number of neighbors and one temperature."
-    )
-  if num_neighbors[0] < 1 or num_neighbors[-1] > bank_size:
-    wrong = num_neighbors[0] if num_neighbors[0] < 1 else num_neighbors[-1]
-    raise UserError(
-      f"k-NN with k = {wrong} over a bank of {bank_size} images; expected "
+      f"k-NN with k = {k} over a bank of {bank_size} images; expected "
       f"1 <= k <= {bank_size}: choose a smaller k or a larger bank."
     )
-  for temperature in temperatures:
-    if not (temperature > 0 and math.isfinite(temperature)):
-      raise UserError(
-        f"k-NN with temperature {temperature}; expected a positive number."
-      )
-
-
-def _check_protocol(protocol: protocols.Knn, num_train: int) -> None:
-  check_settings(
-    sorted(protocol.num_neighbors), protocol.temperatures, num_train
-  )
-
-
-def _mesh(devices: Sequence[jax.Device] | None) -> Mesh:
-  devices = jax.local_devices() if devices is None else devices
-  return devices_lib.make_mesh(list(devices))
 
 
 def _normalized(features: np.ndarray) -> np.ndarray:
@@ -301,16 +210,6 @@ def _tiled(queries: np.ndarray, query_block: int, mesh: Mesh) -> jax.Array:
   return jax.device_put(tiles, devices_lib.batch_sharded(mesh))
 
 
-def _nothing_yet(
-  tiles: jax.Array, num_neighbors: int
-) -> tuple[jax.Array, jax.Array]:
-  shape = (*tiles.shape[:2], num_neighbors)
-  return (
-    jax.device_put(np.full(shape, -np.inf, np.float32), tiles.sharding),
-    jax.device_put(np.full(shape, -1, np.int32), tiles.sharding),
-  )
-
-
 def _ranks_in_blocks(
   similarities: np.ndarray,
   neighbor_labels: np.ndarray,
@@ -318,11 +217,10 @@ def _ranks_in_blocks(
   num_neighbors: tuple[int, ...],
   temperatures: tuple[float, ...],
   num_classes: int,
-  block: int = 1024,
 ) -> np.ndarray:
   """Votes for blocks of queries; arrays as for `vote`. Returns [K, T, Q]."""
   num_queries = len(query_labels)
-  block = min(block, num_queries)
+  block = min(1024, num_queries)
   padding = -num_queries % block
   arguments = (similarities, neighbor_labels, query_labels)
   padded = [
@@ -408,4 +306,4 @@ def _vote_ranks(
   return jnp.where(voted[rows, query_labels], ranks, num_classes)
 
 
-EVALUATOR = Evaluator(run, needs=("train", "test"), check=_check_protocol)
+EVALUATOR = Evaluator(run, needs=("train", "test"), check=_check_bank)

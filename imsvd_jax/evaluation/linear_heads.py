@@ -124,13 +124,11 @@ def train_step(
     if optimizer == "lars":
       g = g * _trust_ratio(w, g, trust_coefficient)
     m = momentum * m + g
-    return w - _per_head(learning_rates, w) * m, m
+    rates = learning_rates.reshape(-1, *([1] * (w.ndim - 1)))
+    return w - rates * m, m
 
-  kernel, kernel_momentum = update(
-    state.heads.kernel, gradients.kernel, state.momentum.kernel
-  )
-  bias, bias_momentum = update(
-    state.heads.bias, gradients.bias, state.momentum.bias
+  (kernel, kernel_momentum), (bias, bias_momentum) = map(
+    update, state.heads, gradients, state.momentum
   )
   return HeadsState(
     Heads(kernel, bias), Heads(kernel_momentum, bias_momentum)
@@ -172,12 +170,8 @@ def _ranks(heads: Heads, features: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def _logits(heads: Heads, features: jax.Array) -> jax.Array:
-  scores = jnp.einsum(
-    "bf,gfc->gbc",
-    features,
-    heads.kernel,
-    precision=jax.lax.Precision.HIGHEST,
-  )
+  highest = jax.lax.Precision.HIGHEST
+  scores = jnp.einsum("bf,gfc->gbc", features, heads.kernel, precision=highest)
   return scores + heads.bias[:, None, :]
 
 
@@ -191,7 +185,3 @@ def _trust_ratio(
   ratio = trust_coefficient * weight_norm / (gradient_norm + 1e-12)
   usable = (weight_norm > 0) & (gradient_norm > 0)
   return jnp.where(usable, ratio, 1.0)
-
-
-def _per_head(values: jax.Array, like: jax.Array) -> jax.Array:
-  return values.reshape(-1, *([1] * (like.ndim - 1)))

@@ -5,7 +5,7 @@ the strength of the penalty, which is chosen on a held-out part of train.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,9 +13,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from imsvd_jax.base.errors import UserError, lookup
+from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import input_checks, protocols, subsets
 from imsvd_jax.evaluation import scores as metrics
+from imsvd_jax.evaluation.features import Features
+from imsvd_jax.evaluation.input_checks import Splits
 from imsvd_jax.evaluation.inputs import Evaluator, Inputs
 
 
@@ -30,21 +32,12 @@ class LogisticResult(NamedTuple):
   converged: bool
 
 
-_DEFAULT = protocols.Lbfgs()
-
-
 def run(
   inputs: Inputs, protocol: protocols.Lbfgs
 ) -> Iterator[tuple[str, float]]:
   """Yields the score on test, top-5 where defined, and the C chosen."""
   train, test = inputs.need("train", "test")
-  result = logistic_regression(
-    train.features,
-    train.labels,
-    test.features,
-    test.labels,
-    protocol,
-  )
+  result = logistic_regression(train, test, protocol)
   yield from metrics.headline(result.score)
   if result.accuracy is not None:
     yield "top1", result.accuracy.top1
@@ -54,11 +47,7 @@ def run(
 
 
 def logistic_regression(
-  train_features: np.ndarray,
-  train_labels: np.ndarray | None,
-  test_features: np.ndarray,
-  test_labels: np.ndarray | None,
-  protocol: protocols.Lbfgs = _DEFAULT,
+  train: Features, test: Features, protocol: protocols.Lbfgs
 ) -> LogisticResult:
   """Fits logistic regression with an L2 penalty by L-BFGS.
 
@@ -70,10 +59,9 @@ def logistic_regression(
   equals); the model is then fitted on all of train.
 
   Args:
-    train_features: [N, F].
-    train_labels: int [N]; or int [N, C] of 1, 0 and -1 (does not count).
-    test_features: [Q, F].
-    test_labels: int [Q] or [Q, C].
+    train: Features [N, F] and labels int [N]; or int [N, C] of 1, 0 and -1
+      (does not count).
+    test: Features [Q, F] and labels int [Q] or [Q, C].
     protocol: The values of C to choose from, the metric, the share of each
       class of train that chooses C, and when a fit ends: after `max_iterations`
       steps of L-BFGS, or when no component of the gradient of the mean loss is
@@ -82,47 +70,37 @@ def logistic_regression(
   Raises:
     UserError: Features, labels or the metric are unusable.
   """
-  metric = protocol.metric
-  measure = lookup(metrics.METRICS, metric, "metric")
-  train, test = input_checks.check_pair(train_features, test_features)
-  several = np.ndim(train_labels) == 2
-  check: Callable[..., tuple[np.ndarray, np.ndarray, int]] = (
-    _check_several if several else _check_one
+  measure = metrics.METRICS[protocol.metric]
+  several = np.ndim(train.labels) == 2
+  check = _check_several if several else _check_one
+  x_train, y_train, x_test, y_test, num_classes = check(
+    train, test, protocol.metric
   )
-  train_labels, test_labels, num_classes = check(
-    train_labels, test_labels, len(train), len(test), metric
-  )
-  train, test = standardize(train, test)
+  x_train, x_test = standardize(x_train, x_test)
 
   def fit(
     rows: np.ndarray | slice, penalties: Sequence[float], features: np.ndarray
   ) -> list[tuple[np.ndarray, bool]]:
     path = _path_of_several if several else _path
-    settings = (
-      num_classes,
-      protocol.max_iterations,
-      protocol.tolerance,
-    )
-    with _threads_for(train.size * num_classes):
-      return list(
-        path(train[rows], train_labels[rows], penalties, features, *settings)
-      )
+    x, y = x_train[rows], y_train[rows]
+    with _threads_for(x_train.size * num_classes):
+      return list(path(x, y, penalties, features, num_classes, protocol))
 
   penalties = sorted(float(c) for c in protocol.inverse_penalties)
   tried: dict[float, float] = {}
   if len(penalties) > 1:
-    strata = np.argmax(train_labels, axis=1) if several else train_labels
+    strata = np.argmax(y_train, axis=1) if several else y_train
     stay, away = subsets.split_classes(
       strata, protocol.held_out, seed=protocol.seed
     )
-    fits = fit(stay, penalties, train[away])
-    values = [measure.value(s, train_labels[away]) for s, _ in fits]
+    fits = fit(stay, penalties, x_train[away])
+    values = [measure.value(s, y_train[away]) for s, _ in fits]
     tried = dict(zip(penalties, values, strict=True))
   chosen = max(tried, key=tried.__getitem__, default=penalties[0])
-  scores, converged = fit(slice(None), [chosen], test)[0]
-  ranks = None if several else metrics.class_ranks(scores, test_labels)
+  scores, converged = fit(slice(None), [chosen], x_test)[0]
+  ranks = None if several else metrics.class_ranks(scores, y_test)
   return LogisticResult(
-    score=measure.score(scores, test_labels),
+    score=measure.score(scores, y_test),
     accuracy=None if ranks is None else metrics.accuracy(ranks),
     inverse_penalty=chosen,
     held_out=tried,
@@ -159,61 +137,49 @@ def _threads_for(multiplications: int) -> threadpool_limits:
   return threadpool_limits(limits=1, user_api=api)
 
 
-def _check_one(
-  train_labels: np.ndarray | None,
-  test_labels: np.ndarray | None,
-  num_train: int,
-  num_test: int,
-  metric: str,
-) -> tuple[np.ndarray, np.ndarray, int]:
-  """Checks one label per image; returns them and the number of classes."""
+def _check_one(train: Features, test: Features, metric: str) -> Splits:
+  """Returns `check_splits` for one label per image."""
   if metric == "map_11_point":
     raise UserError(
       "The metric map_11_point needs labels [N, C] of 1, 0 and -1; found one "
       "label per image: choose top1 or mean_per_class."
     )
-  train_labels = input_checks.check_labels(train_labels, num_train, "train")
-  test_labels = input_checks.check_labels(test_labels, num_test, "test")
-  num_classes = input_checks.check_classes(train_labels, test_labels)
-  if len(np.unique(train_labels)) < 2:
+  checked = input_checks.check_splits(train, test)
+  if len(np.unique(checked[1])) < 2:
     raise UserError(
       "All of train has one class; logistic regression needs at least two: "
       "check the labels and the split."
     )
-  return train_labels, test_labels, num_classes
+  return checked
 
 
-def _check_several(
-  train_labels: np.ndarray,
-  test_labels: np.ndarray,
-  num_train: int,
-  num_test: int,
-  metric: str,
-) -> tuple[np.ndarray, np.ndarray, int]:
+def _check_several(train: Features, test: Features, metric: str) -> Splits:
   """Checks several labels per image; as `_check_one`."""
-  train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
-  num_classes = train_labels.shape[1]
+  x_train, x_test = input_checks.check_pair(train.features, test.features)
+  y_train, y_test = np.asarray(train.labels), np.asarray(test.labels)
+  num_classes = y_train.shape[1]
   if metric != "map_11_point":
     raise UserError(
       f"The metric {metric} needs one label per image; found "
       f"{num_classes} per image: choose map_11_point."
     )
   if (
-    train_labels.shape != (num_train, num_classes)
-    or test_labels.shape != (num_test, num_classes)
-    or not np.isin(train_labels, (-1, 0, 1)).all()
-    or not np.isin(test_labels, (-1, 0, 1)).all()
+    y_train.shape != (len(x_train), num_classes)
+    or y_test.shape != (len(x_test), num_classes)
+    or not np.isin(y_train, (-1, 0, 1)).all()
+    or not np.isin(y_test, (-1, 0, 1)).all()
   ):
     raise UserError(
-      f"Labels of shape {train_labels.shape} and {test_labels.shape} for "
-      f"{num_train} and {num_test} images; expected [N, C] of 1, 0 and -1."
+      f"Labels of shape {y_train.shape} and {y_test.shape} for "
+      f"{len(x_train)} and {len(x_test)} images; expected [N, C] of 1, 0 and"
+      " -1."
     )
   for c in range(num_classes):
-    if not {0, 1} <= set(train_labels[:, c].tolist()):
+    if not {0, 1} <= set(y_train[:, c].tolist()):
       raise UserError(
         f"Class {c} needs train images with and without it; found one kind."
       )
-  return train_labels, test_labels, num_classes
+  return x_train, y_train, x_test, y_test, num_classes
 
 
 def _path(
@@ -222,8 +188,7 @@ def _path(
   penalties: Sequence[float],
   features: np.ndarray,
   num_classes: int,
-  max_iterations: int,
-  tolerance: float,
+  protocol: protocols.Lbfgs,
 ) -> Iterator[tuple[np.ndarray, bool]]:
   """Fits each C, ascending, from the solution of the last: a short way.
 
@@ -232,7 +197,7 @@ def _path(
     that train lacks have -infinity.
   """
   model = LogisticRegression(
-    max_iter=max_iterations, tol=tolerance, warm_start=True
+    max_iter=protocol.max_iterations, tol=protocol.tolerance, warm_start=True
   )
   for penalty in penalties:
     model.set_params(C=penalty)
@@ -246,7 +211,7 @@ def _path(
       (len(features), num_classes), -np.inf, np.float32
     )
     scores[:, model.classes_] = odds
-    yield scores, bool(model.n_iter_.max() < max_iterations)
+    yield scores, bool(model.n_iter_.max() < protocol.max_iterations)
 
 
 def _path_of_several(
@@ -255,17 +220,14 @@ def _path_of_several(
   penalties: Sequence[float],
   features: np.ndarray,
   num_classes: int,
-  max_iterations: int,
-  tolerance: float,
+  protocol: protocols.Lbfgs,
 ) -> Iterator[tuple[np.ndarray, bool]]:
   """As `_path` for labels [N, C]: every class against the rest."""
   paths = []
   for c in range(num_classes):
     known = labels[:, c] >= 0
-    settings = (2, max_iterations, tolerance)
-    paths.append(
-      _path(train[known], labels[known, c], penalties, features, *settings)
-    )
+    x, y = train[known], labels[known, c]
+    paths.append(_path(x, y, penalties, features, 2, protocol))
   for fits in zip(*paths, strict=True):
     scores = np.stack([scores[:, 1] for scores, _ in fits], axis=1)
     yield scores, all(converged for _, converged in fits)

@@ -17,12 +17,7 @@ from imsvd_jax.base import console, hashing
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.base.files import check_directory
 from imsvd_jax.evaluation import protocols, results, tables
-from imsvd_jax.evaluation.binder import (
-  Binder,
-  Binding,
-  Network,
-  Weights,
-)
+from imsvd_jax.evaluation.binder import Binder, Binding, Network, Weights
 from imsvd_jax.evaluation.data_set import DataSet
 from imsvd_jax.evaluation.evaluate_options import Options
 from imsvd_jax.runs import metrics
@@ -31,9 +26,6 @@ from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
 
 def evaluate_runs(options: Options) -> list[results.Result]:
   """Evaluates each run, keeps the results and prints them as a table.
-
-  Args:
-    options: What to evaluate, and how.
 
   Returns:
     Every result, run by run.
@@ -98,15 +90,7 @@ class Run:
   """A run's frozen encoder and data, and the file of its results."""
 
   def __init__(self, workdir: str, options: Options) -> None:
-    """Loads the weights.
-
-    Args:
-      workdir: Directory of the run, or a file of weights.
-      options: What to evaluate, and how.
-
-    Raises:
-      UserError: There are no such weights, or the options do not fit them.
-    """
+    """Loads the weights; raises UserError if the options do not fit them."""
     self._options = options
     self._output = _output_directory(workdir, options.output)
     self.encoder = load_encoder(
@@ -125,7 +109,8 @@ class Run:
       cache=self._cache_directory(),
       data_dir=options.data_dir,
     )
-    self._known = results.read_results(self._output / results.FILE_NAME)
+    written = results.read_results(self._output / results.FILE_NAME)
+    self._known = written if options.reuse else []
 
   def measure_all(self) -> Iterator[results.Result]:
     """Measures, keeps and yields the result of each protocol in turn."""
@@ -133,11 +118,13 @@ class Run:
       console.say(f"{name} ...")
       try:
         result = self._binding.measure(
-          name, protocol, self._data, known=self._measured_before
+          name, protocol, self._data, known=self._known
         )
       except UserError as error:
         raise UserError(f"{name}: {error}") from error
-      self._check_frozen()
+      weights = self._binding.weights
+      if hashing.checksum(weights.variables) != weights.checksum:
+        raise RuntimeError("The frozen encoder changed during its evaluation.")
       self._keep(result)
       yield result
 
@@ -148,18 +135,6 @@ class Run:
       return pathlib.Path.home() / ".cache" / "imsvd_jax" / "features"
     return pathlib.Path(self._output) / "features"
 
-  def _check_frozen(self) -> None:
-    """Raises if a weight or a BatchNorm statistic of the backbone changed."""
-    weights = self._binding.weights
-    if hashing.checksum(weights.variables) != weights.checksum:
-      raise RuntimeError("The frozen encoder changed during its evaluation.")
-
-  def _measured_before(self, planned: results.Result) -> results.Result | None:
-    """Returns the measurement that is there already, if it may be reused."""
-    if not self._options.reuse:
-      return None
-    return results.find(self._known, planned)
-
   def _keep(self, result: results.Result) -> None:
     """Writes a result to results.json and TensorBoard, from process 0."""
     if jax.process_index():
@@ -167,11 +142,8 @@ class Run:
     results.write_results(self._output / results.FILE_NAME, [result])
     scalars = results.scalars(result)
     if scalars:
-      metrics.write_tensorboard(
-        os.fspath(self._output / "tensorboard" / "evaluate"),
-        result.step or 0,
-        scalars,
-      )
+      folder = os.fspath(self._output / "tensorboard" / "evaluate")
+      metrics.write_tensorboard(folder, result.step or 0, scalars)
 
 
 def _data_set(encoder: LoadedEncoder, options: Options) -> DataSet:

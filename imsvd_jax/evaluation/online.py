@@ -7,8 +7,9 @@ it.
 
 import dataclasses
 import functools
+import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -78,12 +79,10 @@ class Evaluation:
     if not self._settings.every_epochs:
       return
     start = time.monotonic()
-    found = [_without_details(r) for r in self._measure_online(step, state)]
+    found = list(self._measure_online(step, state))
     if not found:
       return
-    scalars: dict[str, float] = {}
-    for result in found:
-      scalars |= _scalars(result)
+    scalars = _scalars(found)
     writer.write(step, {f"online/{name}": v for name, v in scalars.items()})
     try:
       record_results(writer.workdir, found)
@@ -104,10 +103,12 @@ class Evaluation:
         continue
       data_set = self._bank if labels else self._data
       try:
-        yield binding.measure(name, protocol, data_set, online=True)
+        result = binding.measure(name, protocol, data_set, online=True)
       except UserError as error:
         # A measurement that cannot be made is no reason to lose the run.
         console.say(f"WARNING at step {step}: no online evaluation: {error}")
+        continue
+      yield dataclasses.replace(result, values=results.shown(result))
 
   @functools.cached_property
   def _bank(self) -> DataSet:
@@ -133,10 +134,7 @@ class Evaluation:
       # The encoder is trained and saved; `evaluate` can measure it.
       console.say(f"WARNING: no final evaluation: {error}")
       return
-    trained: dict[str, float] = {}
-    for result in found:
-      if result.encoder == results.TRAINED:
-        trained |= _scalars(result)
+    trained = _scalars(r for r in found if r.encoder == results.TRAINED)
     writer.write(
       int(state.step), {f"final_{name}": v for name, v in trained.items()}
     )
@@ -163,10 +161,7 @@ class Evaluation:
       " linear is L2 logistic regression on frozen features)"
     )
     console.say(f"{'':14}{'k-NN':>9}{'linear':>9}")
-    rows: dict[str, list[results.Result]] = {}
-    for result in found:
-      rows.setdefault(result.encoder, []).append(result)
-    for name, row in rows.items():
+    for name, row in itertools.groupby(found, lambda result: result.encoder):
       cells = "".join(f"{result.final:9.2%}" for result in row)
       console.say(f"{name:14}{cells}")
 
@@ -209,17 +204,16 @@ def record_results(workdir: str, found: Sequence[results.Result]) -> None:
       results.write_results(folder / results.FILE_NAME, found)
 
 
-def _scalars(result: results.Result) -> dict[str, float]:
-  """Returns the numbers of a result by their names in the metrics."""
-  kind = result.protocol.partition("/")[0]
-  if result.final is not None:
-    return {kind: result.final}
-  return {f"{kind}/{name}": value for name, value in result.values.items()}
-
-
-def _without_details(result: results.Result) -> results.Result:
-  kept = {k: v for k, v in result.values.items() if not results.is_detail(k)}
-  return dataclasses.replace(result, values=kept)
+def _scalars(found: Iterable[results.Result]) -> dict[str, float]:
+  """Returns the numbers of results by their names in the metrics."""
+  scalars = {}
+  for result in found:
+    kind = result.protocol.partition("/")[0]
+    if result.final is not None:
+      scalars[kind] = result.final
+    else:
+      scalars |= {f"{kind}/{name}": v for name, v in result.values.items()}
+  return scalars
 
 
 def _summary(scalars: Mapping[str, float]) -> str:

@@ -5,8 +5,9 @@ features standardized by train. The learning rate is chosen on a
 held-out part of train; the heads are then trained again on all of it.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,9 +22,8 @@ from imsvd_jax.evaluation import (
   scores,
   subsets,
 )
+from imsvd_jax.evaluation.features import Features
 from imsvd_jax.evaluation.inputs import Evaluator, Inputs
-
-_DEFAULT = protocols.Probe()
 
 
 class ProbeResult(NamedTuple):
@@ -41,80 +41,52 @@ def run(
 ) -> Iterator[tuple[str, float]]:
   """Yields the accuracy on test, the learning rate and its alternatives."""
   train, test = inputs.need("train", "test")
-  result = linear_probe(
-    train.features,
-    train.labels,
-    test.features,
-    test.labels,
-    protocol,
-    report=inputs.report,
-  )
+  result = linear_probe(train, test, protocol)
   yield from scores.headline(result.accuracy, result.best_top1)
-  yield "top1", result.accuracy.top1
-  yield "top5", result.accuracy.top5
   yield "learning_rate", result.learning_rate
   for rate, top1 in result.test_top1.items():
     yield f"lr{rate:g}/top1", top1
 
 
 def linear_probe(
-  train_features: np.ndarray,
-  train_labels: np.ndarray | None,
-  test_features: np.ndarray,
-  test_labels: np.ndarray | None,
-  protocol: protocols.Probe = _DEFAULT,
-  *,
-  report: Callable[[str], None] = console.print_line,
+  train: Features,
+  test: Features,
+  protocol: protocols.Probe,
 ) -> ProbeResult:
   """Trains a linear head per learning rate; cosine per epoch to zero.
 
   Args:
-    train_features: [N, F].
-    train_labels: int [N].
-    test_features: [Q, F].
-    test_labels: int [Q].
+    train: Features and labels of the training images.
+    test: Those of the test images.
     protocol: The learning rates to choose from (not scaled), the share of each
       class of train that chooses, and the settings of SGD. The last batch of an
       epoch may be smaller than the others.
-    report: Takes a progress line every few seconds.
 
   Raises:
     UserError: Features or labels are unusable.
   """
-  train, test = input_checks.check_pair(train_features, test_features)
-  train_labels = input_checks.check_labels(train_labels, len(train), "train")
-  test_labels = input_checks.check_labels(test_labels, len(test), "test")
-  num_classes = input_checks.check_classes(train_labels, test_labels)
-  train, test = logistic.standardize(train, test)
+  x_train, y_train, x_test, y_test, num_classes = input_checks.check_splits(
+    train, test
+  )
+  x_train, x_test = logistic.standardize(x_train, x_test)
   rates = [float(rate) for rate in protocol.learning_rates]
-
-  def fit(
-    rows: np.ndarray,
-    features: np.ndarray,
-    labels: np.ndarray,
-    every_epoch: bool,
-  ) -> list[np.ndarray]:
-    return _fit(
-      train[rows],
-      train_labels[rows],
-      features,
-      labels,
-      protocol,
-      num_classes=num_classes,
-      every_epoch=every_epoch,
-      report=report,
-    )
-
+  fit = functools.partial(_fit, protocol=protocol, num_classes=num_classes)
   held_out_top1: dict[float, float] = {}
   chosen = 0
   if len(rates) > 1:
     stay, away = subsets.split_classes(
-      train_labels, protocol.held_out, seed=protocol.seed
+      y_train, protocol.held_out, seed=protocol.seed
     )
-    ranks = fit(stay, train[away], train_labels[away], False)[-1]
+    (ranks,) = fit(
+      x_train[stay],
+      y_train[stay],
+      x_train[away],
+      y_train[away],
+      every_epoch=False,
+    )
     held_out_top1 = _top1(rates, ranks)
     chosen = int(np.argmax(list(held_out_top1.values())))
-  history = fit(np.arange(len(train)), test, test_labels, True)
+  history = fit(x_train, y_train, x_test, y_test, every_epoch=True)
   return ProbeResult(
     accuracy=scores.accuracy(history[-1][chosen]),
     best_top1=max(float((r[chosen] == 0).mean()) for r in history),
@@ -134,11 +106,10 @@ def _fit(
   train_labels: np.ndarray,
   features: np.ndarray,
   labels: np.ndarray,
-  protocol: protocols.Probe,
   *,
+  protocol: protocols.Probe,
   num_classes: int,
   every_epoch: bool,
-  report: Callable[[str], None],
 ) -> list[np.ndarray]:
   """Trains on `train` and ranks `features`: one [G, Q] per epoch, or the last.
 
@@ -157,7 +128,7 @@ def _fit(
     mesh=mesh,
   )
   generator = np.random.default_rng(protocol.seed)
-  meter = console.Progress("Linear probe", epochs * len(train), report=report)
+  meter = console.Progress("Linear probe", epochs * len(train))
   history = []
   for epoch in range(epochs):
     decay = 0.5 * (1 + math.cos(math.pi * epoch / epochs))

@@ -64,7 +64,6 @@ _ANY_COUNTS = _list_of("whole numbers from 1", _COUNT, may_be_empty=True)
 _POSITIVES = _list_of("numbers above 0", _POSITIVE)
 _AREAS = _range("two parts of the area, the smaller first", 0, 1)
 _RATIOS = _range("two numbers above 0, the smaller first", 0, math.inf)
-_METRIC = _one_of(*METRICS)
 
 
 def _field(limit: Limit, default: Any = dataclasses.MISSING) -> Any:
@@ -117,7 +116,7 @@ class Lbfgs(Settings):
   inverse_penalties: tuple[float, ...] = _field(
     _POSITIVES, (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
   )
-  metric: str = _field(_METRIC, "top1")
+  metric: str = _field(_one_of(*METRICS), "top1")
   held_out: float = _field(_PART, 0.2)
   max_iterations: int = _field(_COUNT, 1000)
   tolerance: float = _field(_POSITIVE, 1e-5)
@@ -243,26 +242,18 @@ _IMAGENET = Crops(size=224)
 _CIFAR = Crops(size=32, scale=(0.8, 1.0), test_resize=36)
 
 PROTOCOLS: dict[str, Protocol] = {
-  "linear/imsvd": Linear(
-    learning_rate=0.02, weight_decay=1e-6, crops=_IMAGENET
-  ),
-  "linear/vicreg": Linear(
-    learning_rate=0.02, weight_decay=1e-6, crops=_IMAGENET
-  ),
-  "linear/barlow": Linear(
-    learning_rate=0.3, weight_decay=1e-6, crops=_IMAGENET
-  ),
+  "linear/imsvd": Linear(_IMAGENET, 0.02, weight_decay=1e-6),
+  "linear/vicreg": Linear(_IMAGENET, 0.02, weight_decay=1e-6),
+  "linear/barlow": Linear(_IMAGENET, 0.3, weight_decay=1e-6),
   "linear/simsiam": Linear(
-    learning_rate=0.1,
+    _IMAGENET,
+    0.1,
     scale_by_batch=True,
     optimizer="lars",
     batch_size=4096,
     epochs=90,
-    crops=_IMAGENET,
   ),
-  "linear/cifar": Linear(
-    learning_rate=30.0, schedule="steps", milestones=(60, 80), crops=_CIFAR
-  ),
+  "linear/cifar": Linear(_CIFAR, 30.0, schedule="steps", milestones=(60, 80)),
   "linear/lbfgs": Lbfgs(),
   "linear/probe": Probe(),
   # Measured during pretraining.
@@ -301,11 +292,7 @@ FINAL = ("knn/final", "linear/final")
 
 
 def online(settings: ml_collections.ConfigDict) -> dict[str, Protocol]:
-  """Returns the protocols of one online evaluation, by name.
-
-  Args:
-    settings: The recipe's `eval`.
-  """
+  """Returns the protocols of one online evaluation of a recipe's `eval`."""
   chosen: dict[str, Protocol] = {"knn/online": _knn_of(settings)}
   if settings.linear_epochs:
     chosen["linear/online"] = dataclasses.replace(
@@ -322,11 +309,7 @@ def online(settings: ml_collections.ConfigDict) -> dict[str, Protocol]:
 
 
 def final(settings: ml_collections.ConfigDict) -> dict[str, Protocol]:
-  """Returns the protocols of the closing table of a training run, by name.
-
-  Args:
-    settings: The recipe's `eval`.
-  """
+  """Returns the protocols of the closing table of a recipe's `eval`."""
   return dict(zip(FINAL, (_knn_of(settings), Lbfgs()), strict=True))
 
 
@@ -433,8 +416,8 @@ def _with_value(
 ) -> Any:
   """Returns a protocol, or its crops, with one value replaced."""
   first, _, rest = key.partition(".")
-  if first not in _keys(settings):
-    known = _keys(settings)
+  known = _keys(settings)
+  if first not in known:
     raise UserError(
       f"--set: crops have no {first!r}.{suggestion(first, known)} Known:"
       f" {', '.join(known)}."

@@ -36,6 +36,12 @@ DIAGNOSTICS = {
   "embedding_std": "{:.2f}",
 }
 
+_NOTE = (
+  "Accuracy in percent on {num_images} held-out images, with its 95% interval:"
+  " Student's t over the seeds, which covers chance in training; with one seed"
+  " Wilson's over the images, which covers the choice of images alone."
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -51,11 +57,6 @@ class Recipe:
   name: str
   config: ConfigDict
 
-  @property
-  def data_name(self) -> str:
-    """What the run trains on."""
-    return self.config.data.name
-
 
 class Run(NamedTuple):
   """The results of one finished run.
@@ -67,15 +68,6 @@ class Run(NamedTuple):
 
   results: Sequence[Mapping[str, Any]]
   last: Mapping[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-  """Seconds per train step: median, least and greatest of the rounds."""
-
-  median: float
-  least: float
-  greatest: float
 
 
 def compare(
@@ -123,14 +115,10 @@ def compare(
     for seed in seeds:
       _check_unchanged(recipe, seed, folders[recipe.name, seed])
   failed = _train_all(loaded, seeds, folders, root)
-  runs = {
-    recipe.name: [
-      read_run(folders[recipe.name, seed])
-      for seed in seeds
-      if (recipe.name, seed) not in failed
-    ]
-    for recipe in loaded
-  }
+  runs: dict[str, list[Run]] = {recipe.name: [] for recipe in loaded}
+  for (name, seed), folder in folders.items():
+    if (name, seed) not in failed:
+      runs[name].append(read_run(folder))
   timings = _time_steps(loaded, timing_steps) if timing_steps else {}
   text = report(loaded, runs, timings)
   (root / "comparison.md").write_text(text)
@@ -142,11 +130,7 @@ def compare(
 
 
 def parse_seeds(texts: Iterable[str]) -> list[int]:
-  """Returns the seeds as numbers.
-
-  Raises:
-    UserError: One is not a number.
-  """
+  """Returns the seeds as numbers; UserError if one is not a number."""
   try:
     return [int(text) for text in texts]
   except ValueError as error:
@@ -181,8 +165,8 @@ def _check_unchanged(recipe: Recipe, seed: int, folder: pathlib.Path) -> None:
     return
   stored = flatten(resume.load_config(folder))
   # As JSON has it, which has no tuples.
-  current = json.loads(json.dumps({**recipe.config.to_dict(), "seed": seed}))
-  current = flatten(current)
+  text = json.dumps({**recipe.config.to_dict(), "seed": seed})
+  current = flatten(json.loads(text))
   keys = sorted(stored.keys() | current.keys())
   changed = [key for key in keys if stored.get(key) != current.get(key)]
   if changed:
@@ -255,10 +239,13 @@ def _closing_table(folder: pathlib.Path) -> list[dict[str, Any]]:
   return [e for e in entries if e["protocol"] in protocols.FINAL]
 
 
-def _time_steps(recipes: Sequence[Recipe], steps: int) -> dict[str, Timing]:
-  """Times the train step of every recipe, all in turn in each of three rounds.
+def _time_steps(
+  recipes: Sequence[Recipe], steps: int
+) -> dict[str, list[float]]:
+  """Returns seconds per train step of every recipe in each of three rounds.
 
-  Other load on the machine then affects all alike. Batches are random pixels.
+  All take turns, so that other load on the machine affects all alike. Batches
+  are random pixels.
   """
   mesh = devices.make_mesh()
   jobs = {}
@@ -279,21 +266,17 @@ def _time_steps(recipes: Sequence[Recipe], steps: int) -> dict[str, Timing]:
     )
     batch = devices.shard_batch(batch, mesh)
     state, _ = jax.block_until_ready(step(init(), batch))
-    jobs[recipe.name] = [step, state, batch]
+    jobs[recipe.name] = step, state, batch
   seconds: dict[str, list[float]] = {name: [] for name in jobs}
   for _ in range(3):
-    for name, job in jobs.items():
-      step, state, batch = job
+    for name, (step, state, batch) in jobs.items():
       start = time.monotonic()
       for _ in range(steps):
         state, _ = step(state, batch)
       jax.block_until_ready(state)
-      job[1] = state
+      jobs[name] = step, state, batch
       seconds[name].append((time.monotonic() - start) / steps)
-  return {
-    name: Timing(statistics.median(values), min(values), max(values))
-    for name, values in seconds.items()
-  }
+  return seconds
 
 
 def _term_names(config: ConfigDict) -> list[str]:
@@ -311,17 +294,21 @@ def _term_names(config: ConfigDict) -> list[str]:
 def report(
   recipes: Sequence[Recipe],
   runs: Mapping[str, Sequence[Run]],
-  timings: Mapping[str, Timing],
+  timings: Mapping[str, Sequence[float]],
 ) -> str:
   """Returns Markdown: per data set the accuracies, then the diagnostics."""
   parts = []
-  for data_name in dict.fromkeys(recipe.data_name for recipe in recipes):
-    group = [recipe for recipe in recipes if recipe.data_name == data_name]
-    group = [recipe for recipe in group if runs[recipe.name]]
+  for data_name in dict.fromkeys(recipe.config.data.name for recipe in recipes):
+    group = [
+      recipe
+      for recipe in recipes
+      if recipe.config.data.name == data_name and runs[recipe.name]
+    ]
     if not group:
       continue
     parts += [f"### {data_name}", "", _accuracy_table(group, runs, timings)]
-    parts += ["", _note(runs[group[0].name][0])]
+    num_images = runs[group[0].name][0].results[0]["num_images"]
+    parts += ["", _NOTE.format(num_images=num_images)]
     parts += ["", _diagnostics_table(group, runs), ""]
   return "\n".join(parts)
 
@@ -329,33 +316,24 @@ def report(
 def _accuracy_table(
   group: Sequence[Recipe],
   runs: Mapping[str, Sequence[Run]],
-  timings: Mapping[str, Timing],
+  timings: Mapping[str, Sequence[float]],
 ) -> str:
   more: dict[str, dict[str, str]] = {}
   if timings:
-    first = timings[group[0].name].median
     found = {recipe.name: timings[recipe.name] for recipe in group}
+    medians = {name: statistics.median(t) for name, t in found.items()}
     more["s per step (least to greatest)"] = {
-      name: f"{t.median:.3f} ({t.least:.3f} to {t.greatest:.3f})"
+      name: f"{medians[name]:.3f} ({min(t):.3f} to {max(t):.3f})"
       for name, t in found.items()
     }
-    more["relative"] = {n: f"{t.median / first:.2f}" for n, t in found.items()}
+    first = medians[group[0].name]
+    more["relative"] = {n: f"{m / first:.2f}" for n, m in medians.items()}
   rows = [
     tables.Run(recipe.config.to_dict(), run.results, recipe.name)
     for recipe in group
     for run in runs[recipe.name]
   ]
   return tables.markdown_table(rows, more=more)
-
-
-def _note(run: Run) -> str:
-  num_images = run.results[0]["num_images"]
-  return (
-    f"Accuracy in percent on {num_images} held-out images, with its 95%"
-    " interval: Student's t over the seeds, which covers chance in training;"
-    " with one seed Wilson's over the images, which covers the choice of images"
-    " alone."
-  )
 
 
 def _diagnostics_table(
@@ -371,13 +349,12 @@ def _diagnostics_table(
     terms = ", ".join(
       f"{name} {mean[name]:.3f}" for name in _term_names(recipe.config)
     )
-    row = [recipe.name, terms, f"{mean['loss']:.3f}"]
-    row += [
+    shown = [
       form.format(mean[key]) if key in mean else ""
       for key, form in DIAGNOSTICS.items()
     ]
     above = ""
     if "off_diagonal_floor" in mean:
       above = f"{mean['off_diagonal'] - mean['off_diagonal_floor']:+.2f}"
-    rows.append([*row, above])
+    rows.append([recipe.name, terms, f"{mean['loss']:.3f}", *shown, above])
   return tables.as_markdown(header, rows)

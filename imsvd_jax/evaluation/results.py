@@ -61,10 +61,6 @@ class Result:
   encoder: str = TRAINED
   weights: str | None = None
 
-  def key(self) -> str:
-    """Returns a text that is equal for two results of one measurement."""
-    return _key(dataclasses.asdict(self))
-
 
 def with_values(
   planned: Result, values: Mapping[str, float], **fields: Any
@@ -95,8 +91,9 @@ def write_results(path: Path, new: Iterable[Result]) -> None:
     UserError: The file is there but is not one of ours.
   """
   known = {_key(entry): entry for entry in read_results(path)}
+  now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
   for result in new:
-    known[result.key()] = {**as_entry(result), "written": _now()}
+    known[_key(as_entry(result))] = {**as_entry(result), "written": now}
   text = json.dumps(
     {"schema": SCHEMA, "results": list(known.values())}, indent=1
   )
@@ -146,8 +143,9 @@ def find(
     entries: From `read_results`.
     planned: The measurement, without numbers.
   """
+  key = _key(as_entry(planned))
   for entry in entries:
-    same = _key(entry) == planned.key() and not entry["skipped"]
+    same = _key(entry) == key and not entry["skipped"]
     if same and entry.get("version") == planned.version:
       fields = {f.name for f in dataclasses.fields(Result)}
       return Result(**{k: v for k, v in entry.items() if k in fields})
@@ -156,8 +154,7 @@ def find(
 
 def scalars(result: Result) -> dict[str, float]:
   """Returns the numbers of a result by tag, for TensorBoard."""
-  found = {"final": result.final, "best": result.best}
-  found |= {k: v for k, v in result.values.items() if not is_detail(k)}
+  found = {"final": result.final, "best": result.best, **shown(result)}
   return {
     f"{result.protocol}/{name}": value
     for name, value in found.items()
@@ -165,9 +162,9 @@ def scalars(result: Result) -> dict[str, float]:
   }
 
 
-def is_detail(name: str) -> bool:
-  """Returns whether a number is one of very many, for results.json alone."""
-  return "/variable/" in name
+def shown(result: Result) -> dict[str, float]:
+  """Returns the values without the very many, for results.json alone."""
+  return {k: v for k, v in result.values.items() if "/variable/" not in k}
 
 
 def table(results: Iterable[Result]) -> str:
@@ -181,22 +178,22 @@ def table(results: Iterable[Result]) -> str:
       rows.append((name, data, "skipped", "", "", "", ""))
       notes.append(result.skipped)
       continue
+    ends = [_percent(end) for end in result.interval or ()]
     rows.append(
       (
         name,
         data,
         _percent(result.final),
-        _interval(result.interval),
+        " to ".join(ends),
         _percent(result.best),
         "" if result.num_images is None else str(result.num_images),
         "" if result.seconds is None else f"{result.seconds:.1f}",
       )
     )
     if result.final is None:
-      shown = {k: v for k, v in result.values.items() if not is_detail(k)}
       notes.extend(
         f"{name} {k} {'none' if v is None else format(v, '.4g')}"
-        for k, v in shown.items()
+        for k, v in shown(result).items()
       )
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = [
@@ -211,12 +208,6 @@ def table(results: Iterable[Result]) -> str:
 
 def _percent(value: float | None) -> str:
   return "" if value is None else f"{100 * value:.2f}"
-
-
-def _interval(interval: tuple[float, float] | None) -> str:
-  if interval is None:
-    return ""
-  return f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}"
 
 
 def _key(entry: Mapping[str, Any]) -> str:
@@ -236,7 +227,3 @@ def _plain(value: Any) -> Any:
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
-
-
-def _now() -> str:
-  return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

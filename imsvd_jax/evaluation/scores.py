@@ -8,16 +8,13 @@ import numpy as np
 
 from imsvd_jax.base.errors import UserError
 
-RECALLS = np.linspace(0, 1, 11)
-
 
 class Accuracy(NamedTuple):
-  """Fractions (0 to 1) of the images, and how many there were."""
+  """Fractions (0 to 1) of the images."""
 
   top1: float
   top5: float
   interval: tuple[float, float]  # 95% interval of top1
-  num_images: int
 
 
 class Score(NamedTuple):
@@ -25,7 +22,6 @@ class Score(NamedTuple):
 
   value: float
   interval: tuple[float, float]
-  num_images: int
 
 
 def class_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -54,7 +50,6 @@ def accuracy(ranks: np.ndarray) -> Accuracy:
     top1=right / len(ranks),
     top5=float((ranks < 5).mean()),
     interval=wilson_interval(right, len(ranks)),
-    num_images=len(ranks),
   )
 
 
@@ -98,7 +93,7 @@ def average_precision_11_point(scores: np.ndarray, labels: np.ndarray) -> float:
   # A tenth such as 0.3 is not a float: compare with room for its rounding.
   recall, precision = hits / positive.sum() + 1e-9, hits / retrieved
   best = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or more
-  first = np.searchsorted(recall, RECALLS)
+  first = np.searchsorted(recall, np.linspace(0, 1, 11))
   return float(np.append(best, 0.0)[first].mean())
 
 
@@ -109,13 +104,10 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     scores: [N, C].
     labels: int [N, C] of 1, 0 and -1, as `average_precision_11_point` takes.
   """
+  present = np.flatnonzero((labels > 0).any(axis=0))
   return float(
     np.mean(
-      [
-        average_precision_11_point(scores[:, c], labels[:, c])
-        for c in range(labels.shape[1])
-        if (labels[:, c] > 0).any()
-      ]
+      [average_precision_11_point(scores[:, c], labels[:, c]) for c in present]
     )
   )
 
@@ -168,7 +160,7 @@ def bootstrap_interval(
 def top1_score(scores: np.ndarray, labels: np.ndarray) -> Score:
   """Scores [N, C] against int [N] by the fraction of images right."""
   result = accuracy(class_ranks(scores, labels))
-  return Score(result.top1, result.interval, result.num_images)
+  return Score(result.top1, result.interval)
 
 
 def mean_per_class_score(scores: np.ndarray, labels: np.ndarray) -> Score:
@@ -177,7 +169,7 @@ def mean_per_class_score(scores: np.ndarray, labels: np.ndarray) -> Score:
   interval = bootstrap_interval(
     lambda sample: mean_per_class(right[sample], labels[sample]), len(labels)
   )
-  return Score(mean_per_class(right, labels), interval, len(labels))
+  return Score(mean_per_class(right, labels), interval)
 
 
 def mean_average_precision_score(
@@ -189,12 +181,7 @@ def mean_average_precision_score(
     len(labels),
     num_resamples=200,  # A resample sorts every class: milliseconds, not 10s.
   )
-  return Score(mean_average_precision(scores, labels), interval, len(labels))
-
-
-def top1(scores: np.ndarray, labels: np.ndarray) -> float:
-  """Returns the fraction of images whose best score is their own class."""
-  return float((class_ranks(scores, labels) == 0).mean())
+  return Score(mean_average_precision(scores, labels), interval)
 
 
 def scored_mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -210,7 +197,7 @@ class Metric(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-  "top1": Metric(top1, top1_score),
+  "top1": Metric(lambda *args: top1_score(*args).value, top1_score),
   "mean_per_class": Metric(scored_mean_per_class, mean_per_class_score),
   "map_11_point": Metric(mean_average_precision, mean_average_precision_score),
 }
@@ -221,6 +208,8 @@ def headline(
 ) -> Iterator[tuple[str, float]]:
   """Yields what a results table shows: "final", "best", "low", "high".
 
+  Of an `Accuracy`, "top1" and "top5" follow.
+
   Args:
     score: The number to report, with its interval.
     best: The best of what the protocol measured on test (epochs, or values of
@@ -230,3 +219,5 @@ def headline(
   yield "best", score[0] if best is None else best
   yield "low", score.interval[0]
   yield "high", score.interval[1]
+  if isinstance(score, Accuracy):
+    yield from zip(("top1", "top5"), score[:2], strict=True)

@@ -80,17 +80,11 @@ def _take(
 ) -> np.ndarray:
   """Returns the first `per_class[label]` of each class in hash order."""
   order = hash_order(len(labels), seed=seed)
-  taken = [
-    members[: per_class[label]]
-    for label, members in _members(labels, order).items()
-    if label in per_class
-  ]
-  return np.sort(np.concatenate(taken)).astype(np.int64)
-
-
-def _members(labels: np.ndarray, order: np.ndarray) -> dict[int, np.ndarray]:
-  """Returns the images of each class in the given order."""
   by_class = order[np.argsort(labels[order], kind="stable")]
   classes, starts = np.unique(labels[by_class], return_index=True)
-  groups = np.split(by_class, starts[1:])
-  return dict(zip(classes.tolist(), groups, strict=True))
+  members = np.split(by_class, starts[1:])
+  taken = [
+    images[: per_class.get(label, 0)]
+    for label, images in zip(classes.tolist(), members, strict=True)
+  ]
+  return np.sort(np.concatenate(taken)).astype(np.int64)

@@ -97,11 +97,9 @@ def markdown_table(
   return as_markdown(header, rows)
 
 
-def as_markdown(
-  header: Sequence[str], rows: Iterable[Sequence[str]], *, num_texts: int = 2
-) -> str:
-  """Returns a table; all columns but the first ones are aligned right."""
-  align = ["---"] * num_texts + ["---:"] * (len(header) - num_texts)
+def as_markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  """Returns a table; all columns but the first two are aligned right."""
+  align = ["---"] * 2 + ["---:"] * (len(header) - 2)
   lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
   return "\n".join([lines[0], f"|{'|'.join(align)}|", *lines[1:]])
 
@@ -145,11 +143,8 @@ def _newest(entries: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
   newest = max(
     reversed(entries), key=lambda e: (e["step"] or 0, e.get("written", ""))
   )
-  return [e for e in entries if _weights(e) == _weights(newest)]
-
-
-def _weights(entry: Mapping[str, Any]) -> tuple[int | None, str | None]:
-  return entry["step"], entry.get("weights")
+  weights = lambda entry: (entry["step"], entry.get("weights"))
+  return [e for e in entries if weights(e) == weights(newest)]
 
 
 def _cell(group: Sequence[Run], protocol: str) -> str:
@@ -171,12 +166,15 @@ def _cell(group: Sequence[Run], protocol: str) -> str:
   if not entries:
     return ""
   values = [entry["final"] for entry in entries]
+  value, interval = values[0], entries[0]["interval"]
   if len(values) > 1:
     value, interval = seed_interval(values)
-  else:
-    value, interval = values[0], entries[0]["interval"]
   missing = f" ({len(values)} seeds)" if len(values) != len(group) else ""
-  return f"{_percent(value)}{_interval(interval)}{missing}"
+  if interval is None:
+    return f"{_percent(value)}{missing}"
+  # Student's interval may reach beyond the ends of a proportion.
+  low, high = (_percent(min(max(end, 0.0), 1.0)) for end in interval)
+  return f"{_percent(value)} ({low} to {high}){missing}"
 
 
 def _range_cell(entries: Iterable[Mapping[str, Any]], protocol: str) -> str:
@@ -190,14 +188,6 @@ def _range_cell(entries: Iterable[Mapping[str, Any]], protocol: str) -> str:
 
 def _percent(value: float) -> str:
   return f"{100 * value:.1f}"
-
-
-def _interval(interval: Sequence[float] | None) -> str:
-  if interval is None:
-    return ""
-  # Student's interval may reach beyond the ends of a proportion.
-  low, high = max(0.0, interval[0]), min(1.0, interval[1])
-  return f" ({_percent(low)} to {_percent(high)})"
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -127,13 +127,8 @@ def test_mutual_information_equals_a_loop_over_pairs():
       joint = np.zeros((4, 4))
       for a, b in zip(bins[:, i], bins[:, j], strict=True):
         joint[a, b] += 1
-      expected = (
-        corrected(joint.sum(axis=1))
-        + corrected(joint.sum(axis=0))
-        - corrected(joint)
-      )
-      if i == j:
-        expected = corrected(joint.sum(axis=1))
+      own, other = (corrected(joint.sum(axis=axis)) for axis in (1, 0))
+      expected = own if i == j else own + other - corrected(joint)
       assert found[i, j] == pytest.approx(expected)
 
 
@@ -203,21 +198,14 @@ def test_agreement_and_kappa_by_hand():
 
 def test_run_yields_what_its_inputs_allow(views):
   protocol = protocols.Collapse(max_images=50)
-  features = Features(views[:, 0], None, np.arange(90))
+  features = Features(views[:, 0], None)
   names = dict(collapse.run(Inputs(sample=features), protocol))
   assert list(names) == ["rank_me/features"]
   codes = one_hot(np.random.default_rng(6).integers(0, 3, (90, 2, 4)), 3)
-  found = dict(
-    collapse.run(
-      Inputs(
-        sample=features,
-        embeddings=views[:, :2],
-        view_groups=views,
-        codes=codes,
-      ),
-      protocol,
-    )
+  everything = Inputs(
+    sample=features, embeddings=views[:, :2], view_groups=views, codes=codes
   )
+  found = dict(collapse.run(everything, protocol))
   assert found["lidar"] == pytest.approx(collapse.lidar(views))
   assert {"alignment", "uniformity", "codes/kappa"} < set(found)
   entropies = [found[f"codes/variable/{m}/entropy"] for m in range(4)]

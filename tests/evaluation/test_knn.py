@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
+from imsvd_jax.base import devices
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.evaluation import knn
+from imsvd_jax.evaluation import knn, scores
+from imsvd_jax.evaluation.features import Features
+from imsvd_jax.evaluation.protocols import Knn
 
 NUM_CLASSES = 7
-SETTINGS = {"num_neighbors": (20,), "temperatures": (0.07,)}
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +22,9 @@ def clusters():
   labels = np.arange(384) % NUM_CLASSES
   features = centres[labels] + 1.3 * generator.normal(size=(384, 12))
   features = features.astype(np.float32)
-  return features[:301], labels[:301], features[301:], labels[301:]
+  return [
+    Features(features[r], labels[r]) for r in (slice(301), slice(301, 384))
+  ]
 
 
 def definition(bank, bank_labels, queries, k, temperature):
@@ -34,29 +38,27 @@ def definition(bank, bank_labels, queries, k, temperature):
   return votes
 
 
+def accuracies(train, test, protocol):
+  ranks = knn.knn_ranks(train, test, protocol)
+  return {pair: scores.accuracy(values) for pair, values in ranks.items()}
+
+
 @pytest.fixture(scope="module")
 def results(clusters):
-  return knn.knn_accuracy(
-    *clusters,
-    num_neighbors=(20, 1, 5),
-    temperatures=(0.07, 0.5),
-    bank_block=64,
-    query_block=4,
-  )
+  return accuracies(*clusters, Knn((20, 1, 5), (0.07, 0.5)))
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
 def test_equals_the_definition(clusters, results, k, temperature):
-  bank, bank_labels, queries, query_labels = clusters
-  votes = definition(bank, bank_labels, queries, k, temperature)
-  own = votes[np.arange(len(queries)), query_labels]
+  bank, test = clusters
+  votes = definition(*bank, test.features, k, temperature)
+  own = votes[np.arange(len(votes)), test.labels]
   place = (votes > own[:, None]).sum(axis=1)
   place[own == 0] = NUM_CLASSES
   found = results[k, temperature]
   assert found.top1 == (place == 0).mean()
   assert found.top5 == (place < 5).mean()
-  assert found.num_images == 83
   assert found.interval[0] < found.top1 < found.interval[1]
 
 
@@ -65,14 +67,14 @@ def test_settings_keep_their_order(results):
 
 
 def test_equals_scikit_learn(clusters, results):
-  bank, bank_labels, queries, query_labels = clusters
+  bank, test = clusters
   model = KNeighborsClassifier(
     20,
     metric="cosine",
     algorithm="brute",
     weights=lambda distance: np.exp((1 - distance) / 0.07),
   )
-  score = model.fit(bank, bank_labels).score(queries, query_labels)
+  score = model.fit(*bank).score(*test)
   assert results[20, 0.07].top1 == pytest.approx(score, abs=1e-12)
 
 
@@ -83,7 +85,7 @@ def test_equals_scikit_learn(clusters, results):
 def test_neither_blocks_nor_devices_matter(
   clusters, bank_block, query_block, num_devices
 ):
-  bank, _, queries, _ = clusters
+  bank, queries = (part.features for part in clusters)
   similarities, indices = knn.nearest_neighbors(
     bank,
     queries,
@@ -113,39 +115,32 @@ def test_equally_near_neighbors_come_in_the_order_of_the_bank():
     assert indices[query].tolist() == [*range(query, 15, 3), *others[query]]
 
 
-def test_equal_votes_go_to_the_lower_class():
-  bank = np.ones((4, 2), np.float32)  # every cosine is 1
-  ranks = knn.knn_ranks(
-    bank,
-    np.array([5, 2, 5, 2]),
-    np.ones((2, 2), np.float32),
-    np.array([5, 2]),
-    num_neighbors=(4,),
-    temperatures=(0.07,),
-  )[4, 0.07]
-  assert ranks.tolist() == [1, 0]
+@pytest.mark.parametrize(
+  ("bank", "labels", "query_labels", "protocol", "expected"),
+  [
+    # Every cosine is 1: of equal votes the lower class is first.
+    ([[1, 1]] * 4, [5, 2, 5, 2], [5, 2], Knn((4,), (0.07,)), [1, 0]),
+    # exp(1 / T) is beyond float32.
+    ([[1, 0], [1, 0.2], [1, 0.3]], [1, 0, 0], [1], Knn((3,), (1e-3,)), [0]),
+    # exp(-1 / T) is zero in float32: a vote that underflows is still a vote,
+    # behind class 2, but before class 0, which has no neighbor.
+    ([[1, 0], [0, 1], [-1, 0]], [2, 1, 0], [1], Knn((2,), (1e-3,)), [1]),
+  ],
+)
+def test_votes_by_hand(bank, labels, query_labels, protocol, expected):
+  bank = Features(np.array(bank, np.float32), np.array(labels))
+  queries = np.repeat(bank.features[:1], len(query_labels), axis=0)
+  test = Features(queries, np.array(query_labels))
+  (ranks,) = knn.knn_ranks(bank, test, protocol).values()
+  assert ranks.tolist() == expected
 
 
 def test_a_class_without_a_neighbor_is_not_in_the_top_five():
   bank = np.eye(6, dtype=np.float32)
-  arguments = (bank, np.arange(6), bank[:1], np.array([3]))
-  result = knn.knn_accuracy(
-    *arguments, num_neighbors=(1,), temperatures=(0.07,)
-  )
-  assert result[1, 0.07].top5 == 0
-
-
-def test_a_small_temperature_does_not_overflow():
-  bank = np.array([[1, 0], [1, 0.2], [1, 0.3]], np.float32)
-  ranks = knn.knn_ranks(
-    bank,
-    np.array([1, 0, 0]),
-    bank[:1],
-    np.array([1]),
-    num_neighbors=(3,),
-    temperatures=(1e-3,),  # exp(1 / T) is beyond float32
-  )
-  assert ranks[3, 1e-3].tolist() == [0]
+  test = Features(bank[:1], np.array([3]))
+  protocol = Knn((1,), (0.07,))
+  (found,) = accuracies(Features(bank, np.arange(6)), test, protocol).values()
+  assert found.top5 == 0
 
 
 def test_padding_of_a_block_is_no_neighbor():
@@ -158,27 +153,10 @@ def test_padding_of_a_block_is_no_neighbor():
   assert (similarities < -0.9).all()
 
 
-def test_a_vote_that_underflows_is_still_a_vote():
-  bank = np.array([[1, 0], [0, 1], [-1, 0]], np.float32)
-  ranks = knn.knn_ranks(
-    bank,
-    np.array([2, 1, 0]),
-    bank[:1],
-    np.array([1]),
-    num_neighbors=(2,),
-    temperatures=(1e-3,),  # exp(-1 / T) is zero in float32
-  )
-  # Behind class 2, but before class 0, which has no neighbor.
-  assert ranks[2, 1e-3].tolist() == [1]
-
-
 def compiled_bytes(num_tiles):
-  mesh = knn._mesh(jax.devices()[:1])
+  mesh = devices.make_mesh(jax.devices()[:1])
   shape = jax.ShapeDtypeStruct
-  best = (
-    shape((num_tiles, 16, 8), np.float32),
-    shape((num_tiles, 16, 8), np.int32),
-  )
+  best = tuple(shape((num_tiles, 16, 8), t) for t in (np.float32, np.int32))
   tiles = shape((num_tiles, 16, 32), np.float32)
   block = shape((128, 32), np.float32)
   lowered = knn.merge_block.lower(best, tiles, block, 0, 128, mesh=mesh)
@@ -199,7 +177,7 @@ def test_memory_does_not_grow_with_bank_times_queries(monkeypatch, clusters):
     return merge(best, tiles, block, *args, **kwargs)
 
   monkeypatch.setattr(knn, "merge_block", spy)
-  bank, _, queries, _ = clusters
+  bank, queries = (part.features for part in clusters)
   knn.nearest_neighbors(
     bank, queries, num_neighbors=20, bank_block=64, query_block=4
   )
@@ -207,38 +185,34 @@ def test_memory_does_not_grow_with_bank_times_queries(monkeypatch, clusters):
 
 
 @pytest.mark.parametrize(
-  ("change", "message"),
+  ("part", "change", "message"),
   [
-    ({"num_neighbors": (302,)}, "k = 302 over a bank of 301"),
-    ({"num_neighbors": (0,)}, "k = 0"),
-    ({"num_neighbors": ()}, "at least one"),
-    ({"temperatures": (0.0,)}, "temperature 0.0"),
-    ({"bank_labels": None}, "train images have no labels"),
-    ({"query_labels": np.full(83, -1)}, "83 of 83 test images have no label"),
-    ({"query_labels": np.full(83, 9)}, "never occur in train (9)"),
-    ({"queries": np.zeros((83, 5))}, "12 values and test features 5"),
-    ({"queries": np.zeros((0, 12))}, r"shape (0, 12)"),
-    ({"query_labels": np.zeros(82, int)}, "expected 83 integers"),
+    (0, {"labels": None}, "train images have no labels"),
+    (1, {"labels": np.full(83, -1)}, "83 of 83 test images have no label"),
+    (1, {"labels": np.full(83, 9)}, "never occur in train (9)"),
+    (1, {"features": np.zeros((83, 5))}, "12 values and test features 5"),
+    (1, {"features": np.zeros((0, 12))}, r"shape (0, 12)"),
+    (1, {"labels": np.zeros(82, int)}, "expected 83 integers"),
     (
-      {"bank": np.full((301, 12), np.nan)},
+      0,
+      {"features": np.full((301, 12), np.nan)},
       "301 of 301 train features hold NaN",
     ),
+    (0, {}, "k = 302 over a bank of 301"),
   ],
 )
-def test_a_mistake_is_one_clear_line(clusters, change, message):
-  names = ("bank", "bank_labels", "queries", "query_labels")
-  arguments = dict(zip(names, clusters, strict=True)) | SETTINGS | change
+def test_a_mistake_is_one_clear_line(clusters, part, change, message):
+  splits = list(clusters)
+  splits[part] = splits[part]._replace(**change)
   with pytest.raises(UserError) as error:
-    knn.knn_accuracy(**arguments)
+    knn.knn_ranks(*splits, Knn((20, 302), (0.07,)))
   assert message in str(error.value)
   assert "\n" not in str(error.value)
 
 
 def test_large_finite_features_are_not_taken_for_infinite(clusters):
-  bank, bank_labels, queries, query_labels = clusters
-  huge = bank * np.float32(3e37)  # Their sum overflows; none of them does.
-  result, plain = (
-    knn.knn_accuracy(some_bank, bank_labels, queries, query_labels, **SETTINGS)
-    for some_bank in (huge, bank)
-  )
-  assert result == plain
+  bank, test = clusters
+  # The sum of the features overflows; none of them does.
+  huge = bank._replace(features=bank.features * np.float32(3e37))
+  protocol = Knn((20,), (0.07,))
+  assert accuracies(huge, test, protocol) == accuracies(bank, test, protocol)

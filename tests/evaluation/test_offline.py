@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from configs import digits
@@ -42,8 +42,7 @@ from imsvd_jax.runs.checkpointer import Checkpointer
 from imsvd_jax.runs.encoder import load_encoder
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import step as step_lib
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.evaluation.pair import ROOT, run_pair
 
 
 def digits_config(**overrides):
@@ -136,11 +135,7 @@ def test_the_numbers_are_those_of_the_encoder(measured, encoder, sources):
 
 def test_results_say_how_they_were_made(measured, workdir, encoder):
   entries = entries_of(workdir)[:3]
-  assert [e["protocol"] for e in entries] == [
-    "knn/imsvd",
-    "knn/dino",
-    "linear/online",
-  ]
+  assert tuple(e["protocol"] for e in entries) == measured[0].protocol
   probe = entries[2]
   assert probe["hyperparameters"]["epochs"] == 2
   assert probe["hyperparameters"]["seed"] == probe["seed"] == 3
@@ -177,20 +172,16 @@ def test_features_come_from_the_cache(
     raise AssertionError("features were computed again")
 
   monkeypatch.setattr(binder, "extract", unexpected)
-  chosen = {"settings": ["num_neighbors=5"]}
-  (result,) = evaluate([workdir], "knn/imsvd", **chosen)
+  (result,) = evaluate([workdir], "knn/imsvd", settings=["num_neighbors=5"])
   printed = capsys.readouterr().out.splitlines()
   assert printed[0].split()[:3] == ["protocol", "data", "final"]
-  assert printed[1].split()[:3] == [
-    "knn/imsvd",
-    "digits",
-    f"{100 * result.final:.2f}",
-  ]
+  shown = ["knn/imsvd", "digits", f"{100 * result.final:.2f}"]
+  assert printed[1].split()[:3] == shown
   with pytest.raises(AssertionError, match="computed again"):
     evaluate([workdir], "knn/imsvd", cache=str(tmp_path))
 
 
-def test_reuse_measures_nothing_again(measured, workdir, monkeypatch):
+def test_reuse_measures_nothing_again(measured, monkeypatch):
   def unexpected(*args, **kwargs):
     raise AssertionError("measured again")
 
@@ -199,9 +190,8 @@ def test_reuse_measures_nothing_again(measured, workdir, monkeypatch):
   again = dataclasses.replace(chosen, reuse=True)
   found = offline.evaluate_runs(again)
   assert [r.final for r in found] == [r.final for r in before]
-  other = dataclasses.replace(again, seed=4)
   with pytest.raises(AssertionError, match="measured again"):
-    offline.evaluate_runs(other)
+    offline.evaluate_runs(dataclasses.replace(again, seed=4))
 
 
 def test_several_runs_are_compared(workdir, tmp_path, capsys):
@@ -224,13 +214,8 @@ def test_a_full_protocol_probe_leaves_the_backbone_alone(workdir, encoder):
   run = opened(workdir, "linear/imsvd", **LINEAR)
   (result,) = run.measure_all()
   assert result.final > 0.3  # chance is 0.1; 32 features of a random network
-  assert result.hyperparameters["crops"] == {
-    "size": 16,
-    "scale": (0.4, 1.0),
-    "ratio": (3 / 4, 4 / 3),
-    "flip_probability": 0.0,
-    "test_resize": 16,
-  }
+  crops = protocols.Crops(16, (0.4, 1.0), flip_probability=0.0, test_resize=16)
+  assert result.hyperparameters["crops"] == dataclasses.asdict(crops)
   assert result.values["train_loss"] < np.log(10)
   assert checksum(run.encoder.variables) == checksum(encoder.variables)
 
@@ -249,8 +234,8 @@ def test_a_backbone_that_changes_is_noticed(workdir, monkeypatch):
     list(run.measure_all())
 
 
-TUNE = protocols.with_settings(
-  {"finetune/10pct": PROTOCOLS["finetune/10pct"]},
+TUNE = protocols.choose(
+  ["finetune/10pct"],
   [
     "crops.size=16",
     "crops.test_resize=16",
@@ -294,6 +279,11 @@ def test_fine_tuning_learns_from_a_tenth_of_the_labels(tuned, sources):
     finetune.labelled_part(labels[:, None], TUNE)
 
 
+def moved(before, after):
+  changes = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
+  return jax.tree.leaves(changes)
+
+
 def test_a_step_of_fine_tuning_is_sgd(subject, sources):
   """With a head of zeros, the first step is known by hand."""
   backbone = subject.backbone()
@@ -313,21 +303,13 @@ def test_a_step_of_fine_tuning_is_sgd(subject, sources):
   np.testing.assert_allclose(
     new.params["head"]["bias"], -0.5 * 0.1 * gradient, atol=1e-6
   )
-  same = jax.tree.map(
-    lambda a, b: bool((a == b).all()),
-    (new.params["backbone"], new.batch_stats),
-    (state.params["backbone"], state.batch_stats),
-  )
-  assert all(jax.tree.leaves(same[0])), "no gradient passes a head of zeros"
-  assert not any(jax.tree.leaves(same[1])), "statistics are the batch's"
+  before, after = state.params["backbone"], new.params["backbone"]
+  assert not any(moved(before, after)), "no gradient passes a head of zeros"
+  statistics = moved(state.batch_stats, new.batch_stats)
+  assert all(statistics), "statistics are the batch's"
   # From now on the backbone learns too, at its own rate.
   newer, _ = step(new, batch)
-  moved = jax.tree.map(
-    lambda a, b: bool((a != b).any()),
-    newer.params["backbone"],
-    new.params["backbone"],
-  )
-  assert any(jax.tree.leaves(moved))
+  assert any(moved(after, newer.params["backbone"]))
 
 
 # --- Collapse -----------------------------------------------------------------
@@ -381,12 +363,10 @@ class TinyScenes(tfds.core.GeneratorBasedBuilder):
 
   def _info(self):
     label = tfds.features.ClassLabel(names=["red", "green", "blue"])
+    names = ("labels", "labels_no_difficult")
     features = tfds.features.FeaturesDict(
-      {
-        "image": tfds.features.Image(shape=(20, 18, 3)),
-        "labels": tfds.features.Sequence(label),
-        "labels_no_difficult": tfds.features.Sequence(label),
-      }
+      {"image": tfds.features.Image(shape=(20, 18, 3))}
+      | {name: tfds.features.Sequence(label) for name in names}
     )
     return tfds.core.DatasetInfo(builder=self, features=features)
 
@@ -403,14 +383,8 @@ class TinyScenes(tfds.core.GeneratorBasedBuilder):
       image = rng.integers(0, 60, (20, 18, 3))
       image[..., present] += 150
       counted = [c for c in present if i % 12]
-      yield (
-        i,
-        {
-          "image": image.astype(np.uint8),
-          "labels": present,
-          "labels_no_difficult": counted,
-        },
-      )
+      example = {"image": image.astype(np.uint8), "labels": present}
+      yield i, example | {"labels_no_difficult": counted}
 
 
 def test_transfer_sets_lie_where_the_user_says(workdir, monkeypatch, tmp_path):
@@ -438,13 +412,13 @@ def test_transfer_runs_what_is_prepared(workdir, tmp_path, monkeypatch, capsys):
   )
   names = [f"transfer/{name}" for name in transfer_sets.TRANSFER]
   assert [r.protocol for r in found] == names
-  done = [r for r in found if not r.skipped]
-  assert [r.protocol for r in done] == ["transfer/voc2007"]
-  assert done[0].hyperparameters["metric"] == "map_11_point"
-  assert done[0].hyperparameters["inverse_penalties"] == (0.1,)
-  assert done[0].data["name"] == "tfds:tiny_scenes"
-  assert 0.8 < done[0].interval[0] <= done[0].final <= 1
-  assert done[0].num_images == 24
+  (done,) = (r for r in found if not r.skipped)
+  assert done.protocol == "transfer/voc2007"
+  assert done.hyperparameters["metric"] == "map_11_point"
+  assert done.hyperparameters["inverse_penalties"] == (0.1,)
+  assert done.data["name"] == "tfds:tiny_scenes"
+  assert 0.8 < done.interval[0] <= done.final <= 1
+  assert done.num_images == 24
   printed = capsys.readouterr().out
   assert "'dtd' is not prepared: found nothing at" in printed
   assert "TensorFlow Datasets has no FGVC-Aircraft: sort its" in printed
@@ -483,43 +457,27 @@ def test_a_mistake_is_one_clear_line(workdir, tmp_path, monkeypatch):
   for output in ("file", "file/below"):
     refused("file is a file; --output", run, knn, output=str(tmp_path / output))
   refused("--output=x for 2 runs", [workdir] * 2, knn, output="x")
-  refused(
-    r"knn/imsvd: k-NN with k = 2000 over a bank of 1437 images",
-    run,
-    knn,
-    settings=["num_neighbors=2000"],
-  )
+  many = ["num_neighbors=2000"]
+  refused("knn/imsvd: k-NN with k = 2000 over a", run, knn, settings=many)
   refused(
     "finetune/1pct: The labelled part has 10 images, fewer than a batch of 256",
     run,
     "finetune/1pct",
     settings=["crops=run"],
   )
-  refused("is not a results file", run, knn, output=foreign(tmp_path))
-
-
-def foreign(folder):
-  (folder / "results.json").write_text("{")
-  return str(folder)
+  (tmp_path / "results.json").write_text("{")
+  refused("is not a results file", run, knn, output=str(tmp_path))
 
 
 def test_images_without_labels(workdir, tmp_path):
   for split in ("train", "test"):
     (tmp_path / split).mkdir()
     for i in range(2):
-      image = digits_image(i)
+      image = Image.fromarray(np.full((20, 20, 3), 40 * i, np.uint8))
       image.save(tmp_path / split / f"{i}.png")
   folder = f"folder={tmp_path}"
-  refused(
-    "The train images have no labels", [workdir], "knn/imsvd", data=folder
-  )
-  refused("have no labels", [workdir], "finetune/1pct", data=folder)
-
-
-def digits_image(number):
-  from PIL import Image
-
-  return Image.fromarray(np.full((20, 20, 3), 40 * number, np.uint8))
+  for name in ("knn/imsvd", "finetune/1pct"):
+    refused("The train images have no labels", [workdir], name, data=folder)
 
 
 @pytest.mark.parametrize(
@@ -540,19 +498,14 @@ def test_a_class_that_train_lacks(workdir, sources, monkeypatch, name):
 def test_features_that_are_not_finite(workdir, tmp_path, monkeypatch):
   nan = lambda self, _, images: np.full((len(images), 3), np.nan, np.float32)
   monkeypatch.setattr(binder.Binder, "embed", nan)
-  refused(
-    "knn/imsvd: 1437 of 1437 train features hold NaN",
-    [workdir],
-    "knn/imsvd",
-    cache=str(tmp_path),
-  )
+  message = "knn/imsvd: 1437 of 1437 train features hold NaN"
+  refused(message, [workdir], "knn/imsvd", cache=str(tmp_path))
 
 
 def test_a_file_of_weights_needs_an_output(tmp_path):
-  (tmp_path / "weights.npz").write_bytes(b"")
-  refused(
-    "is a file of weights; name", [str(tmp_path / "weights.npz")], "collapse"
-  )
+  path = tmp_path / "weights.npz"
+  path.write_bytes(b"")
+  refused("is a file of weights; name", [str(path)], "collapse")
 
 
 # --- The command --------------------------------------------------------------
@@ -603,7 +556,6 @@ def test_the_command_answers_a_mistake_in_one_line(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(workdir, tmp_path):
-  """`pytest -m slow tests/test_evaluate.py`, about a minute."""
   names = ("knn/imsvd", "linear/imsvd", "finetune/10pct", "collapse")
   settings = (
     "crops=run",
@@ -617,39 +569,24 @@ def test_two_processes_measure_what_one_does(workdir, tmp_path):
   alone = evaluate(
     [workdir], *names, settings=settings, output=str(tmp_path / "one")
   )
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
   environment = {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
   }
-  processes = [
-    subprocess.Popen(
-      [
-        *(sys.executable, "-m", "imsvd_jax", "evaluate"),
-        f"--workdir={workdir}",
-        f"--protocol={','.join(names)}",
-        *(f"--set={setting}" for setting in settings),
-        f"--output={tmp_path / 'two'}",
-        f"--coordinator_address=127.0.0.1:{port}",
-        "--num_processes=2",
-        f"--process_id={i}",
-      ],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-      cwd=ROOT,
-      env=environment,
-    )
-    for i in range(2)
+  command = lambda port, i: [
+    *(sys.executable, "-m", "imsvd_jax", "evaluate"),
+    f"--workdir={workdir}",
+    f"--protocol={','.join(names)}",
+    *(f"--set={setting}" for setting in settings),
+    f"--output={tmp_path / 'two'}",
+    f"--coordinator_address=127.0.0.1:{port}",
+    "--num_processes=2",
+    f"--process_id={i}",
   ]
-  said = [process.communicate(timeout=600) for process in processes]
-  assert [p.returncode for p in processes] == [0, 0], said
   printed = [
-    [x for x in out.splitlines() if not x.startswith("[Gloo]")]
-    for out, _ in said
+    [x for x in output.splitlines() if not x.startswith("[Gloo]")]
+    for output in run_pair(command, environment)
   ]
   assert printed[0][0].startswith("protocol")
   assert printed[1] == [], "process 0 prints, alone"

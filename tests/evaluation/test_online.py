@@ -10,6 +10,7 @@ from imsvd_jax import data
 from imsvd_jax.base import console, hashing
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import augmented_views, binder, probe, results
+from imsvd_jax.evaluation.features import Features
 from imsvd_jax.evaluation.online import Evaluation
 from imsvd_jax.evaluation.protocols import PROTOCOLS
 from imsvd_jax.runs.encoder import LoadedEncoder
@@ -29,7 +30,9 @@ class Written:
     self.lines[step] = values
 
 
-def subject(**overrides):
+@pytest.fixture(scope="module")
+def digits():
+  """An experiment on digits, its train source and its first state."""
   config = small_config(
     **{
       "data.name": "digits",
@@ -37,18 +40,12 @@ def subject(**overrides):
       "eval.batch_size": 256,
       "eval.linear_epochs": 3,
       "eval.bank_examples": 400,
-      **overrides,
     }
   )
   source = data.make_source(config.data, "train")
   experiment = experiment_lib.build(config, source.num_examples)
   state = jax.jit(lambda: step_lib.init_state(experiment))()
   return experiment, source, state
-
-
-@pytest.fixture(scope="module")
-def digits():
-  return subject()
 
 
 @pytest.fixture
@@ -58,11 +55,25 @@ def said(monkeypatch):
   return lines
 
 
+@pytest.fixture
+def evaluation_of(digits, tmp_path):
+  """Makes an evaluation, with other settings of `eval`, and its writer."""
+  experiment, default_source, _ = digits
+
+  def make(source=default_source, **settings):
+    config = experiment.config.copy_and_resolve_references()
+    config.eval.update(settings)
+    evaluation = Evaluation(experiment._replace(config=config), source)
+    return evaluation, Written(tmp_path)
+
+  return make
+
+
 def test_the_online_head_is_the_probe_on_the_banks_features(
-  digits, said, tmp_path
+  digits, said, tmp_path, evaluation_of
 ):
   experiment, source, state = digits
-  evaluation, written = Evaluation(experiment, source), Written(tmp_path)
+  evaluation, written = evaluation_of()
   evaluation.online(5, state, written)
   found = written.lines[5]
   assert set(found) == {"online/knn", "online/linear"}
@@ -74,12 +85,12 @@ def test_the_online_head_is_the_probe_on_the_banks_features(
     5,
     model=experiment.model,
   )
-  features = [encoder.features(s.images) for s in (bank, test)]
-  assert features[0].shape[0] == 400
-  protocol = dataclasses.replace(PROTOCOLS["linear/online"], epochs=3)
-  expected = probe.linear_probe(
-    features[0], bank.labels, features[1], test.labels, protocol
+  train, test = (
+    Features(encoder.features(s.images), s.labels) for s in (bank, test)
   )
+  assert len(train.features) == 400
+  protocol = dataclasses.replace(PROTOCOLS["linear/online"], epochs=3)
+  expected = probe.linear_probe(train, test, protocol)
   assert found["online/linear"] == expected.accuracy.top1
   assert found["online/linear"] > 0.5
   (line,) = said
@@ -94,13 +105,12 @@ def test_the_online_head_is_the_probe_on_the_banks_features(
   assert rows[0]["weights"] == hashing.checksum(encoder.variables)
 
 
-def test_images_without_labels_are_measured_too(digits, said, tmp_path):
-  experiment, source, state = digits
-  config = experiment.config.copy_and_resolve_references()
-  config.eval.collapse_images = 24
-  experiment = experiment._replace(config=config)
+def test_images_without_labels_are_measured_too(
+  digits, said, tmp_path, evaluation_of
+):
+  _, source, state = digits
   source = dataclasses.replace(source, labels=None, num_classes=0)
-  evaluation, written = Evaluation(experiment, source), Written(tmp_path)
+  evaluation, written = evaluation_of(source, collapse_images=24)
   evaluation.online(0, state, written)
   found = written.lines[0]
   assert {name.split("/")[1] for name in found} == {"collapse"}
@@ -114,25 +124,24 @@ def test_images_without_labels_are_measured_too(digits, said, tmp_path):
   assert not any("variable" in name for name in row["values"])
 
 
-def test_a_number_that_fails_does_not_take_the_others(digits, said, tmp_path):
-  experiment, source, state = digits
-  config = experiment.config.copy_and_resolve_references()
-  config.eval.num_neighbors = 401
-  config.eval.collapse_images = 24
-  experiment = experiment._replace(config=config)
-  evaluation, written = Evaluation(experiment, source), Written(tmp_path)
-  evaluation.online(9, state, written)
+def test_a_number_that_fails_does_not_take_the_others(
+  digits, said, evaluation_of
+):
+  evaluation, written = evaluation_of(num_neighbors=401, collapse_images=24)
+  evaluation.online(9, digits[2], written)
   assert "online/knn" not in written.lines[9]
   assert "online/collapse/lidar" in written.lines[9]
   assert any("WARNING at step 9: no online evaluation" in line for line in said)
 
 
-def test_an_evaluation_part_without_labels_is_said_once(digits, said):
-  experiment, source, state = digits
+def test_an_evaluation_part_without_labels_is_said_once(
+  digits, said, evaluation_of
+):
+  _, source, state = digits
   flat = dataclasses.replace(source, name="val", labels=None, num_classes=0)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(data, "make_source", lambda *_: flat)
-    evaluation = Evaluation(experiment, source)
+    evaluation, _ = evaluation_of()
   assert said == [
     "No k-NN or linear evaluation: val has no labels, though the train images"
     " have."
@@ -142,27 +151,24 @@ def test_an_evaluation_part_without_labels_is_said_once(digits, said):
 
 
 def test_a_final_evaluation_that_fails_does_not_end_the_run(
-  digits, said, monkeypatch, tmp_path
+  digits, said, monkeypatch, tmp_path, evaluation_of
 ):
-  experiment, source, state = digits
-  evaluation = Evaluation(experiment, source)
+  evaluation, written = evaluation_of()
 
   def fails(*_):
     raise UserError("nothing to compare")
 
   monkeypatch.setattr(binder.Binding, "measure", fails)
-  evaluation.final(state, Written(tmp_path), str(tmp_path))
+  evaluation.final(digits[2], written, str(tmp_path))
   assert said[-1] == "WARNING: no final evaluation: nothing to compare"
   assert not list(tmp_path.iterdir())
 
 
-def test_the_closing_table_is_rows_of_results_json(digits, said, tmp_path):
-  experiment, source, state = digits
-  config = experiment.config.copy_and_resolve_references()
-  config.eval.baselines = True
-  evaluation = Evaluation(experiment._replace(config=config), source)
-  written = Written(tmp_path)
-  evaluation.final(state.replace(step=9), written, str(tmp_path))
+def test_the_closing_table_is_rows_of_results_json(
+  digits, said, tmp_path, evaluation_of
+):
+  evaluation, written = evaluation_of(baselines=True)
+  evaluation.final(digits[2].replace(step=9), written, str(tmp_path))
   rows = results.read_results(tmp_path / "results.json")
   assert [(r["encoder"], r["step"], r["protocol"]) for r in rows] == [
     (name, step, protocol)
@@ -182,13 +188,11 @@ def test_the_closing_table_is_rows_of_results_json(digits, said, tmp_path):
 
 
 def test_results_that_cannot_be_written_do_not_end_the_run(
-  digits, said, tmp_path
+  digits, said, tmp_path, evaluation_of
 ):
-  experiment, source, state = digits
-  evaluation = Evaluation(experiment, source)
+  evaluation, written = evaluation_of()
   (tmp_path / "results.json").write_text("{")
-  written = Written(tmp_path)
-  evaluation.online(5, state, written)
+  evaluation.online(5, digits[2], written)
   assert "online/knn" in written.lines[5]
   assert any("WARNING at step 5" in x and "not a results" in x for x in said)
   assert (tmp_path / "results.json").read_text() == "{"

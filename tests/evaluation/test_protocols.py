@@ -8,17 +8,8 @@ from configs import digits
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import protocols
 
-CHOSEN = {
-  name: protocols.PROTOCOLS[name]
-  for name in (
-    "linear/imsvd",
-    "linear/cifar",
-    "linear/lbfgs",
-    "linear/probe",
-    "knn/dino",
-    "finetune/1pct",
-  )
-}
+NAMES = "linear/imsvd linear/cifar linear/lbfgs linear/probe knn/dino"
+CHOSEN = protocols.choose([*NAMES.split(), "finetune/1pct"])
 OWN = protocols.Crops(size=16, scale=(0.4, 1.0), test_resize=18)
 
 
@@ -47,6 +38,8 @@ def test_crops_one_by_one_or_the_runs_own():
   assert found["linear/imsvd"].crops == protocols.Crops(
     size=16, scale=(0.4, 1.0), test_resize=18, flip_probability=0.0
   )
+  with pytest.raises(UserError, match="do not say with what crops"):
+    with_settings("crops=run", run_crops=None)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +70,7 @@ def test_crops_one_by_one_or_the_runs_own():
     ("learning_rate=-1", "learning_rate='-1'; expected a number above 0"),
     ("momentum=1", "momentum='1'; expected from 0 and below 1"),
     ("weight_decay=-1", "weight_decay='-1'; expected 0 or more"),
+    ("temperatures=0", "temperatures='0'; expected numbers above 0"),
     ("num_neighbors=0", "num_neighbors='0'; expected whole numbers from 1"),
     ("fraction=2", "fraction='2'; expected a number above 0, at most 1"),
     ("crops.scale=0.5", "scale='0.5'; expected two parts of the area"),
@@ -121,11 +115,6 @@ def test_a_training_run_measures_by_its_own_settings():
   assert list(final) == list(protocols.FINAL)
   settings.linear_epochs = settings.collapse_images = 0
   assert list(protocols.online(settings)) == ["knn/online"]
-
-
-def test_weights_that_know_no_crops_have_none_of_their_own():
-  with pytest.raises(UserError, match="do not say with what crops"):
-    with_settings("crops=run", run_crops=None)
 
 
 def test_the_description_has_every_hyper_parameter():

@@ -65,8 +65,7 @@ def write_run(folder, knn, baseline=None, **last):
 
 def test_a_recipe_trains_once_and_is_measured(recipe, tmp_path):
   command = [sys.executable, "-m", "imsvd_jax", "compare", f"{recipe}:simclr"]
-  command += [f"--workdir={tmp_path}", "--seeds=3"]
-  command += ["--timing_steps=1"]
+  command += [f"--workdir={tmp_path}", "--seeds=3", "--timing_steps=1"]
   compiled = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
   first = subprocess.run(
     command, cwd=ROOT, env=compiled, capture_output=True, text=True, check=False
@@ -95,14 +94,12 @@ def test_tables_hold_means_over_seeds_and_baselines(recipe, tmp_path):
   write_run(tmp_path / "a", 0.5, baseline=0.25, information=0.2, dead_bins=0.0)
   write_run(tmp_path / "b", 0.7, information=0.4, dead_bins=0.5)
   loaded = recipe_comparison.load_recipe(f"{recipe}:barlow_twins")
-  runs = {
-    "barlow_twins": [
-      recipe_comparison.read_run(tmp_path / name) for name in "ab"
-    ]
-  }
-  for run in runs["barlow_twins"]:
+  runs = [recipe_comparison.read_run(tmp_path / name) for name in "ab"]
+  for run in runs:
     run.last.update(invariance=0.5, redundancy=2.0)
-  text = recipe_comparison.report([loaded], runs, {})
+  timings = {"barlow_twins": [0.2, 0.1, 0.4]}
+  text = recipe_comparison.report([loaded], {"barlow_twins": runs}, timings)
+  assert "| 0.200 (0.100 to 0.400) | 1.00 |" in text
   assert "| run | data | seeds | knn/final | linear/final |" in text
   assert "| raw pixels | digits |  | 25.0 |  |" in text
   assert "| barlow_twins | digits | 2 | 60.0 (0.0 to 100.0) | 60.0 (" in text

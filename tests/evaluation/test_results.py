@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -22,68 +23,48 @@ from imsvd_jax.evaluation import (
 )
 from imsvd_jax.evaluation.features import Features
 from imsvd_jax.evaluation.inputs import Inputs
-from imsvd_jax.evaluation.protocols import PROTOCOLS, SUITES
+from imsvd_jax.evaluation.protocols import PROTOCOLS, SUITES, choose, describe
 from imsvd_jax.evaluation.registry import EVALUATORS
 
 # --- Protocols and registry ---------------------------------------------------
 
-# From PROTOCOLS.md: a change of a published protocol must be meant.
-PUBLISHED = {
-  "linear/imsvd": {
-    "learning_rate": 0.02,
-    "scale_by_batch": False,
-    "optimizer": "sgd",
-    "momentum": 0.9,
-    "weight_decay": 1e-6,
-    "batch_size": 256,
-    "epochs": 100,
-    "schedule": "cosine",
-    "initial_deviation": 0.01,
-  },
-  "linear/vicreg": {"learning_rate": 0.02, "weight_decay": 1e-6},
-  "linear/barlow": {"learning_rate": 0.3, "weight_decay": 1e-6},
-  "linear/simsiam": {
-    "learning_rate": 0.1,
-    "scale_by_batch": True,
-    "optimizer": "lars",
-    "weight_decay": 0.0,
-    "batch_size": 4096,
-    "epochs": 90,
-  },
-  "linear/cifar": {
-    "learning_rate": 30.0,
-    "weight_decay": 0.0,
-    "batch_size": 256,
-    "epochs": 100,
-    "schedule": "steps",
-    "milestones": (60, 80),
-  },
-  "linear/lbfgs": {"metric": "top1"},
-  "linear/probe": {},
-  "linear/online": {"epochs": 10},
-  "knn/imsvd": {"num_neighbors": (20,), "temperatures": (0.07,)},
-  "knn/mveb": {"num_neighbors": (200,), "temperatures": (0.1,)},
-  "knn/dino": {"num_neighbors": (20, 10, 100, 200), "temperatures": (0.07,)},
-  "finetune/1pct": {"fraction": 0.01},
-  "finetune/10pct": {"fraction": 0.1},
-  "collapse": {"lidar_groups": 1000, "lidar_views": 50},
-  "collapse/online": {},
-}
+# As `protocols.describe` says: a change of a published protocol must be meant.
+PUBLISHED = """
+linear/imsvd learning_rate=0.02 scale_by_batch=False optimizer=sgd momentum=0.9
+  weight_decay=1e-06 batch_size=256 epochs=100 schedule=cosine
+  initial_deviation=0.01 crops.size=224 crops.scale=0.08,1 crops.test_resize=256
+linear/vicreg learning_rate=0.02 weight_decay=1e-06
+linear/barlow learning_rate=0.3 weight_decay=1e-06
+linear/simsiam learning_rate=0.1 scale_by_batch=True optimizer=lars
+  weight_decay=0 batch_size=4096 epochs=90
+linear/cifar learning_rate=30 weight_decay=0 batch_size=256 epochs=100
+  schedule=steps milestones=60,80
+  crops.size=32 crops.scale=0.8,1 crops.test_resize=36
+linear/lbfgs metric=top1
+linear/probe
+linear/online epochs=10
+knn/imsvd num_neighbors=20 temperatures=0.07
+knn/mveb num_neighbors=200 temperatures=0.1
+knn/dino num_neighbors=20,10,100,200 temperatures=0.07
+finetune/1pct fraction=0.01
+finetune/10pct fraction=0.1
+collapse lidar_groups=1000 lidar_views=50
+collapse/online"""
 
 
 def test_every_protocol_is_as_published():
-  assert set(PROTOCOLS) == {*PUBLISHED, *SUITES["transfer"]}
-  for name, settings in PUBLISHED.items():
-    found = dataclasses.asdict(PROTOCOLS[name])
-    assert {key: found[key] for key in settings} == settings
-    json.dumps(found)
-
-
-def test_crops_are_as_published():
-  crops = PROTOCOLS["linear/imsvd"].crops
-  assert (crops.size, crops.scale, crops.test_resize) == (224, (0.08, 1), 256)
-  crops = PROTOCOLS["linear/cifar"].crops
-  assert (crops.size, crops.scale, crops.test_resize) == (32, (0.8, 1), 36)
+  described = "".join(f"\n{text}" for text in describe(PROTOCOLS))
+  published, found = (
+    {entry.split()[0]: set(entry.split()[1:]) for entry in entries}
+    for entries in (
+      re.findall(r"(?m)^\S.*(?:\n .*)*", text)
+      for text in (PUBLISHED, described)
+    )
+  )
+  assert set(PROTOCOLS) == {*published, *SUITES["transfer"]}
+  for name, settings in published.items():
+    assert settings <= found[name]
+    json.dumps(dataclasses.asdict(PROTOCOLS[name]))
 
 
 def test_every_protocol_has_its_evaluator():
@@ -106,45 +87,36 @@ def inputs():
   centres = 3 * np.eye(3, 5)
   features = centres[labels] + generator.normal(size=(120, 5))
   features = features.astype(np.float32)
-  parts = [
-    Features(features[rows], labels[rows], np.arange(60))
-    for rows in (slice(60), slice(60, 120))
-  ]
-
-  def train_epoch(epoch):
-    yield {"image": parts[0].features, "label": parts[0].labels}
-
+  train = Features(features[:60], labels[:60])
+  test = Features(features[60:], labels[60:])
+  batches = [{"image": train.features, "label": train.labels}]
   embeddings = generator.normal(size=(20, 2, 5)).astype(np.float32)
   codes = np.asarray(jax.nn.softmax(embeddings[:, :, None, :]))
   return Inputs(
-    train=parts[0],
-    test=parts[1],
+    train=train,
+    test=test,
     num_classes=3,
     embed=jnp.asarray,
-    train_epochs=lambda chosen: train_epoch,
-    test_crops=parts[1],
-    sample=parts[0],
+    train_epochs=lambda chosen: lambda epoch: batches,
+    test_crops=test,
+    sample=train,
     embeddings=embeddings,
     view_groups=embeddings,
     codes=codes,
   )
 
 
-def small(protocol):
-  """The protocol with fewer epochs and neighbors."""
-  names = {field.name for field in dataclasses.fields(protocol)}
-  changes = {"epochs": 3, "num_neighbors": (5, 1), "learning_rates": (0.1,)}
-  kept = {key: value for key, value in changes.items() if key in names}
-  return dataclasses.replace(protocol, **kept)
-
-
 # One of each evaluator is enough; k-NN and linear differ in data alone.
 ONE_OF_EACH = ["linear/imsvd", "linear/lbfgs", "linear/probe", "knn/dino"]
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_every_labelled_evaluator_gives_a_headline(inputs, name):
-  protocol = small(PROTOCOLS[name])
+SMALL = choose(
+  ONE_OF_EACH, ["epochs=3", "num_neighbors=5,1", "learning_rates=0.1"]
+)
+
+
+@pytest.mark.parametrize("protocol", SMALL.values(), ids=SMALL)
+def test_every_labelled_evaluator_gives_a_headline(inputs, protocol):
   values = dict(registry.evaluate(protocol, inputs))
   assert 0.6 < values["low"] < values["final"] <= values["best"]
   assert values["final"] <= values["high"]
@@ -183,7 +155,7 @@ def some_result(**changes):
     "step": 300,
     "seed": 0,
     "values": dict(
-      scores.headline(scores.Score(0.9, (0.85, 0.94), 360), 0.92),
+      scores.headline(scores.Score(0.9, (0.85, 0.94)), 0.92),
       top5=0.99,
     ),
     "num_images": 360,
@@ -237,10 +209,8 @@ def test_a_repeated_measurement_replaces_its_last(tmp_path):
 
 def test_other_weights_of_a_step_are_another_measurement(tmp_path):
   path = tmp_path / "results.json"
-  trained, target = some_result(weights="abc"), some_result(weights="abd")
-  results.write_results(path, [trained])
-  results.write_results(path, [target])
-  results.write_results(path, [trained])
+  for weights in ("abc", "abd", "abc"):
+    results.write_results(path, [some_result(weights=weights)])
   found = [entry["weights"] for entry in results.read_results(path)]
   assert found == ["abc", "abd"]
 
@@ -321,7 +291,7 @@ def counted():
     calls.append(1)
     features = np.arange(12, dtype=np.float32).reshape(4, 3) + len(calls)
     known = np.array([0, 1, 0, 1], np.int32) if labels else None
-    return Features(features, known, np.arange(4, dtype=np.int32))
+    return Features(features, known)
 
   compute.calls = calls
   return compute
@@ -356,21 +326,19 @@ def test_no_labels_stay_none(tmp_path, counted):
   assert len(counted.calls) == 1
 
 
-def test_a_damaged_file_is_made_anew(tmp_path, counted):
+def test_a_damaged_file_is_made_anew(tmp_path, counted, capsys):
   first = feature_cache.cached_features(tmp_path, KEY, counted)
   (path,) = tmp_path.iterdir()
   whole = path.read_bytes()
   place = whole.index(first.features.tobytes()) + 5
   flipped = bytearray(whole)
   flipped[place] ^= 1
-  lines = []
   for damaged in (bytes(flipped), whole[: len(whole) // 2], b"", b"what?"):
     path.write_bytes(damaged)
     before = len(counted.calls)
-    feature_cache.cached_features(tmp_path, KEY, counted, report=lines.append)
+    feature_cache.cached_features(tmp_path, KEY, counted)
     assert len(counted.calls) == before + 1
-  assert len(lines) == 4
-  assert all("damaged" in line for line in lines)
+  assert capsys.readouterr().err.count("are damaged") == 4
 
 
 def test_checksum_sees_one_bit_a_place_and_a_type():
@@ -390,19 +358,9 @@ def test_checksum_sees_one_bit_a_place_and_a_type():
 
 
 def test_the_suite_is_complete():
-  assert list(transfer_sets.TRANSFER) == [
-    "food101",
-    "cifar10",
-    "cifar100",
-    "sun397",
-    "cars196",
-    "aircraft",
-    "voc2007",
-    "dtd",
-    "pets",
-    "caltech101",
-    "flowers102",
-  ]
+  names = "food101 cifar10 cifar100 sun397 cars196 aircraft voc2007 dtd pets"
+  names += " caltech101 flowers102"
+  assert list(transfer_sets.TRANSFER) == names.split()
   metrics = {s.metric for s in transfer_sets.TRANSFER.values()}
   assert metrics == set(scores.METRICS)
   for name, chosen in transfer_sets.TRANSFER.items():
@@ -410,22 +368,13 @@ def test_the_suite_is_complete():
   assert PROTOCOLS["transfer/voc2007"].metric == "map_11_point"
 
 
-def test_a_set_is_prepared_as_the_runs_images_are():
-  own = ml_collections.ConfigDict(
-    {
-      "name": "digits",
-      "path": "",
-      "train_split": "train",
-      "eval_split": "test",
-      "num_examples": 9,
-      "crop": 16,
-    }
+def test_a_set_is_prepared_as_the_runs_images_are(monkeypatch):
+  own = {"name": "digits", "path": "", "train_split": "train"}
+  own |= {"eval_split": "test", "num_examples": 9, "crop": 16}
+  prepared = lambda name, folder: transfer.own_data(
+    PROTOCOLS[f"transfer/{name}"], ml_collections.ConfigDict(own), folder
   )
-  found = {
-    name: transfer.own_data(PROTOCOLS[f"transfer/{name}"], own, "/sets")
-    for name in ("voc2007", "aircraft")
-  }
-  assert found["voc2007"].settings.to_dict() == {
+  assert prepared("voc2007", "/sets")[0].to_dict() == {
     "name": "tfds:voc/2007",
     "path": "/sets",
     "train_split": "train+validation",
@@ -433,12 +382,11 @@ def test_a_set_is_prepared_as_the_runs_images_are():
     "num_examples": 0,
     "crop": 16,
   }
-  assert found["aircraft"].settings.path == "/sets/aircraft"
-  assert "sort its images into" in found["aircraft"].remedy
-
-
-def test_the_data_lies_where_tensorflow_datasets_puts_it(monkeypatch):
+  settings, remedy = prepared("aircraft", "/sets")
+  assert settings.path == "/sets/aircraft"
+  assert "sort its images into" in remedy
+  # By default, where TensorFlow Datasets puts it.
   monkeypatch.setenv("TFDS_DATA_DIR", "/somewhere")
-  assert transfer.default_data_dir() == "/somewhere"
+  assert prepared("dtd", "")[0].path == "/somewhere"
   monkeypatch.delenv("TFDS_DATA_DIR")
-  assert transfer.default_data_dir().endswith("/tensorflow_datasets")
+  assert prepared("dtd", "")[0].path.endswith("/tensorflow_datasets")

@@ -2,17 +2,15 @@
 
 import dataclasses
 import pathlib
-import socket
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from imsvd_jax.evaluation import features, linear, protocols
+from tests.evaluation.pair import ROOT, run_pair
 
 SCRIPT = pathlib.Path(__file__).with_name("two_processes.py")
-ROOT = pathlib.Path(__file__).parents[2]
 IMAGES = np.random.default_rng(0).integers(0, 255, (37, 5)).astype(np.uint8)
 LABELS = np.arange(37) % 3
 
@@ -20,31 +18,15 @@ LABELS = np.arange(37) % 3
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
   directory = tmp_path_factory.mktemp("two_processes")
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-  processes = [
-    subprocess.Popen(
-      [sys.executable, str(SCRIPT), str(i), str(port), str(directory)],
-      cwd=ROOT,
-      env={"PATH": "", "PYTHONPATH": str(ROOT)},
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for i in range(2)
+  command = lambda port, i: [
+    *(sys.executable, str(SCRIPT), str(i), str(port), str(directory))
   ]
-  try:
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-  assert [process.returncode for process in processes] == [0, 0], errors
+  run_pair(command, {"PATH": "", "PYTHONPATH": str(ROOT)})
   return [np.load(directory / f"process{i}.npz") for i in range(2)]
 
 
 def test_every_image_once_on_both(outputs):
   for found in outputs:
-    np.testing.assert_array_equal(found["indices"], np.arange(37))
     np.testing.assert_array_equal(found["features"], 2.0 * IMAGES)
     np.testing.assert_array_equal(found["labels"], LABELS)
 
@@ -61,7 +43,7 @@ def test_the_head_is_that_of_one_process(outputs):
   protocol = dataclasses.replace(
     protocols.PROTOCOLS["linear/imsvd"], epochs=2, learning_rate=0.5
   )
-  test = features.Features(embed(IMAGES), LABELS, np.arange(37))
+  test = features.Features(embed(IMAGES), LABELS)
   alone = linear.train_linear(embed, train_epoch, test, protocol, num_classes=3)
   for found in outputs:
     np.testing.assert_allclose(found["kernel"], alone.heads.kernel, atol=1e-6)

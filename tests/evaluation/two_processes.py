@@ -15,9 +15,8 @@ from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-from jax.sharding import Mesh, NamedSharding  # noqa: E402
-from jax.sharding import PartitionSpec as P  # noqa: E402
 
+from imsvd_jax.base import devices  # noqa: E402
 from imsvd_jax.evaluation import (  # noqa: E402
   feature_cache,
   features,
@@ -28,7 +27,7 @@ from imsvd_jax.evaluation import (  # noqa: E402
 jax.distributed.initialize(
   f"127.0.0.1:{port}", 2, index, coordinator_bind_address=f"127.0.0.1:{port}"
 )
-sharding = NamedSharding(Mesh(np.asarray(jax.devices()), ("data",)), P("data"))
+mesh = devices.make_mesh()
 double = jax.jit(lambda images: images.astype(np.float32) * 2.0)
 IMAGES = np.random.default_rng(0).integers(0, 255, (37, 5)).astype(np.uint8)
 LABELS = np.arange(37) % 3
@@ -36,7 +35,7 @@ LABELS = np.arange(37) % 3
 
 def embed(images):
   """The rows of both processes as one array, as the trainer embeds."""
-  return double(jax.make_array_from_process_local_data(sharding, images))
+  return double(devices.shard_batch(images, mesh))
 
 
 def eval_batches():
@@ -58,14 +57,14 @@ calls = []
 
 def extract():
   calls.append(1)
-  return features.extract(embed, eval_batches(), num_images=37)
+  return features.extract(embed, eval_batches())
 
 
-found = feature_cache.cached_features(
-  Path(output) / "cache", {"weights": "x"}, extract
-)
-again = feature_cache.cached_features(
-  Path(output) / "cache", {"weights": "x"}, extract
+found, again = (
+  feature_cache.cached_features(
+    Path(output) / "cache", {"weights": "x"}, extract
+  )
+  for _ in range(2)
 )
 np.testing.assert_array_equal(found.features, again.features)
 assert len(calls) == 1
@@ -86,7 +85,7 @@ def local_embed(images):
 protocol = dataclasses.replace(
   protocols.PROTOCOLS["linear/imsvd"], epochs=2, learning_rate=0.5
 )
-test = features.Features(local_embed(IMAGES), LABELS, np.arange(37))
+test = features.Features(local_embed(IMAGES), LABELS)
 result = linear.train_linear(
   local_embed, train_epoch, test, protocol, num_classes=3
 )
@@ -94,6 +93,5 @@ np.savez(
   Path(output) / f"process{index}.npz",
   features=found.features,
   labels=found.labels,
-  indices=found.indices,
   kernel=result.heads.kernel,
 )
