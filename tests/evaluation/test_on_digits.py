@@ -72,7 +72,7 @@ def test_linear_protocol_on_crops_of_a_frozen_backbone(config, sources, parts):
     lambda images: jnp.maximum(pixels(images) @ backbone["kernel"], 0)
   )
   view = config.views.view1
-  train_epoch = host_pipeline.labelled_epochs(
+  train_epoch = host_pipeline.labeled_epochs(
     sources[0],
     crop=crops.Crop(view.size, view.crop_scale, view.crop_ratio, 0.0),
     batch_size=128,
