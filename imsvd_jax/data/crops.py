@@ -7,7 +7,7 @@ numbers that the caller supplies, so that they are functions of their keys.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -96,13 +96,10 @@ def random_boxes(
 
   found = tf.reduce_any(fits, axis=-1)
   center = _fallback_boxes(height, width, ratio[..., 0])
-  chosen = [
-    tf.where(found, a, b)
-    for a, b in zip((top, left, box_height, box_width), center, strict=True)
-  ]
   flip_prob = np.array([crop.flip_prob for crop in view_list], np.float32)
-  top, left, box_height, box_width = chosen
-  return Box(top, left, box_height, box_width, flip=place[2] < flip_prob)
+  sides = zip((top, left, box_height, box_width), center, strict=True)
+  chosen = [tf.where(found, drawn, fallback) for drawn, fallback in sides]
+  return Box._make([*chosen, place[2] < flip_prob])
 
 
 def _column(limits: Iterable[tuple[float, float]]) -> np.ndarray:
@@ -111,15 +108,14 @@ def _column(limits: Iterable[tuple[float, float]]) -> np.ndarray:
 
 
 def _random_offset(uniform: tf.Tensor, room: tf.Tensor) -> tf.Tensor:
-  """Returns a whole number in [0, room]."""
-  # The minimum guards against rounding up.
+  """Returns a whole number in [0, room], even where a product rounds up."""
   return tf.minimum(tf.floor(uniform * (room + 1)), room)
 
 
 def _fallback_boxes(
   height: tf.Tensor, width: tf.Tensor, ratio: np.ndarray
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-  """The largest centerd boxes whose aspect is allowed: top, left, h, w."""
+  """Returns the largest centered boxes of allowed aspect: top, left, h, w."""
   box_width = tf.minimum(width, tf.round(height * ratio[1]))
   box_height = tf.minimum(height, tf.round(width / ratio[0]))
   top = tf.floor((height - box_height) / 2)
@@ -147,13 +143,8 @@ def center_box(
   top = tf.round((resized_height - crop) / 2)
   left = tf.round((resized_width - crop) / 2)
   scale_y, scale_x = height / resized_height, width / resized_width
-  return Box(
-    top * scale_y,
-    left * scale_x,
-    crop * scale_y,
-    crop * scale_x,
-    tf.zeros_like(top, tf.bool),
-  )
+  sides = top * scale_y, left * scale_x, crop * scale_y, crop * scale_x
+  return Box(*sides, flip=tf.zeros_like(top, tf.bool))
 
 
 def _bicubic(x: tf.Tensor) -> tf.Tensor:
@@ -164,14 +155,13 @@ def _bicubic(x: tf.Tensor) -> tf.Tensor:
   return tf.where(x < 1, near, tf.where(x < 2, far, 0.0))
 
 
-def _bilinear(x: tf.Tensor) -> tf.Tensor:
-  return tf.nn.relu(1 - tf.abs(x))
+KERNELS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
+  "bicubic": _bicubic,
+  "bilinear": lambda x: tf.nn.relu(1 - tf.abs(x)),
+}
 
 
-KERNELS = {"bicubic": _bicubic, "bilinear": _bilinear}
-
-
-def resample_weights(
+def _resample_weights(
   start: tf.Tensor,
   length: tf.Tensor,
   *,
@@ -183,19 +173,7 @@ def resample_weights(
   """Returns the weight of each input pixel in each output pixel, for one axis.
 
   Antialiased: where the image shrinks, the kernel widens with the scale. The
-  weights are PIL's.
-
-  Args:
-    start: float32 [N], where each box begins.
-    length: float32 [N], its length.
-    in_size: Pixels of the image.
-    out_size: Pixels of the result.
-    kernel: "bicubic" or "bilinear".
-    clip_to_box: Whether pixels outside of the box have no weight, as if the box
-      were cut out before it is resized.
-
-  Returns:
-    float32 [N, out_size, in_size]; rows sum to 1.
+  weights are PIL's, float32 [N, out_size, in_size]; rows sum to 1.
   """
   start, length = start[:, None, None], length[:, None, None]
   scale = length / out_size
@@ -211,12 +189,7 @@ def resample_weights(
 
 
 def resample(
-  images: tf.Tensor,
-  box: Box,
-  *,
-  size: int,
-  kernel: str,
-  clip_to_box: bool,
+  images: tf.Tensor, box: Box, *, size: int, kernel: str, clip_to_box: bool
 ) -> tf.Tensor:
   """Cuts and resizes a batch of images of one size.
 
@@ -228,14 +201,15 @@ def resample(
     box: One box for each image.
     size: Height and width of the result.
     kernel: "bicubic" or "bilinear".
-    clip_to_box: See `resample_weights`.
+    clip_to_box: Whether pixels outside of the box have no weight, as if the box
+      were cut out before it is resized.
 
   Returns:
     uint8 [N, size, size, channels].
   """
   height, width, channels = images.shape[1:]
   weights = functools.partial(
-    resample_weights, out_size=size, kernel=kernel, clip_to_box=clip_to_box
+    _resample_weights, out_size=size, kernel=kernel, clip_to_box=clip_to_box
   )
   rows = weights(box.top, box.height, in_size=height)
   columns = weights(box.left, box.width, in_size=width)

@@ -12,6 +12,7 @@ more than speed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -73,23 +74,18 @@ def decode_for_views(
 
   Takes the arguments of `train_views`; boxes are [V].
   """
+
+  def whole(image: tf.Tensor) -> tuple[tf.Tensor, crops.Box]:
+    sides = _float_sides(tf.shape(image))
+    return image, crops.random_boxes(uniforms, *sides, view_list)
+
   if record.dtype == tf.uint8:
-    return _from_pixels(record, uniforms, view_list)
+    return whole(record)
   return tf.cond(
     tf.io.is_jpeg(record),
     lambda: _from_jpeg(record, source.channels, uniforms, view_list),
-    lambda: _from_pixels(
-      decode_pixels(record, source.channels), uniforms, view_list
-    ),
+    lambda: whole(decode_pixels(record, source.channels)),
   )
-
-
-def _from_pixels(
-  image: tf.Tensor, uniforms: tf.Tensor, view_list: list[crops.Crop]
-) -> tuple[tf.Tensor, crops.Box]:
-  """Returns the whole image, and the views' boxes in it."""
-  sides = _float_sides(tf.shape(image))
-  return image, crops.random_boxes(uniforms, *sides, view_list)
 
 
 def _from_jpeg(
@@ -150,22 +146,14 @@ def _decode_jpeg_window(
   """Decodes [top, left, height, width] of the image at 1 / 2**halvings."""
   window = tf.cast(window, tf.int32)
 
-  def decode(ratio: int, components: int) -> tf.Tensor:
-    return tf.image.decode_and_crop_jpeg(
-      record,
-      window,
-      channels=components,
-      ratio=ratio,
-      dct_method=_DCT_METHOD,
+  def decode(components: int) -> tf.Tensor:
+    at_ratio = lambda ratio: tf.image.decode_and_crop_jpeg(
+      record, window, components, ratio=ratio, dct_method=_DCT_METHOD
     )
+    ratios = [2**k for k in range(_MAX_HALVINGS + 1)]
+    return tf.switch_case(halvings, [partial(at_ratio, r) for r in ratios])
 
-  def at_ratio(components: int) -> tf.Tensor:
-    return tf.switch_case(
-      halvings,
-      [lambda k=k: decode(2**k, components) for k in range(_MAX_HALVINGS + 1)],
-    )
-
-  return _jpeg_channels(record, at_ratio, channels)
+  return _jpeg_channels(record, decode, channels)
 
 
 def _cut(image: tf.Tensor, boxes: crops.Box, channels: int) -> list[tf.Tensor]:
@@ -184,11 +172,7 @@ def _cut(image: tf.Tensor, boxes: crops.Box, channels: int) -> list[tf.Tensor]:
   for corner, size, flip in parts:
     view = tf.slice(image, corner, size)
     # A branch, because tf.reverse of no axis is slower than of one.
-    view = tf.cond(
-      flip,
-      lambda view=view: tf.reverse(view, [1]),
-      lambda view=view: view,
-    )
+    view = tf.cond(flip, lambda v=view: tf.reverse(v, [1]), lambda v=view: v)
     # TensorFlow's resize of integers is 1.6 times slower than of float32.
     view = tf.cast(view, tf.float32)[tf.newaxis]
     views.append(tf.ensure_shape(view, (1, None, None, channels)))
@@ -214,10 +198,7 @@ def _halve(images: tf.Tensor, times: tf.Tensor) -> tf.Tensor:
   shape = tf.TensorShape([1, None, None, images.shape[-1]])
   _, images = tf.while_loop(
     lambda done, _: done < times,
-    lambda done, images: (
-      done + 1,
-      tf.nn.avg_pool2d(images, 2, 2, "VALID"),
-    ),
+    lambda done, images: (done + 1, tf.nn.avg_pool2d(images, 2, 2, "VALID")),
     (0, images),
     shape_invariants=(tf.TensorShape([]), shape),
   )

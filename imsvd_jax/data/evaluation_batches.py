@@ -10,7 +10,7 @@ from imsvd_jax.data import crops, decode
 from imsvd_jax.data.execution import num_threads
 from imsvd_jax.data.faults import Batches, first_readable
 from imsvd_jax.data.order import local_batch_size
-from imsvd_jax.data.source import Source, Stream
+from imsvd_jax.data.source import Source
 
 
 def eval_batches(
@@ -100,10 +100,10 @@ def _eval_arrays(
     index = tf.maximum(batch["index"], 0)
     images = tf.gather(pixels, index)
     if (height, width, resize) != (crop, crop, crop):
-      side_of = lambda side: tf.fill(tf.shape(index), float(side))
+      all_of = lambda side: tf.fill(tf.shape(index), float(side))
       images = crops.resample(
         tf.cast(images, tf.float32),
-        crops.center_box(side_of(height), side_of(width), resize, crop),
+        crops.center_box(all_of(height), all_of(width), resize, crop),
         size=crop,
         kernel=interpolation,
         clip_to_box=False,
@@ -122,16 +122,16 @@ def _eval_records(
 ) -> tf.data.Dataset:
   """Reads, resizes and crops images one by one."""
   blank = tf.zeros([crop, crop, source.channels], tf.uint8)
-  label_shape = [source.num_classes] if source.multi_label else []
-  read = source.reader()
-  view_of = lambda record: [
-    decode.eval_view(source, read(record), resize, crop)
-  ]
+  no_label = tf.fill([source.num_classes] if source.multi_label else [], -1)
+  read, stream = source.reader(), source.stream
+  view_of = lambda record: decode.eval_view(source, read(record), resize, crop)
 
   def view(record: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
     if not careful:
-      return view_of(record)[0], tf.constant(False)
-    views, bad, _ = first_readable(view_of, record, source, [blank], 1)
+      return view_of(record), tf.constant(False)
+    views, bad, _ = first_readable(
+      lambda record: [view_of(record)], record, source, [blank], 1
+    )
     return views[0], bad
 
   def cut(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -142,21 +142,15 @@ def _eval_records(
     )
     element = _eval_element(record, image)
     element = element | {"mask": element["mask"] & ~bad, "bad": bad}
-    if source.stream is not None and source.num_classes:
-      element["label"] = _stream_label(source.stream, record, label_shape)
+    if stream is not None and source.num_classes:
+      element["label"] = tf.cond(
+        record["index"] >= 0,
+        lambda: stream.parse(record["serialized"])["label"],
+        lambda: no_label,
+      )
     return element
 
   return dataset.map(cut, num_parallel_calls=num_threads())
-
-
-def _stream_label(
-  stream: Stream, record: dict[str, tf.Tensor], shape: list[int]
-) -> tf.Tensor:
-  return tf.cond(
-    record["index"] >= 0,
-    lambda: stream.parse(record["serialized"])["label"],
-    lambda: tf.fill(shape, -1),
-  )
 
 
 def _eval_element(

@@ -41,15 +41,7 @@ class Batches(Iterator[dict[str, Any]]):
   def __init__(
     self, build: Build, source: Source, first_step: int, remedy: str
   ) -> None:
-    """Opens the pipeline.
-
-    Args:
-      build: Makes the pipeline.
-      source: Where images come from.
-      first_step: Step of the first batch.
-      remedy: What happens to an unreadable image, for the log: "Cannot read
-        image x; {remedy}."
-    """
+    """Opens the pipeline; `remedy` ends "Cannot read image x; {remedy}."."""
     self.bad_images = 0
     self._build = build
     self._source = source
@@ -67,9 +59,6 @@ class Batches(Iterator[dict[str, Any]]):
     dataset = build(self._step, self._careful).prefetch(_PREFETCH)
     dataset = dataset.with_options(execution.pipeline_options())
     return dataset.as_numpy_iterator()
-
-  def __iter__(self) -> Batches:
-    return self
 
   def __next__(self) -> dict[str, Any]:
     try:
@@ -152,13 +141,6 @@ def first_readable(
 
   Uses a dataset within the dataset, because only `ignore_errors` catches an
   error in a graph. A stream cannot read other records, so it gives blank views.
-
-  Args:
-    views_of: Makes the views of a record.
-    record: The record, with its "index".
-    source: Where the record is from.
-    blank: Views to give if nothing can be read.
-    num_probes: Records to try, at most.
 
   Returns:
     The views, whether they are not this record's, and whether they are blank.

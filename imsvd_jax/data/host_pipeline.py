@@ -26,18 +26,11 @@ LabelReader = Callable[[Record], tf.Tensor]
 
 
 def view_crops(views: ConfigDict) -> list[crops.Crop]:
-  """Returns the crop of each view: two global ones, then the local ones.
-
-  Args:
-    views: config.views: `view1`, `view2`, `local`, `num_local`.
-  """
-  settings = [views.view1, views.view2] + [views.local] * views.num_local
-  return [_view_crop(view) for view in settings]
-
-
-def _view_crop(view: ConfigDict) -> crops.Crop:
-  scale, ratio = tuple(view.crop_scale), tuple(view.crop_ratio)
-  return crops.Crop(view.size, scale, ratio, view.flip_prob)
+  """Returns the crop of each view: two global ones, then the local ones."""
+  return [
+    crops.Crop(v.size, tuple(v.crop_scale), tuple(v.crop_ratio), v.flip_prob)
+    for v in [views.view1, views.view2] + [views.local] * views.num_local
+  ]
 
 
 # --- Batches ------------------------------------------------------------------
@@ -60,7 +53,7 @@ def train_batches(
 
   Args:
     source: Where images come from.
-    views: config.views, see `view_crops`.
+    views: config.views: `view1`, `view2`, `local`, `num_local`.
     batch_size: Images per step over all processes (B).
     seed: Seed of the order and of the crops.
     start_step: The first step to return; earlier ones cost nothing.
@@ -73,20 +66,19 @@ def train_batches(
     "bad": bool [B / P], whether an image was unreadable and has been replaced;
     absent where the source holds its images decoded.
   """
-  remedy = f"{'a black' if source.stream else 'another'} image replaces it"
   return _cropped_batches(
     source,
     view_crops(views),
-    remedy=remedy,
+    f"{'a black' if source.stream else 'another'} image replaces it",
+    start_step=start_step,
     batch_size=batch_size,
     seed=seed,
-    start_step=start_step,
     process_index=process_index,
     process_count=process_count,
   )
 
 
-def labelled_epochs(
+def labeled_epochs(
   source: Source,
   *,
   crop: crops.Crop,
@@ -118,11 +110,10 @@ def labelled_epochs(
   batches = _cropped_batches(
     source,
     [crop],
-    remedy="it is masked out",
+    "it is masked out",
     with_labels=True,
     batch_size=batch_size,
     seed=seed,
-    start_step=0,
     process_index=process_index,
     process_count=process_count,
   )
@@ -142,27 +133,18 @@ def labelled_epochs(
 def _cropped_batches(
   source: Source,
   view_list: list[crops.Crop],
-  *,
   remedy: str,
+  *,
   with_labels: bool = False,
-  batch_size: int,
-  seed: int,
-  start_step: int,
-  process_index: int,
-  process_count: int,
+  start_step: int = 0,
+  **order: int,
 ) -> Batches:
-  """Returns batches of the given crops; see `train_batches`."""
-  size = local_batch_size(batch_size, process_count)
+  """Returns batches of the given crops, in an order of `ordered_records`."""
+  size = local_batch_size(order["batch_size"], order["process_count"])
 
   def build(step: int, careful: bool) -> tf.data.Dataset:
     dataset = ordered_records(
-      source,
-      batch_size=batch_size,
-      num_views=len(view_list),
-      seed=seed,
-      start_step=step,
-      process_index=process_index,
-      process_count=process_count,
+      source, num_views=len(view_list), start_step=step, **order
     )
     label_of = _label_reader(source) if with_labels else None
     if source.images is not None and source.small_images:
@@ -194,9 +176,9 @@ def _crop_arrays(
 
   def cut(batch: Record) -> dict[str, Any]:
     chosen = tf.cast(tf.gather(pixels, batch["index"]), tf.float32)
-    sides_of = lambda side: tf.fill(tf.shape(batch["index"]), side)
+    all_of = lambda side: tf.fill(tf.shape(batch["index"]), side)
     boxes = crops.random_boxes(
-      batch["uniforms"], sides_of(height), sides_of(width), view_list
+      batch["uniforms"], all_of(height), all_of(width), view_list
     )
     views = [
       crops.resample(
@@ -227,7 +209,10 @@ def _crop_records(
   label_of: LabelReader | None,
 ) -> tf.data.Dataset:
   """Reads images one by one, cuts their views, and batches them again."""
-  blank = _blank_views(source, view_list)
+  blank = [  # Shaped like the views of `decode.train_views`.
+    tf.zeros([len(g), g[0].size, g[0].size, source.channels], tf.uint8)
+    for g in crops.by_size(view_list)
+  ]
   read = source.reader()
 
   def cut(record: Record) -> dict[str, Any]:
@@ -247,16 +232,6 @@ def _crop_records(
 
   dataset = dataset.unbatch().map(cut, num_parallel_calls=num_threads())
   return dataset.batch(size, drop_remainder=True)
-
-
-def _blank_views(
-  source: Source, view_list: list[crops.Crop]
-) -> list[tf.Tensor]:
-  """Returns black views, shaped like those of `decode.train_views`."""
-  return [
-    tf.zeros([len(g), g[0].size, g[0].size, source.channels], tf.uint8)
-    for g in crops.by_size(view_list)
-  ]
 
 
 def _train_element(record: Record, views: list[tf.Tensor]) -> dict[str, Any]:

@@ -32,8 +32,10 @@ MAX_SMALL_SIDE = 64
 
 _NAMES_SHOWN = 5  # Class names in the log of a run.
 
-ON_BAD_IMAGE = ("replace", "error")
-INTERPOLATIONS = ("bicubic", "bilinear")
+_CHOICES = {
+  "interpolation": ("bicubic", "bilinear"),
+  "on_bad_image": ("replace", "error"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +43,9 @@ class Stream:
   """Records of a source that reads its files sequentially.
 
   Attributes:
-    train: (key, first_record, process_index, process_count) -> this process's
-      part, an endless dataset of {"serialized", "index", "epoch"}.
+    train: (key, skip, process_index, process_count) -> this process's part, an
+      endless dataset of {"serialized", "index", "epoch"}, less its first `skip`
+      records.
     evaluate: (first, last) -> dataset of {"serialized", "index"}, in order.
     parse: serialized -> {"image": string scalar or uint8 [height, width,
       channels], "label": int32, if there are labels (see `Source.labels`)}.
@@ -114,10 +117,7 @@ class Source:
         f"Data source {self.name!r} is empty: found 0 images, expected at"
         " least 1; check data.path, the split and data.num_examples."
       )
-    for key, known in (
-      ("interpolation", INTERPOLATIONS),
-      ("on_bad_image", ON_BAD_IMAGE),
-    ):
+    for key, known in _CHOICES.items():
       if getattr(self, key) not in known:
         raise UserError(
           f"data.{key} is {getattr(self, key)!r}; expected one of"
@@ -127,9 +127,8 @@ class Source:
   @property
   def small_images(self) -> bool:
     """Whether a whole batch can be cropped at once."""
-    if self.images is None:
-      return False
-    return max(self.images.shape[1:3]) <= MAX_SMALL_SIDE
+    images = self.images
+    return images is not None and max(images.shape[1:3]) <= MAX_SMALL_SIDE
 
   def summary(self) -> str:
     """Returns one line for the log: images, classes and remarks."""

@@ -327,7 +327,7 @@ class _Subject:
 
     def epochs(chosen: np.ndarray | None) -> TrainEpoch:
       train = self._data.train
-      return host_pipeline.labelled_epochs(
+      return host_pipeline.labeled_epochs(
         train if chosen is None else part.take(train, chosen),
         crop=crops.Crop(*dataclasses.astuple(protocol.crops)[:4]),
         batch_size=protocol.batch_size,

@@ -4,24 +4,26 @@ A new backbone is one file and one line in BACKBONES.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
 
-from imsvd_jax.models import resnet
 from imsvd_jax.models.heads import Projector
+from imsvd_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 
 __all__ = ["BACKBONES", "Encoder", "Projector"]
 
-# name: f(width_multiplier, stem, dtype, remat, zero_init_residual), see resnet.
+# name: f(width_multiplier, stem, dtype, remat, zero_init_residual), see ResNet.
+# resnet8 has three stages: a small image has nothing left to halve after them.
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
-  "resnet8": resnet.resnet8,
-  "resnet10": resnet.resnet10,
-  "resnet18": resnet.resnet18,
-  "resnet34": resnet.resnet34,
-  "resnet50": resnet.resnet50,
-  "resnet101": resnet.resnet101,
-  "resnet152": resnet.resnet152,
+  "resnet8": partial(ResNet, BasicBlock, (1, 1, 1)),
+  "resnet10": partial(ResNet, BasicBlock, (1, 1, 1, 1)),
+  "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
+  "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
+  "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
+  "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
+  "resnet152": partial(ResNet, Bottleneck, (3, 8, 36, 3)),
 }
 
 

@@ -7,9 +7,8 @@ Parameter names follow torchvision's (`layer1_0/conv1/kernel` here is
 `layer1.0.conv1.weight` there), so that a conversion is a renaming.
 """
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -39,14 +38,7 @@ def _convolve(
   On maps of up to 2x2 positions a 3x3 window covers all of them. There one
   product of matrices has half the arithmetic, because it skips the padding, and
   takes a twelfth of the time on XLA's CPU backend (forward and backward, 512
-  maps of 96 channels).
-
-  Args:
-    x: Maps [B, h, w, C].
-    kernel: [k, k, C, F].
-    strides: One for each of the two dimensions.
-    padding: (before, after) for each of the two dimensions.
-    **rest: Layout, dilation and precision, at Linen's defaults.
+  maps of 96 channels). `x` is [B, h, w, C], `kernel` [k, k, C, F].
   """
   _, height, width, _ = x.shape
   size = kernel.shape[0]
@@ -100,11 +92,7 @@ def batch_norm(
   """
   scale_init = nn.initializers.zeros if zero_scale else nn.initializers.ones
   return nn.BatchNorm(
-    momentum=0.9,
-    epsilon=1e-5,
-    dtype=dtype,
-    scale_init=scale_init,
-    name=name,
+    momentum=0.9, epsilon=1e-5, dtype=dtype, scale_init=scale_init, name=name
   )
 
 
@@ -119,56 +107,47 @@ def _shortcut(
   return norm(x, use_running_average=not train)
 
 
-class BasicBlock(nn.Module):
-  """Two 3x3 convolutions and a shortcut (ResNet-18 and 34)."""
+class _Block(nn.Module):
+  """Convolutions, of which the first 3x3 one is strided, and a shortcut."""
 
   filters: int
   stride: int = 1
   dtype: Any = jnp.float32
   zero_init_residual: bool = True
 
-  expansion = 1
+  kernels: ClassVar[tuple[int, ...]]
+  expansion: ClassVar[int]
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """Maps [B, h, w, C] to [B, h / stride, w / stride, filters]."""
-    y = _conv(self.filters, 3, self.stride, self.dtype, "conv1")(x)
-    y = batch_norm(self.dtype, "bn1")(y, use_running_average=not train)
-    y = nn.relu(y)
-    y = _conv(self.filters, 3, 1, self.dtype, "conv2")(y)
-    last = batch_norm(self.dtype, "bn2", zero_scale=self.zero_init_residual)
-    y = last(y, use_running_average=not train)
-    shortcut = _shortcut(x, self.filters, self.stride, self.dtype, train)
-    return nn.relu(y + shortcut)
-
-
-class Bottleneck(nn.Module):
-  """1x1, 3x3 (strided), 1x1 convolutions and a shortcut (ResNet-50 up)."""
-
-  filters: int
-  stride: int = 1
-  dtype: Any = jnp.float32
-  zero_init_residual: bool = True
-
-  expansion = 4
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """Maps [B, h, w, C] to [B, h / stride, w / stride, 4 * filters]."""
-    y = _conv(self.filters, 1, 1, self.dtype, "conv1")(x)
-    y = batch_norm(self.dtype, "bn1")(y, use_running_average=not train)
-    y = nn.relu(y)
-    y = _conv(self.filters, 3, self.stride, self.dtype, "conv2")(y)
-    y = batch_norm(self.dtype, "bn2")(y, use_running_average=not train)
-    y = nn.relu(y)
+    """Maps [B, h, w, C] to [B, h / stride, w / stride, expansion * filters]."""
+    last, strided = len(self.kernels), self.kernels.index(3) + 1
     wide = self.filters * self.expansion
-    y = _conv(wide, 1, 1, self.dtype, "conv3")(y)
-    last = batch_norm(self.dtype, "bn3", zero_scale=self.zero_init_residual)
-    y = last(y, use_running_average=not train)
+    y = x
+    for i, kernel in enumerate(self.kernels, start=1):
+      filters = wide if i == last else self.filters
+      stride = self.stride if i == strided else 1
+      y = _conv(filters, kernel, stride, self.dtype, f"conv{i}")(y)
+      zero_scale = i == last and self.zero_init_residual
+      norm = batch_norm(self.dtype, f"bn{i}", zero_scale=zero_scale)
+      y = norm(y, use_running_average=not train)
+      if i < last:
+        y = nn.relu(y)
     return nn.relu(y + _shortcut(x, wide, self.stride, self.dtype, train))
 
 
-Block: TypeAlias = type[BasicBlock] | type[Bottleneck]
+class BasicBlock(_Block):
+  """Two 3x3 convolutions and a shortcut (ResNet-18 and 34)."""
+
+  kernels = (3, 3)
+  expansion = 1
+
+
+class Bottleneck(_Block):
+  """1x1, 3x3 (strided), 1x1 convolutions and a shortcut (ResNet-50 up)."""
+
+  kernels = (1, 3, 1)
+  expansion = 4
 
 
 class ResNet(nn.Module):
@@ -178,23 +157,44 @@ class ResNet(nn.Module):
     block: BasicBlock or Bottleneck.
     stage_sizes: Blocks in each of the stages; every stage but the first
       halves the resolution and doubles the filters.
-    num_filters: Filters of the stem and of the first stage.
-    stem: A key of STEMS.
+    width_multiplier: Scales the filters of the stem and of every stage, and so
+      the features, like SimCLR's "2x" (torchvision's `wide_resnet50_2` widens
+      only the 3x3 convolutions). 0.25 gives a first stage of 16 filters, 0.375
+      one of 24.
+    stem: "imagenet" (7x7 stride 2, then max-pool), "cifar" (3x3 stride 1) or
+      "small" (5x5 stride 2).
     dtype: Type that convolutions compute in; parameters and batch statistics
       are float32, and outputs float32 or wider.
     remat: Whether to recompute each block in the backward pass: less memory,
       about a third more time.
     zero_init_residual: Whether each block starts as its shortcut alone (the
       scale of its last batch norm is zero).
+
+  Raises:
+    UserError: Unknown stem, or a width that leaves no filters.
   """
 
-  block: Block
+  block: type[_Block]
   stage_sizes: tuple[int, ...]
-  num_filters: int = 64
+  width_multiplier: float = 1.0
   stem: str = "imagenet"
   dtype: Any = jnp.float32
   remat: bool = False
   zero_init_residual: bool = True
+
+  def __post_init__(self) -> None:
+    lookup(STEMS, self.stem, "stem")
+    if self.num_filters < 1:
+      raise UserError(
+        f"width_multiplier {self.width_multiplier} leaves {self.num_filters} of"
+        " 64 filters; use 1/64 or more."
+      )
+    super().__post_init__()
+
+  @property
+  def num_filters(self) -> int:
+    """Filters of the stem and of the first stage."""
+    return round(64 * self.width_multiplier)
 
   @property
   def num_features(self) -> int:
@@ -204,7 +204,7 @@ class ResNet(nn.Module):
 
   def setup(self) -> None:
     """Creates the stem and the stages under torchvision's names."""
-    kernel, stride, _ = lookup(STEMS, self.stem, "stem")
+    kernel, stride, _ = STEMS[self.stem]
     self.conv1 = _conv(self.num_filters, kernel, stride, self.dtype)
     self.bn1 = batch_norm(self.dtype)
     block = self.block
@@ -236,73 +236,3 @@ class ResNet(nn.Module):
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [B, H, W, C] to pooled features [B, F]."""
     return jnp.mean(self.feature_maps(images, train), axis=(1, 2))
-
-
-def resnet(
-  block: Block,
-  stage_sizes: tuple[int, ...],
-  *,
-  width_multiplier: float = 1.0,
-  stem: str = "imagenet",
-  dtype: Any = jnp.float32,
-  remat: bool = False,
-  zero_init_residual: bool = True,
-) -> ResNet:
-  """Returns a ResNet.
-
-  Args:
-    block: BasicBlock or Bottleneck.
-    stage_sizes: Number of blocks in each stage.
-    width_multiplier: Scales the filters of the stem and of every stage, and so
-      the features, like SimCLR's "2x" (torchvision's `wide_resnet50_2` widens
-      only the 3x3 convolutions). 0.25 gives a first stage of 16 filters, 0.375
-      one of 24.
-    stem: "imagenet" (7x7 stride 2, then max-pool), "cifar" (3x3 stride 1) or
-      "small" (5x5 stride 2).
-    dtype: Type that convolutions compute in, such as jnp.bfloat16.
-    remat: Whether to recompute each block in the backward pass to save memory.
-    zero_init_residual: Whether each block starts as its shortcut alone.
-
-  Raises:
-    UserError: Unknown stem, or a width that leaves no filters.
-  """
-  lookup(STEMS, stem, "stem")
-  num_filters = round(64 * width_multiplier)
-  if num_filters < 1:
-    raise UserError(
-      f"width_multiplier {width_multiplier} leaves {num_filters} of 64 "
-      "filters; use 1/64 or more."
-    )
-  return ResNet(
-    block=block,
-    stage_sizes=stage_sizes,
-    num_filters=num_filters,
-    stem=stem,
-    dtype=dtype,
-    remat=remat,
-    zero_init_residual=zero_init_residual,
-  )
-
-
-# Three stages: a small image has nothing left to halve after them.
-resnet8: Callable[..., ResNet] = functools.partial(
-  resnet, BasicBlock, (1, 1, 1)
-)
-resnet10: Callable[..., ResNet] = functools.partial(
-  resnet, BasicBlock, (1, 1, 1, 1)
-)
-resnet18: Callable[..., ResNet] = functools.partial(
-  resnet, BasicBlock, (2, 2, 2, 2)
-)
-resnet34: Callable[..., ResNet] = functools.partial(
-  resnet, BasicBlock, (3, 4, 6, 3)
-)
-resnet50: Callable[..., ResNet] = functools.partial(
-  resnet, Bottleneck, (3, 4, 6, 3)
-)
-resnet101: Callable[..., ResNet] = functools.partial(
-  resnet, Bottleneck, (3, 4, 23, 3)
-)
-resnet152: Callable[..., ResNet] = functools.partial(
-  resnet, Bottleneck, (3, 8, 36, 3)
-)

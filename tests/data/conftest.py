@@ -27,16 +27,12 @@ def bad_folder(tmp_path_factory, photo_folder) -> pathlib.Path:
   """The same files, six of them replaced by six kinds of unreadable ones."""
   root = tmp_path_factory.mktemp("bad")
   files = sorted(photo_folder.rglob("*.jpg"))
-  bad = dict(
-    zip(made_sources.BAD_KEYS, made_sources.bad_contents(), strict=True)
-  )
+  contents = made_sources.bad_contents().values()
+  bad = dict(zip(made_sources.BAD_KEYS, contents, strict=True))
   for number, file in enumerate(files):
     target = root / file.relative_to(photo_folder)
     target.parent.mkdir(exist_ok=True)
-    contents = file.read_bytes()
-    if number in bad:
-      contents = made_sources.bad_contents()[bad[number]]
-    target.write_bytes(contents)
+    target.write_bytes(bad.get(number, file.read_bytes()))
   return root
 
 

@@ -7,9 +7,15 @@ import io
 from types import SimpleNamespace
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn import datasets
+
+from imsvd_jax import data
+from imsvd_jax.data import evaluation_batches, host_pipeline
+from imsvd_jax.data.faults import Batches
+from imsvd_jax.data.source import Source
 
 
 def data_settings(name: str, **overrides) -> SimpleNamespace:
@@ -29,7 +35,30 @@ def data_settings(name: str, **overrides) -> SimpleNamespace:
     "interpolation": "bicubic",
     "on_bad_image": "replace",
   }
-  return SimpleNamespace(**(settings | overrides))
+  settings |= overrides
+  return SimpleNamespace(**(settings | {"path": str(settings["path"])}))
+
+
+def make(name: str, split: str = "train", **overrides) -> Source:
+  """One split of a source with small values."""
+  return data.make_source(data_settings(name, **overrides), split)
+
+
+def train_batches(source: Source, batch_size: int, **arguments) -> Batches:
+  """Training batches with seed 0 and two small views."""
+  arguments = {"views": views(), "seed": 0} | arguments
+  return host_pipeline.train_batches(source, batch_size=batch_size, **arguments)
+
+
+def evaluated(source: Source, **arguments) -> dict[str, np.ndarray]:
+  """All readable images, resized and cropped, with labels and indices."""
+  batches = evaluation_batches.eval_batches(source, **arguments)
+  return concatenate([{k: v[b["mask"]] for k, v in b.items()} for b in batches])
+
+
+def concatenate(batches: list) -> dict:
+  """One batch from the rows of several."""
+  return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches)
 
 
 def view(**overrides) -> SimpleNamespace:
@@ -102,15 +131,15 @@ class TinyPhotos(tfds.core.GeneratorBasedBuilder):
   """Forty real JPEGs in four classes, in several files."""
 
   VERSION = tfds.core.Version("1.0.0")
+  FEATURES = tfds.features.FeaturesDict(
+    {
+      "image": tfds.features.Image(encoding_format="jpeg"),
+      "label": tfds.features.ClassLabel(names=["a", "b", "c", "d"]),
+    }
+  )
 
   def _info(self):
-    features = tfds.features.FeaturesDict(
-      {
-        "image": tfds.features.Image(encoding_format="jpeg"),
-        "label": tfds.features.ClassLabel(names=["a", "b", "c", "d"]),
-      }
-    )
-    return tfds.core.DatasetInfo(builder=self, features=features)
+    return tfds.core.DatasetInfo(builder=self, features=self.FEATURES)
 
   def _split_generators(self, dl_manager):
     return {"train": self._examples(40), "test": self._examples(10)}

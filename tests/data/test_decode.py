@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,18 +11,20 @@ from PIL import Image
 
 from imsvd_jax.data import crops, decode
 from imsvd_jax.data.source import Source
-from tests.data import made_sources
+from tests.data.made_sources import encode, pale, photograph
 
 WIDTH, HEIGHT = 30, 20
+SOURCE = Source("test", 1)
+RATIO = (0.75, 1.33)
 
 
-def sixteen_bits() -> Image.Image:
-  levels = np.asarray(made_sources.photograph(0, WIDTH, HEIGHT).convert("L"))
+def sixteen_bits(photo: Image.Image) -> Image.Image:
+  levels = np.asarray(photo.convert("L"))
   return Image.fromarray(levels.astype(np.uint16) * 257)
 
 
-def half_transparent() -> Image.Image:
-  image = made_sources.photograph(0, WIDTH, HEIGHT).convert("RGBA")
+def half_transparent(photo: Image.Image) -> Image.Image:
+  image = photo.convert("RGBA")
   image.putalpha(128)
   return image
 
@@ -49,16 +53,14 @@ FORMATS = {
 
 def encoded(name):
   mode, file_format, options, _ = FORMATS[name]
-  if callable(mode):
-    image = mode()
-  else:
-    image = made_sources.photograph(0, WIDTH, HEIGHT).convert(mode)
-  return made_sources.encode(image, file_format, **options)
+  photo = photograph(0, WIDTH, HEIGHT)
+  image = mode(photo) if callable(mode) else photo.convert(mode)
+  return encode(image, file_format, **options)
 
 
 def as_rgb(contents):
   """What PIL makes of a file: alpha dropped."""
-  image = Image.open(made_sources.io.BytesIO(contents))
+  image = Image.open(io.BytesIO(contents))
   if image.mode.startswith("I"):
     return np.repeat(np.asarray(image)[..., None] // 257, 3, -1)
   return np.asarray(image.convert("RGB"), np.int32)
@@ -105,18 +107,15 @@ def test_other_numbers_of_channels_in_a_part_of_a_jpeg(name, channels):
 
 def views_in_graph(source, contents, uniforms, view_list):
   """Through tf.data, as in use."""
-  dataset = tf.data.Dataset.from_tensors(contents).map(
-    lambda record: tuple(
-      decode.train_views(source, record, uniforms, view_list)
-    )
-  )
-  groups = next(dataset.as_numpy_iterator())
-  return [view for group in groups for view in group]
+  views = lambda record: decode.train_views(source, record, uniforms, view_list)
+  dataset = tf.data.Dataset.from_tensors(contents)
+  groups = dataset.map(lambda record: tuple(views(record)))
+  return [view for group in next(groups.as_numpy_iterator()) for view in group]
 
 
-def pil_views(contents, uniforms, view_list, method=Image.BICUBIC):
+def pil_views(contents, uniforms, view_list, method):
   """Decode everything, cut, resize with antialiasing."""
-  image = Image.open(made_sources.io.BytesIO(contents)).convert("RGB")
+  image = Image.open(io.BytesIO(contents)).convert("RGB")
   views = []
   sides = map(tf.constant, map(float, image.size[::-1]))
   boxes = crops.random_boxes(tf.constant(uniforms), *sides, view_list)
@@ -129,16 +128,15 @@ def pil_views(contents, uniforms, view_list, method=Image.BICUBIC):
   return views
 
 
-def compare(image, file_format, view_list, source=None, **options):
+def compare(image, file_format, view_list, source=SOURCE):
   """Mean and largest difference of each view from PIL's, over three draws."""
-  source = source or Source("test", 1)
-  contents = made_sources.encode(image, file_format, **options)
+  contents = encode(image, file_format)
+  method = {"bicubic": Image.BICUBIC, "bilinear": Image.BILINEAR}
   differences = []
   for seed in range(3):
     rng = np.random.default_rng(seed)
     uniforms = rng.random((len(view_list), crops.NUM_UNIFORMS), np.float32)
     ours = views_in_graph(source, contents, uniforms, view_list)
-    method = {"bicubic": Image.BICUBIC, "bilinear": Image.BILINEAR}
     theirs = pil_views(
       contents, uniforms, view_list, method[source.interpolation]
     )
@@ -146,36 +144,35 @@ def compare(image, file_format, view_list, source=None, **options):
       assert a.dtype == np.uint8
       assert a.shape == b.shape
       differences.append(np.abs(a - b))
-  return np.mean([d.mean() for d in differences]), max(
-    d.max() for d in differences
-  )
+  mean = np.mean([d.mean() for d in differences])
+  return mean, max(d.max() for d in differences)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_enlarged_views_equal_pil(interpolation):
   source = Source("test", 1, interpolation=interpolation)
-  view_list = [crops.Crop(64, (0.2, 1.0), (0.75, 1.33), 0.5)] * 2
-  image = made_sources.pale(made_sources.photograph(0, 60, 45))
+  view_list = [crops.Crop(64, (0.2, 1.0), RATIO, 0.5)] * 2
+  image = pale(photograph(0, 60, 45))
   _, worst = compare(image, "PNG", view_list, source)
   assert worst <= 1
 
 
-def test_views_of_a_photograph_are_close_to_pil():
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_views_of_a_photograph_are_close_to_pil(file_format):
   """Shrinking by less than 2 is not antialiased, hence the tolerance."""
-  view_list = [crops.Crop(96, (0.2, 1.0), (0.75, 1.33), 0.5)] * 2
-  view_list += [crops.Crop(48, (0.05, 0.4), (0.75, 1.33), 0.5)]
-  image = made_sources.photograph(1, 200, 150)
-  for options in ({"file_format": "PNG"}, {"file_format": "JPEG"}):
-    mean, _ = compare(image, view_list=view_list, **options)
-    assert mean < 3
+  view_list = [crops.Crop(96, (0.2, 1.0), RATIO, 0.5)] * 2
+  view_list += [crops.Crop(48, (0.05, 0.4), RATIO, 0.5)]
+  image = photograph(1, 200, 150)
+  mean, _ = compare(image, file_format, view_list)
+  assert mean < 3
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
 @pytest.mark.parametrize("side", [1600, 401])
 def test_large_images_are_decoded_or_averaged_down(file_format, side):
   """Views of 48 pixels out of crops of up to 1600: halved once or more."""
-  view_list = [crops.Crop(48, (0.1, 1.0), (0.75, 1.33), 0.5)] * 2
-  image = made_sources.photograph(1, side, side * 3 // 4)
+  view_list = [crops.Crop(48, (0.1, 1.0), RATIO, 0.5)] * 2
+  image = photograph(1, side, side * 3 // 4)
   mean, _ = compare(image, file_format, view_list)
   assert mean < 5
 
@@ -190,12 +187,11 @@ def test_partial_decoding_is_used(monkeypatch):
     return cut(image, *arguments)
 
   monkeypatch.setattr(decode, "_cut", spy)
-  contents = made_sources.encode(made_sources.photograph(0, 500, 375))
+  contents = encode(photograph(0, 500, 375))
   uniforms = tf.fill([1, crops.NUM_UNIFORMS], 0.5)
-  source = Source("test", 1)
   for size, expected in ((375, (375, 375)), (150, (188, 188)), (40, (47, 47))):
     crop = crops.Crop(size, (0.75, 0.75), (1.0, 1.0), 0.0)
-    decode.train_views(source, tf.constant(contents), uniforms, [crop])
+    decode.train_views(SOURCE, tf.constant(contents), uniforms, [crop])
     assert sizes.pop()[:2] == expected
 
 
@@ -203,7 +199,7 @@ def test_arrays_are_records_too():
   """uint8 pixels with any number of channels."""
   image = np.random.default_rng(0).integers(0, 256, (30, 40, 7), np.uint8)
   source = Source("test", 1, channels=7)
-  crop = crops.Crop(16, (0.2, 1.0), (0.75, 1.33), 0.0)
+  crop = crops.Crop(16, (0.2, 1.0), RATIO, 0.0)
   uniforms = tf.fill([1, crops.NUM_UNIFORMS], 0.3)
   (views,) = decode.train_views(source, tf.constant(image), uniforms, [crop])
   assert views.shape == (1, 16, 16, 7)
@@ -214,14 +210,13 @@ def test_arrays_are_records_too():
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
 def test_evaluation_equals_pil(file_format):
   """Antialiased: resize the shorter side to 36, crop 32."""
-  image = made_sources.photograph(0, 120, 90)
-  contents = made_sources.encode(image, file_format)
-  source = Source("test", 1)
+  image = photograph(0, 120, 90)
+  contents = encode(image, file_format)
   dataset = tf.data.Dataset.from_tensors(contents).map(
-    lambda record: decode.eval_view(source, record, 36, 32)
+    lambda record: decode.eval_view(SOURCE, record, 36, 32)
   )
   out = next(dataset.as_numpy_iterator())
-  expected = Image.open(made_sources.io.BytesIO(contents))
+  expected = Image.open(io.BytesIO(contents))
   expected = expected.resize((48, 36), Image.BICUBIC).crop((8, 2, 40, 34))
   difference = np.abs(out - np.asarray(expected, np.int32))
   assert difference.max() <= (1 if file_format == "PNG" else 4)
@@ -229,6 +224,6 @@ def test_evaluation_equals_pil(file_format):
 
 def test_evaluation_leaves_the_right_size_alone():
   image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-  contents = made_sources.encode(Image.fromarray(image), "PNG")
-  out = decode.eval_view(Source("test", 1), tf.constant(contents), 32, 32)
+  contents = encode(Image.fromarray(image), "PNG")
+  out = decode.eval_view(SOURCE, tf.constant(contents), 32, 32)
   np.testing.assert_array_equal(out, image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import NamedTuple
 
@@ -11,104 +12,73 @@ import tensorflow as tf
 
 from imsvd_jax import data
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.data import evaluation_batches, faults, host_pipeline
+from imsvd_jax.data import evaluation_batches, faults
 from imsvd_jax.data.source import Source
 from imsvd_jax.data.sources import tfds
 from tests.data import made_sources
+from tests.data.made_sources import concatenate
 
-# Name of a case -> what makes it.
-CASES = (
-  "digits",
-  "shapes",
-  "synthetic",
-  "large_synthetic",
-  "folder",
-  "bad_folder",
-  "tfds_memory",
-  "tfds_stream",
-  "bad_tfds_memory",
-  "bad_tfds_stream",
-)
 NUM_BAD = len(made_sources.BAD_KEYS)
 BATCH = 8  # Divides no epoch of 36 or 40 into whole batches of every process.
 
 
 class Case(NamedTuple):
-  settings: object
-  stream: bool = False
-  num_bad: int = 0
+  source: Source
+  stream: bool
+  num_bad: int
+
+
+NUM_EXAMPLES = {"num_examples": 36}
+# Name of a case -> the source, the fixture of its path, other settings.
+CASES = {
+  "digits": ("digits", None, {}),
+  "shapes": ("shapes", None, NUM_EXAMPLES),
+  "synthetic": ("synthetic", None, NUM_EXAMPLES),
+  "large_synthetic": ("synthetic", None, NUM_EXAMPLES | {"image_size": 70}),
+  "folder": ("folder", "photo_folder", {}),
+  "bad_folder": ("folder", "bad_folder", {}),
+  "tfds_memory": ("tfds:tiny_photos", "tfds_dir", {}),
+  "tfds_stream": ("tfds:tiny_photos", "tfds_dir", {}),
+  "bad_tfds_memory": ("tfds:tiny_spoiled_photos", "tfds_dir", {}),
+  "bad_tfds_stream": ("tfds:tiny_spoiled_photos", "tfds_dir", {}),
+}
 
 
 @pytest.fixture(params=CASES)
 def case(request, monkeypatch) -> Case:
-  """Settings of one source, about forty images."""
-  name = request.param
-  path = lambda fixture: str(request.getfixturevalue(fixture))
-  if name == "digits":
-    return Case(made_sources.data_settings("digits"))
-  if name == "large_synthetic":
-    return Case(
-      made_sources.data_settings("synthetic", num_examples=36, image_size=70)
-    )
-  if name in ("shapes", "synthetic"):
-    return Case(made_sources.data_settings(name, num_examples=36))
-  if name == "folder":
-    return Case(made_sources.data_settings("folder", path=path("photo_folder")))
-  if name == "bad_folder":
-    settings = made_sources.data_settings("folder", path=path("bad_folder"))
-    return Case(settings, num_bad=NUM_BAD)
-  if name.endswith("tfds_stream"):
+  """One source of about forty images."""
+  name, fixture, settings = CASES[request.param]
+  if fixture is not None:
+    settings = {"path": request.getfixturevalue(fixture)}
+  stream = request.param.endswith("tfds_stream")
+  if stream:
     monkeypatch.setattr(tfds, "MAX_BYTES_IN_MEMORY", 0)
     monkeypatch.setattr(tfds, "FILES_PER_GROUP", 2)
     monkeypatch.setattr(tfds, "SHUFFLE_BUFFER", 5)
-  bad = name.startswith("bad")
-  data_set = "tfds:tiny_spoiled_photos" if bad else "tfds:tiny_photos"
-  return Case(
-    made_sources.data_settings(data_set, path=path("tfds_dir")),
-    stream=name.endswith("tfds_stream"),
-    num_bad=NUM_BAD if bad else 0,
-  )
+  num_bad = NUM_BAD if request.param.startswith("bad") else 0
+  return Case(made_sources.make(name, **settings), stream, num_bad)
 
 
 def test_every_source_is_covered():
-  parts = {part for case in CASES for part in case.split("_")}
-  assert parts >= set(data.SOURCES)
+  names = {name.partition(":")[0] for name, _, _ in CASES.values()}
+  assert names == set(data.SOURCES)
 
 
 def take(source, steps, **arguments):
   """Batches of the steps in `steps`, a range."""
-  settings = {"views": made_sources.views(), "batch_size": BATCH}
-  settings |= {"seed": 3, "start_step": steps.start}
-  batches = host_pipeline.train_batches(source, **(settings | arguments))
+  arguments = {"batch_size": BATCH, "seed": 3} | arguments
+  batches = made_sources.train_batches(
+    source, start_step=steps.start, **arguments
+  )
   return [next(batches) for _ in steps]
 
 
 def assert_same(a, b):
-  assert len(a) == len(b)
-  for one, other in zip(a, b, strict=True):
-    np.testing.assert_array_equal(one["index"], other["index"])
-    np.testing.assert_array_equal(one["epoch"], other["epoch"])
-    np.testing.assert_array_equal(one.get("bad"), other.get("bad"))
-    for x, y in zip(one["views"], other["views"], strict=True):
-      np.testing.assert_array_equal(x, y)
-
-
-def concatenate(batches):
-  """One global batch from the processes' parts."""
-  return {
-    key: np.concatenate([b[key] for b in batches])
-    for key in batches[0]
-    if key != "views"
-  } | {
-    "views": tuple(
-      np.concatenate(parts)
-      for parts in zip(*[b["views"] for b in batches], strict=True)
-    ),
-  }
+  tf.nest.map_structure(np.testing.assert_array_equal, a, b)
 
 
 def test_epochs_resume_and_processes(case):
-  source = data.make_source(case.settings, "train")
+  source = case.source
   batch = BATCH if source.num_examples < 100 else 479  # digits: 3 per epoch
   steps = range(2 * source.num_examples // batch + 1)
   whole = take(source, steps, batch_size=batch)
@@ -154,15 +124,12 @@ def test_epochs_resume_and_processes(case):
   third = {"batch_size": batch, "process_index": 2, "process_count": 4}
   assert_same(take(source, range(3, 6), **third), parts[2][3:6])
   if not case.stream:
-    if batch == BATCH:
-      assert_same(together, whole)
-    else:
-      assert_same(together, take(source, steps, batch_size=batch))
-  else:
-    everything = concatenate(together)
-    for epoch in (0, 1):
-      order = everything["index"][everything["epoch"] == epoch]
-      np.testing.assert_array_equal(np.sort(order), range(40))
+    whole = whole if batch == BATCH else take(source, steps, batch_size=batch)
+    assert_same(together, whole)
+  everything = concatenate(together)
+  for epoch in (0, 1):
+    order = everything["index"][everything["epoch"] == epoch]
+    np.testing.assert_array_equal(np.sort(order), range(source.num_examples))
 
 
 def check_bad(case, source, everything):
@@ -170,33 +137,25 @@ def check_bad(case, source, everything):
   assert ("bad" in everything) == (not source.small_images)
   if "bad" not in everything:
     return
-  bad = everything["index"][everything["bad"] & (everything["epoch"] == 0)]
-  again = everything["index"][everything["bad"] & (everything["epoch"] == 1)]
+  bad, again = (
+    everything["index"][everything["bad"] & (everything["epoch"] == e)].tolist()
+    for e in (0, 1)
+  )
   assert len(bad) == case.num_bad
-  assert set(bad.tolist()) == set(again.tolist())
+  assert set(bad) == set(again)
   if source.name.startswith("folder"):
-    assert set(bad.tolist()) in (set(), set(made_sources.BAD_KEYS))
+    assert set(bad) in (set(), set(made_sources.BAD_KEYS))
 
 
 @pytest.mark.parametrize("processes", [1, 4])
 def test_evaluation_sees_each_image_once(case, processes):
-  source = data.make_source(case.settings, "train")
-  parts = [
-    list(
-      evaluation_batches.eval_batches(
-        source,
-        batch_size=12,
-        resize=20,
-        crop=16,
-        process_index=k,
-        process_count=processes,
-      )
-    )
-    for k in range(processes)
-  ]
+  source = case.source
+  settings = dict(batch_size=12, resize=20, crop=16, process_count=processes)
+  batches_of = functools.partial(evaluation_batches.eval_batches, **settings)
+  parts = [list(batches_of(source, process_index=k)) for k in range(processes)]
   assert len({len(part) for part in parts}) == 1  # All take as many steps.
   batches = [batch for part in parts for batch in part]
-  merged = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+  merged = concatenate(batches)
   assert all(b["image"].shape == (12 // processes, 16, 16, 3) for b in batches)
   present = merged["index"] >= 0
   np.testing.assert_array_equal(
@@ -211,45 +170,34 @@ def test_evaluation_sees_each_image_once(case, processes):
     )
   masked_out = merged["index"][present & ~merged["mask"]]
   assert len(masked_out) == case.num_bad
-  if "bad" in case.settings.path:
+  if case.num_bad and source.name.startswith("folder"):
     assert set(masked_out.tolist()) == set(made_sources.BAD_KEYS)
 
 
 def test_index_decides_the_views_not_the_batch():
-  source = data.make_source(
-    made_sources.data_settings("shapes", num_examples=36), "train"
-  )
+  source = made_sources.make("shapes", num_examples=36)
+  rows = lambda b: zip(zip(b["epoch"], b["index"]), b["views"][0])  # noqa: B905
   by_key = {}
   for batch_size in (8, 12):
     everything = concatenate(take(source, range(3), batch_size=batch_size))
-    for i, key in enumerate(
-      zip(everything["epoch"], everything["index"], strict=True)
-    ):
-      view = everything["views"][0][i]
+    for key, view in rows(everything):
       np.testing.assert_array_equal(by_key.setdefault(key, view), view)
   assert len(by_key) == 36
 
-  other_seed = take(source, range(5), seed=4)
-  assert (other_seed[0]["index"] != everything["index"][:8]).any()
-  everything = concatenate(other_seed)
-  for i in range(36):
-    key = (everything["epoch"][i], everything["index"][i])
+  other_seed = concatenate(take(source, range(5), seed=4))
+  assert (other_seed["index"][:8] != everything["index"][:8]).any()
+  for key, view in rows(other_seed):
     if key in by_key:
-      assert (everything["views"][0][i] != by_key[key]).any()
+      assert (view != by_key[key]).any()
 
 
 @pytest.mark.parametrize("size", [16, 70])
 def test_local_views(size):
   """Six smaller views beside the global ones, which stay what they were."""
-  source = data.make_source(
-    made_sources.data_settings("synthetic", num_examples=36, image_size=size),
-    "train",
-  )
+  source = made_sources.make("synthetic", num_examples=36, image_size=size)
   (batch,) = take(source, range(1), views=made_sources.views(num_local=6))
-  assert [v.shape for v in batch["views"]] == [
-    (8, 2, 16, 16, 3),
-    (8, 6, 8, 8, 3),
-  ]
+  shapes = [(8, 2, 16, 16, 3), (8, 6, 8, 8, 3)]
+  assert [v.shape for v in batch["views"]] == shapes
   (alone,) = take(source, range(1))
   np.testing.assert_array_equal(batch["views"][0], alone["views"][0])
   local = batch["views"][1].reshape(8, 6, -1)
@@ -268,14 +216,12 @@ def gray_folder(tmp_path):
     if number in (3, 4, 8):
       contents = contents[:60]
     (tmp_path / f"{number}.png").write_bytes(contents)
-  return made_sources.data_settings("folder", path=str(tmp_path))
+  return tmp_path
 
 
 def test_bad_images_are_replaced_counted_and_named(gray_folder, caplog):
-  source = data.make_source(gray_folder, "train")
-  batches = host_pipeline.train_batches(
-    source, views=made_sources.views(), batch_size=10, seed=0
-  )
+  source = made_sources.make("folder", path=gray_folder)
+  batches = made_sources.train_batches(source, 10)
   with caplog.at_level(logging.WARNING):
     for epoch in range(3):
       batch = next(batches)
@@ -291,49 +237,27 @@ def test_bad_images_are_replaced_counted_and_named(gray_folder, caplog):
 
 def test_good_images_do_not_change_beside_bad_ones(photo_folder, bad_folder):
   good, bad = (
-    concatenate(
-      take(
-        data.make_source(
-          made_sources.data_settings("folder", path=str(path)), "train"
-        ),
-        range(5),
-      )
-    )
+    concatenate(take(made_sources.make("folder", path=path), range(5)))
     for path in (photo_folder, bad_folder)
   )
   np.testing.assert_array_equal(good["index"], bad["index"])
-  same = [
-    (x == y).all()
-    for x, y in zip(
-      *[everything["views"][0] for everything in (good, bad)], strict=True
-    )
-  ]
-  changed = set(good["index"][~np.array(same)].tolist())
-  assert changed == set(made_sources.BAD_KEYS)
+  changed = (good["views"][0] != bad["views"][0]).any(axis=(1, 2, 3, 4))
+  assert set(good["index"][changed].tolist()) == set(made_sources.BAD_KEYS)
 
 
 def test_on_bad_image_error_names_the_file(gray_folder):
-  gray_folder.on_bad_image = "error"
-  source = data.make_source(gray_folder, "train")
-  batches = host_pipeline.train_batches(
-    source, views=made_sources.views(), batch_size=10, seed=0
-  )
+  source = made_sources.make("folder", path=gray_folder, on_bad_image="error")
   with pytest.raises(UserError, match=r"[348]\.png; repair or remove"):
-    next(batches)
+    next(made_sources.train_batches(source, 10))
 
 
 def test_nothing_readable_stops_the_run(tmp_path):
   for number in range(3):
     (tmp_path / f"{number}.jpg").write_bytes(b"nothing")
-  source = data.make_source(
-    made_sources.data_settings("folder", path=str(tmp_path)), "train"
-  )
-  batches = host_pipeline.train_batches(
-    source, views=made_sources.views(), batch_size=4, seed=0
-  )
+  source = made_sources.make("folder", path=tmp_path)
   message = r"Cannot read image .*[012]\.jpg or any of the 3 images from it on"
   with pytest.raises(UserError, match=message):
-    next(batches)
+    next(made_sources.train_batches(source, 4))
 
 
 def scripted(bad_of, *, stream=None, opened=None):
@@ -353,14 +277,12 @@ def scripted(bad_of, *, stream=None, opened=None):
     if opened is not None:
       opened.append((first, careful))
     types = (tf.int32, tf.bool, tf.bool)
-    make = lambda step: dict(
-      zip(
-        ("index", "bad", "black"),
-        tf.numpy_function(lambda s: batch(s, careful), [step], types),
-        strict=True,
-      )
+    names = ("index", "bad", "black")
+    make = lambda step: tf.numpy_function(
+      lambda s: batch(s, careful), [step], types
     )
-    return tf.data.Dataset.range(first, 1000).map(make)
+    dataset = tf.data.Dataset.range(first, 1000).map(make)
+    return dataset.map(lambda *parts: dict(zip(names, parts, strict=True)))
 
   return faults.Batches(build, Source("test", 4000, stream=stream), 0, "")
 
@@ -397,29 +319,14 @@ def test_a_stream_of_nothing_but_bad_images_stops_the_run():
 # --- Mistakes -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-  ("change", "message"),
-  [
-    ({"batch_size": 6, "process_count": 4}, "batch_size is 6"),
-    ({"batch_size": 0}, "batch_size is 0"),
-  ],
-)
-def test_mistakes_in_training(change, message):
-  source = data.make_source(
-    made_sources.data_settings("synthetic", num_examples=8), "train"
-  )
-  arguments = {
-    "views": made_sources.views(),
-    "batch_size": 8,
-    "seed": 0,
-  } | change
-  with pytest.raises(UserError, match=message):
-    host_pipeline.train_batches(source, **arguments)
+@pytest.mark.parametrize(("batch_size", "process_count"), [(6, 4), (0, 1)])
+def test_mistakes_in_training(batch_size, process_count):
+  source = made_sources.make("synthetic", num_examples=8)
+  with pytest.raises(UserError, match=f"batch_size is {batch_size}"):
+    made_sources.train_batches(source, batch_size, process_count=process_count)
 
 
 def test_crop_larger_than_resize():
-  source = data.make_source(
-    made_sources.data_settings("synthetic", num_examples=8), "train"
-  )
+  source = made_sources.make("synthetic", num_examples=8)
   with pytest.raises(UserError, match=r"larger than data\.resize"):
     evaluation_batches.eval_batches(source, batch_size=4, resize=16, crop=20)

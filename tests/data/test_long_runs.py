@@ -12,9 +12,7 @@ import time
 import pytest
 import tensorflow_datasets as tf_datasets
 
-from imsvd_jax import data
-from imsvd_jax.benchmarks import pipeline_speed
-from imsvd_jax.data import host_pipeline
+from imsvd_jax.benchmarks import data_throughput
 from imsvd_jax.data.sources import tfds
 from tests.data import made_sources
 
@@ -27,7 +25,7 @@ NUM_IMAGES, BATCH, EPOCHS = 256, 32, 10
 def photographs(tmp_path_factory) -> pathlib.Path:
   """JPEGs of 500 x 375 pixels."""
   root = tmp_path_factory.mktemp("photographs")
-  pipeline_speed.write_photographs(str(root), NUM_IMAGES)
+  data_throughput.write_photographs(str(root), NUM_IMAGES)
   return root
 
 
@@ -38,28 +36,26 @@ def resident_megabytes() -> float:
 
 def first_batch_seconds(source, step: int) -> float:
   start = time.perf_counter()
-  batches = host_pipeline.train_batches(
-    source,
-    views=made_sources.views(),
-    batch_size=BATCH,
-    seed=0,
-    start_step=step,
-  )
-  next(batches)
+  next(made_sources.train_batches(source, BATCH, start_step=step))
   return time.perf_counter() - start
+
+
+def near_and_far_seconds(source, far: int) -> tuple[float, float]:
+  """The least of three first batches at step 0, and at step `far`."""
+  first_batch_seconds(source, 0)
+  return tuple(
+    min(first_batch_seconds(source, step) for _ in range(3))
+    for step in (0, far)
+  )
 
 
 @pytest.mark.parametrize("num_bad", [0, 10])
 def test_host_memory_is_flat_over_ten_epochs(photographs, num_bad):
   for path in sorted(photographs.iterdir())[:num_bad]:
     path.write_bytes(path.read_bytes()[:5000])  # Cut short.
-  settings = made_sources.data_settings("folder", path=str(photographs))
-  batches = host_pipeline.train_batches(
-    data.make_source(settings, "train"),
-    views=made_sources.views(size=224),
-    batch_size=BATCH,
-    seed=0,
-  )
+  source = made_sources.make("folder", path=photographs)
+  views = made_sources.views(size=224)
+  batches = made_sources.train_batches(source, BATCH, views=views)
   resident = []
   for epoch in range(EPOCHS):
     for _ in range(NUM_IMAGES // BATCH):
@@ -72,13 +68,8 @@ def test_host_memory_is_flat_over_ten_epochs(photographs, num_bad):
 
 
 def test_the_start_of_a_folder_costs_the_same_anywhere(photographs):
-  settings = made_sources.data_settings("folder", path=str(photographs))
-  source = data.make_source(settings, "train")
-  first_batch_seconds(source, 0)
-  near, far = (
-    min(first_batch_seconds(source, step) for _ in range(3))
-    for step in (0, 10**6)
-  )
+  source = made_sources.make("folder", path=photographs)
+  near, far = near_and_far_seconds(source, 10**6)
   print(f"first batch at step 0: {near:.2f} s; at step 1,000,000: {far:.2f} s")
   assert far < 2 * near + 0.5
 
@@ -101,15 +92,10 @@ def test_records_are_skipped_undecoded(tmp_path, monkeypatch):
   config = tf_datasets.download.DownloadConfig(num_shards=8)
   ManyPhotos(data_dir=tmp_path).download_and_prepare(download_config=config)
   monkeypatch.setattr(tfds, "MAX_BYTES_IN_MEMORY", 0)
-  settings = made_sources.data_settings("tfds:many_photos", path=str(tmp_path))
-  source = data.make_source(settings, "train")
+  source = made_sources.make("tfds:many_photos", path=tmp_path)
   # Beyond the shuffle buffer, which is filled at any start.
   steps = (ManyPhotos.COUNT - tfds.SHUFFLE_BUFFER) // BATCH - 1
-  first_batch_seconds(source, 0)
-  near, far = (
-    min(first_batch_seconds(source, step) for _ in range(3))
-    for step in (0, steps)
-  )
+  near, far = near_and_far_seconds(source, steps)
   per_second = steps * BATCH / (far - near)
   print(
     f"first batch at step 0: {near:.2f} s; {steps * BATCH} records further:"

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from imsvd_jax import data
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import crops, evaluation_batches, host_pipeline, part
 from imsvd_jax.data.sources import tfds as tfds_source
@@ -14,69 +13,47 @@ CROP = crops.Crop(size=8, scale=(0.5, 1.0), ratio=(1.0, 1.0), flip_prob=0.0)
 CHOSEN = np.array([1, 2, 3, 5, 8, 13, 21, 34])
 
 
-class TinySeveral(tfds.core.GeneratorBasedBuilder):
+class TinySeveral(made_sources.TinyPhotos):
   """Images with several classes each, some of which do not count."""
 
-  VERSION = tfds.core.Version("1.0.0")
+  CLASSES = tfds.features.Sequence(
+    tfds.features.ClassLabel(names=["a", "b", "c"])
+  )
+  FEATURES = tfds.features.FeaturesDict(
+    {
+      "image": tfds.features.Image(shape=(None, None, 3)),
+      "labels": CLASSES,
+      "labels_no_difficult": CLASSES,
+    }
+  )
   LABELS = ([0, 2, 2], [], [1], [2, 1, 0])
   COUNTED = ([0], [], [1], [2, 0])
 
-  def _info(self):
-    label = tfds.features.ClassLabel(names=["a", "b", "c"])
-    features = tfds.features.FeaturesDict(
-      {
-        "image": tfds.features.Image(shape=(None, None, 3)),
-        "labels": tfds.features.Sequence(label),
-        "labels_no_difficult": tfds.features.Sequence(label),
-      }
-    )
-    return tfds.core.DatasetInfo(builder=self, features=features)
-
-  def _split_generators(self, dl_manager):
-    return {"train": self._examples(), "test": self._examples()}
-
-  def _generate_examples(self):
-    raise NotImplementedError
-
-  def _examples(self):
-    for i, labels in enumerate(self.LABELS):
+  def _examples(self, count):
+    for i, (labels, counted) in enumerate(
+      zip(self.LABELS, self.COUNTED, strict=True)
+    ):
       image = np.full((12, 10, 3), 50 * i, np.uint8)
-      counted = self.COUNTED[i]
       example = {"labels": labels, "labels_no_difficult": counted}
       yield i, {"image": image, **example}
-
-
-@pytest.fixture(scope="module")
-def several_dir(tmp_path_factory):
-  root = tmp_path_factory.mktemp("several")
-  TinySeveral(data_dir=root).download_and_prepare()
-  return root
 
 
 @pytest.fixture(params=["arrays", "files", "records", "stream"])
 def source(request, photo_folder, tfds_dir, monkeypatch):
   """The ways in which a source keeps its records."""
   if request.param == "arrays":
-    settings = made_sources.data_settings("digits")
-  elif request.param == "files":
-    settings = made_sources.data_settings("folder", path=str(photo_folder))
-  else:
-    settings = made_sources.data_settings(
-      "tfds:tiny_photos", path=str(tfds_dir)
-    )
+    return made_sources.make("digits")
+  if request.param == "files":
+    return made_sources.make("folder", path=photo_folder)
   if request.param == "stream":
     monkeypatch.setattr(tfds_source, "MAX_BYTES_IN_MEMORY", 0)
-  made = data.make_source(settings, "train")
+  made = made_sources.make("tfds:tiny_photos", path=tfds_dir)
   assert (made.stream is not None) == (request.param == "stream")
   return made
 
 
 def everything(source):
-  batches = evaluation_batches.eval_batches(
-    source, batch_size=16, resize=8, crop=8
-  )
-  rows = [{k: v[b["mask"]] for k, v in b.items()} for b in batches]
-  return {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+  return made_sources.evaluated(source, batch_size=16, resize=8, crop=8)
 
 
 def test_a_part_holds_the_chosen_images_and_labels(source):
@@ -99,31 +76,24 @@ def test_a_part_has_a_fingerprint_of_its_own(source):
 
 
 def test_a_replaced_file_changes_the_fingerprint(tmp_path):
+  pngs = [
+    made_sources.encode(made_sources.photograph(i), "PNG") for i in range(2)
+  ]
   for name in ("a", "b"):
-    (tmp_path / f"{name}.png").write_bytes(
-      made_sources.encode(made_sources.photograph(0), "PNG")
-    )
-  settings = made_sources.data_settings("folder", path=str(tmp_path))
-  before = data.make_source(settings, "train").fingerprint()
-  assert data.make_source(settings, "train").fingerprint() == before
-  (tmp_path / "a.png").write_bytes(
-    made_sources.encode(made_sources.photograph(1), "PNG")
-  )
-  assert data.make_source(settings, "train").fingerprint() != before
+    (tmp_path / f"{name}.png").write_bytes(pngs[0])
+  fingerprint = lambda: made_sources.make("folder", path=tmp_path).fingerprint()
+  before = fingerprint()
+  assert fingerprint() == before
+  (tmp_path / "a.png").write_bytes(pngs[1])
+  assert fingerprint() != before
 
 
 def test_epochs_show_every_image_once_with_its_label(source):
   labels = part.labels_of(source)
   size = len(labels)
+  settings = dict(crop=CROP, batch_size=16, seed=3, process_count=2)
   epochs = [
-    host_pipeline.labelled_epochs(
-      source,
-      crop=CROP,
-      batch_size=16,
-      seed=3,
-      process_index=index,
-      process_count=2,
-    )
+    host_pipeline.labeled_epochs(source, process_index=index, **settings)
     for index in range(2)
   ]
   rows = []
@@ -132,36 +102,30 @@ def test_epochs_show_every_image_once_with_its_label(source):
     ends = [round(e * size / 16) for e in (epoch, epoch + 1)]
     assert [len(half) for half in halves] == [ends[1] - ends[0]] * 2
     rows += [batch for half in halves for batch in half]
-  index = np.concatenate([batch["index"] for batch in rows])
-  label = np.concatenate([batch["label"] for batch in rows])
-  np.testing.assert_array_equal(label, labels[index])
+  shown = made_sources.concatenate(rows)
+  np.testing.assert_array_equal(shown["label"], labels[shown["index"]])
   assert all(batch["image"].shape == (8, 8, 8, 3) for batch in rows)
-  assert all(batch["mask"].all() for batch in rows)
+  assert shown["mask"].all()
   # Two epochs, but for the rounding of the last batch.
-  counts = np.bincount(index, minlength=size)
+  counts = np.bincount(shown["index"], minlength=size)
   assert counts.sum() == 16 * round(2 * size / 16)
   assert counts.min() >= 1
   assert counts.max() <= 3
 
 
 def test_an_unreadable_image_teaches_nothing(bad_folder):
-  settings = made_sources.data_settings("folder", path=str(bad_folder))
-  source = data.make_source(settings, "train")
-  epoch_of = host_pipeline.labelled_epochs(
+  source = made_sources.make("folder", path=bad_folder)
+  epoch_of = host_pipeline.labeled_epochs(
     source, crop=CROP, batch_size=20, seed=0
   )
-  batches = list(epoch_of(0))
-  masked = sum(int((~batch["mask"]).sum()) for batch in batches)
-  assert masked == 6
+  assert sum(int((~batch["mask"]).sum()) for batch in epoch_of(0)) == 6
 
 
 @pytest.mark.parametrize("limit", [1 << 30, 0], ids=["memory", "stream"])
-def test_several_labels_per_image(several_dir, monkeypatch, limit):
+def test_several_labels_per_image(tmp_path, monkeypatch, limit):
+  TinySeveral(data_dir=tmp_path).download_and_prepare()
   monkeypatch.setattr(tfds_source, "MAX_BYTES_IN_MEMORY", limit)
-  settings = made_sources.data_settings(
-    "tfds:tiny_several", path=str(several_dir)
-  )
-  source = data.make_source(settings, "train")
+  source = made_sources.make("tfds:tiny_several", path=tmp_path)
   assert source.multi_label
   assert source.num_classes == 3
   assert source.label_names == ("a", "b", "c")
@@ -176,9 +140,7 @@ def test_several_labels_per_image(several_dir, monkeypatch, limit):
   np.testing.assert_array_equal(padded["label"][4:], np.full((2, 3), -1))
 
 
-def test_labels_of_unlabelled_images_are_asked_for(photo_folder, tmp_path):
-  name = "one.jpg"
-  (tmp_path / name).write_bytes(next(photo_folder.rglob("*.jpg")).read_bytes())
-  settings = made_sources.data_settings("folder", path=str(tmp_path))
+def test_labels_of_unlabelled_images_are_asked_for(photo_folder):
+  source = made_sources.make("folder", path=photo_folder / "even")
   with pytest.raises(UserError, match="has no labels"):
-    part.labels_of(data.make_source(settings, "train"))
+    part.labels_of(source)

@@ -9,36 +9,28 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tf_datasets
+from tensorflow_datasets import features
 
-from imsvd_jax import data
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.data import evaluation_batches, host_pipeline
 from imsvd_jax.data import source as source_lib
 from imsvd_jax.data.sources import shapes, tfds
 from tests.data import made_sources
+from tests.data.made_sources import make
 
 
-def make(name, split="train", **overrides):
-  return data.make_source(made_sources.data_settings(name, **overrides), split)
-
-
-def knn_accuracy(settings) -> float:
+def knn_accuracy(name, size, **settings) -> float:
   """Weighted k-NN of raw pixels: k = 20, T = 0.07, cosine similarity."""
   sets = []
   for split in ("train", "eval"):
-    batches = list(
-      evaluation_batches.eval_batches(
-        data.make_source(settings, split),
-        batch_size=512,
-        resize=settings.resize,
-        crop=settings.crop,
-      )
+    found = made_sources.evaluated(
+      make(name, split, image_size=size, **settings),
+      batch_size=512,
+      resize=size,
+      crop=size,
     )
-    take = lambda key, b=batches: np.concatenate([x[key][x["mask"]] for x in b])
-    pixels = take("image").reshape(len(take("label")), -1).astype(np.float32)
-    sets.append(
-      (pixels / np.linalg.norm(pixels, axis=1)[:, None], take("label"))
-    )
+    pixels = np.float32(found["image"].reshape(len(found["image"]), -1))
+    unit = pixels / np.linalg.norm(pixels, axis=1)[:, None]
+    sets.append((unit, found["label"]))
   (bank, labels), (queries, truth) = sets
   similarity = queries @ bank.T
   nearest = np.argsort(-similarity, axis=1)[:, :20]
@@ -66,7 +58,7 @@ def test_digits():
 
 def test_digits_raw_pixels():
   """The number that README's table starts with."""
-  assert knn_accuracy(made_sources.data_settings("digits")) == 348 / 360
+  assert knn_accuracy("digits", 16) == 348 / 360
 
 
 # --- Shapes -------------------------------------------------------------------
@@ -119,9 +111,7 @@ def test_shapes_look_as_their_factors_say():
   distance = np.abs(pixels - foreground[:, None]).max(-1).min(1)
   assert distance.max() <= 1
   # Antialiased: most shapes have pixels between their two colours.
-  levels = [
-    len(np.unique(image.reshape(-1, 3), axis=0)) for image in source.images
-  ]
+  levels = [len(np.unique(i.reshape(-1, 3), axis=0)) for i in source.images]
   assert np.median(levels) > 6
 
 
@@ -141,10 +131,7 @@ def test_rotation_turns_shapes(value):
 
 
 def test_shapes_raw_pixels_are_near_chance():
-  settings = made_sources.data_settings(
-    "shapes", num_examples=4096, image_size=32, resize=32, crop=32
-  )
-  assert 0.08 < knn_accuracy(settings) < 0.16
+  assert 0.08 < knn_accuracy("shapes", 32, num_examples=4096) < 0.16
 
 
 # --- Synthetic ----------------------------------------------------------------
@@ -152,10 +139,8 @@ def test_shapes_raw_pixels_are_near_chance():
 
 @pytest.mark.parametrize("size", [16, 70])
 def test_synthetic_depends_on_the_index_only(size):
-  few, many = (
-    make("synthetic", num_examples=n, image_size=size, channels=5)
-    for n in (4, 9)
-  )
+  settings = {"image_size": size, "channels": 5}
+  few, many = (make("synthetic", num_examples=n, **settings) for n in (4, 9))
   for index in (0, 3):
     image = few.fetch(tf.constant(index, tf.int64)).numpy()
     assert image.shape == (size, size, 5)
@@ -165,7 +150,7 @@ def test_synthetic_depends_on_the_index_only(size):
     if size == 16:
       np.testing.assert_array_equal(image, many.images[index])
   np.testing.assert_array_equal(few.labels, many.labels[:4])
-  other = make("synthetic", "eval", num_examples=4, image_size=size, channels=5)
+  other = make("synthetic", "eval", num_examples=4, **settings)
   assert (other.fetch(tf.constant(0, tf.int64)) != image).numpy().any()
   assert abs(image.mean() - 127.5) < 5
 
@@ -190,24 +175,22 @@ def test_folder_without_classes(tmp_path):
     tmp_path, "b.jpg", "deep/er/a.png", "deep/c.JPG", ".hidden.jpg", ".d/e.jpg"
   )
   (tmp_path / "notes.txt").write_text("not an image")
-  source = make("folder", path=str(tmp_path))
+  source = make("folder", path=tmp_path)
   names = [os.path.relpath(path, tmp_path) for path in described(source)]
   assert names == ["b.jpg", "deep/c.JPG", "deep/er/a.png"]
   assert source.num_classes == 0
   assert source.labels is None
-  assert make("folder", "eval", path=str(tmp_path)) is None
-  batch = next(
-    evaluation_batches.eval_batches(source, batch_size=3, resize=16, crop=16)
-  )
-  assert "label" not in batch
+  assert make("folder", "eval", path=tmp_path) is None
+  sizes = {"batch_size": 3, "resize": 16, "crop": 16}
+  assert "label" not in made_sources.evaluated(source, **sizes)
 
 
 def test_folder_with_classes(tmp_path):
   write_images(tmp_path, "dog/1.jpg", "cat/2.jpg", "cat/more/3.jpg")
-  source = make("folder", path=str(tmp_path))
+  source = make("folder", path=tmp_path)
   assert source.label_names == ("cat", "dog")
   assert source.labels.tolist() == [0, 0, 1]
-  assert make("folder", "eval", path=str(tmp_path)) is None
+  assert make("folder", "eval", path=tmp_path) is None
 
 
 @pytest.mark.parametrize("name", ["test", "val", "validation", "valid"])
@@ -217,10 +200,10 @@ def test_folder_with_an_evaluation_part(tmp_path, name):
   classes = ("cat/1.jpg", "dog/2.jpg", "emu/3.jpg")
   for root, prefix in ((tmp_path / "a", ""), (tmp_path / "b", "train/")):
     write_images(root, *evaluation, *(prefix + c for c in classes))
-    train = make("folder", path=str(root))
+    train = make("folder", path=root)
     assert train.num_examples == 3
     assert train.label_names == ("cat", "dog", "emu")
-    source = make("folder", "eval", path=str(root))
+    source = make("folder", "eval", path=root)
     assert source.labels.tolist() == [1, 2]
     assert source.label_names == train.label_names
 
@@ -231,13 +214,13 @@ def test_no_evaluation_part_is_trained_on(tmp_path):
     tmp_path, "cat/1.jpg", "dog/2.jpg", "val/dog/3.jpg", "test/dog/4.jpg"
   )
   for chosen, found in (("val", "val"), ("test", "test"), ("valid", "val")):
-    settings = {"path": str(tmp_path), "eval_split": chosen}
+    settings = {"path": tmp_path, "eval_split": chosen}
     train = make("folder", **settings)
     assert train.label_names == ("cat", "dog")
     assert train.num_examples == 2
     (image,) = described(make("folder", "eval", **settings))
     assert image.startswith(f"{tmp_path}/{found}/dog/")
-  assert make("folder", path=str(tmp_path), eval_split="").num_examples == 2
+  assert make("folder", path=tmp_path, eval_split="").num_examples == 2
 
 
 def test_what_a_folder_has_is_summed_up(tmp_path):
@@ -246,7 +229,7 @@ def test_what_a_folder_has_is_summed_up(tmp_path):
   (tmp_path / "train" / "a" / "x.tiff").write_bytes(b"")
   (tmp_path / "train" / "notes.txt").write_text("")
   (tmp_path / "notes").mkdir()
-  summary = make("folder", path=str(tmp_path)).summary()
+  summary = make("folder", path=tmp_path).summary()
   assert summary == (
     f"folder:{tmp_path}/train: 7 images, 7 classes (a, b, c, d, e, ...);"
     " 2 other files ignored; training uses only 'train' and ignores the folders"
@@ -255,8 +238,8 @@ def test_what_a_folder_has_is_summed_up(tmp_path):
   remote = make("folder", path=f"file://{tmp_path}").summary()
   assert remote == summary.replace("folder:", "folder:file://")
   (tmp_path / "more" / "deep" / "2.jpg").unlink()
-  assert "beside" not in make("folder", path=str(tmp_path)).summary()
-  unlabeled = make("folder", path=str(tmp_path / "val" / "a")).summary()
+  assert "beside" not in make("folder", path=tmp_path).summary()
+  unlabeled = make("folder", path=tmp_path / "val" / "a").summary()
   assert unlabeled.endswith("/a: 1 image, unlabeled")
 
 
@@ -276,15 +259,15 @@ def test_a_directory_that_cannot_be_read_is_left_out(
 
   monkeypatch.setattr(os, "scandir", refusing)
   for split in ("train", "eval"):
-    make("folder", split, path=str(tmp_path))
-  assert make("folder", path=str(tmp_path)).label_names == ("cat", "dog")
+    make("folder", split, path=tmp_path)
+  assert make("folder", path=tmp_path).label_names == ("cat", "dog")
   said = [record.getMessage() for record in caplog.records]
   assert len(said) == 2
   assert f"Cannot read {tmp_path}/locked: Permission denied" in "".join(said)
   assert f"Cannot read {tmp_path}/cat/self: Too many levels" in "".join(said)
   locked.add(str(tmp_path))
   with pytest.raises(UserError, match=r"Cannot read the directory .*denied"):
-    make("folder", path=str(tmp_path))
+    make("folder", path=tmp_path)
 
 
 def test_folder_follows_links_but_not_in_circles(tmp_path):
@@ -295,14 +278,12 @@ def test_folder_follows_links_but_not_in_circles(tmp_path):
   (root / "file.jpg").symlink_to(tmp_path / "there" / "x.jpg")
   (root / "circle").symlink_to(root)
   (root / "broken.jpg").symlink_to(tmp_path / "nothing")
-  source = make("folder", path=str(root))
+  source = make("folder", path=root)
   names = [os.path.relpath(path, root) for path in described(source)]
   assert names == [
     "a.jpg", "broken.jpg", "file.jpg", "linked/x.jpg", "linked/sub/y.jpg",
   ]  # fmt: skip
-  batches = host_pipeline.train_batches(
-    source, views=made_sources.views(), batch_size=5, seed=0
-  )
+  batches = made_sources.train_batches(source, 5)
   next(batches)
   assert batches.bad_images == 1  # The broken link.
 
@@ -311,7 +292,7 @@ def test_folder_of_a_file_system_that_tensorflow_knows(tmp_path):
   """A path with a scheme is listed by TensorFlow, as gs:// is."""
   write_images(tmp_path, "dog/1.jpg", "cat/2.jpg", "cat/more/3.jpg")
   remote = make("folder", path=f"file://{tmp_path}")
-  local = make("folder", path=str(tmp_path))
+  local = make("folder", path=tmp_path)
   assert described(remote) == [f"file://{path}" for path in described(local)]
   assert remote.labels.tolist() == local.labels.tolist()
 
@@ -322,10 +303,10 @@ def test_folder_with_thousands_of_nested_files(tmp_path):
     folder = tmp_path / str(number % 50) / str(number % 7)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{number}.jpg").write_bytes(contents)
-  source = make("folder", path=str(tmp_path))
+  source = make("folder", path=tmp_path)
   assert source.num_examples == 3000
   assert source.num_classes == 50
-  assert described(source) == described(make("folder", path=str(tmp_path)))
+  assert described(source) == described(make("folder", path=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -358,9 +339,9 @@ def test_folder_mistakes(tmp_path, prepare, message):
 
 def test_tfds_in_memory_and_as_a_stream_are_the_same(tfds_dir, monkeypatch):
   """The same records have the same indices."""
-  memory = make("tfds:tiny_photos", path=str(tfds_dir))
+  memory = make("tfds:tiny_photos", path=tfds_dir)
   monkeypatch.setattr(tfds, "MAX_BYTES_IN_MEMORY", 0)
-  stream = make("tfds:tiny_photos", path=str(tfds_dir))
+  stream = make("tfds:tiny_photos", path=tfds_dir)
   assert memory.stream is None
   assert stream.stream is not None
   assert memory.label_names == ("a", "b", "c", "d")
@@ -380,74 +361,56 @@ def test_tfds_in_memory_and_as_a_stream_are_the_same(tfds_dir, monkeypatch):
 )
 def test_tfds_split_expressions(tfds_dir, monkeypatch, split, count, limit):
   monkeypatch.setattr(tfds, "MAX_BYTES_IN_MEMORY", limit)
-  source = make("tfds:tiny_photos", path=str(tfds_dir), train_split=split)
+  source = make("tfds:tiny_photos", path=tfds_dir, train_split=split)
   assert source.num_examples == count
-  batches = evaluation_batches.eval_batches(
-    source, batch_size=8, resize=20, crop=16
-  )
-  labels = np.concatenate([b["label"][b["mask"]] for b in batches])
+  labels = made_sources.evaluated(source, batch_size=8, resize=20, crop=16)
   builder = tf_datasets.builder("tiny_photos", data_dir=tfds_dir)
   expected = builder.as_dataset(split=split, shuffle_files=False)
   expected = [int(example["label"]) for example in expected]
   # TFDS reads several files in turn; we, one after the other.
-  assert sorted(labels) == sorted(expected)
-  first = builder.as_dataset(split="train", shuffle_files=False)
-  assert count != 10 or len(list(first)) == 40
+  assert sorted(labels["label"]) == sorted(expected)
 
 
 def test_tfds_small_images_are_decoded_once(tmp_path):
+  photos = [made_sources.photograph(i, 12, 10) for i in range(8)]
+  pixels = [np.asarray(photo) for photo in photos]
+
   class TinySquares(made_sources.TinyPhotos):
     """Eight 12 x 10 images."""
 
-    def _info(self):
-      features = tf_datasets.features.FeaturesDict(
-        {"image": tf_datasets.features.Image(shape=(10, 12, 3))}
-      )
-      return tf_datasets.core.DatasetInfo(builder=self, features=features)
+    FEATURES = features.FeaturesDict({"image": features.Image((10, 12, 3))})
 
     def _examples(self, count):
-      for i in range(8):
-        yield i, {"image": np.asarray(made_sources.photograph(i, 12, 10))}
+      for i, image in enumerate(pixels):
+        yield i, {"image": image}
 
   TinySquares(data_dir=tmp_path).download_and_prepare()
-  source = make("tfds:tiny_squares", path=str(tmp_path))
+  source = make("tfds:tiny_squares", path=tmp_path)
   assert source.images.shape == (8, 10, 12, 3)
   assert source.labels is None
-  expected = {
-    np.asarray(made_sources.photograph(i, 12, 10)).tobytes() for i in range(8)
-  }
-  assert {image.tobytes() for image in source.images} == expected
+  assert {i.tobytes() for i in source.images} == {i.tobytes() for i in pixels}
 
 
 def test_tfds_arrays_of_many_channels(tmp_path):
   class TinySpectra(made_sources.TinyPhotos):
     """Six images of 13 channels and different sizes."""
 
-    def _info(self):
-      features = tf_datasets.features.FeaturesDict(
-        {
-          "spectrum": tf_datasets.features.Tensor(
-            shape=(None, None, 13), dtype=np.uint8, encoding="zlib"
-          )
-        }
-      )
-      return tf_datasets.core.DatasetInfo(builder=self, features=features)
+    SPECTRUM = features.Tensor(
+      shape=(None, None, 13), dtype=np.uint8, encoding="zlib"
+    )
+    FEATURES = features.FeaturesDict({"spectrum": SPECTRUM})
 
     def _examples(self, count):
       for i in range(6):
         yield i, {"spectrum": np.full((20 + i, 30, 13), 10 * i, np.uint8)}
 
   TinySpectra(data_dir=tmp_path).download_and_prepare()
-  source = make("tfds:tiny_spectra", path=str(tmp_path), channels=13)
-  batch = next(
-    host_pipeline.train_batches(
-      source, views=made_sources.views(), batch_size=6, seed=0
-    )
-  )
+  source = make("tfds:tiny_spectra", path=tmp_path, channels=13)
+  batch = next(made_sources.train_batches(source, 6))
   assert batch["views"][0].shape == (6, 2, 16, 16, 13)
   assert set(batch["views"][0].ravel()) == {0, 10, 20, 30, 40, 50}
   with pytest.raises(UserError, match=r"data\.channels is 3.* 13 channels"):
-    make("tfds:tiny_spectra", path=str(tmp_path))
+    make("tfds:tiny_spectra", path=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -464,7 +427,7 @@ def test_tfds_arrays_of_many_channels(tmp_path):
 )
 def test_tfds_mistakes(tfds_dir, name, split, message):
   with pytest.raises(UserError, match=message) as error:
-    make(name, path=str(tfds_dir), train_split=split)
+    make(name, path=tfds_dir, train_split=split)
   assert "\n" not in str(error.value)
 
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from imsvd_jax import models
 from imsvd_jax.base.errors import UserError
@@ -31,6 +32,11 @@ def count(tree):
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def assert_close(actual, expected, atol, rtol=0):
+  close = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol)
+  jax.tree.map(close, actual, expected)
+
+
 @pytest.mark.parametrize("name", models.BACKBONES)
 def test_parameter_counts_are_torchvisions(name):
   # resnet10 and resnet8 are nobody's standard: counted by hand, ResNet-18 less
@@ -48,12 +54,8 @@ def test_parameter_counts_are_torchvisions(name):
 )
 def test_stems(stem, size):
   net = models.BACKBONES["resnet18"](width_multiplier=0.25, stem=stem)
-  variables = shapes_of(net)
-  maps = jax.eval_shape(
-    functools.partial(net.apply, method="feature_maps"),
-    variables,
-    jnp.zeros((2, 64, 64, 3)),
-  )
+  maps_of = functools.partial(net.apply, method="feature_maps")
+  maps = jax.eval_shape(maps_of, shapes_of(net), jnp.zeros((2, 64, 64, 3)))
   assert maps.shape == (2, size, size, 128)
   assert maps.shape[-1] == net.num_features
 
@@ -101,11 +103,8 @@ def test_the_smallest_maps_are_convolved_by_one_product(
     y, transpose = jax.vjp(bind(convolve), x, kernel)
     return y, transpose(jax.random.normal(keys[2], y.shape))
 
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, atol=2e-5),
-    value_and_gradients(resnet._convolve),
-    value_and_gradients(jax.lax.conv_general_dilated),
-  )
+  plain = value_and_gradients(jax.lax.conv_general_dilated)
+  assert_close(value_and_gradients(resnet._convolve), plain, atol=2e-5)
   program = str(jax.make_jaxpr(bind(resnet._convolve))(x, kernel))
   assert ("conv_general_dilated" not in program) == product
 
@@ -137,10 +136,8 @@ def images(batch_size=16):
 
 @pytest.fixture(scope="module")
 def variables():
-  encoder = tiny_encoder()
-  return jax.jit(
-    lambda key: encoder.init(key, jnp.zeros((2, 12, 12, 3)), False)
-  )(jax.random.key(0))
+  init = lambda key: tiny_encoder().init(key, images(2), False)
+  return jax.jit(init)(jax.random.key(0))
 
 
 def trained(variables, seed=0):
@@ -213,16 +210,10 @@ def test_encoder_returns_pooled_maps_and_embeddings(variables, single_device):
 
 def test_eight_devices_equal_one(variables, train_mode, single_device):
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-  x = jax.device_put(images(), NamedSharding(mesh, PartitionSpec("data")))
-  replicated = jax.device_put(
-    trained(variables), NamedSharding(mesh, PartitionSpec())
-  )
-  sharded = train_mode(replicated, x)
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-6),
-    sharded,
-    single_device,
-  )
+  rows, everywhere = (NamedSharding(mesh, P(*axis)) for axis in (["data"], []))
+  x = jax.device_put(images(), rows)
+  sharded = train_mode(jax.device_put(trained(variables), everywhere), x)
+  assert_close(sharded, single_device, rtol=2e-4, atol=2e-6)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32(
@@ -236,20 +227,14 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32(
   (_, (exact_statistics, exact_features, _)), _ = single_device
   error = np.abs(features - exact_features).max() / np.abs(exact_features).max()
   assert 1e-4 < error < 0.05
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=0.02, atol=0.02),
-    statistics,
-    exact_statistics,
-  )
+  assert_close(statistics, exact_statistics, rtol=0.02, atol=0.02)
   shapes = jax.eval_shape(
     lambda: encoder.init(jax.random.key(0), images(2), False)
   )
   kinds = {leaf.dtype for leaf in jax.tree.leaves(shapes)}
   assert kinds == {jnp.dtype("float32")}
-  program = str(jax.make_jaxpr(function)(variables, images(2)))
-  convolutions = [
-    line for line in program.splitlines() if "conv_general_dilated" in line
-  ]
+  lines = str(jax.make_jaxpr(function)(variables, images(2))).splitlines()
+  convolutions = [line for line in lines if "conv_general_dilated" in line]
   assert convolutions
   assert all("bf16" in line.split("=")[0] for line in convolutions)
 
@@ -260,11 +245,7 @@ def test_remat_changes_nothing_but_the_program(variables, single_device):
   program = str(jax.make_jaxpr(function)(variables, images(2)))
   assert "remat" in program or "checkpoint" in program
   again = jax.jit(function)(trained(variables), images())
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
-    again,
-    single_device,
-  )
+  assert_close(again, single_device, rtol=1e-4, atol=1e-6)
 
 
 def test_every_backbone_is_a_torchvision_like_resnet():

@@ -10,11 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from imsvd_jax import models  # noqa: E402
-from imsvd_jax.formats import (  # noqa: E402
-  from_torchvision,
-  to_torchvision,
-)
-from imsvd_jax.models.resnet import Bottleneck, resnet  # noqa: E402
+from imsvd_jax.formats import from_torchvision, to_torchvision  # noqa: E402
+from imsvd_jax.models.resnet import Bottleneck, ResNet  # noqa: E402
 from tests.torch_resnet import (  # noqa: E402
   TorchResNet,
   import_or_skip,
@@ -31,6 +28,20 @@ def relative_error(found, expected):
 
 def images(shape, dtype=np.float32):
   return np.random.default_rng(0).normal(size=shape).astype(dtype)
+
+
+def part_of(variables, name):
+  """The variables of the "backbone" or the "projector" alone."""
+  return {kind: tree[name] for kind, tree in variables.items()}
+
+
+def assert_same_features(net, variables, reference, shape):
+  x = images(shape)
+  with torch.no_grad():
+    expected = reference(nchw(x)).numpy()
+  apply = jax.jit(functools.partial(net.apply, train=False))
+  found = apply(part_of(variables, "backbone"), x)
+  assert relative_error(found, expected) < 1e-5
 
 
 def nchw(x):
@@ -52,15 +63,9 @@ def test_evaluation_features_equal_torch(name, stem, sizes):
   reference = randomize(torch_resnet(name, filters, stem)).eval()
   imported = from_torchvision(state_of(reference))
   net = models.BACKBONES[name](width_multiplier=filters / 64, stem=stem)
-  variables = {
-    kind: tree["backbone"] for kind, tree in imported.variables.items()
-  }
-  apply = jax.jit(functools.partial(net.apply, train=False))
   for size in sizes:
-    x = images((2, size, size, 3))
-    with torch.no_grad():
-      expected = reference(nchw(x)).numpy()
-    assert relative_error(apply(variables, x), expected) < 1e-5
+    shape = (2, size, size, 3)
+    assert_same_features(net, imported.variables, reference, shape)
 
 
 def test_projector_equals_torch():
@@ -71,8 +76,7 @@ def test_projector_equals_torch():
   backbone = randomize(torch_resnet("resnet10", filters=3))
   for key, value in state_of(backbone).items():
     state[f"backbone.{key}"] = value
-  variables = from_torchvision(state).variables
-  variables = {kind: tree["projector"] for kind, tree in variables.items()}
+  variables = part_of(from_torchvision(state).variables, "projector")
   x = images((5, 24))
   found = models.Projector((32, 16, 8)).apply(variables, x, False)
   with torch.no_grad():
@@ -102,7 +106,7 @@ def test_training_gradients_and_statistics_equal_torch(name, monkeypatch):
   bottleneck = name in ("tiny", "resnet50")
   if name == "tiny":
     sizes = (1, 1, 1, 1)
-    tiny = functools.partial(resnet, Bottleneck, sizes)
+    tiny = functools.partial(ResNet, Bottleneck, sizes)
     monkeypatch.setitem(models.BACKBONES, "tiny", tiny)
     reference = TorchResNet(bottleneck, sizes, filters).double()
   else:
@@ -146,11 +150,9 @@ def test_training_gradients_and_statistics_equal_torch(name, monkeypatch):
 
       return jax.grad(loss, has_aux=True)(params)
 
+    own = part_of(variables, "backbone")
     found, found_statistics = gradient(
-      variables["params"]["backbone"],
-      variables["batch_stats"]["backbone"],
-      x,
-      weights,
+      own["params"], own["batch_stats"], x, weights
     )
   leaves = jax.tree.leaves_with_path(found)
   assert len(leaves) == len(dict(reference.named_parameters()))
@@ -180,11 +182,4 @@ def test_equals_torchvision_where_it_can_be_imported(name):
     {key: torch.from_numpy(value) for key, value in exported.items()}
   )
   net = models.BACKBONES[name]()
-  variables = {
-    kind: tree["backbone"] for kind, tree in imported.variables.items()
-  }
-  x = images((2, 61, 61, 3))
-  apply = jax.jit(functools.partial(net.apply, train=False))
-  with torch.no_grad():
-    expected = reference(nchw(x)).numpy()
-  assert relative_error(apply(variables, x), expected) < 1e-5
+  assert_same_features(net, imported.variables, reference, (2, 61, 61, 3))

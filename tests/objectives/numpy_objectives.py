@@ -4,6 +4,8 @@ Each takes lists of V arrays and returns (loss, terms). They share nothing with
 the package: plain loops over pairs, explicit inverses, no log-sum-exp.
 """
 
+from functools import partial
+
 import numpy as np
 
 
@@ -33,8 +35,17 @@ def plogp(p):
 
 
 def imsvd(
-  zs, *, num_global, num_bins, temperature=1.0, weights=(1.0, 1.0, 1.0)
+  zs,
+  *,
+  num_global,
+  num_bins,
+  temperature=1.0,
+  diagonal_weight=1.0,
+  off_diagonal_weight=1.0,
+  invariance_weight=1.0,
 ):
+  weights = diagonal_weight, off_diagonal_weight, invariance_weight
+
   qs = [softmax(z, num_bins, temperature) for z in zs]
 
   def pair(a, b):
@@ -55,6 +66,9 @@ def imsvd(
     return loss, terms
 
   return over_pairs(pair, len(zs), num_global)
+
+
+music = partial(imsvd, invariance_weight=0.0)
 
 
 def barlow_twins(zs, *, num_global, redundancy_weight=0.0051):
@@ -84,9 +98,7 @@ def vicreg(zs, *, num_global, weights=(25.0, 25.0, 1.0)):
       "variance": v1 / 2 + v2 / 2,
       "covariance": c1 + c2,
     }
-    return sum(
-      w * t for w, t in zip(weights, terms.values(), strict=True)
-    ), terms
+    return np.dot(weights, list(terms.values())), terms
 
   return over_pairs(pair, len(zs), num_global)
 
@@ -124,7 +136,8 @@ def superinfo(
   num_global,
   noise,
   temperature=0.1,
-  weights=(0.01, 0.01),
+  superfluous_weight_1=0.01,
+  superfluous_weight_2=0.01,
   minimum_scale=1e-3,
 ):
   half = zs[0].shape[1] // 2
@@ -143,8 +156,8 @@ def superinfo(
       "superfluous_1": kl(a, b),
       "superfluous_2": kl(b, a),
     }
-    loss = terms["info_nce"] + weights[0] * kl(a, b) + weights[1] * kl(b, a)
-    return loss, terms
+    weights = 1.0, superfluous_weight_1, superfluous_weight_2
+    return np.dot(weights, list(terms.values())), terms
 
   return over_pairs(pair, len(zs), num_global)
 
@@ -162,10 +175,9 @@ def stein_score(z, eta=0.01, min_temperature=0.1):
   return -np.linalg.inv(kernel + eta * np.eye(n)) @ g
 
 
-def mveb(zs, targets, *, num_global, group_size, scores=None, weight=0.01):
+def mveb(zs, *, targets, scores, num_global, group_size, weight=0.01):
+  del group_size  # In the scores already.
   zs, targets = [unit(z) for z in zs], [unit(t) for t in targets]
-  if scores is None:
-    scores = mveb_scores(zs, group_size)
   alignment, surrogate = [], []
   for view, (z, s) in enumerate(zip(zs, scores, strict=True)):
     partners = [t for i, t in enumerate(targets) if i != view]

@@ -17,31 +17,22 @@ LOG_B = np.log(B)
 SHARP = 100.0  # A logit that makes q one-hot in float32.
 
 
-@jax.jit
-def imsvd(z1, z2):
-  return imsvd_loss(z1, z2, num_bins=B)
+# Every combination of bins once: N = b^M images.
+CODE = np.array(list(itertools.product(range(B), repeat=M)))
 
-
-@jax.jit
-def music(z1, z2):
-  return music_loss(z1, z2, num_bins=B)
+imsvd = jax.jit(partial(imsvd_loss, num_bins=B))
+music = jax.jit(partial(music_loss, num_bins=B))
 
 
 @jax.jit
 def imsvd_gradient(z1, z2):
-  return jax.grad(lambda zs: imsvd_loss(*zs, num_bins=B), has_aux=True)(
-    (z1, z2)
-  )[0]
+  gradient = jax.grad(imsvd_loss, argnums=(0, 1), has_aux=True)
+  return gradient(z1, z2, num_bins=B)[0]
 
 
 def one_hot_logits(code, scale=SHARP):
   """Logits [N, M*b] of an integer code [N, M]."""
   return scale * jax.nn.one_hot(jnp.asarray(code), B).reshape(len(code), -1)
-
-
-def full_factorial():
-  """Every combination of bins once: N = b^M images."""
-  return np.array(list(itertools.product(range(B), repeat=M)))
 
 
 def random_views(n=B**M):
@@ -53,7 +44,7 @@ def random_views(n=B**M):
   ("z", "diagonal", "off_diagonal", "invariance"),
   [
     (jnp.zeros((B**M, M * B)), -2 * LOG_B / B, -2 * LOG_B, LOG_B),
-    (one_hot_logits(full_factorial()), -LOG_B, -2 * LOG_B, 0.0),
+    (one_hot_logits(CODE), -LOG_B, -2 * LOG_B, 0.0),
     (one_hot_logits(np.zeros((B**M, M), int)), 0.0, 0.0, 0.0),
   ],
   ids=["uniform", "ideal", "collapsed"],
@@ -69,7 +60,7 @@ def test_closed_forms(z, diagonal, off_diagonal, invariance):
 
 
 def test_theorem_1_the_full_factorial_code_is_a_minimum():
-  ideal = one_hot_logits(full_factorial())
+  ideal = one_hot_logits(CODE)
   minimum, _ = imsvd(ideal, ideal)
   np.testing.assert_allclose(minimum, -3 * LOG_B, rtol=1e-5)
   gradients = imsvd_gradient(ideal, ideal)
@@ -86,16 +77,15 @@ def test_theorem_1_the_full_factorial_code_is_a_minimum():
 @pytest.mark.parametrize("loss", [imsvd, music], ids=["imsvd", "music"])
 def test_optimum_is_invariant_non_trivial_and_diverse(loss):
   """The claims of both papers: each failure costs at least 0.1 nats."""
-  code = full_factorial()
-  ideal = one_hot_logits(code)
+  ideal = one_hot_logits(CODE)
   minimum, _ = loss(ideal, ideal)
   np.testing.assert_allclose(minimum, -3 * LOG_B, rtol=1e-5)
 
-  rolled = one_hot_logits(np.roll(code, 1, axis=0))
-  soft = one_hot_logits(code, scale=1.0)
-  redundant = one_hot_logits(np.repeat(code[:, :1], M, axis=1))
-  half_used = one_hot_logits(code // 2)
-  collapsed = one_hot_logits(0 * code)
+  rolled = one_hot_logits(np.roll(CODE, 1, axis=0))
+  soft = one_hot_logits(CODE, scale=1.0)
+  redundant = one_hot_logits(np.repeat(CODE[:, :1], M, axis=1))
+  half_used = one_hot_logits(CODE // 2)
+  collapsed = one_hot_logits(0 * CODE)
   failures = dict(
     variant=(ideal, rolled),
     soft=(soft, soft),

@@ -9,8 +9,14 @@ from imsvd_jax.objectives import entropy, joint_probability, soft_discretize
 from tests.objectives import numpy_objectives as reference
 
 
-def random_embeddings(seed=0, shape=(6, 12)):
-  return np.random.default_rng(seed).normal(size=shape)
+def random_embeddings(seed=0):
+  return np.random.default_rng(seed).normal(size=(6, 12))
+
+
+@pytest.fixture
+def two_views():
+  """Soft variables of two views, float64."""
+  return [reference.softmax(random_embeddings(seed), 4, 1.0) for seed in (0, 1)]
 
 
 def test_soft_discretize_is_a_softmax_over_the_bins():
@@ -47,26 +53,17 @@ def test_float64_stays_float64():
     assert entropy(q, axis=-1).dtype == jnp.float64
 
 
-def test_joint_probability_equals_its_definition():
-  q1, q2 = (
-    reference.softmax(random_embeddings(seed), 4, 1.0) for seed in (0, 1)
-  )
-  p = joint_probability(
-    jnp.asarray(q1, jnp.float32), jnp.asarray(q2, jnp.float32)
-  )
+def test_joint_probability_equals_its_definition(two_views):
+  q1, q2 = two_views
+  p = joint_probability(*map(jnp.float32, two_views))
   assert p.shape == (3, 4, 3, 4)
   for m1, d1, m2, d2 in itertools.product(range(3), range(4), repeat=2):
     expected = np.mean(q1[:, m1, d1] * q2[:, m2, d2])
     np.testing.assert_allclose(p[m1, d1, m2, d2], expected, rtol=1e-5)
 
 
-def test_joint_probability_has_the_marginals():
-  q1, q2 = (
-    soft_discretize(
-      jnp.asarray(random_embeddings(seed), jnp.float32), num_bins=4
-    )
-    for seed in (0, 1)
-  )
+def test_joint_probability_has_the_marginals(two_views):
+  q1, q2 = map(jnp.float32, two_views)
   p = joint_probability(q1, q2)
   np.testing.assert_allclose(jnp.sum(p, axis=(1, 3)), 1.0, rtol=1e-5)
   marginal = jnp.broadcast_to(jnp.mean(q1, axis=0)[..., None], (3, 4, 3))
@@ -117,7 +114,6 @@ def test_wrong_arguments_raise(shape, arguments, message):
 
 
 def test_joint_probability_of_different_shapes_raises():
-  with pytest.raises(ValueError, match="expected both"):
-    joint_probability(jnp.ones((4, 2, 3)), jnp.ones((4, 3, 2)))
-  with pytest.raises(ValueError, match="expected both"):
-    joint_probability(jnp.ones((4, 6)), jnp.ones((4, 6)))
+  for shapes in (((4, 2, 3), (4, 3, 2)), ((4, 6), (4, 6))):
+    with pytest.raises(ValueError, match="expected both"):
+      joint_probability(*map(jnp.ones, shapes))

@@ -11,16 +11,15 @@ from imsvd_jax.objectives.superinfo import (
   kl_divergence,
   standard_noise,
 )
+from tests.objectives import idioms
 from tests.objectives import numpy_objectives as reference
 
 N, D = 8, 5
 
 
-def head_outputs(seed=0):
-  rng = np.random.default_rng(seed)
-  return [
-    jnp.asarray(rng.normal(size=(N, 2 * D)), jnp.float32) for _ in range(2)
-  ]
+def head_outputs():
+  zs = np.random.default_rng(0).normal(size=(2, N, 2 * D))
+  return list(jnp.asarray(zs, jnp.float32))
 
 
 def test_kl_equals_a_monte_carlo_estimate():
@@ -53,13 +52,8 @@ def test_kl_is_zero_only_for_equal_gaussians():
 def test_without_superfluous_terms_it_is_info_nce_of_the_samples():
   key = jax.random.key(3)
   zs = head_outputs()
-  loss, terms = superinfo_loss(
-    *zs,
-    key=key,
-    temperature=0.4,
-    superfluous_weight_1=0.0,
-    superfluous_weight_2=0.0,
-  )
+  off = {"superfluous_weight_1": 0.0, "superfluous_weight_2": 0.0}
+  loss, terms = superinfo_loss(*zs, key=key, temperature=0.4, **off)
   noise = standard_noise(key, 2, zs[0][:, :D])
   samples = [
     z[:, :D] + (np.log1p(np.exp(z[:, D:])) + 1e-3) * e
@@ -97,20 +91,15 @@ def test_noise_is_standard_normal_and_differs_everywhere():
 
 
 def test_noise_is_the_same_on_eight_devices():
-  P = jax.sharding.PartitionSpec
-  mesh = jax.make_mesh(
-    (8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
-  )
+  P, axis = idioms.P, idioms.AXIS
   key, like = jax.random.key(0), jnp.zeros((16, D))
-  draw = lambda key, like: standard_noise(key, 2, like, "data")
-  on_eight = jax.jit(
-    jax.shard_map(
-      draw,
-      mesh=mesh,
-      in_specs=(P(), P("data")),
-      out_specs=P(None, "data"),
-    )
-  )(key, like)
+  split = jax.shard_map(
+    lambda key, like: standard_noise(key, 2, like, axis),
+    mesh=idioms.mesh(),
+    in_specs=(P(), P(axis)),
+    out_specs=P(None, axis),
+  )
+  on_eight = jax.jit(split)(key, like)
   np.testing.assert_array_equal(on_eight, standard_noise(key, 2, like))
 
 

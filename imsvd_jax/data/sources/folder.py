@@ -22,7 +22,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Collection
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -35,54 +34,37 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
 _EVALUATION_NAMES = ("val", "validation", "valid", "test")
 
 
-class _Tree(NamedTuple):
-  """The images below a directory.
-
-  Attributes:
-    files: Paths relative to the directory, with "/", in a fixed order.
-    num_others: Number of visible files that are not images.
-  """
-
-  files: list[str]
-  num_others: int
-
-
 def make(settings: ConfigDict, split: str) -> source_lib.Source | None:
   """Returns one split of `data.path`; None if it has no evaluation part."""
   source_lib.reject_num_examples(settings)
   source_lib.check_encoded_channels(settings)
   root = _root(settings.path)
   train, evaluation = _parts(root, settings)
+  training_files = lambda: (
+    _walk(train) if train else _walk(root, excluded=evaluation)
+  )
   if split == settings.train_split:
-    return _training(settings, root, train, evaluation)
+    files, num_others = training_files()
+    remarks = _remarks(num_others)
+    others = _folders_beside(root, [train, *evaluation]) if train else []
+    if train and others:
+      remarks.append(
+        f"training uses only {os.path.basename(train)!r} and ignores the"
+        f" folders of images beside it: {', '.join(others)}"
+      )
+    return _source(settings, train or root, files, _classes(files), remarks)
   if not evaluation:
     return None
-  tree = _walk(evaluation[0])
-  classes = _classes(tree.files)
+  files, num_others = _walk(evaluation[0])
+  classes = _classes(files)
   if classes:
-    known = _classes(_training_tree(root, train, evaluation).files)
+    known = _classes(training_files()[0])
     classes = _training_classes(settings, known, classes)
-  return _source(settings, evaluation[0], tree, classes)
+  return _source(settings, evaluation[0], files, classes, _remarks(num_others))
 
 
-def _training(
-  settings: ConfigDict, root: str, train: str | None, evaluation: list[str]
-) -> source_lib.Source:
-  tree = _training_tree(root, train, evaluation)
-  others = _folders_beside(root, [train, *evaluation]) if train else []
-  remarks = []
-  if train and others:
-    remarks.append(
-      f"training uses only {os.path.basename(train)!r} and ignores the folders"
-      f" of images beside it: {', '.join(others)}"
-    )
-  return _source(settings, train or root, tree, _classes(tree.files), remarks)
-
-
-def _training_tree(
-  root: str, train: str | None, evaluation: list[str]
-) -> _Tree:
-  return _walk(train) if train else _walk(root, excluded=evaluation)
+def _remarks(num_others: int) -> list[str]:
+  return [f"{num_others} other files ignored"] if num_others else []
 
 
 def _root(path: str) -> str:
@@ -120,26 +102,19 @@ def _folders_beside(root: str, parts: list[str]) -> list[str]:
   return [
     name
     for name, path in paths.items()
-    if path not in parts and _walk(path, first_only=True).files
+    if path not in parts and _walk(path, first_only=True)[0]
   ]
 
 
 def _walk(
   top: str, excluded: Collection[str] = (), *, first_only: bool = False
-) -> _Tree:
-  """Returns the images below `top`.
+) -> tuple[list[str], int]:
+  """Returns the images below `top`, and how many visible files are no images.
 
-  Links are followed; a directory that contains itself is entered once. Names
-  that begin with a dot are skipped (macOS creates such files beside images), as
-  are unreadable directories.
-
-  Args:
-    top: The directory to search.
-    excluded: Directories not to enter.
-    first_only: Whether to stop at the first folder with images.
-
-  Raises:
-    UserError: `top` itself cannot be read.
+  Paths are relative to `top`, with "/", in a fixed order. Links are followed; a
+  directory that contains itself is entered once. Names that begin with a dot
+  are skipped (macOS creates such files beside images), as are unreadable
+  directories. `first_only` stops at the first folder with images.
   """
   remote = "://" in top
   entered = {os.path.realpath(top)}
@@ -168,7 +143,7 @@ def _walk(
       if remote or child not in entered:
         entered.add(child)
         pending.append(f"{folder}/{name}".lstrip("/"))
-  return _Tree(found, num_others)
+  return found, num_others
 
 
 @functools.cache  # Every split walks the tree.
@@ -178,10 +153,8 @@ def _warn_once(path: str, reason: str) -> None:
 
 def _list(path: str) -> tuple[list[str], list[str]]:
   """Returns the names of the visible files and folders in a directory."""
-  return _list_remote(path) if "://" in path else _list_local(path)
-
-
-def _list_local(path: str) -> tuple[list[str], list[str]]:
+  if "://" in path:
+    return _list_remote(path)
   files: list[str] = []
   folders: list[str] = []
   with os.scandir(path) as entries:
@@ -233,13 +206,10 @@ def _training_classes(
 def _source(
   settings: ConfigDict,
   top: str,
-  tree: _Tree,
+  files: list[str],
   classes: list[str],
-  remarks: Collection[str] = (),
+  remarks: list[str],
 ) -> source_lib.Source:
-  files = tree.files
-  if tree.num_others:
-    remarks = [f"{tree.num_others} other files ignored", *remarks]
   if not files:
     raise UserError(
       f"No images under {top!r}; expected files that end in"

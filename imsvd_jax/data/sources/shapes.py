@@ -21,19 +21,11 @@ from imsvd_jax.data import stateless
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 TEXTURES = ("solid", "stripes", "checks", "dots")
+_COLORS = ("red", "green", "blue")
 FACTORS = (
-  "shape",
-  "texture",
-  "foreground_red",
-  "foreground_green",
-  "foreground_blue",
-  "background_red",
-  "background_green",
-  "background_blue",
-  "x",
-  "y",
-  "size",
-  "rotation",
+  *("shape", "texture"),
+  *(f"{layer}_{c}" for layer in ("foreground", "background") for c in _COLORS),
+  *("x", "y", "size", "rotation"),
 )
 _SUPERSAMPLING = 3  # Samples per pixel along each side.
 _CHUNK_SAMPLES = 1 << 21  # Samples drawn at once, to stay in the cache.

@@ -6,8 +6,6 @@ i mod 10: every class occurs, and no image says anything about its label.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
@@ -36,7 +34,10 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source:
 
   images = None
   if source_lib.fits_in_memory(num_examples, size, channels):
-    images = _all_images(fetch, num_examples)
+    dataset = tf.data.Dataset.range(num_examples).map(
+      tf.autograph.experimental.do_not_convert(fetch)
+    )
+    images = execution.read_all(dataset, num_examples)
   return source_lib.Source(
     name="synthetic",
     num_examples=num_examples,
@@ -49,11 +50,3 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source:
     images=images,
     fetch=fetch,
   )
-
-
-@tf.autograph.experimental.do_not_convert
-def _all_images(
-  fetch: Callable[[tf.Tensor], tf.Tensor], num_examples: int
-) -> np.ndarray:
-  dataset = tf.data.Dataset.range(num_examples).map(fetch)
-  return execution.read_all(dataset, num_examples)

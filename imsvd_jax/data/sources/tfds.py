@@ -57,16 +57,14 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source:
   source_lib.reject_num_examples(settings)
   builder = _builder(settings)
   files = _Files(builder, split)
-  content = _content(builder, settings)
-  stream = source_lib.Stream(
-    files.train_stream, files.eval_stream, content.parse
-  )
+  parse, image_shape, labels = _content(builder, settings)
+  stream = source_lib.Stream(files.train_stream, files.eval_stream, parse)
   source = source_lib.Source(
     name=f"{settings.name} {split}",
     num_examples=files.num_examples,
-    num_classes=len(content.label_names),
-    label_names=content.label_names,
-    multi_label=content.multi_label,
+    num_classes=len(labels.names),
+    label_names=labels.names,
+    multi_label=labels.several,
     channels=settings.channels,
     interpolation=settings.interpolation,
     on_bad_image=settings.on_bad_image,
@@ -78,7 +76,7 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source:
   if files.num_bytes > MAX_BYTES_IN_MEMORY:
     return source
   records = stream.evaluate(0, source.num_examples)
-  return read_into_memory(source, stream, records, content.image_shape)
+  return read_into_memory(source, stream, records, image_shape)
 
 
 # --- Content of the data set --------------------------------------------------
@@ -125,55 +123,39 @@ class _Labels(NamedTuple):
   """The feature that labels the images.
 
   Attributes:
-    key: Its name.
+    key: Its name; empty if there are no labels.
     names: Names of the classes.
     several: Whether it is a list of classes.
     counted_key: Name of the list of those classes that are not to be ignored
       (VOC's "difficult" ones are), if there is one.
   """
 
-  key: str
-  names: tuple[str, ...]
+  key: str = ""
+  names: tuple[str, ...] = ()
   several: bool = False
-  counted_key: str | None = None
+  counted_key: str = ""
 
   def of(self, example: _Example) -> tf.Tensor:
     """Returns the label of an example, see `Source.labels`."""
     if not self.several:
       return tf.cast(example[self.key], tf.int32)
     present = _indicator(example[self.key], len(self.names))
-    if self.counted_key is None:
+    if not self.counted_key:
       return present
     counted = _indicator(example[self.counted_key], len(self.names))
     return tf.where(counted < present, -1, present)
 
 
-class _Content(NamedTuple):
-  """What the records of a data set hold.
-
-  Attributes:
-    parse: See `Stream`.
-    image_shape: Shape of every image; None where it differs.
-    label_names: Names of the classes; empty if there are no labels.
-    multi_label: Whether an image may have several classes.
-  """
-
-  parse: Callable[[tf.Tensor], _Example]
-  image_shape: tuple[int | None, ...]
-  label_names: tuple[str, ...]
-  multi_label: bool
-
-
-def _content(builder: Any, settings: ConfigDict) -> _Content:
-  """Returns what the records hold, and how to parse them."""
+def _content(
+  builder: Any, settings: ConfigDict
+) -> tuple[Callable[[tf.Tensor], _Example], tuple[int | None, ...], _Labels]:
+  """Returns `Stream.parse`, the shape of the images, and the labels."""
   import tensorflow_datasets as tfds
 
   features = builder.info.features
   image_key = _image_key(features, settings)
   labels = _find_labels(features)
-  keys = [image_key]
-  if labels is not None:
-    keys += [k for k in (labels.key, labels.counted_key) if k is not None]
+  keys = [image_key, *filter(None, (labels.key, labels.counted_key))]
   wanted = tfds.decode.PartialDecoding(dict.fromkeys(keys, True))
   wanted = wanted.extract_features(features)
   encoded = isinstance(features[image_key], tfds.features.Image)
@@ -182,21 +164,22 @@ def _content(builder: Any, settings: ConfigDict) -> _Content:
   def parse(serialized: tf.Tensor) -> _Example:
     example = wanted.deserialize_example(serialized, decoders=decoders)
     image = {"image": example[image_key]}
-    return image if labels is None else image | {"label": labels.of(example)}
+    return image | {"label": labels.of(example)} if labels.key else image
 
-  return _Content(
-    parse,
-    features[image_key].shape,
-    labels.names if labels else (),
-    labels.several if labels else False,
-  )
+  return parse, features[image_key].shape, labels
 
 
 def _image_key(features: Any, settings: ConfigDict) -> str:
   """Returns the key of the images; raises if they do not fit data.channels."""
   import tensorflow_datasets as tfds
 
-  key = _only_key(features, "image", _is_image)
+  def is_image(feature: Any) -> bool:
+    if isinstance(feature, tfds.features.Image):
+      return True
+    is_tensor = isinstance(feature, tfds.features.Tensor)
+    return is_tensor and len(feature.shape) == 3 and feature.dtype == np.uint8
+
+  key = _only_key(features, "image", is_image)
   if key is None:
     raise UserError(
       f"{settings.name!r} has no image: found {', '.join(features)}; expected"
@@ -212,7 +195,7 @@ def _image_key(features: Any, settings: ConfigDict) -> str:
   return key
 
 
-def _find_labels(features: Any) -> _Labels | None:
+def _find_labels(features: Any) -> _Labels:
   import tensorflow_datasets as tfds
 
   is_label = lambda feature: isinstance(feature, tfds.features.ClassLabel)
@@ -224,11 +207,11 @@ def _find_labels(features: Any) -> _Labels | None:
     return _Labels(key, tuple(features[key].names))
   key = _only_key(features, "labels", is_list)
   if key is None:
-    return None
+    return _Labels()
   names = tuple(features[key].feature.names)
   counted_key = f"{key}_no_difficult"
   if counted_key not in features:
-    return _Labels(key, names, several=True)
+    counted_key = ""
   return _Labels(key, names, several=True, counted_key=counted_key)
 
 
@@ -237,15 +220,6 @@ def _indicator(labels: tf.Tensor, num_classes: int) -> tf.Tensor:
   # A sum, because the maximum of no rows is the smallest integer.
   counts = tf.reduce_sum(tf.one_hot(labels, num_classes, dtype=tf.int32), 0)
   return tf.minimum(counts, 1)
-
-
-def _is_image(feature: Any) -> bool:
-  import tensorflow_datasets as tfds
-
-  if isinstance(feature, tfds.features.Image):
-    return True
-  is_tensor = isinstance(feature, tfds.features.Tensor)
-  return is_tensor and len(feature.shape) == 3 and feature.dtype == np.uint8
 
 
 def _only_key(
@@ -310,12 +284,7 @@ def read_into_memory(
 
 
 class _Files:
-  """The files of a split, and the records to read of each.
-
-  Attributes:
-    num_examples: Records in the split.
-    num_bytes: Approximate size of the records.
-  """
+  """The files of a split, and the records to read of each."""
 
   def __init__(self, builder: Any, split: str) -> None:
     instructions = _instructions(builder, split)
@@ -327,7 +296,7 @@ class _Files:
     everything = builder.info.splits
     num_bytes = sum(int(part.num_bytes) for part in everything.values())
     mean = num_bytes / max(1, everything.total_num_examples)
-    self.num_bytes = mean * self.num_examples
+    self.num_bytes = mean * self.num_examples  # Approximately.
 
   def eval_stream(self, first: int, last: int) -> tf.data.Dataset:
     """Returns records [first, last) in order: {"serialized", "index"}."""
@@ -335,26 +304,12 @@ class _Files:
     return self._pieces(order, first, last).flat_map(_read)
 
   def train_stream(
-    self,
-    key: tf.Tensor,
-    first_record: int,
-    process_index: int,
-    process_count: int,
+    self, key: tf.Tensor, skip: int, process_index: int, process_count: int
   ) -> tf.data.Dataset:
-    """Returns this process's records, epoch after epoch, without end.
-
-    Args:
-      key: Key of the order, uint64.
-      first_record: Number of this process's records to skip.
-      process_index: Which process this is.
-      process_count: Number of processes.
-
-    Returns:
-      Elements {"serialized", "index", "epoch"}.
-    """
+    """Returns this process's records without end, see `Stream.train`."""
     first = process_index * self.num_examples // process_count
     last = (process_index + 1) * self.num_examples // process_count
-    first_epoch, offset = divmod(first_record, last - first)
+    first_epoch, offset = divmod(skip, last - first)
 
     def groups_of(epoch: tf.Tensor) -> tf.data.Dataset:
       epoch_key = stateless.fold_in(key, epoch)
@@ -373,28 +328,17 @@ class _Files:
       )
       return _skip_records(groups, tf.where(epoch == first_epoch, offset, 0))
 
-    groups = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(
-      groups_of
-    )
+    epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
     # Parallel, so that the next group is opened before this one ends.
-    return groups.interleave(
-      _read_group,
-      cycle_length=1,
-      num_parallel_calls=1,
-      deterministic=True,
+    return epochs.flat_map(groups_of).interleave(
+      _read_group, cycle_length=1, num_parallel_calls=1, deterministic=True
     )
 
   def _pieces(self, order: tf.Tensor, first: int, last: int) -> tf.data.Dataset:
-    """Returns the pieces of files that hold records [first, last).
+    """Returns the pieces of files that hold records [first, last) of an order.
 
-    Args:
-      order: Order of the files.
-      first: First record, counted in that order.
-      last: The record after the last one.
-
-    Returns:
-      Elements {"file", "skip", "take", "index"}: the path, the number of
-      records to skip, the number to read, and the index of the first one read.
+    Elements are {"file", "skip", "take", "index"}: the path, the number of
+    records to skip, the number to read, and the index of the first one read.
     """
     takes = tf.gather(self._takes, order)
     starts = tf.cumsum(takes, exclusive=True)
