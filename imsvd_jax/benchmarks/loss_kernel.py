@@ -28,25 +28,16 @@ LossAndGradients = tuple[jax.Array, tuple[jax.Array, jax.Array]]
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """What to compute.
+  """What to compute."""
 
-  Attributes:
-    num_images: N, over all devices.
-    num_variables: M.
-    num_bins: b.
-    dtype: Of the embeddings; the loss computes in float32.
-    kernel: "auto", "plain" or "streamed".
-    precision: Of the matrix products, see objectives/joint_entropy.py.
-    devices: How many.
-  """
-
-  num_images: int
-  num_variables: int
-  num_bins: int
-  dtype: str = "float32"
-  kernel: str = "auto"
+  num_images: int  # N, over all devices.
+  num_variables: int  # M.
+  num_bins: int  # b.
+  dtype: str = "float32"  # Of the embeddings; the loss computes in float32.
+  kernel: str = "auto"  # "auto", "plain" or "streamed".
+  # Of the matrix products, see objectives/joint_entropy.py.
   precision: str = "auto"
-  devices: int = 1
+  devices: int = 1  # How many.
 
   @property
   def num_entries(self) -> int:
@@ -63,44 +54,30 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """One contender.
+  """One contender."""
 
-  Attributes:
-    name: "streamed", "plain", "PyTorch" or "floor".
-    seconds: For loss and gradient; None if it was not run.
-    cpu_seconds: Likewise, of all cores.
-    ratio: Time over that of the first contender, round by round.
-    cpu_ratio: The same of the CPU seconds.
-    floor_share: Time of the floor over its own.
-    temporary_bytes: Per device, from the compiled program.
-    flops: Per device, of matrix products, from the compiled program.
-    passes_flops: The same times the passes that their precision takes.
-    memory_bytes: Traffic of main memory, per device, from the program.
-    traffic_bytes: Payload of its collectives, per device.
-    largest_collective_bytes: Of the largest of them.
-    loss: The value.
-    loss_error: Relative to the reference.
-    gradient_error: Largest difference from the reference's gradient, over the
-      largest gradient.
-    note: Why it was not run, or how.
-  """
-
-  name: str
+  name: str  # "streamed", "plain", "PyTorch" or "floor".
+  # For loss and gradient; None if it was not run.
   seconds: timing.Spread | None = None
-  cpu_seconds: timing.Spread | None = None
+  cpu_seconds: timing.Spread | None = None  # Likewise, of all cores.
+  # Time over that of the first contender, round by round.
   ratio: timing.Spread | None = None
-  cpu_ratio: timing.Spread | None = None
-  floor_share: timing.Spread | None = None
-  temporary_bytes: float | None = None
+  cpu_ratio: timing.Spread | None = None  # The same of the CPU seconds.
+  floor_share: timing.Spread | None = None  # Time of the floor over its own.
+  temporary_bytes: float | None = None  # Per device, from the compiled program.
+  # Per device, of matrix products, from the compiled program.
   flops: float | None = None
+  # The same times the passes that their precision takes.
   passes_flops: float | None = None
+  # Traffic of main memory, per device, from the program.
   memory_bytes: float | None = None
-  traffic_bytes: float | None = None
-  largest_collective_bytes: float | None = None
-  loss: float | None = None
-  loss_error: float | None = None
+  traffic_bytes: float | None = None  # Payload of its collectives, per device.
+  largest_collective_bytes: float | None = None  # Of the largest of them.
+  loss: float | None = None  # The value.
+  loss_error: float | None = None  # Relative to the reference.
+  # Largest difference from the reference's gradient, over the largest gradient.
   gradient_error: float | None = None
-  note: str = ""
+  note: str = ""  # Why it was not run, or how.
 
 
 def check(problem: Problem) -> None:

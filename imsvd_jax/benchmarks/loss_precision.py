@@ -31,21 +31,15 @@ _MOST_ENTRIES = 16_384  # The float64 reference holds D x D matrices.
 
 @dataclasses.dataclass(frozen=True)
 class Error:
-  """The errors of one precision in one state of training.
+  """The errors of one precision in one state of training."""
 
-  Attributes:
-    precision: Of the products.
-    state: A key of SHARPNESS.
-    loss: Relative error of the off-diagonal term.
-    gradient: Error of its gradient with respect to the logits, as a share of
-      the gradient (both in the Euclidean norm).
-    uncentered: The gradient's error if the products take log Pc as it is.
-  """
-
-  precision: str
-  state: str
-  loss: float
+  precision: str  # Of the products.
+  state: str  # A key of SHARPNESS.
+  loss: float  # Relative error of the off-diagonal term.
+  # Error of its gradient with respect to the logits, as a share of the gradient
+  # (both in the Euclidean norm).
   gradient: float
+  # The gradient's error if the products take log Pc as it is.
   uncentered: float
 
 

@@ -48,44 +48,27 @@ _NUM_EXAMPLES = 1_000_000  # Only the schedule depends on it.
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """The costs of a step.
+  """The costs of a step."""
 
-  Attributes:
-    batch_size: Images per step over all devices.
-    devices: How many.
-    dtype: What the model computes in.
-    step: Seconds of a step.
-    images_per_second: At the step's median.
-    parts: Seconds of each part.
-    shares: Their medians over the step's; with "rest" they add up to one.
-    flops: Per device and step, of matrix products and convolutions.
-    flops_by_part: The same, by the part of the program.
-    bytes: Traffic of main memory per device and step, from the program, which
-      does not know how much of it caches serve.
-    matmul_ceiling: FLOP/s of products in the model's type, measured.
-    memory_ceiling: Bytes/s, measured.
-    matmul_share: FLOP/s of the step over the ceiling.
-    memory_share: Bytes/s of the step over the ceiling.
-    state_bytes: Weights, optimizer, targets, per device.
-    temporary_bytes: Activations, gradients and buffers, per device.
-  """
-
-  batch_size: int
-  devices: int
-  dtype: str
-  step: timing.Spread
-  images_per_second: float
-  parts: dict[str, timing.Spread]
+  batch_size: int  # Images per step over all devices.
+  devices: int  # How many.
+  dtype: str  # What the model computes in.
+  step: timing.Spread  # Seconds of a step.
+  images_per_second: float  # At the step's median.
+  parts: dict[str, timing.Spread]  # Seconds of each part.
+  # Their medians over the step's; with "rest" they add up to one.
   shares: dict[str, float]
-  flops: float
-  flops_by_part: dict[str, float]
+  flops: float  # Per device and step, of matrix products and convolutions.
+  flops_by_part: dict[str, float]  # The same, by the part of the program.
+  # Traffic of main memory per device and step, from the program, which does not
+  # know how much of it caches serve.
   bytes: float
-  matmul_ceiling: float
-  memory_ceiling: float
-  matmul_share: float
-  memory_share: float
-  state_bytes: float
-  temporary_bytes: float
+  matmul_ceiling: float  # FLOP/s of products in the model's type, measured.
+  memory_ceiling: float  # Bytes/s, measured.
+  matmul_share: float  # FLOP/s of the step over the ceiling.
+  memory_share: float  # Bytes/s of the step over the ceiling.
+  state_bytes: float  # Weights, optimizer, targets, per device.
+  temporary_bytes: float  # Activations, gradients and buffers, per device.
 
 
 def benchmark(

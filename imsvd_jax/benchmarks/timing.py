@@ -30,15 +30,11 @@ class Spread(NamedTuple):
 
 
 class Times(NamedTuple):
-  """The time of each round, per call.
+  """The time of each round, per call."""
 
-  Attributes:
-    seconds: By the clock.
-    cpu_seconds: Of all threads of this process; more reliable than the clock
-      if other programs share the cores.
-  """
-
-  seconds: list[float]
+  seconds: list[float]  # By the clock.
+  # Of all threads of this process; more reliable than the clock if other
+  # programs share the cores.
   cpu_seconds: list[float]
 
   def scaled(self, factor: float) -> "Times":

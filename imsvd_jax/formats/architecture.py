@@ -53,17 +53,12 @@ class Architecture:
 
 
 class Entry(NamedTuple):
-  """One tensor.
+  """One tensor."""
 
-  Attributes:
-    key: Its name in torch, with "backbone." or "projector." in front.
-    path: Where it is in our variables; None for torch's batch counters.
-    shape: Its shape in torch.
-  """
-
-  key: str
+  key: str  # Its name in torch, with "backbone." or "projector." in front.
+  # Where it is in our variables; None for torch's batch counters.
   path: tuple[str, ...] | None
-  shape: tuple[int, ...]
+  shape: tuple[int, ...]  # Its shape in torch.
 
 
 def _batch_norm(key: str, path: tuple[str, ...], size: int) -> Iterator[Entry]:

@@ -23,15 +23,10 @@ Classifier = Mapping[str, np.ndarray]
 
 
 class Written(NamedTuple):
-  """The files of an export.
+  """The files of an export."""
 
-  Attributes:
-    files: Paths, the weights or the program first.
-    note: One line that the user should know; may be empty.
-  """
-
-  files: list[str]
-  note: str
+  files: list[str]  # Paths, the weights or the program first.
+  note: str  # One line that the user should know; may be empty.
 
 
 def export_encoder(

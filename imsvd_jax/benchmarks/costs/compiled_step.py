@@ -38,25 +38,17 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Memory of one chip, bytes.
+  """Memory of one chip, bytes."""
 
-  Attributes:
-    parameters: Weights and running statistics, with those of an EMA target.
-    optimizer: Optimizer state.
-    batch: The chip's part of the batch.
-    temporaries: Activations, gradients and buffers. None if not compiled.
-    program: The compiled program. None if not compiled.
-    peak: All together, with the padding that the layouts need.
-    available: The part of the chip's memory that the compiler may use; None
-      for the CPU.
-  """
-
+  # Weights and running statistics, with those of an EMA target.
   parameters: float
-  optimizer: float
-  batch: float
+  optimizer: float  # Optimizer state.
+  batch: float  # The chip's part of the batch.
+  # Activations, gradients and buffers. None if not compiled.
   temporaries: float | None = None
-  program: float | None = None
-  peak: float = 0.0
+  program: float | None = None  # The compiled program. None if not compiled.
+  peak: float = 0.0  # All together, with the padding that the layouts need.
+  # The part of the chip's memory that the compiler may use; None for the CPU.
   available: float | None = None
 
   @property
@@ -67,36 +59,23 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class CollectiveSum:
-  """All collectives of one kind in one step.
+  """All collectives of one kind in one step."""
 
-  Attributes:
-    kind: "all-reduce", ...
-    count: How many run.
-    bytes: Their payload on each chip.
-    sent_bytes: The least that each chip must send for them.
-  """
-
-  kind: str
-  count: int
-  bytes: float
-  sent_bytes: float
+  kind: str  # "all-reduce", ...
+  count: int  # How many run.
+  bytes: float  # Their payload on each chip.
+  sent_bytes: float  # The least that each chip must send for them.
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """What one part of the step costs on one chip.
+  """What one part of the step costs on one chip."""
 
-  Attributes:
-    flops: Of matrix products and convolutions.
-    passes_flops: The same times the passes that their precision takes.
-    hbm_bytes: Traffic of main memory.
-    sent_bytes: Sent to other chips.
-  """
-
-  flops: float = 0.0
+  flops: float = 0.0  # Of matrix products and convolutions.
+  # The same times the passes that their precision takes.
   passes_flops: float = 0.0
-  hbm_bytes: float = 0.0
-  sent_bytes: float = 0.0
+  hbm_bytes: float = 0.0  # Traffic of main memory.
+  sent_bytes: float = 0.0  # Sent to other chips.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,29 +100,20 @@ class Bound:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """Costs of one train step, per chip.
+  """Costs of one train step, per chip."""
 
-  Attributes:
-    topology: The slice's name.
-    num_chips: Its size.
-    batch_size: Images per step over all chips.
-    compile_seconds: How long the compilation took.
-    memory: See Memory.
-    parts: By name, see PARTS. Empty if the step does not fit, like what
-      follows.
-    collectives: By kind.
-    unknown_loops: Loops whose trip count is unknown, counted as one trip.
-    bound: None without published numbers of the chip, as for the CPU.
-  """
-
-  topology: str
-  num_chips: int
-  batch_size: int
-  compile_seconds: float
-  memory: Memory
+  topology: str  # The slice's name.
+  num_chips: int  # Its size.
+  batch_size: int  # Images per step over all chips.
+  compile_seconds: float  # How long the compilation took.
+  memory: Memory  # See Memory.
+  # By name, see PARTS. Empty if the step does not fit, like what follows.
   parts: dict[str, Part] = dataclasses.field(default_factory=dict)
+  # By kind.
   collectives: list[CollectiveSum] = dataclasses.field(default_factory=list)
+  # Loops whose trip count is unknown, counted as one trip.
   unknown_loops: int = 0
+  # None without published numbers of the chip, as for the CPU.
   bound: Bound | None = None
 
   def total(self, field: str) -> float:

@@ -58,17 +58,11 @@ _FREE = {
 
 
 class Shape(NamedTuple):
-  """An array of a program.
+  """An array of a program."""
 
-  Attributes:
-    dtype: XLA's name, such as "bf16".
-    dims: Sizes.
-    space: Memory space: 0 is main memory.
-  """
-
-  dtype: str
-  dims: tuple[int, ...]
-  space: int = _MAIN_MEMORY
+  dtype: str  # XLA's name, such as "bf16".
+  dims: tuple[int, ...]  # Sizes.
+  space: int = _MAIN_MEMORY  # Memory space: 0 is main memory.
 
   @property
   def bytes(self) -> float:
@@ -95,23 +89,15 @@ class Instruction(NamedTuple):
 
 
 class Collective(NamedTuple):
-  """One collective of the program, and how often it runs.
+  """One collective of the program, and how often it runs."""
 
-  Attributes:
-    kind: One of COLLECTIVES.
-    bytes: Payload of one run: what a device brings to an all-reduce, a
-      reduce-scatter, an all-to-all or a permute, what it gets from an
-      all-gather.
-    group_size: How many devices take part in it together.
-    runs: How often it runs per execution of the program.
-    op_name: See `Instruction.op_name`.
-  """
-
-  kind: str
+  kind: str  # One of COLLECTIVES.
+  # Payload of one run: what a device brings to an all-reduce, a reduce-scatter,
+  # an all-to-all or a permute, what it gets from an all-gather.
   bytes: float
-  group_size: int
-  runs: int
-  op_name: str
+  group_size: int  # How many devices take part in it together.
+  runs: int  # How often it runs per execution of the program.
+  op_name: str  # See `Instruction.op_name`.
 
   @property
   def sent_bytes(self) -> float:
@@ -125,19 +111,12 @@ class Collective(NamedTuple):
 
 
 class Work(NamedTuple):
-  """The work of one instruction in all its runs.
+  """The work of one instruction in all its runs."""
 
-  Attributes:
-    op_name: See `Instruction.op_name`.
-    flops: Of matrix products and convolutions.
-    passes_flops: The same, times the passes that their precision takes.
-    bytes: Read from and written to main memory.
-  """
-
-  op_name: str
-  flops: float
-  passes_flops: float
-  bytes: float
+  op_name: str  # See `Instruction.op_name`.
+  flops: float  # Of matrix products and convolutions.
+  passes_flops: float  # The same, times the passes that their precision takes.
+  bytes: float  # Read from and written to main memory.
 
 
 class Program:

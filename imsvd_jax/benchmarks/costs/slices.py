@@ -17,18 +17,12 @@ EXAMPLES = "v5e:4x4, v4:2x2x4 or cpu:8"
 
 
 class Slice(NamedTuple):
-  """What a program is compiled for.
+  """What a program is compiled for."""
 
-  Attributes:
-    name: As in --topology.
-    chip: The kind of chip, None for the CPU.
-    shape: Chips along each dimension.
-    devices: As many as there are chips; the TPUs are descriptions only.
-  """
-
-  name: str
-  chip: Chip | None
-  shape: tuple[int, ...]
+  name: str  # As in --topology.
+  chip: Chip | None  # The kind of chip, None for the CPU.
+  shape: tuple[int, ...]  # Chips along each dimension.
+  # As many as there are chips; the TPUs are descriptions only.
   devices: list[Any]
 
 
