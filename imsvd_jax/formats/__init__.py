@@ -29,7 +29,7 @@ from imsvd_jax.formats.detectron2 import (
 from imsvd_jax.formats.loading_code import is_ready_made
 from imsvd_jax.formats.numpy_files import NUMPY, read_numpy
 from imsvd_jax.formats.safetensors_files import SAFETENSORS, read_safetensors
-from imsvd_jax.formats.timm import TIMM, to_timm
+from imsvd_jax.formats.timm import TIMM
 from imsvd_jax.formats.torch_files import TORCHVISION, read_torch
 from imsvd_jax.formats.torchvision import (
   Imported,
@@ -54,7 +54,6 @@ __all__ = [
   "is_ready_made",
   "read_file",
   "to_detectron2",
-  "to_timm",
   "to_torchvision",
   "write_file",
 ]

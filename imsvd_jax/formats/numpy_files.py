@@ -5,16 +5,16 @@ holds JSON.
 """
 
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.formats.architecture import architecture_of, flatten
+from imsvd_jax.formats.architecture import architecture_of
 from imsvd_jax.formats.torchvision import (
   Imported,
   check_values,
@@ -24,26 +24,23 @@ from imsvd_jax.formats.torchvision import (
 from imsvd_jax.formats.weight_format import Content, Format, Weights
 
 
-def write_numpy(
-  path: str | os.PathLike[str],
-  variables: Mapping[str, Any],
-  metadata: Mapping[str, Any],
-  classifier: Mapping[str, Any] | None = None,
-) -> None:
-  """Writes {"params", "batch_stats"}, and the classifier if there is one."""
+def _write(path: str, weights: Weights, metadata: Mapping[str, Any]) -> None:
+  check_variables(weights.variables, weights.architecture)
   arrays = {
     "/".join(leaf_path): np.asarray(leaf)
-    for leaf_path, leaf in flatten(variables).items()
+    for leaf_path, leaf in flatten_dict(weights.variables).items()
+    if leaf_path[0] in ("params", "batch_stats")
+    and (leaf_path[1] == "backbone" or weights.projector)
   }
-  for name, value in (classifier or {}).items():
+  for name, value in (weights.classifier or {}).items():
     arrays[f"classifier/{name}"] = np.asarray(value)
   arrays["metadata"] = np.array(json.dumps(dict(metadata)))
   with open(path, "wb") as file:  # Given a name, NumPy would append ".npz".
     np.savez(file, **arrays)
 
 
-def read_numpy(path: str | os.PathLike[str]) -> Imported:
-  """Reads what `write_numpy` wrote.
+def read_numpy(path: str) -> Imported:
+  """Reads the variables of a file that this package wrote.
 
   Raises:
     UserError: The file is damaged, contains Python objects, or its arrays are
@@ -79,9 +76,7 @@ def read_numpy(path: str | os.PathLike[str]) -> Imported:
   return Imported(variables, architecture, classifier or None, metadata)
 
 
-def _metadata(
-  path: str | os.PathLike[str], value: np.ndarray | None
-) -> dict[str, Any]:
+def _metadata(path: str, value: np.ndarray | None) -> dict[str, Any]:
   if value is None:
     return {}
   try:
@@ -94,19 +89,6 @@ def _metadata(
       " an object."
     )
   return metadata
-
-
-def _write(path: str, weights: Weights, metadata: Mapping[str, Any]) -> None:
-  check_variables(weights.variables, weights.architecture)
-  variables = {
-    kind: {
-      name: tree
-      for name, tree in weights.variables[kind].items()
-      if name == "backbone" or weights.projector
-    }
-    for kind in ("params", "batch_stats")
-  }
-  write_numpy(path, variables, metadata, weights.classifier)
 
 
 def _loading_code(content: Content) -> str:

@@ -1,7 +1,6 @@
 """State dicts in safetensors files: no torch, no pickle, metadata included."""
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from imsvd_jax.formats.weight_format import Format, Weights
 
 
 def write_safetensors(
-  path: str | os.PathLike[str],
+  path: str,
   state: Mapping[str, np.ndarray],
   metadata: Mapping[str, Any],
 ) -> None:
@@ -35,7 +34,7 @@ def write_safetensors(
 
 
 def read_safetensors(
-  path: str | os.PathLike[str],
+  path: str,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], tuple[str, ...]]:
   """Reads arrays by name, the metadata, and (), as nothing is left out.
 
@@ -56,7 +55,7 @@ def read_safetensors(
   return state, {key: _parse(value) for key, value in metadata.items()}, ()
 
 
-def _array(file: Any, key: str, path: str | os.PathLike[str]) -> np.ndarray:
+def _array(file: Any, key: str, path: str) -> np.ndarray:
   try:
     value = np.array(file.get_tensor(key))
   except (TypeError, AttributeError, KeyError) as error:

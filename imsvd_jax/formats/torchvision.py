@@ -6,11 +6,13 @@ projector the names are those of a torch module that has a `backbone` and a
 IMSVD, VICReg and Barlow Twins code writes them.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.formats.architecture import (
@@ -19,7 +21,6 @@ from imsvd_jax.formats.architecture import (
   Entry,
   architecture_of,
   entries,
-  flatten,
   infer_architecture,
 )
 
@@ -75,7 +76,7 @@ def to_torchvision(
     raise UserError(
       "These weights have no projector; export the backbone alone."
     )
-  leaves = flatten(variables)
+  leaves = flatten_dict(variables)
   state = {}
   for entry in entries(architecture):
     if entry.key.startswith("projector.") and not projector:
@@ -119,7 +120,7 @@ def from_torchvision(
   """
   names = _canonical_names(state)
   arrays = {name: np.asarray(state[key]) for name, key in names.items()}
-  shown = _Shown({name: spell(key) for name, key in names.items()}, spell)
+  shown = functools.partial(_shown, names, spell)
   classifier = _take_classifier(arrays, dtype)
   ignored = _take_loss_norm(arrays, names)
   architecture = architecture or infer_architecture(
@@ -149,7 +150,7 @@ def check_variables(
   Raises:
     UserError: Something is missing, unexpected or misshapen.
   """
-  leaves = flatten(variables)
+  leaves = flatten_dict(variables)
   found = {"/".join(path): np.shape(leaf) for path, leaf in leaves.items()}
   expected = {
     "/".join(entry.path): _our_shape(entry)
@@ -262,44 +263,38 @@ def listed(names: Iterable[str], limit: int = 8) -> str:
   return ", ".join(names[:limit]) + more
 
 
-class _Shown(dict[str, str]):
-  """Canonical name -> the file's name; missing ones in the file's style."""
-
-  def __init__(
-    self, names: Mapping[str, str], spell: Callable[[str], str]
-  ) -> None:
-    super().__init__(names)
-    self._spell = spell
-
-  def __missing__(self, name: str) -> str:
-    keys = self.values()
-    if not any("backbone." in key for key in keys):
-      name = name.removeprefix("backbone.")
-    if any(re.search(r"\.shortcut\.[01]\.", key) for key in keys):
-      name = name.replace(".downsample.", ".shortcut.")
-    if any(key.startswith("module.") for key in keys):
-      name = f"module.{name}"
-    return self._spell(name)
+def _shown(
+  names: Mapping[str, str], spell: Callable[[str], str], name: str
+) -> str:
+  """Returns the file's name for a canonical one, or one in the file's style."""
+  if name in names:
+    return spell(names[name])
+  keys = names.values()
+  if not any("backbone." in key for key in keys):
+    name = name.removeprefix("backbone.")
+  if any(re.search(r"\.shortcut\.[01]\.", key) for key in keys):
+    name = name.replace(".downsample.", ".shortcut.")
+  if any(key.startswith("module.") for key in keys):
+    name = f"module.{name}"
+  return spell(name)
 
 
 def _check(
   found: Mapping[str, tuple[int, ...]],
   expected: Mapping[str, tuple[int, ...]],
   architecture: Architecture,
-  shown: Mapping[str, str] | None = None,
+  shown: Callable[[str], str] = str,
 ) -> None:
   """Raises UserError that names all missing, unexpected, misshapen arrays."""
-  if shown is None:
-    shown = {name: name for name in (*found, *expected)}
   problems = []
-  missing = [shown[key] for key in expected if key not in found]
+  missing = [shown(key) for key in expected if key not in found]
   if missing:
     problems.append(f"missing {listed(missing)}")
-  unexpected = [shown[key] for key in found if key not in expected]
+  unexpected = [shown(key) for key in found if key not in expected]
   if unexpected:
     problems.append(f"unexpected {listed(unexpected)}")
   misshapen = [
-    f"{shown[key]} is {list(found[key])} instead of {list(shape)}"
+    f"{shown(key)} is {list(found[key])} instead of {list(shape)}"
     for key, shape in expected.items()
     if key in found and tuple(found[key]) != shape
   ]
@@ -313,25 +308,24 @@ def _check(
 
 
 def check_values(
-  arrays: Mapping[str, np.ndarray], names: Mapping[str, str] | None = None
+  arrays: Mapping[str, np.ndarray], shown: Callable[[str], str] = str
 ) -> None:
   """Raises UserError for values that a trained network cannot have.
 
   Args:
     arrays: By name.
-    names: By key: the name that the message shows.
+    shown: Converts a name to the one that the message shows.
   """
   for name, value in arrays.items():
     if name.endswith(NUM_BATCHES):
       continue
-    shown = names[name] if names else name
     if not np.issubdtype(value.dtype, np.floating):
       raise UserError(
-        f"{shown} holds {value.dtype} values; expected floating point (a "
+        f"{shown(name)} holds {value.dtype} values; expected floating point (a "
         "quantized network cannot be imported)."
       )
     if not np.isfinite(value).all():
       raise UserError(
-        f"{shown} holds values that are not finite: the file is damaged or "
-        "the training diverged."
+        f"{shown(name)} holds values that are not finite: the file is damaged "
+        "or the training diverged."
       )

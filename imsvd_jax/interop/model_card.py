@@ -76,8 +76,8 @@ def model_card(
   Args:
     file_name: Of the exported file.
     metadata: What the file says about itself.
-    loading: How to load the file elsewhere.
-    language: Of `loading`: "python" or "yaml".
+    loading: Code in `language` that loads the file elsewhere.
+    language: "python" or "yaml".
     again: Whether `load_encoder` reads the file.
   """
   size = metadata["input_size"]
