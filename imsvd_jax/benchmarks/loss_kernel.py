@@ -82,12 +82,8 @@ class Result:
 
 def check(problem: Problem) -> None:
   """Raises UserError for a problem that cannot be computed."""
-  for field, least in (
-    ("num_images", 2),
-    ("num_variables", 1),
-    ("num_bins", 2),
-    ("devices", 1),
-  ):
+  limits = {"num_images": 2, "num_variables": 1, "num_bins": 2, "devices": 1}
+  for field, least in limits.items():
     value = getattr(problem, field)
     if value < least:
       raise UserError(f"--{field}={value}; expected at least {least}.")
@@ -109,7 +105,6 @@ def benchmark(problem: Problem, *, rounds: int, alternatives: bool) -> Findings:
 
 def benchmark_on(topology: str, problem: Problem) -> Findings:
   """Compiles for a slice of chips; see `compile_for`."""
-  check(problem)
   slices.compile_only(topology)
   slice_ = slices.get_slice(topology)
   about = machine.describe(list(slice_.devices))
@@ -125,18 +120,11 @@ def measure(
 ) -> list[Result]:
   """Races the problem's kernel with the alternatives and the floor.
 
-  Args:
-    problem: From the command line.
-    rounds: Measured runs of each contender.
-    alternatives: Whether to run the other kernel and PyTorch too.
+  The alternatives are the other kernel and PyTorch.
 
   Returns:
     The problem's own kernel first, the floor last.
-
-  Raises:
-    UserError: The problem cannot be computed.
   """
-  check(problem)
   used = machine.devices(problem.devices)
   mesh = make_mesh(used)
   views = _embeddings(problem, mesh)
@@ -150,7 +138,7 @@ def measure(
   results: dict[str, Result] = {}
   runs: dict[str, Callable[[], Any]] = {}
   for name in names:
-    results[name], program = _compile(problem, name, mesh, views)
+    results[name], program = _compile(problem, name, mesh)
     reason = _too_large(results[name].temporary_bytes, free)
     if reason:
       results[name] = dataclasses.replace(results[name], note=reason)
@@ -182,32 +170,23 @@ def measure(
 def compile_for(problem: Problem, slice_: slices.Slice) -> list[Result]:
   """Compiles both kernels for a slice of chips; nothing runs.
 
-  Args:
-    problem: Its `devices` do not count.
-    slice_: From `costs.slices.get_slice`.
-
   Returns:
-    The streamed kernel on one chip, and both kernels on the whole slice.
+    The streamed kernel on one chip, and both kernels on the whole slice, all
+    of whose chips are used (`problem.devices` does not count).
 
   Raises:
-    UserError: The batch does not divide over the chips.
+    UserError: The problem cannot be computed.
   """
   chips = len(slice_.devices)
   problem = dataclasses.replace(problem, devices=chips)
   check(problem)
   results = []
   for kernel, count in (("streamed", 1), ("streamed", chips), ("plain", chips)):
-    mesh = make_mesh(list(slice_.devices[:count]))
-    view = jax.ShapeDtypeStruct(
-      (problem.num_images, problem.num_entries),
-      DTYPES[problem.dtype],
-      sharding=batch_sharded(mesh),
-    )
     console.print_line(f"Compiling the {kernel} kernel for {count} chip(s).")
-    result, _ = _compile(problem, kernel, mesh, [view, view])
-    results.append(
-      dataclasses.replace(result, name=f"{kernel}, {count} chip(s)")
-    )
+    mesh = make_mesh(list(slice_.devices[:count]))
+    result, _ = _compile(problem, kernel, mesh)
+    name = f"{kernel}, {count} chip(s)"
+    results.append(dataclasses.replace(result, name=name))
   return results
 
 
@@ -247,39 +226,7 @@ def loss_and_gradient(
   return run
 
 
-def _compile(
-  problem: Problem, kernel: str, mesh: Mesh, views: Sequence[Any]
-) -> tuple[Result, Callable[..., LossAndGradients]]:
-  """Returns a kernel's costs, and its program."""
-  run = loss_and_gradient(problem, kernel, mesh)
-  program = jax.jit(run).lower(*views).compile()
-  counted = program
-  if mesh.devices.flat[0].platform == "gpu":
-    # On a GPU, products are calls of a library, whose FLOP the text hides.
-    counted = _compiled_for_cpu(problem, kernel)
-  costs = hlo.Program(counted.as_text()) if counted else None
-  result = Result(
-    kernel, temporary_bytes=program.memory_analysis().temp_size_in_bytes
-  )
-  if costs:
-    moved, work = costs.collectives(), costs.work()
-    result = dataclasses.replace(
-      result,
-      flops=sum(one.flops for one in work),
-      passes_flops=sum(one.passes_flops for one in work),
-      memory_bytes=sum(one.bytes for one in work),
-      traffic_bytes=sum(c.runs * c.bytes for c in moved),
-      largest_collective_bytes=max((c.bytes for c in moved), default=0.0),
-    )
-  return result, program
-
-
-def _compiled_for_cpu(problem: Problem, kernel: str) -> Any:
-  """Returns the program for as many CPU devices; None if there are fewer."""
-  found = jax.devices("cpu")
-  if len(found) < problem.devices:
-    return None
-  mesh = make_mesh(found[: problem.devices])
+def _program(problem: Problem, kernel: str, mesh: Mesh) -> Any:
   view = jax.ShapeDtypeStruct(
     (problem.num_images, problem.num_entries),
     DTYPES[problem.dtype],
@@ -287,6 +234,32 @@ def _compiled_for_cpu(problem: Problem, kernel: str) -> Any:
   )
   run = loss_and_gradient(problem, kernel, mesh)
   return jax.jit(run).lower(view, view).compile()
+
+
+def _compile(
+  problem: Problem, kernel: str, mesh: Mesh
+) -> tuple[Result, Callable[..., LossAndGradients]]:
+  """Returns a kernel's costs, and its program."""
+  counted = program = _program(problem, kernel, mesh)
+  temporary_bytes = program.memory_analysis().temp_size_in_bytes
+  if mesh.devices.flat[0].platform == "gpu":
+    # On a GPU, products are calls of a library, whose FLOP the text hides.
+    cpus = jax.devices("cpu")[: problem.devices]
+    if len(cpus) < problem.devices:
+      return Result(kernel, temporary_bytes=temporary_bytes), program
+    counted = _program(problem, kernel, make_mesh(cpus))
+  costs = hlo.Program(counted.as_text())
+  moved, work = costs.collectives(), costs.work()
+  result = Result(
+    kernel,
+    temporary_bytes=temporary_bytes,
+    flops=sum(one.flops for one in work),
+    passes_flops=sum(one.passes_flops for one in work),
+    memory_bytes=sum(one.bytes for one in work),
+    traffic_bytes=sum(c.runs * c.bytes for c in moved),
+    largest_collective_bytes=max((c.bytes for c in moved), default=0.0),
+  )
+  return result, program
 
 
 def _torch(
@@ -304,11 +277,8 @@ def _torch(
   if reason:
     return dataclasses.replace(result, note=reason), None
   z1, z2 = (np.asarray(z, np.float32) for z in views)
-  run = torch_formula.TorchFormula(
-    z1,
-    z2,
-    problem.num_bins,
-    on_gpu=device.platform == "gpu",
+  run = torch_formula.loss_and_gradients(
+    z1, z2, problem.num_bins, on_gpu=device.platform == "gpu"
   )
   note = "eager, one device, D x D in memory"
   return dataclasses.replace(result, note=note), run
@@ -336,17 +306,16 @@ def _compared(
     result = dataclasses.replace(results[name], loss=float(loss))
     if reference is not None and name != "plain":
       value = float(reference[0])
-      error = gradient_error(gradients, reference[1])
       result = dataclasses.replace(
         result,
         loss_error=abs(float(loss) - value) / abs(value),
-        gradient_error=error,
+        gradient_error=_gradient_error(gradients, reference[1]),
       )
     compared[name] = result
   return compared
 
 
-def gradient_error(gradients: Any, reference: Any) -> float:
+def _gradient_error(gradients: Any, reference: Any) -> float:
   """Returns the largest difference over the largest entry."""
   pairs = [
     (np.asarray(g, np.float64), np.asarray(r, np.float64))

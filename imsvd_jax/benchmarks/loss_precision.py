@@ -7,6 +7,7 @@ them exactly. Hardware does the same, up to the order of its sums.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,10 +56,6 @@ def _tf32(x: jax.Array) -> jax.Array:
   return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=10)
 
 
-def _one_pass(rounded: Callable[[jax.Array], jax.Array]) -> Dot:
-  return lambda x, y: _exact(rounded(x), rounded(y))
-
-
 def _three_passes(x: jax.Array, y: jax.Array) -> jax.Array:
   """Takes each operand as a sum of two bfloat16; omits the least product."""
   (x1, x2), (y1, y2) = _halves(x), _halves(y)
@@ -74,8 +71,8 @@ def _halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 EMULATED: dict[str, Dot] = {
   "float32": _exact,
   "bfloat16_3x": _three_passes,
-  "tensorfloat32": _one_pass(_tf32),
-  "bfloat16": _one_pass(_bfloat16),
+  "tensorfloat32": lambda x, y: _exact(_tf32(x), _tf32(y)),
+  "bfloat16": lambda x, y: _exact(_bfloat16(x), _bfloat16(y)),
 }
 
 _PRESETS = {
@@ -90,8 +87,10 @@ def products(platform: str) -> dict[str, Dot]:
   """Returns the products by precision: a device's own, or a CPU's emulation."""
   if platform == "cpu":
     return EMULATED
-  by_preset = lambda preset: lambda x, y: jax.lax.dot(x, y, precision=preset)
-  return {name: by_preset(preset) for name, preset in _PRESETS.items()}
+  return {
+    name: functools.partial(jax.lax.dot, precision=preset)
+    for name, preset in _PRESETS.items()
+  }
 
 
 def benchmark(problem: Problem) -> Findings:
@@ -107,9 +106,6 @@ def measure(problem: Problem) -> list[Error]:
   """Returns the error of every precision in every state of training.
 
   Precisions that the device does not support are left out.
-
-  Args:
-    problem: Its sizes.
 
   Raises:
     UserError: The problem is too large for its float64 reference.
@@ -141,8 +137,9 @@ def _error(
   exact: tuple[float, list[np.ndarray]],
 ) -> tuple[float, float, float]:
   """Returns an Error's numbers: loss, gradient, uncentered."""
-  value, gradients = jax.jit(term, static_argnums=(2, 3))(*logits, dot, True)
-  _, uncentered = jax.jit(term, static_argnums=(2, 3))(*logits, dot, False)
+  run = jax.jit(term, static_argnums=(2, 3))
+  value, gradients = run(*logits, dot, True)
+  _, uncentered = run(*logits, dot, False)
   return (
     abs(float(value) - exact[0]) / abs(exact[0]),
     _distance(gradients, exact[1]),

@@ -74,13 +74,9 @@ class Result:
 def benchmark(
   config: ConfigDict, *, name: str, devices: int, rounds: int
 ) -> Findings:
-  """Measures on this machine; see `measure`.
+  """Measures the recipe called `name` on this machine; see `measure`.
 
-  Args:
-    config: A recipe.
-    name: The recipe's, for the text.
-    devices: How many to split the batch over; 0 takes all.
-    rounds: Measured runs of each part.
+  The batch is split over as many devices; 0 takes all.
   """
   if devices:
     cpu_devices.make(devices)
@@ -95,11 +91,6 @@ def measure(
 ) -> Result:
   """Times the config's step and its parts on random images.
 
-  Args:
-    config: A recipe.
-    used: Devices to split the batch over.
-    rounds: Measured runs of each.
-
   Raises:
     UserError: The config contradicts itself, or its batch does not divide.
   """
@@ -107,30 +98,28 @@ def measure(
   experiment = experiment_lib.build(config, _NUM_EXAMPLES)
   mesh = make_mesh(used)
   state = _state(experiment, mesh)
-  batch = random_batch(config, mesh)
+  batch = _random_batch(config, mesh)
 
   console.print_line("Compiling the step.")
   train_step = step_lib.jit_train_step(experiment, replicated(mesh))
   compiled = train_step.lower(state, batch).compile()
   runs: dict[str, Callable[[], Any]] = {
-    "step": _Steps(compiled, state, batch),
+    "step": _steps(compiled, state, batch),
     **_parts(experiment, mesh, batch),
   }
   device, dtype = used[0], config.model.dtype
-  limits = {
-    "matmul": ceilings.matmul(device, jnp.dtype(dtype)),
-    "memory": ceilings.memory(device),
-  }
-  runs |= {name: limit.run for name, limit in limits.items()}
+  limits = ceilings.ceilings(device, jnp.dtype(dtype))
+  runs |= {name: run for name, (run, _) in limits.items()}
   console.print_line(f"Compiling its parts: {', '.join(list(runs)[1:])}.")
   times = timing.race(runs, rounds=rounds)
 
-  best = {n: limits[n].amount / min(times[n].seconds) for n in limits}
+  best = {n: limits[n][1] / min(times[n].seconds) for n in limits}
   both = times.pop("both")
   times["backward"] = both.minus(times["forward"])
   spreads = {name: timing.Spread.of(t.seconds) for name, t in times.items()}
   step = spreads["step"]
   parts = {name: spreads[name] for name in PARTS if name in spreads}
+  shares = {name: part.median / step.median for name, part in parts.items()}
   flops, moved = _costs(compiled, config, used)
   stats = compiled.memory_analysis()
   return Result(
@@ -140,7 +129,7 @@ def measure(
     step=step,
     images_per_second=config.batch_size / step.median,
     parts=parts,
-    shares=_shares(parts, step.median),
+    shares={**shares, "rest": 1 - sum(shares.values())},
     flops=sum(flops.values()),
     flops_by_part=flops,
     bytes=moved,
@@ -153,28 +142,25 @@ def measure(
   )
 
 
-class _Steps:
-  """Takes one training step after another; the state is donated."""
+def _steps(
+  compiled: Callable[..., Any], state: TrainState, batch: Any
+) -> Callable[[], Any]:
+  """Returns a function that takes the next step; the state is donated."""
 
-  def __init__(
-    self, compiled: Callable[..., Any], state: TrainState, batch: Any
-  ) -> None:
-    self._compiled, self._state, self._batch = compiled, state, batch
-
-  def __call__(self) -> Any:
-    self._state, metrics = self._compiled(self._state, self._batch)
+  def step() -> Any:
+    nonlocal state
+    state, metrics = compiled(state, batch)
     return metrics
+
+  return step
 
 
 def _state(experiment: experiment_lib.Experiment, mesh: Mesh) -> TrainState:
-  init = jax.jit(
-    lambda: step_lib.init_state(experiment),
-    out_shardings=replicated(mesh),
-  )
-  return init()
+  init = lambda: step_lib.init_state(experiment)
+  return jax.jit(init, out_shardings=replicated(mesh))()
 
 
-def random_batch(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+def _random_batch(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
   """Returns a batch of random pixels, on the devices."""
   rng = np.random.default_rng(0)
   shapes = experiment_lib.abstract_batch(config)
@@ -255,11 +241,6 @@ def _in_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
       return function(*arguments)
 
   return traced
-
-
-def _shares(parts: dict[str, timing.Spread], step: float) -> dict[str, float]:
-  shares = {name: value.median / step for name, value in parts.items()}
-  return {**shares, "rest": 1 - sum(shares.values())}
 
 
 def _costs(

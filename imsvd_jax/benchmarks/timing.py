@@ -49,23 +49,15 @@ class Times(NamedTuple):
     )
 
   def ratio(self, other: "Times", *, cpu: bool = False) -> Spread:
-    """Returns these times over another's, round by round.
-
-    Args:
-      other: A contender of the same race.
-      cpu: Of the CPU seconds instead of the clock's.
-    """
-    mine, others = (
-      (times.cpu_seconds if cpu else times.seconds) for times in (self, other)
-    )
-    return Spread.of([a / b for a, b in zip(mine, others, strict=True)])
+    """Returns the times (or CPU times) over another's, round by round."""
+    pairs = zip(self[cpu], other[cpu], strict=True)
+    return Spread.of([a / b for a, b in pairs])
 
 
 def race(
   runs: Mapping[str, Callable[[], Any]],
   *,
   rounds: int,
-  warmup: int = 1,
   report: Callable[[str], None] = console.print_line,
 ) -> dict[str, Times]:
   """Times contenders round by round, each once per round.
@@ -74,10 +66,9 @@ def race(
     runs: By name: functions that start the work and return its arrays; the
       race waits for these.
     rounds: Measured rounds.
-    warmup: Calls of each contender before them, at least one.
     report: Takes a progress line every few seconds.
   """
-  calls = {name: _warm_up(run, warmup) for name, run in runs.items()}
+  calls = {name: _warm_up(run) for name, run in runs.items()}
   times = {name: Times([], []) for name in runs}
   start = last = time.monotonic()
   for number in range(1, rounds + 1):
@@ -95,13 +86,11 @@ def race(
   return times
 
 
-def _warm_up(run: Callable[[], Any], count: int) -> int:
+def _warm_up(run: Callable[[], Any]) -> int:
   """Compiles; returns the number of calls in a sample."""
-  for _ in range(max(count, 1)):
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    seconds = time.perf_counter() - start
-  if seconds >= 1:  # Even if most of it was compilation.
+  start = time.perf_counter()
+  jax.block_until_ready(run())
+  if time.perf_counter() - start >= 1:  # Even if most of it was compilation.
     return 1
   seconds, _ = _sample(run, 1)
   if seconds >= _SAMPLE_SECONDS:

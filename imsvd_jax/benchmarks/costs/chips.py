@@ -50,11 +50,7 @@ def links_per_chip(chip: Chip, shape: tuple[int, ...]) -> float:
   """Returns how many links a chip of a slice has, on average.
 
   A dimension of n chips has n - 1 links, or n where it is closed to a ring;
-  every link has two ends.
-
-  Args:
-    chip: Kind of chip.
-    shape: The slice's size in each dimension.
+  every link has two ends. `shape` is the slice's size in each dimension.
   """
   total = 0.0
   for size in shape:

@@ -1,5 +1,6 @@
 """Compiles the real train step of a config for a slice and reads its costs."""
 
+import collections
 import dataclasses
 import re
 import time
@@ -33,6 +34,9 @@ PARTS = (
   "diagnostics",
 )
 OTHER = "other"
+# The search ends when the smallest batch known not to fit is within this share
+# of the largest known to.
+_TOLERANCE = 1 / 32
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -57,17 +61,17 @@ class Memory:
     return self.available is None or self.peak <= self.available
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class CollectiveSum:
   """All collectives of one kind in one step."""
 
   kind: str  # "all-reduce", ...
-  count: int  # How many run.
-  bytes: float  # Their payload on each chip.
-  sent_bytes: float  # The least that each chip must send for them.
+  count: int = 0  # How many run.
+  bytes: float = 0.0  # Their payload on each chip.
+  sent_bytes: float = 0.0  # The least that each chip must send for them.
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Part:
   """What one part of the step costs on one chip."""
 
@@ -129,10 +133,8 @@ class Report:
 def measure(config: ConfigDict, slice_: Slice, num_examples: int) -> Report:
   """Compiles the train step of a config and returns what it costs.
 
-  Args:
-    config: A recipe; its batch_size is the batch over all chips.
-    slice_: From `get_slice`.
-    num_examples: Images per epoch (only the schedule depends on it).
+  Its batch_size is the batch over all chips. Only the schedule depends on
+  `num_examples`, the images per epoch.
 
   Raises:
     UserError: The config contradicts itself, or its batch does not divide.
@@ -200,28 +202,20 @@ def _sums(
   program: hlo.Program,
 ) -> tuple[dict[str, Part], list[CollectiveSum]]:
   """Adds up a program's work by part, and its collectives by kind."""
-  parts: dict[str, Part] = {}
+  parts: dict[str, Part] = collections.defaultdict(Part)
   for work in program.work():
-    name = part_of(work.op_name)
-    old = parts.get(name, Part())
-    parts[name] = dataclasses.replace(
-      old,
-      flops=old.flops + work.flops,
-      passes_flops=old.passes_flops + work.passes_flops,
-      hbm_bytes=old.hbm_bytes + work.bytes,
-    )
+    part = parts[part_of(work.op_name)]
+    part.flops += work.flops
+    part.passes_flops += work.passes_flops
+    part.hbm_bytes += work.bytes
   kinds: dict[str, CollectiveSum] = {}
   for one in program.collectives():
-    name, sent = part_of(one.op_name), one.runs * one.sent_bytes
-    old = parts.get(name, Part())
-    parts[name] = dataclasses.replace(old, sent_bytes=old.sent_bytes + sent)
-    total = kinds.get(one.kind, CollectiveSum(one.kind, 0, 0.0, 0.0))
-    kinds[one.kind] = CollectiveSum(
-      one.kind,
-      total.count + one.runs,
-      total.bytes + one.runs * one.bytes,
-      total.sent_bytes + sent,
-    )
+    sent = one.runs * one.sent_bytes
+    parts[part_of(one.op_name)].sent_bytes += sent
+    total = kinds.setdefault(one.kind, CollectiveSum(one.kind))
+    total.count += one.runs
+    total.bytes += one.runs * one.bytes
+    total.sent_bytes += sent
   order = [*PARTS, OTHER]
   parts = {name: parts[name] for name in order if name in parts}
   return parts, [kinds[kind] for kind in sorted(kinds)]
@@ -296,35 +290,26 @@ def _out_of_memory(error: Exception) -> tuple[float, float]:
 
 
 def largest_batch(
-  measure_batch: Callable[[int], Memory],
-  *,
-  start: int,
-  unit: int,
-  tolerance: float = 1 / 32,
+  measure_batch: Callable[[int], Memory], *, start: int, unit: int
 ) -> int:
-  """Returns the largest batch that fits, to within a tolerance.
+  """Returns the largest batch that fits, to within _TOLERANCE.
 
   Memory grows about linearly with the batch, so a few compilations find it.
 
   Args:
-    measure_batch: From a batch size to the memory that it needs.
+    measure_batch: From a batch size to the memory that it needs of a chip.
     start: Where to begin.
     unit: Batches are multiples of it.
-    tolerance: Stop when the smallest batch known not to fit is within this
-      share of the largest known to.
 
   Raises:
-    UserError: Not even one unit fits, or nothing limits the batch.
+    UserError: Not even one unit fits.
   """
   fits, too_large = 0, None
   needs: dict[int, float] = {}
   batch = max(unit, start // unit * unit)
   while True:
     memory = measure_batch(batch)
-    if memory.available is None:
-      raise UserError(
-        "--find_batch needs a chip with a known memory; the CPU has none."
-      )
+    assert memory.available is not None  # It is a chip's.
     needs[batch] = memory.peak
     if memory.fits:
       fits = batch
@@ -335,8 +320,9 @@ def largest_batch(
         f"Not even a batch of {unit} fits: it needs"
         f" {memory.peak / 2**30:.2f} GiB of {memory.available / 2**30:.2f}."
       )
-    gap = unit if too_large is None else too_large - fits
-    if too_large is not None and gap <= max(unit, tolerance * fits):
+    if too_large is not None and too_large - fits <= max(
+      unit, _TOLERANCE * fits
+    ):
       return fits
     fixed = memory.parameters + memory.optimizer
     guess = _predict(needs, memory.available, fixed) // unit * unit

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 NUM_EXAMPLES = 1437
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None,
-  reason="needs libtpu: pip install 'imsvd_jax[tpu]'",
+  reason='needs libtpu: pip install -e ".[tpu]"',
 )
 
 
@@ -276,7 +276,7 @@ def test_a_wrong_topology_is_one_clear_line(name, message):
 
 def test_without_the_tpu_compiler_it_says_how_to_install_it(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(UserError, match=r"pip install 'imsvd_jax\[tpu\]'"):
+  with pytest.raises(UserError, match=r'pip install -e "\.\[tpu\]"'):
     slices.get_slice("v5e:4x4")
 
 
