@@ -52,7 +52,7 @@ class Problem:
     return choose_kernel(self.num_images, self.num_entries, self.devices)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Result:
   """One contender."""
 
@@ -139,18 +139,14 @@ def measure(
   runs: dict[str, Callable[[], Any]] = {}
   for name in names:
     results[name], program = _compile(problem, name, mesh)
-    reason = _too_large(results[name].temporary_bytes, free)
-    if reason:
-      results[name] = dataclasses.replace(results[name], note=reason)
-    else:
+    results[name].note = _too_large(results[name].temporary_bytes, free)
+    if not results[name].note:
       runs[name] = functools.partial(program, *views)
   if alternatives:
     results["PyTorch"], run = _torch(problem, views, used[0], free)
     if run:
       runs["PyTorch"] = run
-  answers = {name: run() for name, run in runs.items()}
-  results |= _compared(results, answers)
-  del answers
+  _compare(results, {name: run() for name, run in runs.items()})
 
   run, scale = floor.products(
     problem.num_images, problem.num_entries, mesh, _floor_precision(problem)
@@ -161,10 +157,9 @@ def measure(
   if scale > 1:
     note += f"; 1/{scale:.0f} of them, scaled"
   results["floor"] = Result("floor", note=note)
-  return [
-    _timed(result, times, names[0]) if result.name in times else result
-    for result in results.values()
-  ]
+  for name in times:
+    _set_times(results[name], times, names[0])
+  return list(results.values())
 
 
 def compile_for(problem: Problem, slice_: slices.Slice) -> list[Result]:
@@ -185,8 +180,8 @@ def compile_for(problem: Problem, slice_: slices.Slice) -> list[Result]:
     console.print_line(f"Compiling the {kernel} kernel for {count} chip(s).")
     mesh = make_mesh(list(slice_.devices[:count]))
     result, _ = _compile(problem, kernel, mesh)
-    name = f"{kernel}, {count} chip(s)"
-    results.append(dataclasses.replace(result, name=name))
+    result.name = f"{kernel}, {count} chip(s)"
+    results.append(result)
   return results
 
 
@@ -269,19 +264,17 @@ def _torch(
   free: float | None,
 ) -> tuple[Result, Callable[[], Any] | None]:
   """Returns PyTorch's result so far, and its run or None."""
-  result = Result("PyTorch")
   if not torch_formula.is_installed():
-    return dataclasses.replace(result, note="not installed"), None
+    return Result("PyTorch", note="not installed"), None
   need = torch_formula.MATRICES * 4.0 * problem.num_entries**2
   reason = _too_large(need, free and free * problem.devices)
   if reason:
-    return dataclasses.replace(result, note=reason), None
+    return Result("PyTorch", note=reason), None
   z1, z2 = (np.asarray(z, np.float32) for z in views)
   run = torch_formula.loss_and_gradients(
     z1, z2, problem.num_bins, on_gpu=device.platform == "gpu"
   )
-  note = "eager, one device, D x D in memory"
-  return dataclasses.replace(result, note=note), run
+  return Result("PyTorch", note="eager, one device, D x D in memory"), run
 
 
 def _too_large(need: float | None, free: float | None) -> str:
@@ -296,23 +289,16 @@ def _floor_precision(problem: Problem) -> str:
   return "highest" if problem.precision == "auto" else problem.precision
 
 
-def _compared(
-  results: dict[str, Result], answers: dict[str, Any]
-) -> dict[str, Result]:
+def _compare(results: dict[str, Result], answers: dict[str, Any]) -> None:
   """Adds values and, against the plain formula's, their errors."""
   reference = answers.get("plain")
-  compared = {}
   for name, (loss, gradients) in answers.items():
-    result = dataclasses.replace(results[name], loss=float(loss))
+    result = results[name]
+    result.loss = float(loss)
     if reference is not None and name != "plain":
       value = float(reference[0])
-      result = dataclasses.replace(
-        result,
-        loss_error=abs(float(loss) - value) / abs(value),
-        gradient_error=_gradient_error(gradients, reference[1]),
-      )
-    compared[name] = result
-  return compared
+      result.loss_error = abs(result.loss - value) / abs(value)
+      result.gradient_error = _gradient_error(gradients, reference[1])
 
 
 def _gradient_error(gradients: Any, reference: Any) -> float:
@@ -325,23 +311,16 @@ def _gradient_error(gradients: Any, reference: Any) -> float:
   return worst / max(float(np.max(np.abs(r))) for _, r in pairs)
 
 
-def _timed(
+def _set_times(
   result: Result, times: dict[str, timing.Times], first: str
-) -> Result:
+) -> None:
   mine = times[result.name]
-  result = dataclasses.replace(
-    result,
-    seconds=timing.Spread.of(mine.seconds),
-    cpu_seconds=timing.Spread.of(mine.cpu_seconds),
-    floor_share=times["floor"].ratio(mine),
-  )
-  if first not in times:  # It was not run.
-    return result
-  return dataclasses.replace(
-    result,
-    ratio=mine.ratio(times[first]),
-    cpu_ratio=mine.ratio(times[first], cpu=True),
-  )
+  result.seconds = timing.Spread.of(mine.seconds)
+  result.cpu_seconds = timing.Spread.of(mine.cpu_seconds)
+  result.floor_share = times["floor"].ratio(mine)
+  if first in times:  # It was run.
+    result.ratio = mine.ratio(times[first])
+    result.cpu_ratio = mine.ratio(times[first], cpu=True)
 
 
 # --- Report -------------------------------------------------------------------
@@ -355,13 +334,7 @@ def as_dict(
     "benchmark": "loss",
     "machine": about,
     "problem": dataclasses.asdict(problem) | {"chosen": problem.chosen},
-    "results": [
-      {
-        key: value._asdict() if isinstance(value, timing.Spread) else value
-        for key, value in vars(result).items()
-      }
-      for result in results
-    ],
+    "results": [dataclasses.asdict(result) for result in results],
   }
 
 

@@ -272,9 +272,7 @@ def as_dict(name: str, result: Result, about: dict[str, Any]) -> dict[str, Any]:
     "benchmark": "step",
     "config": name,
     "machine": about,
-    **vars(result),
-    "step": result.step._asdict(),
-    "parts": {part: s._asdict() for part, s in result.parts.items()},
+    **dataclasses.asdict(result),
   }
 
 

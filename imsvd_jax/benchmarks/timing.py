@@ -1,5 +1,6 @@
 """Runs contenders in turn and times them."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,8 @@ _MAX_CALLS = 1000
 _PROGRESS_SECONDS = 3.0
 
 
-class Spread(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Spread:
   """Median, smallest and largest of many numbers."""
 
   median: float
@@ -55,10 +57,7 @@ class Times(NamedTuple):
 
 
 def race(
-  runs: Mapping[str, Callable[[], Any]],
-  *,
-  rounds: int,
-  report: Callable[[str], None] = console.print_line,
+  runs: Mapping[str, Callable[[], Any]], *, rounds: int
 ) -> dict[str, Times]:
   """Times contenders round by round, each once per round.
 
@@ -66,7 +65,6 @@ def race(
     runs: By name: functions that start the work and return its arrays; the
       race waits for these.
     rounds: Measured rounds.
-    report: Takes a progress line every few seconds.
   """
   calls = {name: _warm_up(run) for name, run in runs.items()}
   times = {name: Times([], []) for name in runs}
@@ -79,7 +77,7 @@ def race(
     now = time.monotonic()
     if now - last >= _PROGRESS_SECONDS and number < rounds:
       last, per_round = now, (now - start) / number
-      report(
+      console.print_line(
         f"round {number}/{rounds}, {per_round:.2g} s each,"
         f" {per_round * (rounds - number):.0f} s left"
       )

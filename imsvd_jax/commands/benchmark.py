@@ -36,7 +36,7 @@ def _loss() -> Measure:
   matrix products alone, which no kernel can avoid. Reports time, memory and
   FLOP.
   """
-  sizes = _define_sizes(num_variables=102)
+  num_images, num_variables, num_bins = _define_sizes(num_variables=102)
   dtype = flags.DEFINE_string(
     "dtype", "float32", "Type of the embeddings: float32 or bfloat16."
   )
@@ -61,7 +61,9 @@ def _loss() -> Measure:
     from imsvd_jax.benchmarks import loss_kernel
 
     problem = loss_kernel.Problem(
-      *(size.value for size in sizes),
+      num_images.value,
+      num_variables.value,
+      num_bins.value,
       dtype=dtype.value,
       kernel=kernel.value,
       precision=precision.value,

@@ -20,12 +20,7 @@ from imsvd_jax.formats.architecture import (
   architecture_of,
   infer_architecture,
 )
-from imsvd_jax.formats.detectron2 import (
-  DETECTRON2,
-  detectron2_config,
-  from_detectron2,
-  to_detectron2,
-)
+from imsvd_jax.formats.detectron2 import DETECTRON2, from_detectron2
 from imsvd_jax.formats.loading_code import is_ready_made
 from imsvd_jax.formats.numpy_files import NUMPY, read_numpy
 from imsvd_jax.formats.safetensors_files import SAFETENSORS, read_safetensors
@@ -47,13 +42,10 @@ __all__ = [
   "Imported",
   "architecture_of",
   "check_variables",
-  "detectron2_config",
-  "from_detectron2",
   "from_torchvision",
   "infer_architecture",
   "is_ready_made",
   "read_file",
-  "to_detectron2",
   "to_torchvision",
   "write_file",
 ]

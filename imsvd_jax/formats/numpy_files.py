@@ -4,6 +4,7 @@
 holds JSON.
 """
 
+import itertools
 import json
 import zipfile
 import zlib
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.formats.architecture import architecture_of
@@ -19,7 +20,6 @@ from imsvd_jax.formats.torchvision import (
   Imported,
   check_values,
   check_variables,
-  insert,
 )
 from imsvd_jax.formats.weight_format import Content, Format, Weights
 
@@ -63,17 +63,23 @@ def read_numpy(path: str) -> Imported:
       "it again."
     ) from error
   metadata = _metadata(path, arrays.pop("metadata", None))
-  classifier: dict[str, np.ndarray] = {}
-  variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
-  for name, value in arrays.items():
-    if name.startswith("classifier/"):
-      classifier[name.removeprefix("classifier/")] = value
-    else:
-      insert(variables, tuple(name.split("/")), value)
+  variables = _nested(arrays)
+  classifier = variables.pop("classifier", None)
   architecture = architecture_of(variables)
   check_variables(variables, architecture)
   check_values(arrays)
-  return Imported(variables, architecture, classifier or None, metadata)
+  return Imported(variables, architecture, classifier, metadata)
+
+
+def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  folders = {"params", "batch_stats", "classifier"}
+  for name in arrays:
+    folders.update(itertools.accumulate(name.split("/")[:-1], "{}/{}".format))
+  for name in folders & arrays.keys():
+    raise UserError(
+      f"{name} is an array; expected arrays below that name, such as {name}/..."
+    )
+  return {"params": {}, "batch_stats": {}, **unflatten_dict(arrays, sep="/")}
 
 
 def _metadata(path: str, value: np.ndarray | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.formats.architecture import (
@@ -23,8 +23,6 @@ from imsvd_jax.formats.architecture import (
   entries,
   infer_architecture,
 )
-
-Variables = dict[str, Any]
 
 
 class Imported(NamedTuple):
@@ -39,7 +37,7 @@ class Imported(NamedTuple):
     ignored: Names that are not part of the encoder, left out.
   """
 
-  variables: Variables
+  variables: dict[str, Any]
   architecture: Architecture
   classifier: dict[str, np.ndarray] | None = None
   metadata: dict[str, Any] | None = None
@@ -134,11 +132,13 @@ def from_torchvision(
       found.setdefault(entry.key, entry.shape)
   _check(found, expected, architecture, shown)
   check_values(arrays, shown)
-  variables: Variables = {"params": {}, "batch_stats": {}}
-  for entry in table:
-    if entry.path is not None:
-      value = _from_torch(arrays[entry.key]).astype(dtype)
-      insert(variables, entry.path, value)
+  variables = unflatten_dict(
+    {
+      entry.path: _from_torch(arrays[entry.key]).astype(dtype)
+      for entry in table
+      if entry.path is not None
+    }
+  )
   return Imported(variables, architecture, classifier, {}, ignored)
 
 
@@ -180,28 +180,6 @@ def _our_shape(entry: Entry) -> tuple[int, ...]:
   if len(shape) == 4:
     return (shape[2], shape[3], shape[1], shape[0])
   return tuple(reversed(shape))
-
-
-def insert(tree: Variables, path: tuple[str, ...], value: Any) -> None:
-  """Puts a leaf into nested dictionaries.
-
-  Raises:
-    UserError: The path goes through a leaf, or ends at a dictionary.
-  """
-  for depth, name in enumerate(path[:-1], 1):
-    tree = tree.setdefault(name, {})
-    if not isinstance(tree, dict):
-      raise _no_folder(path[:depth])
-  if isinstance(tree.get(path[-1]), dict):
-    raise _no_folder(path)
-  tree[path[-1]] = value
-
-
-def _no_folder(path: tuple[str, ...]) -> UserError:
-  name = "/".join(path)
-  return UserError(
-    f"{name} is an array; expected arrays below that name, such as {name}/..."
-  )
 
 
 # ---- names -----------------------------------------------------------------

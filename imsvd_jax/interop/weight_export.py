@@ -17,7 +17,7 @@ from imsvd_jax.interop import model_card, stablehlo
 from imsvd_jax.runs.encoder import LoadedEncoder, load_encoder
 from imsvd_jax.training import experiment
 
-PROGRAM = "stablehlo"  # The format that is a program; the others are weights.
+PROGRAM = stablehlo.FORMAT  # A program; the other formats are weights.
 Classifier = Mapping[str, np.ndarray]
 
 
@@ -68,7 +68,9 @@ def export_encoder(
       raise UserError(
         "A StableHLO program ends in features; leave out --classifier."
       )
-    code = _write_program(output, encoder, metadata, projector=with_projector)
+    code = stablehlo.write_stablehlo(
+      output, encoder, metadata, projector=with_projector
+    )
   else:
     code = _write_weights(
       output,
@@ -136,20 +138,6 @@ def _data_name(settings: ConfigDict) -> str:
     return "not stated"
   path = settings.get("path", "") if settings.name == "folder" else ""
   return f"{settings.name} {path}".strip() + f", {settings.train_split} split"
-
-
-def _write_program(
-  output: str,
-  encoder: LoadedEncoder,
-  metadata: Mapping[str, Any],
-  *,
-  projector: bool,
-) -> str:
-  """Writes a program; returns the code that loads it."""
-  metadata = {**metadata, "format_name": PROGRAM}
-  stablehlo.write_stablehlo(output, encoder, metadata, projector=projector)
-  name = os.path.basename(output)
-  return stablehlo.loading_code(name, encoder, projector=projector)
 
 
 def _write_weights(

@@ -40,7 +40,7 @@ _TOLERANCE = 1 / 32
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Memory:
   """Memory of one chip, bytes."""
 
@@ -102,7 +102,7 @@ class Bound:
     return max(times, key=lambda name: times[name])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Report:
   """Costs of one train step, per chip."""
 
@@ -161,8 +161,7 @@ def measure(config: ConfigDict, slice_: Slice, num_examples: int) -> Report:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     compiled = None
-    peak, available = _out_of_memory(error)
-    memory = dataclasses.replace(memory, peak=peak, available=available)
+    memory.peak, memory.available = _out_of_memory(error)
   report = Report(
     topology=slice_.name,
     num_chips=num_chips,
@@ -170,32 +169,27 @@ def measure(config: ConfigDict, slice_: Slice, num_examples: int) -> Report:
     compile_seconds=time.monotonic() - start,
     memory=memory,
   )
-  return _with_costs(report, compiled, slice_) if compiled else report
+  if compiled:
+    _set_costs(report, compiled, slice_)
+  return report
 
 
-def _with_costs(report: Report, compiled: Any, slice_: Slice) -> Report:
-  stats = compiled.memory_analysis()
-  program = hlo.Program(compiled.as_text())
-  parts, collectives = _sums(program)
-  memory = dataclasses.replace(
-    report.memory,
-    temporaries=stats.temp_size_in_bytes,
-    program=stats.generated_code_size_in_bytes,
-    peak=stats.argument_size_in_bytes
+def _set_costs(report: Report, compiled: Any, slice_: Slice) -> None:
+  stats, memory = compiled.memory_analysis(), report.memory
+  memory.temporaries = stats.temp_size_in_bytes
+  memory.program = stats.generated_code_size_in_bytes
+  memory.peak = (
+    stats.argument_size_in_bytes
     + stats.output_size_in_bytes
     - stats.alias_size_in_bytes
     + stats.temp_size_in_bytes
-    + stats.generated_code_size_in_bytes,
-    available=available_memory(slice_),
+    + stats.generated_code_size_in_bytes
   )
-  report = dataclasses.replace(
-    report,
-    memory=memory,
-    parts=parts,
-    collectives=collectives,
-    unknown_loops=program.unknown_loops,
-  )
-  return dataclasses.replace(report, bound=_bound(report, slice_))
+  memory.available = _available_memory(slice_)
+  program = hlo.Program(compiled.as_text())
+  report.parts, report.collectives = _sums(program)
+  report.unknown_loops = program.unknown_loops
+  report.bound = _bound(report, slice_)
 
 
 def _sums(
@@ -253,7 +247,7 @@ def _bytes(tree: Any) -> float:
   )
 
 
-def available_memory(slice_: Slice) -> float | None:
+def _available_memory(slice_: Slice) -> float | None:
   """Returns the bytes of a chip that its compiler lets programs use.
 
   Asked of the compiler itself, with an array that cannot fit.
