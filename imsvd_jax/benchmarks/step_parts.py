@@ -181,7 +181,15 @@ def _parts(
 ) -> dict[str, Callable[[], Any]]:
   """Returns the step's parts as programs of their own, on their own state."""
   state = _state(experiment, mesh)
-  jit = lambda f: jax.jit(_in_mesh(f, mesh))
+
+  def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    def traced(*arguments: Any) -> Any:
+      # The objective needs the mesh, as in the trainer's step.
+      with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return function(*arguments)
+
+    return jax.jit(traced)
+
   recipes = experiment.augmentation
   augment = jit(lambda rng, b: augment_views(recipes, rng, b))
   views = augment(state.rng, batch)
@@ -231,16 +239,6 @@ def _parts(
     name: functools.partial(f, *arguments)
     for name, (f, arguments) in programs.items()
   }
-
-
-def _in_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-  """Gives the objective the mesh in context, as the trainer's step does."""
-
-  def traced(*arguments: Any) -> Any:
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return function(*arguments)
-
-  return traced
 
 
 def _costs(
