@@ -41,9 +41,7 @@ def products(
     for shape, spec in shapes.values()
   )
   dot = functools.partial(
-    jax.lax.dot_general,
-    precision=precision,
-    preferred_element_type=jnp.float32,
+    jax.lax.dot_general, precision=precision, preferred_element_type=jnp.float32
   )
 
   @functools.partial(

@@ -110,8 +110,7 @@ def benchmark_on(topology: str, problem: Problem) -> Findings:
   about = machine.describe(list(slice_.devices))
   results = compile_for(problem, slice_)
   return Findings(
-    compiled_as_text(problem, slice_, results),
-    as_dict(problem, results, about),
+    compiled_as_text(problem, slice_, results), as_dict(problem, results, about)
   )
 
 
@@ -193,8 +192,7 @@ def _embeddings(problem: Problem, mesh: Mesh) -> list[jax.Array]:
   common = draw()
   return [
     jax.device_put(
-      (2 * common + draw()).astype(DTYPES[problem.dtype]),
-      batch_sharded(mesh),
+      (2 * common + draw()).astype(DTYPES[problem.dtype]), batch_sharded(mesh)
     )
     for _ in "12"
   ]

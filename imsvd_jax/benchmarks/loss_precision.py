@@ -132,9 +132,7 @@ def measure(problem: Problem) -> list[Error]:
 
 
 def _error(
-  logits: Sequence[np.ndarray],
-  dot: Dot,
-  exact: tuple[float, list[np.ndarray]],
+  logits: Sequence[np.ndarray], dot: Dot, exact: tuple[float, list[np.ndarray]]
 ) -> tuple[float, float, float]:
   """Returns an Error's numbers: loss, gradient, uncentered."""
   run = jax.jit(term, static_argnums=(2, 3))
@@ -147,9 +145,7 @@ def _error(
   )
 
 
-def _reference(
-  logits: Sequence[np.ndarray],
-) -> tuple[float, list[np.ndarray]]:
+def _reference(logits: Sequence[np.ndarray]) -> tuple[float, list[np.ndarray]]:
   """Returns the term and its gradients in float64, on the CPU."""
   with jax.enable_x64(), jax.default_device(jax.devices("cpu")[0]):
     wide = [np.float64(z) for z in logits]

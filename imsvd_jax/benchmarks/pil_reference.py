@@ -97,9 +97,7 @@ def _work(
 
 
 def _views(
-  contents: bytes,
-  boxes: list[tuple[int, ...]],
-  view_list: list[crops.Crop],
+  contents: bytes, boxes: list[tuple[int, ...]], view_list: list[crops.Crop]
 ) -> list[np.ndarray]:
   """Returns the crops of an image, cut by PIL."""
   from PIL import Image

@@ -5,12 +5,7 @@ from typing import Any
 
 from imsvd_jax.base.console import duration
 from imsvd_jax.benchmarks.costs.chips import Chip
-from imsvd_jax.benchmarks.costs.compiled_step import (
-  Bound,
-  Memory,
-  Part,
-  Report,
-)
+from imsvd_jax.benchmarks.costs.compiled_step import Bound, Memory, Part, Report
 from imsvd_jax.benchmarks.costs.slices import Slice
 from imsvd_jax.benchmarks.text import binary_size, quantity
 

@@ -35,14 +35,7 @@ from imsvd_jax.training import step as step_lib
 from imsvd_jax.training.augment import augment_views
 from imsvd_jax.training.state import TrainState
 
-PARTS = (
-  "augment",
-  "target",
-  "forward",
-  "objective",
-  "backward",
-  "optimizer",
-)
+PARTS = ("augment", "target", "forward", "objective", "backward", "optimizer")
 _NUM_EXAMPLES = 1_000_000  # Only the schedule depends on it.
 
 

@@ -249,7 +249,5 @@ def run() -> None:
     print_findings(measure())
 
   command_line.run(
-    main,
-    required=benchmark.required,
-    about=inspect.getdoc(benchmark.define),
+    main, required=benchmark.required, about=inspect.getdoc(benchmark.define)
   )

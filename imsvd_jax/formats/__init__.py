@@ -97,11 +97,7 @@ def write_file(
       "These weights have no projector; export the backbone alone."
     )
   weights = Weights(
-    variables,
-    architecture,
-    projector,
-    classifier,
-    int(metadata.get("step", 0)),
+    variables, architecture, projector, classifier, int(metadata.get("step", 0))
   )
   described = dataclasses.asdict(architecture)
   described["projector"] = list(architecture.projector) if projector else []

@@ -12,9 +12,7 @@ from imsvd_jax.formats.weight_format import Format, Weights
 
 
 def write_safetensors(
-  path: str,
-  state: Mapping[str, np.ndarray],
-  metadata: Mapping[str, Any],
+  path: str, state: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
 ) -> None:
   """Writes a state dict; other metadata values than strings become JSON."""
   from safetensors import SafetensorError

@@ -132,8 +132,7 @@ def test_the_command_writes_the_file(workdir, folder, tmp_path):
   (folder / "bad.png").write_text("no image")
   output = tmp_path / "features"
   result = run_imsvd(
-    *("embed", f"--workdir={workdir}", f"--data={folder}"),
-    f"--output={output}",
+    *("embed", f"--workdir={workdir}", f"--data={folder}"), f"--output={output}"
   )
   assert result.returncode == 0, result.stderr
   with np.load(output, allow_pickle=False) as arrays:

@@ -192,9 +192,7 @@ def _set_costs(report: Report, compiled: Any, slice_: Slice) -> None:
   report.bound = _bound(report, slice_)
 
 
-def _sums(
-  program: hlo.Program,
-) -> tuple[dict[str, Part], list[CollectiveSum]]:
+def _sums(program: hlo.Program) -> tuple[dict[str, Part], list[CollectiveSum]]:
   """Adds up a program's work by part, and its collectives by kind."""
   parts: dict[str, Part] = collections.defaultdict(Part)
   for work in program.work():
