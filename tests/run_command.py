@@ -13,10 +13,10 @@ from imsvd_jax.base.errors import UserError
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def run_python(*arguments, **environment):
+def run_python(*arguments, cwd=ROOT, **environment):
   return subprocess.run(
     [sys.executable, *arguments],
-    cwd=ROOT,
+    cwd=cwd,
     env={**os.environ, **environment},
     capture_output=True,
     text=True,

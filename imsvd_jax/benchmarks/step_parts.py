@@ -69,7 +69,7 @@ def benchmark(
 ) -> Findings:
   """Measures the recipe called `name` on this machine; see `measure`.
 
-  The batch is split over as many devices; 0 takes all.
+  The batch is split over that many devices; 0 takes all.
   """
   if devices:
     cpu_devices.make(devices)

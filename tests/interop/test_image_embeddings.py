@@ -2,7 +2,6 @@
 
 import io
 import os
-import pathlib
 import sys
 
 import jax
@@ -162,13 +161,7 @@ def test_names_that_are_not_utf8_are_printed(monkeypatch):
   assert stream.buffer.getvalue() == "\\udcff.png, é.png\n".encode()
 
 
-def test_an_output_that_cannot_be_made_is_one_line(tmp_path):
-  path = tmp_path / ("x" * 300)  # Longer than a file's name may be.
-  with (
-    pytest.raises(UserError, match=r"Cannot write .*: File name too long"),
-    files.in_place_when_done(path) as unfinished,
-  ):
-    pathlib.Path(unfinished).write_bytes(b"")
+def test_a_missing_input_is_not_blamed_on_the_output(tmp_path):
   with (
     pytest.raises(FileNotFoundError),
     files.in_place_when_done(tmp_path / "y"),

@@ -1,8 +1,5 @@
 """Other people's weights become runs, or are refused with a reason."""
 
-import os
-import pickle
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,18 +75,8 @@ def checkpoint_of(*projector):
 OFFICIAL = {
   "imsvd model.pth": (checkpoint_of(32, 16), "imsvd", (32, 16), "epoch"),
   "imsvd model_final.pth": (fake(network()), "imsvd", (), "backbone alone"),
-  "vicreg model.pth": (
-    checkpoint_of(32, 32, 32),
-    "vicreg",
-    (32, 32, 32),
-    "optimizer",
-  ),
-  "barlow twins checkpoint.pth": (
-    barlow(),
-    "barlow_twins",
-    (32, 32, 16),
-    "module.bn.running_var",
-  ),
+  "vicreg": (checkpoint_of(32, 32, 32), "vicreg", (32, 32, 32), "optimizer"),
+  "barlow": (barlow(), "barlow_twins", (32, 32, 16), "module.bn.running_var"),
   "torchvision": (torchvision(), "vicreg", (), r"classifier (fc)"),
 }
 
@@ -199,21 +186,9 @@ def test_what_functions_need_is_not_what_training_needs(tmp_path):
     import_weights(path, str(tmp_path / "run"))
 
 
-class Attack:
-  def __reduce__(self):
-    return os.system, ("exit 1",)
-
-
-PLAIN, ONES = fake(network()), np.ones(7, np.float32)
-KEY = "layer2.0.bn1.bias"
 WRONG = {
-  "is a web page": b"<!DOCTYPE html>",
-  "would have to be executed|not a torch file": Attack(),
-  f"missing {KEY}": {k: v for k, v in PLAIN.items() if k != KEY},
-  "unexpected predictor.weight": PLAIN | {"predictor.weight": ONES},
-  rf"{KEY} is \[7\] instead of": PLAIN | {KEY: ONES},
-  "not finite": PLAIN | {"bn1.weight": np.nan * ONES[:4]},
   "not a ResNet's": {"blocks.0.attn.qkv.weight": np.ones(2, np.float32)},
+  "unexpected queue": {**fake(network()), "queue": np.ones(2, np.float32)},
   "multiple of objective.imsvd.num_bins": checkpoint_of(32, 20),
   "1 channels, the recipe for 3": fake(
     formats.Architecture("resnet50", WIDTH, channels=1)
@@ -223,16 +198,9 @@ WRONG = {
 
 @pytest.mark.parametrize("message", WRONG)
 def test_wrong_files_are_refused(message, tmp_path):
-  content, path = WRONG[message], tmp_path / "file"
-  if isinstance(content, bytes):
-    path.write_bytes(content)
-  elif isinstance(content, Attack):
-    pytest.importorskip("torch")
-    path.write_bytes(pickle.dumps(content))
-  else:
-    save(content, path)
+  save(WRONG[message], tmp_path / "file")
   with one_line_error(message):
-    import_weights(str(path), str(tmp_path / "run"), recipe())
+    import_weights(str(tmp_path / "file"), str(tmp_path / "run"), recipe())
   assert not (tmp_path / "run").exists()
 
 

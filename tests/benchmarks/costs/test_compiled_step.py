@@ -343,7 +343,6 @@ def test_a_batch_that_can_never_fit_is_one_clear_line():
   ("flags", "message"),
   [
     (["--topology=v5e:3x3"], "No v5e slice has the shape of 'v5e:3x3'"),
-    (["--topology=cpu:8", "--config.batch_size=20"], "batch_size=20 does not"),
     (["--topology=cpu:8", "--find-batch"], "--find_batch needs the memory"),
     ([], "--topology is missing. Give it, for example --topology=v5e:4x4."),
   ],

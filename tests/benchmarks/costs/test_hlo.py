@@ -19,8 +19,21 @@ SHAPES = {
   "ROWS": "bf16[512,1024]{1,0:T(8,128)(2,1)}",
   "ON_CHIP": "bf16[512,1024]{1,0:T(8,128)(2,1)S(1)}",
   "WEIGHTS": "bf16[10,1024,1024]{2,1,0:T(8,128)(2,1)}",
+  "SHARE": "f32[256,1024]{1,0}",
+  "WHOLE": "f32[4096,1024]{1,0}",
+  "GROUPS": "channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0},"
+  ' frontend_attributes={chain_id="0"}',
 }
-LOOP = """
+
+
+def written_out(text):
+  """Replaces the names of SHAPES, which keep the programs readable."""
+  for name, shape in SHAPES.items():
+    text = text.replace(name, shape)
+  return text
+
+
+LOOP = written_out("""
 HloModule jit_f, is_scheduled=true, num_partitions=4
 
 %body (p: (s32[], bf16[512,1024], bf16[10,1024,1024])) -> (s32[]) {
@@ -70,51 +83,44 @@ metadata={op_name="jit(f)/while"}
   %out = ON_CHIP get-tuple-element(%loop), index=1
   ROOT %copy.o = ROWS copy(%out)
 }
-"""
-for name, shape in SHAPES.items():
-  LOOP = LOOP.replace(name, shape)
+""")
 
 # One all-gather that runs beside two fusions, as a TPU's compiler writes it.
-ASYNC = """
+ASYNC = written_out("""
 HloModule jit_g, is_scheduled=true, num_partitions=16
 
 %starts (a: f32[256,1024]) -> (f32[256,1024], f32[4096,1024]) {
-  %a = f32[256,1024]{1,0} parameter(0)
-  %gather.1 = f32[4096,1024]{1,0} all-gather(%a), channel_id=1, \
-replica_groups={{0,1,2,3}}, dimensions={0}, frontend_attributes={chain_id="0"}
-  ROOT %go = (f32[256,1024]{1,0}, f32[4096,1024]{1,0}) custom-call(%gather.1), \
+  %a = SHARE parameter(0)
+  %gather.1 = WHOLE all-gather(%a), GROUPS
+  ROOT %go = (SHARE, WHOLE) custom-call(%gather.1), \
 custom_call_target="AsyncCollectiveStart"
 }
 
 %beside (b: f32[256,1024]) -> f32[4096,1024] {
-  %b = f32[256,1024]{1,0} parameter(0)
-  ROOT %gather.2 = f32[4096,1024]{1,0} all-gather(%b), channel_id=1, \
-replica_groups={{0,1,2,3}}, dimensions={0}, frontend_attributes={chain_id="0"}
+  %b = SHARE parameter(0)
+  ROOT %gather.2 = WHOLE all-gather(%b), GROUPS
 }
 
 %waits (c: f32[256,1024]) -> f32[4096,1024] {
-  %c = f32[256,1024]{1,0} parameter(0)
-  %gather.3 = f32[4096,1024]{1,0} all-gather(%c), channel_id=1, \
-replica_groups={{0,1,2,3}}, dimensions={0}, frontend_attributes={chain_id="0"}
-  ROOT %end = f32[4096,1024]{1,0} custom-call(%gather.3), \
+  %c = SHARE parameter(0)
+  %gather.3 = WHOLE all-gather(%c), GROUPS
+  ROOT %end = WHOLE custom-call(%gather.3), \
 custom_call_target="AsyncCollectiveDone"
 }
 
 ENTRY %main (x: f32[256,1024]) -> f32[4096,1024] {
-  %x = f32[256,1024]{1,0} parameter(0)
-  %s = (f32[256,1024]{1,0}, f32[4096,1024]{1,0}) fusion(%x), kind=kCustom, \
-calls=%starts
-  %m = f32[4096,1024]{1,0} fusion(%x), kind=kCustom, calls=%beside
-  %d = f32[4096,1024]{1,0} fusion(%x), kind=kCustom, calls=%waits
-  %r = f32[256,1024]{1,0} reduce-scatter(%d), channel_id=2, \
+  %x = SHARE parameter(0)
+  %s = (SHARE, WHOLE) fusion(%x), kind=kCustom, calls=%starts
+  %m = WHOLE fusion(%x), kind=kCustom, calls=%beside
+  %d = WHOLE fusion(%x), kind=kCustom, calls=%waits
+  %r = SHARE reduce-scatter(%d), channel_id=2, \
 replica_groups=mesh['x'=4,'y'=2,'z'=2] {'x','z'}, dimensions={0}
-  %ps = (f32[256,1024]{1,0}, f32[256,1024]{1,0}) collective-permute-start(%r), \
-channel_id=3, source_target_pairs={{0,1},{1,0}}
-  %pd = f32[256,1024]{1,0} collective-permute-done(%ps)
-  ROOT %all = f32[4096,1024]{1,0} all-gather(%pd), channel_id=4, \
-dimensions={0}
+  %ps = (SHARE, SHARE) collective-permute-start(%r), channel_id=3, \
+source_target_pairs={{0,1},{1,0}}
+  %pd = SHARE collective-permute-done(%ps)
+  ROOT %all = WHOLE all-gather(%pd), channel_id=4, dimensions={0}
 }
-"""
+""")
 
 
 def total(program, field):
