@@ -68,8 +68,8 @@ def model_card(
   file_name: str,
   metadata: Mapping[str, Any],
   loading: str,
-  language: str = "python",
-  again: bool = True,
+  language: str,
+  again: bool,
 ) -> str:
   """Returns the card, in Markdown.
 

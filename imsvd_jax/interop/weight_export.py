@@ -73,12 +73,7 @@ def export_encoder(
     )
   else:
     code = _write_weights(
-      output,
-      encoder,
-      metadata,
-      format_name=format_name,
-      projector=with_projector,
-      classifier=classifier,
+      output, encoder, metadata, format_name, with_projector, classifier
     )
     chosen = formats.FORMATS[format_name]
     language, note = chosen.language, _note(encoder, format_name)
@@ -144,7 +139,6 @@ def _write_weights(
   output: str,
   encoder: LoadedEncoder,
   metadata: Mapping[str, Any],
-  *,
   format_name: str,
   projector: bool,
   classifier: Classifier | None,
