@@ -90,7 +90,7 @@ def make(path: str) -> str:
   if os.fspath(directory).startswith("gs://") and not _has_cloud_storage():
     raise UserError(
       f"Checkpoints in {directory} need the package google-cloud-storage: pip"
-      " install 'imsvd_jax[gcs]'."
+      ' install -e ".[gcs]".'
     )
   try:
     directory.mkdir(parents=True, exist_ok=True)

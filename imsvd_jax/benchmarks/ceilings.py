@@ -1,7 +1,8 @@
 """The best speed of a device: matrix products, and memory traffic."""
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,38 +12,20 @@ import jax.numpy as jnp
 _SIZES = {"cpu": (2048, 2**28), "default": (8192, 2**30)}
 
 
-class Ceiling(NamedTuple):
-  """A kernel that reaches the best speed.
+def ceilings(
+  device: jax.Device, dtype: Any
+) -> dict[str, tuple[Callable[[], Any], float]]:
+  """Returns work that reaches the best speed: (its start, its amount).
 
-  Attributes:
-    run: Starts it.
-    amount: FLOP or bytes of one run.
+  "matmul" is a product of two matrices, exact for float32; its amount is FLOP.
+  "memory" is a pass over an array, in and out; its amount is bytes.
   """
-
-  run: Callable[[], Any]
-  amount: float
-
-
-def matmul(device: jax.Device, dtype: Any) -> Ceiling:
-  """Returns a product of two matrices; FLOP.
-
-  Args:
-    device: Where.
-    dtype: Of the matrices. Products of float32 are exact ones.
-  """
-  side, _ = _sizes(device)
+  side, size = _SIZES.get(device.platform, _SIZES["default"])
   matrix = jax.device_put(jnp.full((side, side), 0.5, dtype), device)
-  run = jax.jit(lambda x: jax.lax.dot(x, x, precision="highest"))
-  return Ceiling(lambda: run(matrix), 2.0 * side**3)
-
-
-def memory(device: jax.Device) -> Ceiling:
-  """Returns a pass over an array, in and out; bytes."""
-  _, size = _sizes(device)
   array = jax.device_put(jnp.zeros(size // 4, jnp.float32), device)
-  run = jax.jit(lambda x: x + 1)
-  return Ceiling(lambda: run(array), 2.0 * size)
-
-
-def _sizes(device: jax.Device) -> tuple[int, int]:
-  return _SIZES.get(device.platform, _SIZES["default"])
+  product = jax.jit(lambda x: jax.lax.dot(x, x, precision="highest"))
+  copy = jax.jit(lambda x: x + 1)
+  return {
+    "matmul": (functools.partial(product, matrix), 2.0 * side**3),
+    "memory": (functools.partial(copy, array), 2.0 * size),
+  }

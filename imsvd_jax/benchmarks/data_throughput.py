@@ -41,8 +41,8 @@ def benchmark(
     config: A recipe.
     seconds: How long each measurement lasts.
     reference: Whether to measure PIL with the same crops, too.
-    photographs: If not 0, this many JPEGs of 500 x 375 pixels made from
-      scikit-learn's photographs are read instead of config.data.
+    photographs: How many JPEGs to make from scikit-learn's photographs, 500 x
+      375 pixels, and to read instead of config.data; 0 reads config.data.
 
   Raises:
     UserError: The data cannot be read.
@@ -56,8 +56,8 @@ def benchmark(
       config = config.copy_and_resolve_references()
       with config.unlocked():
         config.data.update(name="folder", path=folder, num_examples=0)
-    results = measure(config, seconds=seconds, reference=reference)
-  return Findings(as_text(results), results)
+    results = _measure(config, seconds, reference)
+  return Findings(_as_text(results), results)
 
 
 def write_photographs(
@@ -80,21 +80,10 @@ def write_photographs(
     tf.io.write_file(os.path.join(folder, f"{number:05}.jpg"), contents)
 
 
-def measure(
-  config: ConfigDict, *, seconds: float, reference: bool = False
+def _measure(
+  config: ConfigDict, seconds: float, reference: bool
 ) -> dict[str, Any]:
-  """Measures the host's pipeline, and augmentation on the device.
-
-  Args:
-    config: A recipe.
-    seconds: How long each measurement lasts.
-    reference: Whether to measure PIL, too; needs Pillow.
-
-  Returns:
-    What `_host` and `pil_reference.beside_pil` return; "batch_size",
-    "view_sizes", "interpolation", "device" and "augment_ms_per_image":
-    milliseconds of the device for all views of an image.
-  """
+  """Measures the host's pipeline, and augmentation on the device."""
   experiment.check(config)
   batch_size = min(config.batch_size, _MAX_BATCH)
   total = seconds * (6 + 2 * reference)
@@ -106,6 +95,7 @@ def measure(
     "interpolation": config.data.interpolation,
     **_host(config, batch_size, seconds, reference),
     "device": jax.devices()[0].device_kind,
+    # Milliseconds of the device for all views of an image.
     "augment_ms_per_image": _augment_ms(config, batch_size, seconds),
   }
 
@@ -115,10 +105,8 @@ def _host(
 ) -> dict[str, float]:
   """Measures the training pipeline alone.
 
-  Returns:
-    images_per_second, views_per_second, views_per_cpu_second; threads; images,
-    bad_images (one file may count twice) and bad_files; and if images are
-    decoded one by one, the shares of `host_stages.stage_shares`.
+  One file may count twice in bad_images. Images that are decoded one by one
+  have the shares of `host_stages.stage_shares`.
   """
   source = make_source(config.data, "train")
   view_list = host_pipeline.view_crops(config.views)
@@ -170,8 +158,7 @@ def _augment_ms(config: ConfigDict, batch_size: int, seconds: float) -> float:
   return 1e3 * float(np.median(times)) / batch_size
 
 
-def as_text(results: dict[str, Any]) -> str:
-  """Returns the results of `measure` for people."""
+def _as_text(results: dict[str, Any]) -> str:
   sizes = results["view_sizes"]
   counts = ", ".join(f"{sizes.count(s)} of {s}" for s in dict.fromkeys(sizes))
   lines = [

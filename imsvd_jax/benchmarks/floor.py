@@ -6,7 +6,6 @@ FLOP: A'B, B G' and A G. Their time in the same run is the floor.
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +20,12 @@ P = jax.sharding.PartitionSpec
 
 
 def products(
-  num_images: int,
-  num_entries: int,
-  mesh: jax.sharding.Mesh,
-  precision: Any,
+  num_images: int, num_entries: int, mesh: jax.sharding.Mesh, precision: str
 ) -> tuple[Callable[[], jax.Array], float]:
   """Returns a function that runs the products, and the factor of its time.
 
-  Args:
-    num_images: N.
-    num_entries: D.
-    mesh: Each device takes its share of the rows, without communication.
-    precision: Of the products.
+  There are N images and D entries. Each device takes its share of the rows,
+  without communication.
   """
   share = -(-num_entries // mesh.size)
   rows = max(1, min(share, _MAX_BYTES // (4 * num_entries)))
@@ -48,9 +41,7 @@ def products(
     for shape, spec in shapes.values()
   )
   dot = functools.partial(
-    jax.lax.dot_general,
-    precision=precision,
-    preferred_element_type=jnp.float32,
+    jax.lax.dot_general, precision=precision, preferred_element_type=jnp.float32
   )
 
   @functools.partial(

@@ -15,13 +15,7 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from imsvd_jax.data import (
-  crops,
-  decode,
-  execution,
-  host_pipeline,
-  order,
-)
+from imsvd_jax.data import crops, decode, execution, host_pipeline, order
 from imsvd_jax.data.source import Source
 
 SEED = 0
@@ -69,12 +63,8 @@ def stage_shares(
 ) -> dict[str, float]:
   """Returns what each stage adds to the CPU time of the stages before it.
 
-  Args:
-    source: Of encoded images.
-    views: config.views.
-    view_list: The crops of `views`.
-    batch_size: Images per batch.
-    seconds: How long each stage is measured.
+  Each stage is measured for as many seconds; `view_list` has the crops of
+  `views`.
 
   Returns:
     share_reading, share_decode, share_crop and share_batching; their sum is 1.

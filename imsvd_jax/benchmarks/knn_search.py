@@ -78,17 +78,23 @@ def streamed(problem: Problem) -> float:
   return float((ranks == 0).mean())
 
 
-def scikit_learn_cosine(problem: Problem) -> float:
-  """Top-1 accuracy by scikit-learn, in the obvious way."""
+def _scikit_learn(
+  problem: Problem, metric: str, cosine: Callable[[np.ndarray], np.ndarray]
+) -> float:
   model = KNeighborsClassifier(
     problem.num_neighbors,
     algorithm="brute",
-    metric="cosine",
-    weights=lambda distance: np.exp((1 - distance) / TEMPERATURE),
+    metric=metric,
+    weights=lambda distance: np.exp(cosine(distance) / TEMPERATURE),
     n_jobs=-1,
   )
   model.fit(problem.bank, problem.bank_labels)
   return model.score(problem.queries, problem.query_labels)
+
+
+def scikit_learn_cosine(problem: Problem) -> float:
+  """Top-1 accuracy by scikit-learn, in the obvious way."""
+  return _scikit_learn(problem, "cosine", lambda distance: 1 - distance)
 
 
 def scikit_learn_euclidean(problem: Problem) -> float:
@@ -98,15 +104,10 @@ def scikit_learn_euclidean(problem: Problem) -> float:
   own for euclidean distances.
   """
   unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
-  model = KNeighborsClassifier(
-    problem.num_neighbors,
-    algorithm="brute",
-    metric="euclidean",
-    weights=lambda distance: np.exp((1 - distance**2 / 2) / TEMPERATURE),
-    n_jobs=-1,
+  problem = problem._replace(
+    bank=unit(problem.bank), queries=unit(problem.queries)
   )
-  model.fit(unit(problem.bank), problem.bank_labels)
-  return model.score(unit(problem.queries), problem.query_labels)
+  return _scikit_learn(problem, "euclidean", lambda d: 1 - d**2 / 2)
 
 
 def dense(problem: Problem) -> float:
@@ -136,8 +137,9 @@ CONTENDERS: dict[str, Callable[[Problem], float]] = {
 }
 
 
-def measure(contender: str, problem: Problem) -> Measurement:
-  """Runs one contender in this process."""
+def measure(contender: str, sizes: tuple[int, int, int, int]) -> Measurement:
+  """Runs one contender in this process; `sizes` as for `make_problem`."""
+  problem = make_problem(*sizes)
   jax.devices()  # Starting the runtime is not part of the race.
   before = _peak_mebibytes()
   start, cpu_start = time.monotonic(), time.process_time()
@@ -154,12 +156,6 @@ def measure(contender: str, problem: Problem) -> Measurement:
 def benchmark(bank: int, queries: int, features: int, k: int) -> Findings:
   """Compares all contenders on a problem of these sizes.
 
-  Args:
-    bank: Images in the bank.
-    queries: Number of queries.
-    features: Features per image.
-    k: Number of neighbors.
-
   Raises:
     UserError: The bank has too few images.
   """
@@ -172,25 +168,15 @@ def benchmark(bank: int, queries: int, features: int, k: int) -> Findings:
 
 
 def compare(sizes: tuple[int, int, int, int]) -> list[Measurement]:
-  """Measures every contender in a process of its own.
-
-  Args:
-    sizes: Bank, queries, features, neighbors.
-  """
+  """Measures every contender in a process of its own; see `make_problem`."""
   found = []
   for contender in CONTENDERS:
     console.print_line(f"Measuring {contender}.")
     with concurrent.futures.ProcessPoolExecutor(
       1, multiprocessing.get_context("spawn")
     ) as alone:
-      found.append(alone.submit(_measure_alone, contender, sizes).result())
+      found.append(alone.submit(measure, contender, sizes).result())
   return found
-
-
-def _measure_alone(
-  contender: str, sizes: tuple[int, int, int, int]
-) -> Measurement:
-  return measure(contender, make_problem(*sizes))
 
 
 def table(measurements: Sequence[Measurement]) -> str:

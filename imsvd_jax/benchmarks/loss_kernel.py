@@ -28,25 +28,16 @@ LossAndGradients = tuple[jax.Array, tuple[jax.Array, jax.Array]]
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """What to compute.
+  """What to compute."""
 
-  Attributes:
-    num_images: N, over all devices.
-    num_variables: M.
-    num_bins: b.
-    dtype: Of the embeddings; the loss computes in float32.
-    kernel: "auto", "plain" or "streamed".
-    precision: Of the matrix products, see objectives/joint_entropy.py.
-    devices: How many.
-  """
-
-  num_images: int
-  num_variables: int
-  num_bins: int
-  dtype: str = "float32"
-  kernel: str = "auto"
+  num_images: int  # N, over all devices.
+  num_variables: int  # M.
+  num_bins: int  # b.
+  dtype: str = "float32"  # Of the embeddings; the loss computes in float32.
+  kernel: str = "auto"  # "auto", "plain" or "streamed".
+  # Of the matrix products, see objectives/joint_entropy.py.
   precision: str = "auto"
-  devices: int = 1
+  devices: int = 1  # How many.
 
   @property
   def num_entries(self) -> int:
@@ -61,56 +52,38 @@ class Problem:
     return choose_kernel(self.num_images, self.num_entries, self.devices)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Result:
-  """One contender.
+  """One contender."""
 
-  Attributes:
-    name: "streamed", "plain", "PyTorch" or "floor".
-    seconds: For loss and gradient; None if it was not run.
-    cpu_seconds: Likewise, of all cores.
-    ratio: Time over that of the first contender, round by round.
-    cpu_ratio: The same of the CPU seconds.
-    floor_share: Time of the floor over its own.
-    temporary_bytes: Per device, from the compiled program.
-    flops: Per device, of matrix products, from the compiled program.
-    passes_flops: The same times the passes that their precision takes.
-    memory_bytes: Traffic of main memory, per device, from the program.
-    traffic_bytes: Payload of its collectives, per device.
-    largest_collective_bytes: Of the largest of them.
-    loss: The value.
-    loss_error: Relative to the reference.
-    gradient_error: Largest difference from the reference's gradient, over the
-      largest gradient.
-    note: Why it was not run, or how.
-  """
-
-  name: str
+  name: str  # "streamed", "plain", "PyTorch" or "floor".
+  # For loss and gradient; None if it was not run.
   seconds: timing.Spread | None = None
-  cpu_seconds: timing.Spread | None = None
+  cpu_seconds: timing.Spread | None = None  # Likewise, of all cores.
+  # Time over that of the first contender, round by round.
   ratio: timing.Spread | None = None
-  cpu_ratio: timing.Spread | None = None
-  floor_share: timing.Spread | None = None
-  temporary_bytes: float | None = None
+  cpu_ratio: timing.Spread | None = None  # The same of the CPU seconds.
+  floor_share: timing.Spread | None = None  # Time of the floor over its own.
+  temporary_bytes: float | None = None  # Per device, from the compiled program.
+  # Per device, of matrix products, from the compiled program.
   flops: float | None = None
+  # The same times the passes that their precision takes.
   passes_flops: float | None = None
+  # Traffic of main memory, per device, from the program.
   memory_bytes: float | None = None
-  traffic_bytes: float | None = None
-  largest_collective_bytes: float | None = None
-  loss: float | None = None
-  loss_error: float | None = None
+  traffic_bytes: float | None = None  # Payload of its collectives, per device.
+  largest_collective_bytes: float | None = None  # Of the largest of them.
+  loss: float | None = None  # The value.
+  loss_error: float | None = None  # Relative to the reference.
+  # Largest difference from the reference's gradient, over the largest gradient.
   gradient_error: float | None = None
-  note: str = ""
+  note: str = ""  # Why it was not run, or how.
 
 
 def check(problem: Problem) -> None:
   """Raises UserError for a problem that cannot be computed."""
-  for field, least in (
-    ("num_images", 2),
-    ("num_variables", 1),
-    ("num_bins", 2),
-    ("devices", 1),
-  ):
+  limits = {"num_images": 2, "num_variables": 1, "num_bins": 2, "devices": 1}
+  for field, least in limits.items():
     value = getattr(problem, field)
     if value < least:
       raise UserError(f"--{field}={value}; expected at least {least}.")
@@ -132,14 +105,12 @@ def benchmark(problem: Problem, *, rounds: int, alternatives: bool) -> Findings:
 
 def benchmark_on(topology: str, problem: Problem) -> Findings:
   """Compiles for a slice of chips; see `compile_for`."""
-  check(problem)
   slices.compile_only(topology)
   slice_ = slices.get_slice(topology)
   about = machine.describe(list(slice_.devices))
   results = compile_for(problem, slice_)
   return Findings(
-    compiled_as_text(problem, slice_, results),
-    as_dict(problem, results, about),
+    compiled_as_text(problem, slice_, results), as_dict(problem, results, about)
   )
 
 
@@ -148,18 +119,11 @@ def measure(
 ) -> list[Result]:
   """Races the problem's kernel with the alternatives and the floor.
 
-  Args:
-    problem: From the command line.
-    rounds: Measured runs of each contender.
-    alternatives: Whether to run the other kernel and PyTorch too.
+  The alternatives are the other kernel and PyTorch.
 
   Returns:
     The problem's own kernel first, the floor last.
-
-  Raises:
-    UserError: The problem cannot be computed.
   """
-  check(problem)
   used = machine.devices(problem.devices)
   mesh = make_mesh(used)
   views = _embeddings(problem, mesh)
@@ -173,19 +137,15 @@ def measure(
   results: dict[str, Result] = {}
   runs: dict[str, Callable[[], Any]] = {}
   for name in names:
-    results[name], program = _compile(problem, name, mesh, views)
-    reason = _too_large(results[name].temporary_bytes, free)
-    if reason:
-      results[name] = dataclasses.replace(results[name], note=reason)
-    else:
+    results[name], program = _compile(problem, name, mesh)
+    results[name].note = _too_large(results[name].temporary_bytes, free)
+    if not results[name].note:
       runs[name] = functools.partial(program, *views)
   if alternatives:
     results["PyTorch"], run = _torch(problem, views, used[0], free)
     if run:
       runs["PyTorch"] = run
-  answers = {name: run() for name, run in runs.items()}
-  results |= _compared(results, answers)
-  del answers
+  _compare(results, {name: run() for name, run in runs.items()})
 
   run, scale = floor.products(
     problem.num_images, problem.num_entries, mesh, _floor_precision(problem)
@@ -196,41 +156,31 @@ def measure(
   if scale > 1:
     note += f"; 1/{scale:.0f} of them, scaled"
   results["floor"] = Result("floor", note=note)
-  return [
-    _timed(result, times, names[0]) if result.name in times else result
-    for result in results.values()
-  ]
+  for name in times:
+    _set_times(results[name], times, names[0])
+  return list(results.values())
 
 
 def compile_for(problem: Problem, slice_: slices.Slice) -> list[Result]:
   """Compiles both kernels for a slice of chips; nothing runs.
 
-  Args:
-    problem: Its `devices` do not count.
-    slice_: From `costs.slices.get_slice`.
-
   Returns:
-    The streamed kernel on one chip, and both kernels on the whole slice.
+    The streamed kernel on one chip, and both kernels on the whole slice, all
+    of whose chips are used (`problem.devices` does not count).
 
   Raises:
-    UserError: The batch does not divide over the chips.
+    UserError: The problem cannot be computed.
   """
   chips = len(slice_.devices)
   problem = dataclasses.replace(problem, devices=chips)
   check(problem)
   results = []
   for kernel, count in (("streamed", 1), ("streamed", chips), ("plain", chips)):
-    mesh = make_mesh(list(slice_.devices[:count]))
-    view = jax.ShapeDtypeStruct(
-      (problem.num_images, problem.num_entries),
-      DTYPES[problem.dtype],
-      sharding=batch_sharded(mesh),
-    )
     console.print_line(f"Compiling the {kernel} kernel for {count} chip(s).")
-    result, _ = _compile(problem, kernel, mesh, [view, view])
-    results.append(
-      dataclasses.replace(result, name=f"{kernel}, {count} chip(s)")
-    )
+    mesh = make_mesh(list(slice_.devices[:count]))
+    result, _ = _compile(problem, kernel, mesh)
+    result.name = f"{kernel}, {count} chip(s)"
+    results.append(result)
   return results
 
 
@@ -242,8 +192,7 @@ def _embeddings(problem: Problem, mesh: Mesh) -> list[jax.Array]:
   common = draw()
   return [
     jax.device_put(
-      (2 * common + draw()).astype(DTYPES[problem.dtype]),
-      batch_sharded(mesh),
+      (2 * common + draw()).astype(DTYPES[problem.dtype]), batch_sharded(mesh)
     )
     for _ in "12"
   ]
@@ -270,39 +219,7 @@ def loss_and_gradient(
   return run
 
 
-def _compile(
-  problem: Problem, kernel: str, mesh: Mesh, views: Sequence[Any]
-) -> tuple[Result, Callable[..., LossAndGradients]]:
-  """Returns a kernel's costs, and its program."""
-  run = loss_and_gradient(problem, kernel, mesh)
-  program = jax.jit(run).lower(*views).compile()
-  counted = program
-  if mesh.devices.flat[0].platform == "gpu":
-    # On a GPU, products are calls of a library, whose FLOP the text hides.
-    counted = _compiled_for_cpu(problem, kernel)
-  costs = hlo.Program(counted.as_text()) if counted else None
-  result = Result(
-    kernel, temporary_bytes=program.memory_analysis().temp_size_in_bytes
-  )
-  if costs:
-    moved, work = costs.collectives(), costs.work()
-    result = dataclasses.replace(
-      result,
-      flops=sum(one.flops for one in work),
-      passes_flops=sum(one.passes_flops for one in work),
-      memory_bytes=sum(one.bytes for one in work),
-      traffic_bytes=sum(c.runs * c.bytes for c in moved),
-      largest_collective_bytes=max((c.bytes for c in moved), default=0.0),
-    )
-  return result, program
-
-
-def _compiled_for_cpu(problem: Problem, kernel: str) -> Any:
-  """Returns the program for as many CPU devices; None if there are fewer."""
-  found = jax.devices("cpu")
-  if len(found) < problem.devices:
-    return None
-  mesh = make_mesh(found[: problem.devices])
+def _program(problem: Problem, kernel: str, mesh: Mesh) -> Any:
   view = jax.ShapeDtypeStruct(
     (problem.num_images, problem.num_entries),
     DTYPES[problem.dtype],
@@ -312,6 +229,32 @@ def _compiled_for_cpu(problem: Problem, kernel: str) -> Any:
   return jax.jit(run).lower(view, view).compile()
 
 
+def _compile(
+  problem: Problem, kernel: str, mesh: Mesh
+) -> tuple[Result, Callable[..., LossAndGradients]]:
+  """Returns a kernel's costs, and its program."""
+  counted = program = _program(problem, kernel, mesh)
+  temporary_bytes = program.memory_analysis().temp_size_in_bytes
+  if mesh.devices.flat[0].platform == "gpu":
+    # On a GPU, products are calls of a library, whose FLOP the text hides.
+    cpus = jax.devices("cpu")[: problem.devices]
+    if len(cpus) < problem.devices:
+      return Result(kernel, temporary_bytes=temporary_bytes), program
+    counted = _program(problem, kernel, make_mesh(cpus))
+  costs = hlo.Program(counted.as_text())
+  moved, work = costs.collectives(), costs.work()
+  result = Result(
+    kernel,
+    temporary_bytes=temporary_bytes,
+    flops=sum(one.flops for one in work),
+    passes_flops=sum(one.passes_flops for one in work),
+    memory_bytes=sum(one.bytes for one in work),
+    traffic_bytes=sum(c.runs * c.bytes for c in moved),
+    largest_collective_bytes=max((c.bytes for c in moved), default=0.0),
+  )
+  return result, program
+
+
 def _torch(
   problem: Problem,
   views: Sequence[jax.Array],
@@ -319,22 +262,17 @@ def _torch(
   free: float | None,
 ) -> tuple[Result, Callable[[], Any] | None]:
   """Returns PyTorch's result so far, and its run or None."""
-  result = Result("PyTorch")
   if not torch_formula.is_installed():
-    return dataclasses.replace(result, note="not installed"), None
+    return Result("PyTorch", note="not installed"), None
   need = torch_formula.MATRICES * 4.0 * problem.num_entries**2
   reason = _too_large(need, free and free * problem.devices)
   if reason:
-    return dataclasses.replace(result, note=reason), None
+    return Result("PyTorch", note=reason), None
   z1, z2 = (np.asarray(z, np.float32) for z in views)
-  run = torch_formula.TorchFormula(
-    z1,
-    z2,
-    problem.num_bins,
-    on_gpu=device.platform == "gpu",
+  run = torch_formula.loss_and_gradients(
+    z1, z2, problem.num_bins, on_gpu=device.platform == "gpu"
   )
-  note = "eager, one device, D x D in memory"
-  return dataclasses.replace(result, note=note), run
+  return Result("PyTorch", note="eager, one device, D x D in memory"), run
 
 
 def _too_large(need: float | None, free: float | None) -> str:
@@ -349,27 +287,19 @@ def _floor_precision(problem: Problem) -> str:
   return "highest" if problem.precision == "auto" else problem.precision
 
 
-def _compared(
-  results: dict[str, Result], answers: dict[str, Any]
-) -> dict[str, Result]:
+def _compare(results: dict[str, Result], answers: dict[str, Any]) -> None:
   """Adds values and, against the plain formula's, their errors."""
   reference = answers.get("plain")
-  compared = {}
   for name, (loss, gradients) in answers.items():
-    result = dataclasses.replace(results[name], loss=float(loss))
+    result = results[name]
+    result.loss = float(loss)
     if reference is not None and name != "plain":
       value = float(reference[0])
-      error = gradient_error(gradients, reference[1])
-      result = dataclasses.replace(
-        result,
-        loss_error=abs(float(loss) - value) / abs(value),
-        gradient_error=error,
-      )
-    compared[name] = result
-  return compared
+      result.loss_error = abs(result.loss - value) / abs(value)
+      result.gradient_error = _gradient_error(gradients, reference[1])
 
 
-def gradient_error(gradients: Any, reference: Any) -> float:
+def _gradient_error(gradients: Any, reference: Any) -> float:
   """Returns the largest difference over the largest entry."""
   pairs = [
     (np.asarray(g, np.float64), np.asarray(r, np.float64))
@@ -379,23 +309,16 @@ def gradient_error(gradients: Any, reference: Any) -> float:
   return worst / max(float(np.max(np.abs(r))) for _, r in pairs)
 
 
-def _timed(
+def _set_times(
   result: Result, times: dict[str, timing.Times], first: str
-) -> Result:
+) -> None:
   mine = times[result.name]
-  result = dataclasses.replace(
-    result,
-    seconds=timing.Spread.of(mine.seconds),
-    cpu_seconds=timing.Spread.of(mine.cpu_seconds),
-    floor_share=times["floor"].ratio(mine),
-  )
-  if first not in times:  # It was not run.
-    return result
-  return dataclasses.replace(
-    result,
-    ratio=mine.ratio(times[first]),
-    cpu_ratio=mine.ratio(times[first], cpu=True),
-  )
+  result.seconds = timing.Spread.of(mine.seconds)
+  result.cpu_seconds = timing.Spread.of(mine.cpu_seconds)
+  result.floor_share = times["floor"].ratio(mine)
+  if first in times:  # It was run.
+    result.ratio = mine.ratio(times[first])
+    result.cpu_ratio = mine.ratio(times[first], cpu=True)
 
 
 # --- Report -------------------------------------------------------------------
@@ -409,13 +332,7 @@ def as_dict(
     "benchmark": "loss",
     "machine": about,
     "problem": dataclasses.asdict(problem) | {"chosen": problem.chosen},
-    "results": [
-      {
-        key: value._asdict() if isinstance(value, timing.Spread) else value
-        for key, value in vars(result).items()
-      }
-      for result in results
-    ],
+    "results": [dataclasses.asdict(result) for result in results],
   }
 
 

@@ -7,6 +7,7 @@ them exactly. Hardware does the same, up to the order of its sums.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,21 +32,15 @@ _MOST_ENTRIES = 16_384  # The float64 reference holds D x D matrices.
 
 @dataclasses.dataclass(frozen=True)
 class Error:
-  """The errors of one precision in one state of training.
+  """The errors of one precision in one state of training."""
 
-  Attributes:
-    precision: Of the products.
-    state: A key of SHARPNESS.
-    loss: Relative error of the off-diagonal term.
-    gradient: Error of its gradient with respect to the logits, as a share of
-      the gradient (both in the Euclidean norm).
-    uncentered: The gradient's error if the products take log Pc as it is.
-  """
-
-  precision: str
-  state: str
-  loss: float
+  precision: str  # Of the products.
+  state: str  # A key of SHARPNESS.
+  loss: float  # Relative error of the off-diagonal term.
+  # Error of its gradient with respect to the logits, as a share of the gradient
+  # (both in the Euclidean norm).
   gradient: float
+  # The gradient's error if the products take log Pc as it is.
   uncentered: float
 
 
@@ -59,10 +54,6 @@ def _bfloat16(x: jax.Array) -> jax.Array:
 
 def _tf32(x: jax.Array) -> jax.Array:
   return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=10)
-
-
-def _one_pass(rounded: Callable[[jax.Array], jax.Array]) -> Dot:
-  return lambda x, y: _exact(rounded(x), rounded(y))
 
 
 def _three_passes(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -80,8 +71,8 @@ def _halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 EMULATED: dict[str, Dot] = {
   "float32": _exact,
   "bfloat16_3x": _three_passes,
-  "tensorfloat32": _one_pass(_tf32),
-  "bfloat16": _one_pass(_bfloat16),
+  "tensorfloat32": lambda x, y: _exact(_tf32(x), _tf32(y)),
+  "bfloat16": lambda x, y: _exact(_bfloat16(x), _bfloat16(y)),
 }
 
 _PRESETS = {
@@ -96,8 +87,10 @@ def products(platform: str) -> dict[str, Dot]:
   """Returns the products by precision: a device's own, or a CPU's emulation."""
   if platform == "cpu":
     return EMULATED
-  by_preset = lambda preset: lambda x, y: jax.lax.dot(x, y, precision=preset)
-  return {name: by_preset(preset) for name, preset in _PRESETS.items()}
+  return {
+    name: functools.partial(jax.lax.dot, precision=preset)
+    for name, preset in _PRESETS.items()
+  }
 
 
 def benchmark(problem: Problem) -> Findings:
@@ -113,9 +106,6 @@ def measure(problem: Problem) -> list[Error]:
   """Returns the error of every precision in every state of training.
 
   Precisions that the device does not support are left out.
-
-  Args:
-    problem: Its sizes.
 
   Raises:
     UserError: The problem is too large for its float64 reference.
@@ -142,13 +132,12 @@ def measure(problem: Problem) -> list[Error]:
 
 
 def _error(
-  logits: Sequence[np.ndarray],
-  dot: Dot,
-  exact: tuple[float, list[np.ndarray]],
+  logits: Sequence[np.ndarray], dot: Dot, exact: tuple[float, list[np.ndarray]]
 ) -> tuple[float, float, float]:
   """Returns an Error's numbers: loss, gradient, uncentered."""
-  value, gradients = jax.jit(term, static_argnums=(2, 3))(*logits, dot, True)
-  _, uncentered = jax.jit(term, static_argnums=(2, 3))(*logits, dot, False)
+  run = jax.jit(term, static_argnums=(2, 3))
+  value, gradients = run(*logits, dot, True)
+  _, uncentered = run(*logits, dot, False)
   return (
     abs(float(value) - exact[0]) / abs(exact[0]),
     _distance(gradients, exact[1]),
@@ -156,9 +145,7 @@ def _error(
   )
 
 
-def _reference(
-  logits: Sequence[np.ndarray],
-) -> tuple[float, list[np.ndarray]]:
+def _reference(logits: Sequence[np.ndarray]) -> tuple[float, list[np.ndarray]]:
   """Returns the term and its gradients in float64, on the CPU."""
   with jax.enable_x64(), jax.default_device(jax.devices("cpu")[0]):
     wide = [np.float64(z) for z in logits]

@@ -32,14 +32,7 @@ def beside_pil(
   """Runs the pipeline and PIL in turn, with one decoding per image or view.
 
   PIL works in this thread, whose CPU time is its own; the rest of the process's
-  CPU time is the pipeline's.
-
-  Args:
-    source: Of encoded images.
-    batches: The pipeline.
-    view_list: The crops of each image.
-    batch_size: Images per batch of the pipeline.
-    seconds: The least duration of the measurement is twice this.
+  CPU time is the pipeline's. This takes at least twice as many seconds.
 
   Returns:
     pil_views_per_cpu_second, pil_per_view_views_per_cpu_second, and the ratios
@@ -104,9 +97,7 @@ def _work(
 
 
 def _views(
-  contents: bytes,
-  boxes: list[tuple[int, ...]],
-  view_list: list[crops.Crop],
+  contents: bytes, boxes: list[tuple[int, ...]], view_list: list[crops.Crop]
 ) -> list[np.ndarray]:
   """Returns the crops of an image, cut by PIL."""
   from PIL import Image

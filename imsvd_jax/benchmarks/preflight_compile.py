@@ -26,11 +26,11 @@ def measure(
   num_examples: int | None = None,
   find_batch: bool = False,
 ) -> Findings:
-  """Returns the costs of a config's step on a slice.
+  """Returns the costs of a step of the recipe called `name` on a slice.
 
   Args:
-    config: A recipe.
-    name: The recipe's, for the text.
+    config: The recipe.
+    name: Its name, for the text.
     topology: Name of the slice, such as "v5e:4x4".
     num_examples: Images in the train split; by default data.num_examples of
       the recipe if its source makes that many.
@@ -85,16 +85,16 @@ def _largest_batch(
 
 
 @contextlib.contextmanager
-def _ticking(what: str, first: float = 3.0, every: float = 20.0) -> Iterator:
-  """Prints how long the block has taken, while it runs."""
+def _ticking(what: str) -> Iterator[None]:
+  """Prints how long the block has taken, after 3 s and then every 20 s."""
   start = time.monotonic()
   done = threading.Event()
 
   def tick() -> None:
-    wait = first
+    wait = 3.0
     while not done.wait(wait):
       console.print_line(f"{what}: {time.monotonic() - start:.0f} s")
-      wait = every
+      wait = 20.0
 
   thread = threading.Thread(target=tick, daemon=True)
   thread.start()

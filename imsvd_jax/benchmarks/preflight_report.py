@@ -1,17 +1,11 @@
 """What a step costs on a slice of TPUs, as text and as numbers."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from imsvd_jax.base.console import duration
 from imsvd_jax.benchmarks.costs.chips import Chip
-from imsvd_jax.benchmarks.costs.compiled_step import (
-  Bound,
-  Memory,
-  Part,
-  Report,
-)
+from imsvd_jax.benchmarks.costs.compiled_step import Bound, Memory, Part, Report
 from imsvd_jax.benchmarks.costs.slices import Slice
 from imsvd_jax.benchmarks.text import binary_size, quantity
 
@@ -99,20 +93,17 @@ def _part_lines(report: Report) -> list[str]:
   total = Part(
     *(report.total(field.name) for field in dataclasses.fields(Part))
   )
-  return [
+  lines = [
     f"{'Part of the step':18}{'FLOP':>11}{'as bf16':>11}{'HBM bytes':>11}"
-    f"{'sent bytes':>12}",
-    *(
-      f"  {name:16}{_row(dataclasses.astuple(part))}"
-      for name, part in {**report.parts, "all": total}.items()
-    ),
-    "  (as bf16: times the passes of the matrix unit, 6 for exact float32)",
+    f"{'sent bytes':>12}"
   ]
-
-
-def _row(values: Sequence[float]) -> str:
-  flops, passes, moved, sent = map(quantity, values)
-  return f"{flops:>11}{passes:>11}{moved:>11}{sent:>12}"
+  for name, part in {**report.parts, "all": total}.items():
+    flops, passes, moved, sent = map(quantity, dataclasses.astuple(part))
+    lines.append(f"  {name:16}{flops:>11}{passes:>11}{moved:>11}{sent:>12}")
+  lines.append(
+    "  (as bf16: times the passes of the matrix unit, 6 for exact float32)"
+  )
+  return lines
 
 
 def _collective_lines(report: Report) -> list[str]:

@@ -35,69 +35,41 @@ from imsvd_jax.training import step as step_lib
 from imsvd_jax.training.augment import augment_views
 from imsvd_jax.training.state import TrainState
 
-PARTS = (
-  "augment",
-  "target",
-  "forward",
-  "objective",
-  "backward",
-  "optimizer",
-)
+PARTS = ("augment", "target", "forward", "objective", "backward", "optimizer")
 _NUM_EXAMPLES = 1_000_000  # Only the schedule depends on it.
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """The costs of a step.
+  """The costs of a step."""
 
-  Attributes:
-    batch_size: Images per step over all devices.
-    devices: How many.
-    dtype: What the model computes in.
-    step: Seconds of a step.
-    images_per_second: At the step's median.
-    parts: Seconds of each part.
-    shares: Their medians over the step's; with "rest" they add up to one.
-    flops: Per device and step, of matrix products and convolutions.
-    flops_by_part: The same, by the part of the program.
-    bytes: Traffic of main memory per device and step, from the program, which
-      does not know how much of it caches serve.
-    matmul_ceiling: FLOP/s of products in the model's type, measured.
-    memory_ceiling: Bytes/s, measured.
-    matmul_share: FLOP/s of the step over the ceiling.
-    memory_share: Bytes/s of the step over the ceiling.
-    state_bytes: Weights, optimizer, targets, per device.
-    temporary_bytes: Activations, gradients and buffers, per device.
-  """
-
-  batch_size: int
-  devices: int
-  dtype: str
-  step: timing.Spread
-  images_per_second: float
-  parts: dict[str, timing.Spread]
+  batch_size: int  # Images per step over all devices.
+  devices: int  # How many.
+  dtype: str  # What the model computes in.
+  step: timing.Spread  # Seconds of a step.
+  images_per_second: float  # At the step's median.
+  parts: dict[str, timing.Spread]  # Seconds of each part.
+  # Their medians over the step's; with "rest" they add up to one.
   shares: dict[str, float]
-  flops: float
-  flops_by_part: dict[str, float]
+  flops: float  # Per device and step, of matrix products and convolutions.
+  flops_by_part: dict[str, float]  # The same, by the part of the program.
+  # Traffic of main memory per device and step, from the program, which does not
+  # know how much of it caches serve.
   bytes: float
-  matmul_ceiling: float
-  memory_ceiling: float
-  matmul_share: float
-  memory_share: float
-  state_bytes: float
-  temporary_bytes: float
+  matmul_ceiling: float  # FLOP/s of products in the model's type, measured.
+  memory_ceiling: float  # Bytes/s, measured.
+  matmul_share: float  # FLOP/s of the step over the ceiling.
+  memory_share: float  # Bytes/s of the step over the ceiling.
+  state_bytes: float  # Weights, optimizer, targets, per device.
+  temporary_bytes: float  # Activations, gradients and buffers, per device.
 
 
 def benchmark(
   config: ConfigDict, *, name: str, devices: int, rounds: int
 ) -> Findings:
-  """Measures on this machine; see `measure`.
+  """Measures the recipe called `name` on this machine; see `measure`.
 
-  Args:
-    config: A recipe.
-    name: The recipe's, for the text.
-    devices: How many to split the batch over; 0 takes all.
-    rounds: Measured runs of each part.
+  The batch is split over that many devices; 0 takes all.
   """
   if devices:
     cpu_devices.make(devices)
@@ -112,11 +84,6 @@ def measure(
 ) -> Result:
   """Times the config's step and its parts on random images.
 
-  Args:
-    config: A recipe.
-    used: Devices to split the batch over.
-    rounds: Measured runs of each.
-
   Raises:
     UserError: The config contradicts itself, or its batch does not divide.
   """
@@ -124,30 +91,28 @@ def measure(
   experiment = experiment_lib.build(config, _NUM_EXAMPLES)
   mesh = make_mesh(used)
   state = _state(experiment, mesh)
-  batch = random_batch(config, mesh)
+  batch = _random_batch(config, mesh)
 
   console.print_line("Compiling the step.")
   train_step = step_lib.jit_train_step(experiment, replicated(mesh))
   compiled = train_step.lower(state, batch).compile()
   runs: dict[str, Callable[[], Any]] = {
-    "step": _Steps(compiled, state, batch),
+    "step": _steps(compiled, state, batch),
     **_parts(experiment, mesh, batch),
   }
   device, dtype = used[0], config.model.dtype
-  limits = {
-    "matmul": ceilings.matmul(device, jnp.dtype(dtype)),
-    "memory": ceilings.memory(device),
-  }
-  runs |= {name: limit.run for name, limit in limits.items()}
+  limits = ceilings.ceilings(device, jnp.dtype(dtype))
+  runs |= {name: run for name, (run, _) in limits.items()}
   console.print_line(f"Compiling its parts: {', '.join(list(runs)[1:])}.")
   times = timing.race(runs, rounds=rounds)
 
-  best = {n: limits[n].amount / min(times[n].seconds) for n in limits}
+  best = {n: limits[n][1] / min(times[n].seconds) for n in limits}
   both = times.pop("both")
   times["backward"] = both.minus(times["forward"])
   spreads = {name: timing.Spread.of(t.seconds) for name, t in times.items()}
   step = spreads["step"]
   parts = {name: spreads[name] for name in PARTS if name in spreads}
+  shares = {name: part.median / step.median for name, part in parts.items()}
   flops, moved = _costs(compiled, config, used)
   stats = compiled.memory_analysis()
   return Result(
@@ -157,7 +122,7 @@ def measure(
     step=step,
     images_per_second=config.batch_size / step.median,
     parts=parts,
-    shares=_shares(parts, step.median),
+    shares={**shares, "rest": 1 - sum(shares.values())},
     flops=sum(flops.values()),
     flops_by_part=flops,
     bytes=moved,
@@ -170,28 +135,25 @@ def measure(
   )
 
 
-class _Steps:
-  """Takes one training step after another; the state is donated."""
+def _steps(
+  compiled: Callable[..., Any], state: TrainState, batch: Any
+) -> Callable[[], Any]:
+  """Returns a function that takes the next step; the state is donated."""
 
-  def __init__(
-    self, compiled: Callable[..., Any], state: TrainState, batch: Any
-  ) -> None:
-    self._compiled, self._state, self._batch = compiled, state, batch
-
-  def __call__(self) -> Any:
-    self._state, metrics = self._compiled(self._state, self._batch)
+  def step() -> Any:
+    nonlocal state
+    state, metrics = compiled(state, batch)
     return metrics
+
+  return step
 
 
 def _state(experiment: experiment_lib.Experiment, mesh: Mesh) -> TrainState:
-  init = jax.jit(
-    lambda: step_lib.init_state(experiment),
-    out_shardings=replicated(mesh),
-  )
-  return init()
+  init = lambda: step_lib.init_state(experiment)
+  return jax.jit(init, out_shardings=replicated(mesh))()
 
 
-def random_batch(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+def _random_batch(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
   """Returns a batch of random pixels, on the devices."""
   rng = np.random.default_rng(0)
   shapes = experiment_lib.abstract_batch(config)
@@ -212,7 +174,15 @@ def _parts(
 ) -> dict[str, Callable[[], Any]]:
   """Returns the step's parts as programs of their own, on their own state."""
   state = _state(experiment, mesh)
-  jit = lambda f: jax.jit(_in_mesh(f, mesh))
+
+  def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    def traced(*arguments: Any) -> Any:
+      # The objective needs the mesh, as in the trainer's step.
+      with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return function(*arguments)
+
+    return jax.jit(traced)
+
   recipes = experiment.augmentation
   augment = jit(lambda rng, b: augment_views(recipes, rng, b))
   views = augment(state.rng, batch)
@@ -264,21 +234,6 @@ def _parts(
   }
 
 
-def _in_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-  """Gives the objective the mesh in context, as the trainer's step does."""
-
-  def traced(*arguments: Any) -> Any:
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return function(*arguments)
-
-  return traced
-
-
-def _shares(parts: dict[str, timing.Spread], step: float) -> dict[str, float]:
-  shares = {name: value.median / step for name, value in parts.items()}
-  return {**shares, "rest": 1 - sum(shares.values())}
-
-
 def _costs(
   compiled: Any, config: ConfigDict, used: list[jax.Device]
 ) -> tuple[dict[str, float], float]:
@@ -308,9 +263,7 @@ def as_dict(name: str, result: Result, about: dict[str, Any]) -> dict[str, Any]:
     "benchmark": "step",
     "config": name,
     "machine": about,
-    **vars(result),
-    "step": result.step._asdict(),
-    "parts": {part: s._asdict() for part, s in result.parts.items()},
+    **dataclasses.asdict(result),
   }
 
 

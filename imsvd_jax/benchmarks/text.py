@@ -6,15 +6,10 @@ from imsvd_jax.benchmarks.timing import Spread
 
 
 class Findings(NamedTuple):
-  """The results of a benchmark.
+  """The results of a benchmark."""
 
-  Attributes:
-    text: For people.
-    numbers: The same and more, for --json; seconds, bytes, FLOP.
-  """
-
-  text: str
-  numbers: Any
+  text: str  # For people.
+  numbers: Any  # The same and more, for --json; seconds, bytes, FLOP.
 
 
 def spread(value: Spread | None) -> str:

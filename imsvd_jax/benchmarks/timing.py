@@ -1,5 +1,6 @@
 """Runs contenders in turn and times them."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,8 @@ _MAX_CALLS = 1000
 _PROGRESS_SECONDS = 3.0
 
 
-class Spread(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Spread:
   """Median, smallest and largest of many numbers."""
 
   median: float
@@ -30,15 +32,11 @@ class Spread(NamedTuple):
 
 
 class Times(NamedTuple):
-  """The time of each round, per call.
+  """The time of each round, per call."""
 
-  Attributes:
-    seconds: By the clock.
-    cpu_seconds: Of all threads of this process; more reliable than the clock
-      if other programs share the cores.
-  """
-
-  seconds: list[float]
+  seconds: list[float]  # By the clock.
+  # Of all threads of this process; more reliable than the clock if other
+  # programs share the cores.
   cpu_seconds: list[float]
 
   def scaled(self, factor: float) -> "Times":
@@ -53,24 +51,13 @@ class Times(NamedTuple):
     )
 
   def ratio(self, other: "Times", *, cpu: bool = False) -> Spread:
-    """Returns these times over another's, round by round.
-
-    Args:
-      other: A contender of the same race.
-      cpu: Of the CPU seconds instead of the clock's.
-    """
-    mine, others = (
-      (times.cpu_seconds if cpu else times.seconds) for times in (self, other)
-    )
-    return Spread.of([a / b for a, b in zip(mine, others, strict=True)])
+    """Returns the times (or CPU times) over another's, round by round."""
+    pairs = zip(self[cpu], other[cpu], strict=True)
+    return Spread.of([a / b for a, b in pairs])
 
 
 def race(
-  runs: Mapping[str, Callable[[], Any]],
-  *,
-  rounds: int,
-  warmup: int = 1,
-  report: Callable[[str], None] = console.print_line,
+  runs: Mapping[str, Callable[[], Any]], *, rounds: int
 ) -> dict[str, Times]:
   """Times contenders round by round, each once per round.
 
@@ -78,10 +65,8 @@ def race(
     runs: By name: functions that start the work and return its arrays; the
       race waits for these.
     rounds: Measured rounds.
-    warmup: Calls of each contender before them, at least one.
-    report: Takes a progress line every few seconds.
   """
-  calls = {name: _warm_up(run, warmup) for name, run in runs.items()}
+  calls = {name: _warm_up(run) for name, run in runs.items()}
   times = {name: Times([], []) for name in runs}
   start = last = time.monotonic()
   for number in range(1, rounds + 1):
@@ -92,20 +77,18 @@ def race(
     now = time.monotonic()
     if now - last >= _PROGRESS_SECONDS and number < rounds:
       last, per_round = now, (now - start) / number
-      report(
+      console.print_line(
         f"round {number}/{rounds}, {per_round:.2g} s each,"
         f" {per_round * (rounds - number):.0f} s left"
       )
   return times
 
 
-def _warm_up(run: Callable[[], Any], count: int) -> int:
+def _warm_up(run: Callable[[], Any]) -> int:
   """Compiles; returns the number of calls in a sample."""
-  for _ in range(max(count, 1)):
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    seconds = time.perf_counter() - start
-  if seconds >= 1:  # Even if most of it was compilation.
+  start = time.perf_counter()
+  jax.block_until_ready(run())
+  if time.perf_counter() - start >= 1:  # Even if most of it was compilation.
     return 1
   seconds, _ = _sample(run, 1)
   if seconds >= _SAMPLE_SECONDS:

@@ -45,10 +45,7 @@ def _loss() -> Measure:
     "precision", "auto", "Of the matrix products: auto, default, high, highest."
   )
   devices = flags.DEFINE_integer(
-    "devices",
-    1,
-    "Devices to split over; a CPU makes as many.",
-    lower_bound=1,
+    "devices", 1, "Devices to split over; a CPU makes as many.", lower_bound=1
   )
   alternatives = flags.DEFINE_bool(
     "alternatives", True, "Also run the other kernel and PyTorch."
@@ -64,9 +61,9 @@ def _loss() -> Measure:
     from imsvd_jax.benchmarks import loss_kernel
 
     problem = loss_kernel.Problem(
-      num_images=num_images.value,
-      num_variables=num_variables.value,
-      num_bins=num_bins.value,
+      num_images.value,
+      num_variables.value,
+      num_bins.value,
       dtype=dtype.value,
       kernel=kernel.value,
       precision=precision.value,
@@ -88,14 +85,13 @@ def _precision() -> Measure:
 
   Errors are those of the loss and of its gradient, relative to float64.
   """
-  num_images, num_variables, num_bins = _define_sizes(num_variables=16)
+  sizes = _define_sizes(num_variables=16)
 
   def measure() -> Findings:
     from imsvd_jax.benchmarks import loss_kernel, loss_precision
 
-    return loss_precision.benchmark(
-      loss_kernel.Problem(num_images.value, num_variables.value, num_bins.value)
-    )
+    problem = loss_kernel.Problem(*(size.value for size in sizes))
+    return loss_precision.benchmark(problem)
 
   return measure
 
@@ -174,25 +170,20 @@ def _knn() -> Measure:
 
   Reports accuracy, time and peak memory of each contender.
   """
-  bank = flags.DEFINE_integer(
-    "bank", 50_000, "Images in the bank.", lower_bound=1
-  )
-  queries = flags.DEFINE_integer(
-    "queries", 10_000, "Number of queries.", lower_bound=1
-  )
-  features = flags.DEFINE_integer(
-    "features", 512, "Features per image.", lower_bound=1
-  )
-  neighbors = flags.DEFINE_integer(
-    "neighbors", 200, "k, the number of neighbors.", lower_bound=1
-  )
+  sizes = [
+    flags.DEFINE_integer(name, default, about, lower_bound=1)
+    for name, default, about in (
+      ("bank", 50_000, "Images in the bank."),
+      ("queries", 10_000, "Number of queries."),
+      ("features", 512, "Features per image."),
+      ("neighbors", 200, "k, the number of neighbors."),
+    )
+  ]
 
   def measure() -> Findings:
     from imsvd_jax.benchmarks import knn_search
 
-    return knn_search.benchmark(
-      bank.value, queries.value, features.value, neighbors.value
-    )
+    return knn_search.benchmark(*(size.value for size in sizes))
 
   return measure
 
@@ -258,7 +249,5 @@ def run() -> None:
     print_findings(measure())
 
   command_line.run(
-    main,
-    required=benchmark.required,
-    about=inspect.getdoc(benchmark.define),
+    main, required=benchmark.required, about=inspect.getdoc(benchmark.define)
   )

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
   # Imported late, so that --help and a wrong flag answer at once.
   from imsvd_jax.interop import weight_export
 
-  written = weight_export.export_encoder(
+  files, note = weight_export.export_encoder(
     _WORKDIR.value,
     _FORMAT.value,
     _OUTPUT.value,
@@ -53,9 +53,9 @@ def main(argv: list[str]) -> None:
     classifier=weight_export.read_classifier(_CLASSIFIER.value),
     license_name=_LICENSE.value,
   )
-  if written.note:
-    print(written.note)
-  print(f"Wrote {', '.join(written.files)}")
+  if note:
+    print(note)
+  print(f"Wrote {', '.join(files)}")
 
 
 def run() -> None:

@@ -92,8 +92,5 @@ def define_cluster() -> Callable[[], None]:
     "join_seconds", 300.0, "How long to wait for the other processes, seconds."
   )
   return lambda: distributed.initialize(
-    address.value,
-    count.value,
-    number.value,
-    timeout_seconds=seconds.value,
+    address.value, count.value, number.value, timeout_seconds=seconds.value
   )

@@ -20,16 +20,11 @@ from imsvd_jax.formats.architecture import (
   architecture_of,
   infer_architecture,
 )
-from imsvd_jax.formats.detectron2 import (
-  DETECTRON2,
-  detectron2_config,
-  from_detectron2,
-  to_detectron2,
-)
+from imsvd_jax.formats.detectron2 import DETECTRON2, from_detectron2
 from imsvd_jax.formats.loading_code import is_ready_made
 from imsvd_jax.formats.numpy_files import NUMPY, read_numpy
 from imsvd_jax.formats.safetensors_files import SAFETENSORS, read_safetensors
-from imsvd_jax.formats.timm import TIMM, to_timm
+from imsvd_jax.formats.timm import TIMM
 from imsvd_jax.formats.torch_files import TORCHVISION, read_torch
 from imsvd_jax.formats.torchvision import (
   Imported,
@@ -47,14 +42,10 @@ __all__ = [
   "Imported",
   "architecture_of",
   "check_variables",
-  "detectron2_config",
-  "from_detectron2",
   "from_torchvision",
   "infer_architecture",
   "is_ready_made",
   "read_file",
-  "to_detectron2",
-  "to_timm",
   "to_torchvision",
   "write_file",
 ]
@@ -106,11 +97,7 @@ def write_file(
       "These weights have no projector; export the backbone alone."
     )
   weights = Weights(
-    variables,
-    architecture,
-    projector,
-    classifier,
-    int(metadata.get("step", 0)),
+    variables, architecture, projector, classifier, int(metadata.get("step", 0))
   )
   described = dataclasses.asdict(architecture)
   described["projector"] = list(architecture.projector) if projector else []

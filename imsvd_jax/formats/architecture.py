@@ -10,11 +10,18 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
+from flax.traverse_util import flatten_dict
+
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.models import BACKBONES
 from imsvd_jax.models.resnet import STEMS, ResNet
 
 NUM_BATCHES = "num_batches_tracked"
+# Where torch's names differ from ours.
+_OUR_NAMES = {
+  "downsample.0": "downsample_conv",
+  "downsample.1": "downsample_bn",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +60,12 @@ class Architecture:
 
 
 class Entry(NamedTuple):
-  """One tensor.
+  """One tensor."""
 
-  Attributes:
-    key: Its name in torch, with "backbone." or "projector." in front.
-    path: Where it is in our variables; None for torch's batch counters.
-    shape: Its shape in torch.
-  """
-
-  key: str
+  key: str  # Its name in torch, with "backbone." or "projector." in front.
+  # Where it is in our variables; None for torch's batch counters.
   path: tuple[str, ...] | None
-  shape: tuple[int, ...]
+  shape: tuple[int, ...]  # Its shape in torch.
 
 
 def _batch_norm(key: str, path: tuple[str, ...], size: int) -> Iterator[Entry]:
@@ -78,23 +80,23 @@ def _batch_norm(key: str, path: tuple[str, ...], size: int) -> Iterator[Entry]:
 def _conv_norm(
   key: str,
   path: tuple[str, ...],
-  names: tuple[str, str, str, str],
   shape: tuple[int, int, int, int],
+  conv: str,
+  norm: str,
 ) -> Iterator[Entry]:
-  """A convolution and its batch norm; names: conv and norm, torch and ours."""
-  conv, norm, our_conv, our_norm = names
-  kernel = ("params", *path, our_conv, "kernel")
+  """A convolution and its batch norm, by their names in torch."""
+  kernel = ("params", *path, _OUR_NAMES.get(conv, conv), "kernel")
   yield Entry(f"{key}{conv}.weight", kernel, shape)
-  yield from _batch_norm(f"{key}{norm}", (*path, our_norm), shape[0])
+  norm_path = (*path, _OUR_NAMES.get(norm, norm))
+  yield from _batch_norm(f"{key}{norm}", norm_path, shape[0])
 
 
 def _backbone(architecture: Architecture) -> Iterator[Entry]:
   net = architecture.network()
   expansion = net.block.expansion
   filters, size = net.num_filters, STEMS[net.stem][0]
-  names = ("conv1", "bn1", "conv1", "bn1")
   stem = (filters, architecture.channels, size, size)
-  yield from _conv_norm("backbone.", ("backbone",), names, stem)
+  yield from _conv_norm("backbone.", ("backbone",), stem, "conv1", "bn1")
   inputs = filters
   for stage, blocks in enumerate(net.stage_sizes):
     inner = filters * 2**stage
@@ -111,16 +113,10 @@ def _backbone(architecture: Architecture) -> Iterator[Entry]:
           (outputs, inner, 1, 1),
         ]
       for i, shape in enumerate(shapes, 1):
-        names = (f"conv{i}", f"bn{i}", f"conv{i}", f"bn{i}")
-        yield from _conv_norm(key, path, names, shape)
+        yield from _conv_norm(key, path, shape, f"conv{i}", f"bn{i}")
       if block == 0 and (stage > 0 or inputs != outputs):
-        names = (
-          "downsample.0",
-          "downsample.1",
-          "downsample_conv",
-          "downsample_bn",
-        )
-        yield from _conv_norm(key, path, names, (outputs, inputs, 1, 1))
+        shape = (outputs, inputs, 1, 1)
+        yield from _conv_norm(key, path, shape, "downsample.0", "downsample.1")
       inputs = outputs
 
 
@@ -245,30 +241,17 @@ def _infer_projector(
 
 def architecture_of(variables: Mapping[str, Any]) -> Architecture:
   """Returns the network of our variables."""
-  shapes = {}
-  for path, leaf in flatten(variables).items():
-    if path[0] == "params":
-      shapes[_torch_key(path)] = _torch_shape(leaf.shape)
-  return infer_architecture(shapes)
-
-
-def flatten(
-  tree: Mapping[str, Any], prefix: tuple[str, ...] = ()
-) -> dict[tuple[str, ...], Any]:
-  """Returns the leaves of nested dictionaries by path."""
-  leaves = {}
-  for name, value in tree.items():
-    path = (*prefix, name)
-    if isinstance(value, Mapping):
-      leaves.update(flatten(value, path))
-    else:
-      leaves[path] = value
-  return leaves
+  return infer_architecture(
+    {
+      _torch_key(path): _torch_shape(leaf.shape)
+      for path, leaf in flatten_dict(variables["params"]).items()
+    }
+  )
 
 
 def _torch_key(path: tuple[str, ...]) -> str:
   """Returns our path as a torch name, as far as `infer_architecture` needs."""
-  *modules, leaf = path[1:]
+  *modules, leaf = path
   if len(modules) > 1 and modules[0] == "projector":
     kind, _, number = modules[1].rpartition("_")
     if number.isdigit():

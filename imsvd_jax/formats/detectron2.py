@@ -5,7 +5,7 @@ res2, and torch's batch counters are left out: a frozen norm has none.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from imsvd_jax.formats.architecture import (
   Architecture,
   architecture_of,
 )
-from imsvd_jax.formats.torch_files import write_torch_nested
+from imsvd_jax.formats.torch_files import write_torch
 from imsvd_jax.formats.torchvision import (
   Imported,
   from_torchvision,
@@ -87,28 +87,16 @@ def from_detectron2(
   return from_torchvision(renamed, architecture, spell=_to_name)
 
 
-def detectron2_config(
-  architecture: Architecture,
-  weights: str,
-  *,
-  mean: Sequence[float],
-  std: Sequence[float],
-) -> str:
-  """Returns the YAML that a detectron2 config needs for these weights.
-
-  Args:
-    architecture: The backbone.
-    weights: Path of the weights.
-    mean: Of the images in [0, 1], by channel.
-    std: Likewise.
-  """
+def detectron2_config(content: Content) -> str:
+  """Returns the YAML that a detectron2 config needs for these weights."""
+  architecture = content.architecture
   check_detectron2(architecture)
   net = architecture.network()
   first = net.num_filters
-  pixel_mean = [round(255 * value, 3) for value in mean]
-  pixel_std = [round(255 * value, 3) for value in std]
+  pixel_mean = [round(255 * value, 3) for value in content.mean]
+  pixel_std = [round(255 * value, 3) for value in content.std]
   return f"""MODEL:
-  WEIGHTS: "{weights}"
+  WEIGHTS: "{content.file_name}"
   PIXEL_MEAN: {pixel_mean}
   PIXEL_STD: {pixel_std}
   RESNETS:
@@ -127,21 +115,12 @@ def _write(path: str, weights: Weights, metadata: Mapping[str, Any]) -> None:
   if weights.classifier is not None:
     raise UserError("detectron2's backbones have no classifier; leave it out.")
   state = to_detectron2(weights.variables, weights.architecture)
-  write_torch_nested(path, state, metadata)
-
-
-def _config_of(content: Content) -> str:
-  return detectron2_config(
-    content.architecture,
-    content.file_name,
-    mean=content.mean,
-    std=content.std,
-  )
+  write_torch(path, state, metadata, for_detectron2=True)
 
 
 DETECTRON2 = Format(
   _write,
-  _config_of,
+  detectron2_config,
   makes_model=False,
   language="yaml",
   code_suffix=".yaml",

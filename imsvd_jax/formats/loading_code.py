@@ -32,7 +32,11 @@ def safetensors_code(content: Content) -> str:
 
 def _torch_code(content: Content, imports: str, load: str) -> str:
   architecture = content.architecture
-  imports += _network_imports(architecture)
+  if is_ready_made(architecture):
+    imports += "import torchvision\n"
+  else:
+    block = _block(architecture)
+    imports += f"from torchvision.models.resnet import {block}, ResNet\n"
   network = _network(architecture, content.num_classes)
   wrap = _wrap(architecture) if content.projector else ""
   module = _MODULE if content.projector else "\n"
@@ -62,13 +66,6 @@ def _stages(architecture: Architecture) -> list[int]:
 def _block(architecture: Architecture) -> str:
   expansion = architecture.network().block.expansion
   return "BasicBlock" if expansion == 1 else "Bottleneck"
-
-
-def _network_imports(architecture: Architecture) -> str:
-  if is_ready_made(architecture):
-    return "import torchvision\n"
-  block = _block(architecture)
-  return f"from torchvision.models.resnet import {block}, ResNet\n"
 
 
 def _replacements(architecture: Architecture) -> str:
@@ -111,10 +108,10 @@ model = Scaled({block}, {sizes})
 """
   code += _replacements(architecture)
   if num_classes:
-    return (
-      code + f"model.fc = torch.nn.Linear({net.num_features}, {num_classes})\n"
-    )
-  return code + "model.fc = torch.nn.Identity()  # features, not classes\n"
+    head = f"torch.nn.Linear({net.num_features}, {num_classes})"
+  else:
+    head = "torch.nn.Identity()  # features, not classes"
+  return f"{code}model.fc = {head}\n"
 
 
 def _wrap(architecture: Architecture) -> str:

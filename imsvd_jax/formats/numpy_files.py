@@ -4,46 +4,43 @@
 holds JSON.
 """
 
+import itertools
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.formats.architecture import architecture_of, flatten
+from imsvd_jax.formats.architecture import architecture_of
 from imsvd_jax.formats.torchvision import (
   Imported,
   check_values,
   check_variables,
-  insert,
 )
 from imsvd_jax.formats.weight_format import Content, Format, Weights
 
 
-def write_numpy(
-  path: str | os.PathLike[str],
-  variables: Mapping[str, Any],
-  metadata: Mapping[str, Any],
-  classifier: Mapping[str, Any] | None = None,
-) -> None:
-  """Writes {"params", "batch_stats"}, and the classifier if there is one."""
+def _write(path: str, weights: Weights, metadata: Mapping[str, Any]) -> None:
+  check_variables(weights.variables, weights.architecture)
   arrays = {
     "/".join(leaf_path): np.asarray(leaf)
-    for leaf_path, leaf in flatten(variables).items()
+    for leaf_path, leaf in flatten_dict(weights.variables).items()
+    if leaf_path[0] in ("params", "batch_stats")
+    and (leaf_path[1] == "backbone" or weights.projector)
   }
-  for name, value in (classifier or {}).items():
+  for name, value in (weights.classifier or {}).items():
     arrays[f"classifier/{name}"] = np.asarray(value)
   arrays["metadata"] = np.array(json.dumps(dict(metadata)))
   with open(path, "wb") as file:  # Given a name, NumPy would append ".npz".
     np.savez(file, **arrays)
 
 
-def read_numpy(path: str | os.PathLike[str]) -> Imported:
-  """Reads what `write_numpy` wrote.
+def read_numpy(path: str) -> Imported:
+  """Reads the variables of a file that this package wrote.
 
   Raises:
     UserError: The file is damaged, contains Python objects, or its arrays are
@@ -66,22 +63,26 @@ def read_numpy(path: str | os.PathLike[str]) -> Imported:
       "it again."
     ) from error
   metadata = _metadata(path, arrays.pop("metadata", None))
-  classifier: dict[str, np.ndarray] = {}
-  variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
-  for name, value in arrays.items():
-    if name.startswith("classifier/"):
-      classifier[name.removeprefix("classifier/")] = value
-    else:
-      insert(variables, tuple(name.split("/")), value)
+  variables = _nested(arrays)
+  classifier = variables.pop("classifier", None)
   architecture = architecture_of(variables)
   check_variables(variables, architecture)
   check_values(arrays)
-  return Imported(variables, architecture, classifier or None, metadata)
+  return Imported(variables, architecture, classifier, metadata)
 
 
-def _metadata(
-  path: str | os.PathLike[str], value: np.ndarray | None
-) -> dict[str, Any]:
+def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  folders = {"params", "batch_stats", "classifier"}
+  for name in arrays:
+    folders.update(itertools.accumulate(name.split("/")[:-1], "{}/{}".format))
+  for name in folders & arrays.keys():
+    raise UserError(
+      f"{name} is an array; expected arrays below that name, such as {name}/..."
+    )
+  return {"params": {}, "batch_stats": {}, **unflatten_dict(arrays, sep="/")}
+
+
+def _metadata(path: str, value: np.ndarray | None) -> dict[str, Any]:
   if value is None:
     return {}
   try:
@@ -94,19 +95,6 @@ def _metadata(
       " an object."
     )
   return metadata
-
-
-def _write(path: str, weights: Weights, metadata: Mapping[str, Any]) -> None:
-  check_variables(weights.variables, weights.architecture)
-  variables = {
-    kind: {
-      name: tree
-      for name, tree in weights.variables[kind].items()
-      if name == "backbone" or weights.projector
-    }
-    for kind in ("params", "batch_stats")
-  }
-  write_numpy(path, variables, metadata, weights.classifier)
 
 
 def _loading_code(content: Content) -> str:

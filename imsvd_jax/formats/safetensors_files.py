@@ -1,7 +1,6 @@
 """State dicts in safetensors files: no torch, no pickle, metadata included."""
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +12,7 @@ from imsvd_jax.formats.weight_format import Format, Weights
 
 
 def write_safetensors(
-  path: str | os.PathLike[str],
-  state: Mapping[str, np.ndarray],
-  metadata: Mapping[str, Any],
+  path: str, state: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
 ) -> None:
   """Writes a state dict; other metadata values than strings become JSON."""
   from safetensors import SafetensorError
@@ -35,7 +32,7 @@ def write_safetensors(
 
 
 def read_safetensors(
-  path: str | os.PathLike[str],
+  path: str,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], tuple[str, ...]]:
   """Reads arrays by name, the metadata, and (), as nothing is left out.
 
@@ -56,7 +53,7 @@ def read_safetensors(
   return state, {key: _parse(value) for key, value in metadata.items()}, ()
 
 
-def _array(file: Any, key: str, path: str | os.PathLike[str]) -> np.ndarray:
+def _array(file: Any, key: str, path: str) -> np.ndarray:
   try:
     value = np.array(file.get_tensor(key))
   except (TypeError, AttributeError, KeyError) as error:

@@ -4,8 +4,8 @@ Files are read with `weights_only=True`: nothing in them is executed.
 """
 
 import collections
-import os
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -35,64 +35,48 @@ def _torch() -> Any:
     import torch
   except ImportError as error:
     raise UserError(
-      "torch files need PyTorch: pip install 'imsvd_jax[torch]', or use "
+      'torch files need PyTorch: pip install -e ".[torch]", or use '
       "--format=safetensors or --format=numpy."
     ) from error
   return torch
 
 
 def write_torch(
-  path: str | os.PathLike[str],
+  path: str,
   state: Mapping[str, np.ndarray],
   metadata: Mapping[str, Any],
+  *,
+  for_detectron2: bool = False,
 ) -> None:
   """Writes a state dict; the loaded one has `metadata` as an attribute.
 
   An attribute, because strict loading accepts no entry that is not a tensor.
+  detectron2 reads {"model": state, "metadata": ...} instead.
   """
   torch = _torch()
-  tensors: Any = collections.OrderedDict(
+  content: Any = collections.OrderedDict(
     (key, torch.from_numpy(np.array(value))) for key, value in state.items()
   )
-  tensors.metadata = dict(metadata)
-  _save(torch, tensors, path)
-
-
-def write_torch_nested(
-  path: str | os.PathLike[str],
-  state: Mapping[str, np.ndarray],
-  metadata: Mapping[str, Any],
-) -> None:
-  """Writes {"model": state, "metadata": ...}, as detectron2 reads it."""
-  torch = _torch()
-  tensors = {
-    key: torch.from_numpy(np.array(value)) for key, value in state.items()
-  }
-  file = {
-    "model": tensors,
-    "__author__": "imsvd_jax",
-    "matching_heuristics": True,
-    "metadata": dict(metadata),
-  }
-  _save(torch, file, path)
-
-
-def _save(torch: Any, content: Any, path: str | os.PathLike[str]) -> None:
-  """Saves a torch file; raises OSError if it cannot be written.
-
-  torch itself reports a full disk as an error of C++.
-  """
+  if for_detectron2:
+    content = {
+      "model": dict(content),
+      "__author__": "imsvd_jax",
+      "matching_heuristics": True,
+      "metadata": dict(metadata),
+    }
+  else:
+    content.metadata = dict(metadata)
   try:
     with open(path, "wb") as file:
       torch.save(content, file)
-  except RuntimeError as error:
+  except RuntimeError as error:  # How torch reports a full disk.
     if isinstance(error.__context__, OSError):
       raise error.__context__ from error
     raise
 
 
 def read_torch(
-  path: str | os.PathLike[str],
+  path: str,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], tuple[str, ...]]:
   """Reads a state dict, or a checkpoint that holds one.
 
@@ -128,13 +112,10 @@ def _first_line(error: Exception) -> str:
   return lines[0][:120] if lines else type(error).__name__
 
 
-def _refusal(path: str | os.PathLike[str], error: Exception) -> str:
-  text = str(error)
-  marker = "GLOBAL "
-  if marker in text:
-    name = text.split(marker, 1)[1].split()[0]
+def _refusal(path: str, error: Exception) -> str:
+  if found := re.search(r"GLOBAL (\S+)", str(error)):
     return (
-      f"{path} refers to {name}, which would have to be executed; expected "
+      f"{path} refers to {found[1]}, which would have to be executed; expected "
       "tensors alone. Save model.state_dict() instead."
     )
   return (
@@ -144,7 +125,7 @@ def _refusal(path: str | os.PathLike[str], error: Exception) -> str:
 
 
 def _state_dict(
-  path: str | os.PathLike[str], loaded: Any, torch: Any
+  path: str, loaded: Any, torch: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], tuple[str, ...]]:
   """Finds the state dict: the object itself, or its "model" entry."""
 
@@ -166,9 +147,8 @@ def _state_dict(
         known = (name,) if metadata is None else (name, "metadata")
         others = tuple(str(key) for key in loaded if key not in known)
         return _arrays(loaded[name], torch), metadata or {}, others
-    held = f"entries {', '.join(map(repr, loaded))}"[:200]
-    if not loaded:
-      held = "nothing"
+    keys = ", ".join(map(repr, loaded))
+    held = f"entries {keys}"[:200] if loaded else "nothing"
   else:
     held = f"a {type(loaded).__name__}"
   raise UserError(

@@ -6,11 +6,13 @@ projector the names are those of a torch module that has a `backbone` and a
 IMSVD, VICReg and Barlow Twins code writes them.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.formats.architecture import (
@@ -19,11 +21,8 @@ from imsvd_jax.formats.architecture import (
   Entry,
   architecture_of,
   entries,
-  flatten,
   infer_architecture,
 )
-
-Variables = dict[str, Any]
 
 
 class Imported(NamedTuple):
@@ -38,7 +37,7 @@ class Imported(NamedTuple):
     ignored: Names that are not part of the encoder, left out.
   """
 
-  variables: Variables
+  variables: dict[str, Any]
   architecture: Architecture
   classifier: dict[str, np.ndarray] | None = None
   metadata: dict[str, Any] | None = None
@@ -75,7 +74,7 @@ def to_torchvision(
     raise UserError(
       "These weights have no projector; export the backbone alone."
     )
-  leaves = flatten(variables)
+  leaves = flatten_dict(variables)
   state = {}
   for entry in entries(architecture):
     if entry.key.startswith("projector.") and not projector:
@@ -119,7 +118,7 @@ def from_torchvision(
   """
   names = _canonical_names(state)
   arrays = {name: np.asarray(state[key]) for name, key in names.items()}
-  shown = _Shown({name: spell(key) for name, key in names.items()}, spell)
+  shown = functools.partial(_shown, names, spell)
   classifier = _take_classifier(arrays, dtype)
   ignored = _take_loss_norm(arrays, names)
   architecture = architecture or infer_architecture(
@@ -133,11 +132,13 @@ def from_torchvision(
       found.setdefault(entry.key, entry.shape)
   _check(found, expected, architecture, shown)
   check_values(arrays, shown)
-  variables: Variables = {"params": {}, "batch_stats": {}}
-  for entry in table:
-    if entry.path is not None:
-      value = _from_torch(arrays[entry.key]).astype(dtype)
-      insert(variables, entry.path, value)
+  variables = unflatten_dict(
+    {
+      entry.path: _from_torch(arrays[entry.key]).astype(dtype)
+      for entry in table
+      if entry.path is not None
+    }
+  )
   return Imported(variables, architecture, classifier, {}, ignored)
 
 
@@ -149,7 +150,7 @@ def check_variables(
   Raises:
     UserError: Something is missing, unexpected or misshapen.
   """
-  leaves = flatten(variables)
+  leaves = flatten_dict(variables)
   found = {"/".join(path): np.shape(leaf) for path, leaf in leaves.items()}
   expected = {
     "/".join(entry.path): _our_shape(entry)
@@ -179,28 +180,6 @@ def _our_shape(entry: Entry) -> tuple[int, ...]:
   if len(shape) == 4:
     return (shape[2], shape[3], shape[1], shape[0])
   return tuple(reversed(shape))
-
-
-def insert(tree: Variables, path: tuple[str, ...], value: Any) -> None:
-  """Puts a leaf into nested dictionaries.
-
-  Raises:
-    UserError: The path goes through a leaf, or ends at a dictionary.
-  """
-  for depth, name in enumerate(path[:-1], 1):
-    tree = tree.setdefault(name, {})
-    if not isinstance(tree, dict):
-      raise _no_folder(path[:depth])
-  if isinstance(tree.get(path[-1]), dict):
-    raise _no_folder(path)
-  tree[path[-1]] = value
-
-
-def _no_folder(path: tuple[str, ...]) -> UserError:
-  name = "/".join(path)
-  return UserError(
-    f"{name} is an array; expected arrays below that name, such as {name}/..."
-  )
 
 
 # ---- names -----------------------------------------------------------------
@@ -262,44 +241,38 @@ def listed(names: Iterable[str], limit: int = 8) -> str:
   return ", ".join(names[:limit]) + more
 
 
-class _Shown(dict[str, str]):
-  """Canonical name -> the file's name; missing ones in the file's style."""
-
-  def __init__(
-    self, names: Mapping[str, str], spell: Callable[[str], str]
-  ) -> None:
-    super().__init__(names)
-    self._spell = spell
-
-  def __missing__(self, name: str) -> str:
-    keys = self.values()
-    if not any("backbone." in key for key in keys):
-      name = name.removeprefix("backbone.")
-    if any(re.search(r"\.shortcut\.[01]\.", key) for key in keys):
-      name = name.replace(".downsample.", ".shortcut.")
-    if any(key.startswith("module.") for key in keys):
-      name = f"module.{name}"
-    return self._spell(name)
+def _shown(
+  names: Mapping[str, str], spell: Callable[[str], str], name: str
+) -> str:
+  """Returns the file's name for a canonical one, or one in the file's style."""
+  if name in names:
+    return spell(names[name])
+  keys = names.values()
+  if not any("backbone." in key for key in keys):
+    name = name.removeprefix("backbone.")
+  if any(re.search(r"\.shortcut\.[01]\.", key) for key in keys):
+    name = name.replace(".downsample.", ".shortcut.")
+  if any(key.startswith("module.") for key in keys):
+    name = f"module.{name}"
+  return spell(name)
 
 
 def _check(
   found: Mapping[str, tuple[int, ...]],
   expected: Mapping[str, tuple[int, ...]],
   architecture: Architecture,
-  shown: Mapping[str, str] | None = None,
+  shown: Callable[[str], str] = str,
 ) -> None:
   """Raises UserError that names all missing, unexpected, misshapen arrays."""
-  if shown is None:
-    shown = {name: name for name in (*found, *expected)}
   problems = []
-  missing = [shown[key] for key in expected if key not in found]
+  missing = [shown(key) for key in expected if key not in found]
   if missing:
     problems.append(f"missing {listed(missing)}")
-  unexpected = [shown[key] for key in found if key not in expected]
+  unexpected = [shown(key) for key in found if key not in expected]
   if unexpected:
     problems.append(f"unexpected {listed(unexpected)}")
   misshapen = [
-    f"{shown[key]} is {list(found[key])} instead of {list(shape)}"
+    f"{shown(key)} is {list(found[key])} instead of {list(shape)}"
     for key, shape in expected.items()
     if key in found and tuple(found[key]) != shape
   ]
@@ -313,25 +286,24 @@ def _check(
 
 
 def check_values(
-  arrays: Mapping[str, np.ndarray], names: Mapping[str, str] | None = None
+  arrays: Mapping[str, np.ndarray], shown: Callable[[str], str] = str
 ) -> None:
   """Raises UserError for values that a trained network cannot have.
 
   Args:
     arrays: By name.
-    names: By key: the name that the message shows.
+    shown: Converts a name to the one that the message shows.
   """
   for name, value in arrays.items():
     if name.endswith(NUM_BATCHES):
       continue
-    shown = names[name] if names else name
     if not np.issubdtype(value.dtype, np.floating):
       raise UserError(
-        f"{shown} holds {value.dtype} values; expected floating point (a "
+        f"{shown(name)} holds {value.dtype} values; expected floating point (a "
         "quantized network cannot be imported)."
       )
     if not np.isfinite(value).all():
       raise UserError(
-        f"{shown} holds values that are not finite: the file is damaged or "
-        "the training diverged."
+        f"{shown(name)} holds values that are not finite: the file is damaged "
+        "or the training diverged."
       )

@@ -11,21 +11,15 @@ from imsvd_jax.formats.torchvision import to_torchvision
 
 
 class Weights(NamedTuple):
-  """What a format writes.
+  """What a format writes."""
 
-  Attributes:
-    variables: {"params", "batch_stats"}, each with a "backbone".
-    architecture: Of the variables.
-    projector: Whether to write the projector too.
-    classifier: {"kernel": [F, K], "bias": [K]} to write as `fc`.
-    num_batches_tracked: torch's counter of training steps.
-  """
-
+  # {"params", "batch_stats"}, each with a "backbone".
   variables: Mapping[str, Any]
-  architecture: Architecture
-  projector: bool
+  architecture: Architecture  # Of the variables.
+  projector: bool  # Whether to write the projector too.
+  # {"kernel": [F, K], "bias": [K]} to write as `fc`.
   classifier: Mapping[str, Any] | None
-  num_batches_tracked: int
+  num_batches_tracked: int  # torch's counter of training steps.
 
   def to_torchvision(self) -> dict[str, np.ndarray]:
     """Returns torchvision's state dict."""
@@ -47,41 +41,27 @@ class Weights(NamedTuple):
 
 
 class Content(NamedTuple):
-  """What a written file contains, for the code that loads it.
+  """What a written file contains, for the code that loads it."""
 
-  Attributes:
-    file_name: The file's name.
-    architecture: What network it has.
-    projector: Whether it has the projector.
-    num_classes: Size of its classifier; 0 without one.
-    mean: Of the images in [0, 1], by channel.
-    std: Likewise.
-  """
-
-  file_name: str
-  architecture: Architecture
-  projector: bool = False
-  num_classes: int = 0
-  mean: tuple[float, ...] = ()
-  std: tuple[float, ...] = ()
+  file_name: str  # The file's name.
+  architecture: Architecture  # What network it has.
+  projector: bool = False  # Whether it has the projector.
+  num_classes: int = 0  # Size of its classifier; 0 without one.
+  mean: tuple[float, ...] = ()  # Of the images in [0, 1], by channel.
+  std: tuple[float, ...] = ()  # Likewise.
 
 
 class Format(NamedTuple):
-  """A format of weights.
+  """A format of weights."""
 
-  Attributes:
-    write: Writes (path, weights, metadata).
-    loading_code: Returns what a user of the file needs to load it.
-    makes_model: Whether that code is Python that makes `model`.
-    language: Of the code, for the model card.
-    code_suffix: What to append to the file's name to write the code beside the
-      file, as other programs read it; not written if empty.
-    has_names: Whether the library builds standard networks by their names.
-  """
-
+  # Writes (path, weights, metadata).
   write: Callable[[str, Weights, Mapping[str, Any]], None]
+  # Returns what a user of the file needs to load it.
   loading_code: Callable[[Content], str]
-  makes_model: bool = True
-  language: str = "python"
+  makes_model: bool = True  # Whether that code is Python that makes `model`.
+  language: str = "python"  # Of the code, for the model card.
+  # What to append to the file's name to write the code beside the file, as
+  # other programs read it; not written if empty.
   code_suffix: str = ""
+  # Whether the library builds standard networks by their names.
   has_names: bool = False

@@ -18,13 +18,9 @@ def find_images(
 ) -> tuple[list[str], int]:
   """Returns the paths of images below a folder, and the count of other files.
 
-  Args:
-    folder: Where to search; links to folders are followed, once each.
-    extensions: Endings of the names of images, in lower case.
-
-  Returns:
-    Paths relative to the folder, sorted, with "/"; the number of other files.
-    Names that begin with a dot are skipped.
+  Paths are relative to the folder, sorted, with "/". Links to folders are
+  followed, once each; names that begin with a dot are skipped. `extensions`
+  are in lower case.
   """
   paths: list[str] = []
   entered: set[str] = set()
@@ -50,17 +46,13 @@ def write_embeddings(
 ) -> list[str]:
   """Writes what `embed_folder` returns to an .npz file.
 
-  Args:
-    output: The file, checked before the work begins.
-    workdir: See `embed_folder`.
-    data: See `embed_folder`.
-    **options: See `embed_folder`.
+  The file is checked before the work begins.
 
   Returns:
     What was done, line by line.
 
   Raises:
-    UserError: See `embed_folder`; or the file cannot be written.
+    UserError: As from `embed_folder`; or the file cannot be written.
   """
   output = check_output(output)
   arrays = embed_folder(workdir, data, **options)

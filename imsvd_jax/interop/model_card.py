@@ -68,16 +68,16 @@ def model_card(
   file_name: str,
   metadata: Mapping[str, Any],
   loading: str,
-  language: str = "python",
-  again: bool = True,
+  language: str,
+  again: bool,
 ) -> str:
   """Returns the card, in Markdown.
 
   Args:
     file_name: Of the exported file.
     metadata: What the file says about itself.
-    loading: How to load the file elsewhere.
-    language: Of `loading`: "python" or "yaml".
+    loading: Code in `language` that loads the file elsewhere.
+    language: "python" or "yaml".
     again: Whether `load_encoder` reads the file.
   """
   size = metadata["input_size"]

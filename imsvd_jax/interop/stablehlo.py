@@ -20,8 +20,7 @@ from imsvd_jax.base.errors import UserError
 from imsvd_jax.base.files import in_place_when_done
 from imsvd_jax.runs.encoder import LoadedEncoder
 
-PLATFORMS = ("cpu", "cuda", "tpu")
-METADATA = "metadata.json"
+FORMAT = "stablehlo"
 
 
 def export_program(
@@ -46,17 +45,22 @@ def export_program(
   settings = encoder.config.data
   shape = (batch, settings.crop, settings.crop, settings.channels)
   images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-  return export.export(jax.jit(encode), platforms=PLATFORMS)(images)
+  return export.export(jax.jit(encode), platforms=("cpu", "cuda", "tpu"))(
+    images
+  )
 
 
 def write_stablehlo(
-  path: str | os.PathLike[str],
+  path: str,
   encoder: LoadedEncoder,
   metadata: Mapping[str, Any],
   *,
-  projector: bool = False,
-) -> None:
+  projector: bool,
+) -> str:
   """Writes the program and its metadata, whole or not at all.
+
+  Returns:
+    Python that runs the file where this package is not installed.
 
   Raises:
     UserError: flatbuffers is not installed.
@@ -71,19 +75,8 @@ def write_stablehlo(
     with open(unfinished, "wb") as file:
       file.write(program)
     with zipfile.ZipFile(unfinished, "a") as archive:
-      archive.writestr(METADATA, json.dumps(dict(metadata)))
-
-
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-  """Returns the metadata of a program's file."""
-  with zipfile.ZipFile(path) as archive:
-    return json.loads(archive.read(METADATA))
-
-
-def loading_code(
-  file_name: str, encoder: LoadedEncoder, *, projector: bool = False
-) -> str:
-  """Returns Python that runs the file where this package is not installed."""
+      described = {**metadata, "format_name": FORMAT}
+      archive.writestr("metadata.json", json.dumps(described))
   settings = encoder.config.data
   size = settings.crop
   result = 'outputs["features"]' if projector else "features"
@@ -91,7 +84,7 @@ def loading_code(
   return f"""import jax  # pip install jax flatbuffers
 from jax import export
 
-with open("{file_name}", "rb") as file:
+with open("{os.path.basename(path)}", "rb") as file:
   encode = jax.jit(export.deserialize(file.read()).call)
 {name} = encode(images)  # uint8 [B, {size}, {size}, {settings.channels}], any B
 {result}  # float32 [B, F]

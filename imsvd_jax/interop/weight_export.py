@@ -1,11 +1,10 @@
 """A loaded encoder as a file for other programs, and the card beside it."""
 
-import functools
 import json
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,20 +17,8 @@ from imsvd_jax.interop import model_card, stablehlo
 from imsvd_jax.runs.encoder import LoadedEncoder, load_encoder
 from imsvd_jax.training import experiment
 
-PROGRAM = "stablehlo"  # The format that is a program; the others are weights.
+PROGRAM = stablehlo.FORMAT  # A program; the other formats are weights.
 Classifier = Mapping[str, np.ndarray]
-
-
-class Written(NamedTuple):
-  """The files of an export.
-
-  Attributes:
-    files: Paths, the weights or the program first.
-    note: One line that the user should know; may be empty.
-  """
-
-  files: list[str]
-  note: str
 
 
 def export_encoder(
@@ -44,7 +31,7 @@ def export_encoder(
   with_projector: bool = False,
   classifier: Classifier | None = None,
   license_name: str = "",
-) -> Written:
+) -> tuple[list[str], str]:
   """Writes an encoder and its model card.
 
   Args:
@@ -58,7 +45,8 @@ def export_encoder(
     license_name: Of the weights.
 
   Returns:
-    The files, and a note about them.
+    The paths of the files, the weights or the program first; and one line that
+    the user should know, or "".
 
   Raises:
     UserError: The run has no such weights, or the format cannot hold them.
@@ -74,25 +62,34 @@ def export_encoder(
     use_target=use_target,
     license_name=license_name,
   )
-  is_program = format_name == PROGRAM
-  write = (
-    _write_program
-    if is_program
-    else functools.partial(_write_weights, format_name=format_name)
-  )
-  loading = write(
-    output, encoder, metadata, projector=with_projector, classifier=classifier
-  )
+  files, note, language = [output], "", "python"
+  if format_name == PROGRAM:
+    if classifier is not None:
+      raise UserError(
+        "A StableHLO program ends in features; leave out --classifier."
+      )
+    code = stablehlo.write_stablehlo(
+      output, encoder, metadata, projector=with_projector
+    )
+  else:
+    code = _write_weights(
+      output, encoder, metadata, format_name, with_projector, classifier
+    )
+    chosen = formats.FORMATS[format_name]
+    language, note = chosen.language, _note(encoder, format_name)
+    if chosen.code_suffix:
+      files.append(f"{output}{chosen.code_suffix}")
+      _write_text(files[-1], code)
+  files.append(f"{output}.md")
   card = model_card.model_card(
     file_name=os.path.basename(output),
     metadata=metadata,
-    loading=loading.code,
-    language=loading.language,
-    again=not is_program,
+    loading=code,
+    language=language,
+    again=format_name != PROGRAM,
   )
-  _write_text(f"{output}.md", card)
-  note = "" if is_program else _note(encoder, format_name)
-  return Written([*loading.files, f"{output}.md"], note)
+  _write_text(files[-1], card)
+  return files, note
 
 
 def describe(
@@ -138,42 +135,15 @@ def _data_name(settings: ConfigDict) -> str:
   return f"{settings.name} {path}".strip() + f", {settings.train_split} split"
 
 
-class _Loading(NamedTuple):
-  """The files that were written, and how to load the first of them."""
-
-  files: list[str]
-  code: str
-  language: str = "python"
-
-
-def _write_program(
-  output: str,
-  encoder: LoadedEncoder,
-  metadata: Mapping[str, Any],
-  *,
-  projector: bool,
-  classifier: Classifier | None,
-) -> _Loading:
-  if classifier is not None:
-    raise UserError(
-      "A StableHLO program ends in features; leave out --classifier."
-    )
-  metadata = {**metadata, "format_name": PROGRAM}
-  stablehlo.write_stablehlo(output, encoder, metadata, projector=projector)
-  name = os.path.basename(output)
-  code = stablehlo.loading_code(name, encoder, projector=projector)
-  return _Loading([output], code)
-
-
 def _write_weights(
   output: str,
   encoder: LoadedEncoder,
   metadata: Mapping[str, Any],
-  *,
   format_name: str,
   projector: bool,
   classifier: Classifier | None,
-) -> _Loading:
+) -> str:
+  """Writes weights; returns the code that loads them."""
   num_classes = 0
   if classifier is not None:
     num_classes = _check_classifier(classifier, metadata["num_features"])
@@ -196,13 +166,9 @@ def _write_weights(
       std=tuple(metadata["std"]),
     )
   )
-  files = [output]
-  if chosen.code_suffix:
-    files.append(f"{output}{chosen.code_suffix}")
-    _write_text(files[-1], code)
   if chosen.makes_model:
     code += _usage(metadata, projector, num_classes)
-  return _Loading(files, code, chosen.language)
+  return code
 
 
 def _write_text(path: str, text: str) -> None:

@@ -19,10 +19,7 @@ def import_weights(
 ) -> list[str]:
   """Writes a workdir with one checkpoint that holds a file's weights.
 
-  Args:
-    file: The file of weights.
-    workdir: The new run's directory.
-    config: The recipe; its network is replaced by the file's.
+  The network of the recipe is replaced by the file's.
 
   Returns:
     What was read and changed, line by line.

@@ -13,7 +13,6 @@ from imsvd_jax.base.errors import UserError
 from imsvd_jax.benchmarks import data_throughput, host_stages, pil_reference
 from imsvd_jax.data import host_pipeline
 from tests.data import made_sources
-from tests.data.conftest import bad_folder, photo_folder  # noqa: F401
 
 STAGES = ("reading", "decode", "crop", "batching")
 
@@ -39,7 +38,7 @@ def config_for(path, **overrides):
   return config
 
 
-def test_numbers_of_a_folder_with_bad_files(bad_folder):  # noqa: F811
+def test_numbers_of_a_folder_with_bad_files(bad_folder):
   text, results = data_throughput.benchmark(
     config_for(bad_folder), seconds=0.01, reference=True
   )

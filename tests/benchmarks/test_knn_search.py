@@ -7,8 +7,8 @@ from imsvd_jax.benchmarks import knn_search
 
 @pytest.fixture(scope="module")
 def measurements():
-  problem = knn_search.make_problem(600, 100, 64, 20)
-  return [knn_search.measure(name, problem) for name in knn_search.CONTENDERS]
+  sizes = (600, 100, 64, 20)
+  return [knn_search.measure(name, sizes) for name in knn_search.CONTENDERS]
 
 
 def test_all_contenders_agree(measurements):

@@ -1,25 +1,14 @@
 """`imsvd benchmark`: right and wrong words, and what it prints."""
 
+import functools
 import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from imsvd_jax.commands import benchmark
+from tests.run_command import check_refused, run_imsvd
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def run(*arguments):
-  return subprocess.run(
-    [sys.executable, "-m", "imsvd_jax", "benchmark", *arguments],
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-    check=False,
-  )
+run = functools.partial(run_imsvd, "benchmark")
 
 
 def test_alone_it_lists_the_benchmarks():
@@ -57,12 +46,7 @@ def test_the_help_of_a_benchmark_is_its_own(name):
   ],
 )
 def test_a_wrong_word_is_one_line(arguments, message):
-  result = run(*arguments)
-  assert result.returncode == 2
-  assert result.stdout == ""
-  assert result.stderr.startswith("error: ")
-  assert message in result.stderr
-  assert result.stderr.count("\n") == 1
+  check_refused(run(*arguments), message)
 
 
 def test_json_is_all_that_is_printed():

@@ -1,10 +1,8 @@
 """Files: bit-exact round trips, official layouts, and files that are wrong."""
 
-import json
 import os
 import pickle
 import resource
-import subprocess
 import sys
 import textwrap
 import zipfile
@@ -16,7 +14,14 @@ from imsvd_jax import formats
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.formats.architecture import entries
 from imsvd_jax.formats.safetensors_files import write_safetensors
-from tests.formats.test_names import TINY, assert_same, variables_of
+from tests.formats.test_names import (
+  TINY,
+  assert_same,
+  backbone_of,
+  fake,
+  variables_of,
+)
+from tests.run_command import one_line_error, run_python
 
 Architecture = formats.Architecture
 METADATA = {
@@ -25,9 +30,6 @@ METADATA = {
   "mean": [0.485, 0.456, 0.406],
   "license": "CC-BY-4.0",
 }
-
-
-WITHOUT_TORCH = ("safetensors", "numpy")
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def torch_nets(torch):
 @pytest.fixture
 def format_name(request):
   """A format; skipped where what it needs is not installed."""
-  if request.param not in WITHOUT_TORCH:
+  if request.param not in ("safetensors", "numpy"):
     pytest.importorskip("torch")
   return request.param
 
@@ -79,11 +81,10 @@ def standard():
   return tree
 
 
-def backbone_of(variables):
-  return {
-    kind: {"backbone": variables[kind]["backbone"]}
-    for kind in ("params", "batch_stats")
-  }
+def write(path, variables, format_name="numpy", metadata=METADATA, **options):
+  return formats.write_file(
+    path, variables, format_name=format_name, metadata=metadata, **options
+  )
 
 
 # ---- round trips -----------------------------------------------------------
@@ -99,13 +100,7 @@ def test_round_trip_is_bit_exact(format_name, standard, tmp_path):
       "kernel": rng.normal(size=(512, 3)).astype(np.float32),
       "bias": rng.normal(size=3).astype(np.float32),
     }
-  written = formats.write_file(
-    path,
-    standard,
-    format_name=format_name,
-    metadata=METADATA,
-    classifier=classifier,
-  )
+  written = write(path, standard, format_name, classifier=classifier)
   assert [p.name for p in tmp_path.iterdir()] == ["encoder.bin"]
   imported = formats.read_file(path)
   assert_same(imported.variables, backbone_of(standard))
@@ -116,6 +111,7 @@ def test_round_trip_is_bit_exact(format_name, standard, tmp_path):
   assert int(imported.metadata["step"]) == 120
   assert imported.metadata["format_name"] == format_name
   assert imported.metadata["architecture"]["backbone"] == "resnet18"
+  assert imported.metadata["architecture"]["projector"] == []
   # Zeros of both signs are distinct in the file's bits.
   kernel = imported.variables["params"]["backbone"]["conv1"]["kernel"]
   assert np.signbit(kernel[0, 0, 0, :2]).tolist() == [False, True]
@@ -126,22 +122,12 @@ def test_round_trip_is_bit_exact(format_name, standard, tmp_path):
 @pytest.mark.parametrize("format_name", formats.FORMATS, indirect=True)
 def test_projector_round_trips_or_is_refused(format_name, variables, tmp_path):
   path = tmp_path / "encoder.bin"
-
-  def write():
-    formats.write_file(
-      path,
-      variables,
-      format_name=format_name,
-      metadata=METADATA,
-      projector=True,
-    )
-
   if format_name in ("timm", "detectron2"):
     with pytest.raises(UserError, match="a backbone alone"):
-      write()
+      write(path, variables, format_name, projector=True)
     assert list(tmp_path.iterdir()) == []
     return
-  write()
+  write(path, variables, format_name, projector=True)
   imported = formats.read_file(path)
   assert_same(imported.variables, variables)
   assert imported.architecture == TINY
@@ -155,38 +141,30 @@ def test_three_stages_round_trip(format_name, tmp_path):
   architecture = Architecture("resnet8", 0.375, "small", projector=(8, 4))
   tree = variables_of(architecture)
   path = tmp_path / "encoder.bin"
-  formats.write_file(
-    path, tree, format_name=format_name, metadata={}, projector=True
-  )
+  write(path, tree, format_name, projector=True)
   imported = formats.read_file(path)
   assert imported.architecture == architecture
+  assert imported.metadata["architecture"]["width_multiplier"] == 0.375
   assert_same(imported.variables, tree)
 
 
 def test_torch_loads_strictly(torch, torch_nets, tmp_path):
   """Torch -> ours -> file -> torch gives the same outputs."""
-  reference = torch.nn.Module()
-  reference.backbone = torch_nets.randomize(
-    torch_nets.torch_resnet("resnet10", 8, "small")
-  )
-  reference.projector = torch_nets.randomize(
-    torch_nets.torch_projector([64, 24, 12])
-  )
+
+  def network():
+    module = torch.nn.Module()
+    module.backbone = torch_nets.torch_resnet("resnet10", 8, "small")
+    module.projector = torch_nets.torch_projector([64, 24, 12])
+    return module
+
+  reference = torch_nets.randomize(network())
   imported = formats.from_torchvision(torch_nets.state_of(reference))
   path = tmp_path / "encoder.pth"
-  formats.write_file(
-    path,
-    imported.variables,
-    format_name="torchvision",
-    metadata={"step": 7},
-    projector=True,
-  )
+  write(path, imported.variables, "torchvision", {"step": 7}, projector=True)
   loaded = torch.load(path, weights_only=True)
   assert loaded.metadata["step"] == 7
   assert set(loaded) == set(reference.state_dict())
-  again = torch.nn.Module()
-  again.backbone = torch_nets.torch_resnet("resnet10", 8, "small")
-  again.projector = torch_nets.torch_projector([64, 24, 12])
+  again = network()
   again.load_state_dict(loaded, strict=True)
   for key, value in reference.state_dict().items():
     assert torch.equal(again.state_dict()[key], value), key
@@ -201,17 +179,6 @@ def test_names_and_shapes_are_torchs(name, torch_nets):
   table = entries(Architecture(name, 8 / 64))
   found = {e.key.removeprefix("backbone."): e.shape for e in table}
   assert found == expected
-
-
-def test_safetensors_loads_in_torch(torch_nets, variables, tmp_path):
-  load_file = pytest.importorskip("safetensors.torch").load_file
-  path = tmp_path / "encoder.safetensors"
-  formats.write_file(
-    path, variables, format_name="safetensors", metadata=METADATA
-  )
-  state = load_file(path)
-  network = torch_nets.torch_resnet("resnet10", 4, "small")
-  network.load_state_dict(state, strict=True)
 
 
 def test_safetensors_writes_views_as_they_read(tmp_path):
@@ -248,14 +215,11 @@ def test_formats_without_torch(tmp_path):
   code = f"""
     import sys
     sys.modules["torch"] = None
-    import numpy as np
     from imsvd_jax import formats
     from imsvd_jax.base.errors import UserError
-    from imsvd_jax.formats.architecture import entries
+    from tests.formats.test_names import fake
     architecture = formats.Architecture("resnet10", 1 / 16)
-    state = {{e.key: np.zeros(e.shape, np.float32)
-             for e in entries(architecture)}}
-    variables = formats.from_torchvision(state).variables
+    variables = formats.from_torchvision(fake(architecture)).variables
     for name in ("safetensors", "numpy"):
       path = {str(tmp_path)!r} + "/" + name
       formats.write_file(path, variables, format_name=name, metadata={{}})
@@ -269,12 +233,7 @@ def test_formats_without_torch(tmp_path):
       raise SystemExit("no error")
     assert "tensorflow" not in sys.modules
   """
-  result = subprocess.run(
-    [sys.executable, "-c", textwrap.dedent(code)],
-    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    capture_output=True,
-    text=True,
-  )
+  result = run_python("-c", textwrap.dedent(code))
   assert result.returncode == 0, result.stderr
 
 
@@ -283,18 +242,6 @@ def test_formats_without_torch(tmp_path):
 
 def save(content, path):
   pytest.importorskip("torch").save(tensors(content), path)
-
-
-def fake(architecture, prefix="", seed=0, rename=lambda key: key):
-  """A state dict with an official layout, made from shapes alone."""
-  rng = np.random.default_rng(seed)
-  state = {}
-  for entry in entries(architecture):
-    key = entry.key if prefix else entry.key.removeprefix("backbone.")
-    value = rng.normal(size=entry.shape)
-    value = np.array(5) if entry.path is None else value.astype(np.float32)
-    state[prefix + rename(key)] = value
-  return state
 
 
 def exclude_bias_and_norm(p):
@@ -327,38 +274,18 @@ def test_official_imsvd_checkpoint(lars_state, tmp_path):
   imported = formats.read_file(path)
   assert imported.architecture == architecture
   assert imported.ignored == ("epoch", "optimizer")
-  assert set(imported.variables["params"]) == {"backbone", "projector"}
+  block = imported.variables["batch_stats"]["backbone"]["layer1_0"]
   np.testing.assert_array_equal(
-    imported.variables["params"]["projector"]["dense_1"]["kernel"],
-    state["module.projector.3.weight"].T,
-  )
-  np.testing.assert_array_equal(
-    imported.variables["batch_stats"]["backbone"]["layer1_0"]["downsample_bn"][
-      "var"
-    ],
+    block["downsample_bn"]["var"],
     state["module.backbone.layer1.0.downsample.1.running_var"],
   )
-
-
-@pytest.mark.parametrize("width", [1, 2])
-def test_backbone_files(width, tmp_path):
-  """IMSVD's model_final.pth; VICReg's and Barlow Twins' resnet50.pth."""
-  architecture = Architecture("resnet50", width)
-  path = tmp_path / "model_final.pth"
-  save(fake(architecture), path)
-  imported = formats.read_file(path)
-  assert imported.architecture == architecture
-  assert imported.ignored == ()
 
 
 def test_official_imsvd_cifar_checkpoint(tmp_path):
   """Their CIFAR network says `shortcut` where torchvision says `downsample`."""
   architecture = Architecture("resnet18", stem="cifar", projector=(16, 16, 16))
-  state = fake(
-    architecture,
-    "module.",
-    rename=lambda key: key.replace("downsample", "shortcut"),
-  )
+  rename = lambda key: key.replace("downsample", "shortcut")
+  state = fake(architecture, "module.", rename)
   assert "module.backbone.layer2.0.shortcut.0.weight" in state
   path = tmp_path / "model.pth"
   save({"epoch": 800, "model": state, "optimizer": {}}, path)
@@ -370,22 +297,6 @@ def test_official_imsvd_cifar_checkpoint(tmp_path):
     formats.read_file(path)
 
 
-def test_official_barlow_twins_checkpoint(lars_state, tmp_path):
-  """No hidden biases, and a batch norm that belongs to the loss."""
-  architecture = Architecture(
-    "resnet50", projector=(32, 32, 32), hidden_bias=False
-  )
-  state = fake(architecture, "module.")
-  state["module.bn.running_mean"] = np.zeros(32, np.float32)
-  state["module.bn.running_var"] = np.ones(32, np.float32)
-  state["module.bn.num_batches_tracked"] = np.array(5)
-  path = tmp_path / "checkpoint.pth"
-  save({"epoch": 1, "model": state, "optimizer": lars_state}, path)
-  imported = formats.read_file(path)
-  assert imported.architecture == architecture
-  assert "module.bn.running_var" in imported.ignored
-
-
 def test_files_of_old_torch(torch, variables, tmp_path):
   path = tmp_path / "old.pth"
   state = {
@@ -394,7 +305,9 @@ def test_files_of_old_torch(torch, variables, tmp_path):
     if not key.endswith("num_batches_tracked")
   }
   torch.save(tensors(state), path, _use_new_zipfile_serialization=False)
-  assert_same(formats.read_file(path).variables, backbone_of(variables))
+  imported = formats.read_file(path)
+  assert_same(imported.variables, backbone_of(variables))
+  assert imported.ignored == ()
 
 
 # ---- wrong files -----------------------------------------------------------
@@ -411,9 +324,8 @@ class Attack:
 
 
 def refuse(path, message):
-  with pytest.raises(UserError, match=message) as error:
+  with one_line_error(message) as error:
     formats.read_file(path)
-  assert "\n" not in str(error.value)
   assert os.fspath(path) in str(error.value)
 
 
@@ -470,7 +382,7 @@ def test_other_files_are_refused(content, message, tmp_path):
 @pytest.mark.parametrize("part", [0.3, 0.9])
 def test_truncated_files_are_refused(format_name, part, standard, tmp_path):
   path = tmp_path / f"encoder.{format_name}.npz"
-  formats.write_file(path, standard, format_name=format_name, metadata={})
+  write(path, standard, format_name)
   content = path.read_bytes()
   path.write_bytes(content[: int(part * len(content))])
   refuse(path, "not a complete")
@@ -498,11 +410,7 @@ def test_numpy_files_of_other_things(variables, tmp_path):
   path = tmp_path / "encoder.npz"
   np.savez(path, a=np.array([object()], dtype=object))
   refuse(path, "plain arrays")
-  np.savez(path, a=np.ones(3))
-  refuse(path, "not a ResNet's")
-  np.savez(path, **{"params/backbone/conv1/kernel": np.ones((5, 5, 3, 4))})
-  refuse(path, "not a ResNet's")
-  formats.write_file(path, variables, format_name="numpy", metadata={})
+  write(path, variables)
   with np.load(path) as file:
     arrays = dict(file)
   arrays["batch_stats/backbone/bn1/var"] = np.ones(9, np.float32)
@@ -514,6 +422,8 @@ def test_numpy_files_of_other_things(variables, tmp_path):
 @pytest.mark.parametrize(
   ("arrays", "message"),
   [
+    ({"a": np.ones(3)}, "not a ResNet's"),
+    ({"params/backbone/conv1/kernel": np.ones((5, 5, 3, 4))}, "not a ResNet"),
     ({"params/cls": np.ones(3)}, "not a ResNet's"),  # big_vision's ViTs.
     ({"params": np.ones(3)}, r"params is an array; expected .* params/\.\.\."),
     ({"a": np.ones(3), "a/b": np.ones(3)}, "a is an array; expected"),
@@ -540,18 +450,15 @@ def test_no_file(tmp_path):
 
 
 def test_nowhere_to_write(variables, tmp_path):
-  def write(path, format_name="numpy"):
-    formats.write_file(path, variables, format_name=format_name, metadata={})
-
   with pytest.raises(UserError, match=r"folder .* does not exist"):
-    write(tmp_path / "a" / "b.npz")
+    write(tmp_path / "a" / "b.npz", variables)
   with pytest.raises(UserError, match="is a folder"):
-    write(tmp_path)
+    write(tmp_path, variables)
   with pytest.raises(UserError, match=r"'nunpy'.*Did you mean 'numpy'"):
-    write(tmp_path / "x", "nunpy")
+    write(tmp_path / "x", variables, "nunpy")
   os.mkfifo(tmp_path / "pipe")
   with pytest.raises(UserError, match="pipe is not a regular file"):
-    write(tmp_path / "pipe")
+    write(tmp_path / "pipe", variables)
 
 
 @pytest.mark.parametrize("format_name", formats.FORMATS, indirect=True)
@@ -561,11 +468,10 @@ def test_a_disk_that_fills_up_is_one_line(format_name, standard, tmp_path):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
   try:
-    with pytest.raises(UserError, match=r"Cannot write .*: .*large") as error:
-      formats.write_file(path, standard, format_name=format_name, metadata={})
+    with one_line_error(r"Cannot write .*: .*large"):
+      write(path, standard, format_name)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-  assert "\n" not in str(error.value)
   assert [p.name for p in tmp_path.iterdir()] == ["encoder"]
   assert path.read_text() == "before"
 
@@ -604,11 +510,10 @@ def export_and_execute(nets, format_name, architecture, num_classes, folder):
     "kernel": np.eye(features, num_classes, dtype=np.float32),
     "bias": np.zeros(num_classes, np.float32),
   }
-  formats.write_file(
+  write(
     path,
     imported.variables,
-    format_name=format_name,
-    metadata=METADATA,
+    format_name,
     projector=bool(architecture.projector),
     classifier=classifier if num_classes else None,
   )
@@ -661,12 +566,3 @@ def test_loading_code_is_python(name, architecture, num_classes):
   )
   compile(code, "model card", "exec")
   assert "encoder.pth" in code
-
-
-def test_metadata_is_json(variables, tmp_path):
-  path = tmp_path / "x.npz"
-  formats.write_file(path, variables, format_name="numpy", metadata=METADATA)
-  with np.load(path, allow_pickle=False) as file:
-    metadata = json.loads(str(file["metadata"]))
-  assert metadata["architecture"]["width_multiplier"] == 1 / 16
-  assert metadata["architecture"]["projector"] == []

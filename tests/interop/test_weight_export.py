@@ -4,12 +4,10 @@ import dataclasses
 import functools
 import importlib.util
 import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
 import textwrap
+import zipfile
 
 import jax
 import numpy as np
@@ -29,8 +27,15 @@ from imsvd_jax.runs.checkpointer import Checkpointer
 from imsvd_jax.runs.encoder import load_encoder
 from imsvd_jax.runs.weights import load_variables
 from imsvd_jax.train import train_and_evaluate
+from tests.formats.test_names import fake
+from tests.run_command import (
+  ROOT,
+  check_refused,
+  one_line_error,
+  run_imsvd,
+  run_python,
+)
 
-ROOT = pathlib.Path(__file__).parents[2]
 # Formats that hold any network and the projector.
 COMPLETE = ["torchvision", "safetensors", "numpy"]
 
@@ -137,15 +142,15 @@ def test_pytorch_gives_the_same_predictions(
 def test_a_network_torchvision_lacks_is_one_line(workdir, tmp_path):
   pytest.importorskip("torch")
   path = str(tmp_path / "encoder.pth")
-  written = weight_export.export_encoder(workdir, "torchvision", path)
-  assert written.files == [path, f"{path}.md"]
-  assert "no ready-made resnet8 (width 0.375, small stem)" in written.note
-  assert "\n" not in written.note
+  files, note = weight_export.export_encoder(workdir, "torchvision", path)
+  assert files == [path, f"{path}.md"]
+  assert "no ready-made resnet8 (width 0.375, small stem)" in note
+  assert "\n" not in note
   code = code_of(tmp_path / "encoder.pth.md")
   assert "model.layer4 = torch.nn.Identity()" in code
   assert "float32 [B, 3, 16, 16]" in code
-  written = weight_export.export_encoder(workdir, "numpy", path)
-  assert written.note == ""
+  _, note = weight_export.export_encoder(workdir, "numpy", path)
+  assert note == ""
 
 
 # ---- files that come back --------------------------------------------------
@@ -184,13 +189,8 @@ def test_a_backbone_alone_has_features_and_says_what_it_lacks(
 
 @pytest.mark.parametrize("format_name", ["timm", "detectron2", "torchvision"])
 def test_files_convert_to_networks_that_libraries_have(format_name, tmp_path):
-  pytest.importorskip("torch")
   architecture = formats.Architecture("resnet18")
-  rng = np.random.default_rng(0)
-  state = {
-    key: rng.normal(size=shape).astype(np.float32)
-    for key, shape in torch_shapes("resnet18").items()
-  }
+  state = fake(architecture)
   write_safetensors(tmp_path / "a", state, {})
   path = export(tmp_path / "a", tmp_path, format_name, license_name="CC0-1.0")
   imported = formats.read_file(path)
@@ -208,18 +208,6 @@ def test_files_convert_to_networks_that_libraries_have(format_name, tmp_path):
     config = (tmp_path / "encoder.detectron2.yaml").read_text()
     assert config.rstrip() in card
     assert 'WEIGHTS: "encoder.detectron2"' in config
-    assert "PIXEL_MEAN: [123.675, 116.28, 103.53]" in config
-
-
-def torch_shapes(name):
-  from tests.torch_resnet import torch_resnet
-
-  module = torch_resnet(name)
-  return {
-    key: tuple(value.shape)
-    for key, value in module.state_dict().items()
-    if not key.endswith("num_batches_tracked")
-  }
 
 
 # ---- which weights ---------------------------------------------------------
@@ -330,15 +318,9 @@ def site_of_only_jax(folder: pathlib.Path) -> pathlib.Path:
 
 
 def in_fresh_process(program: str, cwd, *options: str, **env: str) -> str:
-  result = subprocess.run(
-    [sys.executable, *options, "-c", program],
-    # One device: what the program was exported on has eight.
-    env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **env},
-    capture_output=True,
-    text=True,
-    cwd=cwd,
-    check=False,
-  )
+  # One device: what the program was exported on has eight.
+  env = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **env}
+  result = run_python(*options, "-c", program, cwd=cwd, **env)
   assert result.returncode == 0, result.stderr
   return result.stdout
 
@@ -371,7 +353,8 @@ for name in ("imsvd_jax", "flax", "orbax", "torch", "tensorflow"):
   np.testing.assert_array_equal(found["codes"], encoder.codes(images))
   one = np.load(tmp_path / "one.npy")
   np.testing.assert_allclose(one, found["features"][:1], rtol=1e-4, atol=1e-5)
-  assert stablehlo.read_metadata(path)["step"] == 22
+  with zipfile.ZipFile(path) as archive:
+    assert json.loads(archive.read("metadata.json"))["step"] == 22
   with pytest.raises(UserError, match=r"StableHLO program.*another format"):
     load_encoder(path)
 
@@ -515,9 +498,8 @@ def test_mistakes_are_one_line(options, message, workdir, tmp_path):
   arguments = {"workdir": workdir, "format_name": "numpy", "output": "file"}
   arguments |= options
   arguments["output"] = str(tmp_path / arguments["output"])
-  with pytest.raises(UserError, match=message) as error:
+  with one_line_error(message):
     weight_export.export_encoder(**arguments)
-  assert "\n" not in str(error.value)
   assert list(tmp_path.iterdir()) == []
 
 
@@ -530,12 +512,7 @@ def test_a_card_that_cannot_be_written_is_one_line(two_steps, tmp_path):
 
 def test_files_without_a_recipe(tmp_path):
   path = tmp_path / "cifar.safetensors"
-  state = {
-    e.key.removeprefix("backbone."): np.zeros(e.shape, np.float32)
-    for e in formats.architecture.entries(
-      formats.Architecture("resnet8", 1 / 16, "cifar")
-    )
-  }
+  state = fake(formats.Architecture("resnet8", 1 / 16, "cifar"))
   write_safetensors(path, state, {})
   with pytest.raises(UserError, match=r"does not say how.*give config="):
     load_encoder(path)
@@ -570,21 +547,7 @@ def test_the_command_needs_no_tensorflow(workdir, tmp_path):
 
 
 def test_the_command_refuses_in_one_line(tmp_path):
-  result = subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "imsvd_jax",
-      "export",
-      "--workdir=x",
-      "--format=onnx",
-      f"--output={tmp_path}/x",
-    ],
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-    check=False,
+  result = run_imsvd(
+    "export", "--workdir=x", "--format=onnx", f"--output={tmp_path}/x"
   )
-  assert result.returncode == 2
-  assert result.stderr.count("\n") == 1
-  assert result.stderr.startswith("error: Unknown format 'onnx'.")
+  check_refused(result, "error: Unknown format 'onnx'.")

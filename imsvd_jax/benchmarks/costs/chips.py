@@ -14,27 +14,16 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-  """One kind of chip.
+  """One kind of chip."""
 
-  Attributes:
-    name: As in --topology.
-    hbm_bytes: Memory capacity, bytes.
-    flops: Peak of the matrix units at bfloat16, FLOP/s.
-    hbm_bandwidth: Bytes/s.
-    link_bandwidth: Bytes/s in one direction of one link to a neighbor.
-    dimensions: Of the torus or mesh that slices are cut from.
-    wraps_at: The least size at which a dimension of a slice is a ring.
-    source: Of the numbers.
-  """
-
-  name: str
-  hbm_bytes: float
-  flops: float
-  hbm_bandwidth: float
-  link_bandwidth: float
-  dimensions: int
-  wraps_at: int
-  source: str
+  name: str  # As in --topology.
+  hbm_bytes: float  # Memory capacity, bytes.
+  flops: float  # Peak of the matrix units at bfloat16, FLOP/s.
+  hbm_bandwidth: float  # Bytes/s.
+  link_bandwidth: float  # Bytes/s in one direction of one link to a neighbor.
+  dimensions: int  # Of the torus or mesh that slices are cut from.
+  wraps_at: int  # The least size at which a dimension of a slice is a ring.
+  source: str  # Of the numbers.
 
   @property
   def ridge(self) -> float:
@@ -61,11 +50,7 @@ def links_per_chip(chip: Chip, shape: tuple[int, ...]) -> float:
   """Returns how many links a chip of a slice has, on average.
 
   A dimension of n chips has n - 1 links, or n where it is closed to a ring;
-  every link has two ends.
-
-  Args:
-    chip: Kind of chip.
-    shape: The slice's size in each dimension.
+  every link has two ends. `shape` is the slice's size in each dimension.
   """
   total = 0.0
   for size in shape:

@@ -1,5 +1,6 @@
 """Compiles the real train step of a config for a slice and reads its costs."""
 
+import collections
 import dataclasses
 import re
 import time
@@ -33,30 +34,25 @@ PARTS = (
   "diagnostics",
 )
 OTHER = "other"
+# The search ends when the smallest batch known not to fit is within this share
+# of the largest known to.
+_TOLERANCE = 1 / 32
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Memory:
-  """Memory of one chip, bytes.
+  """Memory of one chip, bytes."""
 
-  Attributes:
-    parameters: Weights and running statistics, with those of an EMA target.
-    optimizer: Optimizer state.
-    batch: The chip's part of the batch.
-    temporaries: Activations, gradients and buffers. None if not compiled.
-    program: The compiled program. None if not compiled.
-    peak: All together, with the padding that the layouts need.
-    available: The part of the chip's memory that the compiler may use; None
-      for the CPU.
-  """
-
+  # Weights and running statistics, with those of an EMA target.
   parameters: float
-  optimizer: float
-  batch: float
+  optimizer: float  # Optimizer state.
+  batch: float  # The chip's part of the batch.
+  # Activations, gradients and buffers. None if not compiled.
   temporaries: float | None = None
-  program: float | None = None
-  peak: float = 0.0
+  program: float | None = None  # The compiled program. None if not compiled.
+  peak: float = 0.0  # All together, with the padding that the layouts need.
+  # The part of the chip's memory that the compiler may use; None for the CPU.
   available: float | None = None
 
   @property
@@ -65,38 +61,25 @@ class Memory:
     return self.available is None or self.peak <= self.available
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class CollectiveSum:
-  """All collectives of one kind in one step.
+  """All collectives of one kind in one step."""
 
-  Attributes:
-    kind: "all-reduce", ...
-    count: How many run.
-    bytes: Their payload on each chip.
-    sent_bytes: The least that each chip must send for them.
-  """
-
-  kind: str
-  count: int
-  bytes: float
-  sent_bytes: float
+  kind: str  # "all-reduce", ...
+  count: int = 0  # How many run.
+  bytes: float = 0.0  # Their payload on each chip.
+  sent_bytes: float = 0.0  # The least that each chip must send for them.
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Part:
-  """What one part of the step costs on one chip.
+  """What one part of the step costs on one chip."""
 
-  Attributes:
-    flops: Of matrix products and convolutions.
-    passes_flops: The same times the passes that their precision takes.
-    hbm_bytes: Traffic of main memory.
-    sent_bytes: Sent to other chips.
-  """
-
-  flops: float = 0.0
+  flops: float = 0.0  # Of matrix products and convolutions.
+  # The same times the passes that their precision takes.
   passes_flops: float = 0.0
-  hbm_bytes: float = 0.0
-  sent_bytes: float = 0.0
+  hbm_bytes: float = 0.0  # Traffic of main memory.
+  sent_bytes: float = 0.0  # Sent to other chips.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,31 +102,22 @@ class Bound:
     return max(times, key=lambda name: times[name])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Report:
-  """Costs of one train step, per chip.
+  """Costs of one train step, per chip."""
 
-  Attributes:
-    topology: The slice's name.
-    num_chips: Its size.
-    batch_size: Images per step over all chips.
-    compile_seconds: How long the compilation took.
-    memory: See Memory.
-    parts: By name, see PARTS. Empty if the step does not fit, like what
-      follows.
-    collectives: By kind.
-    unknown_loops: Loops whose trip count is unknown, counted as one trip.
-    bound: None without published numbers of the chip, as for the CPU.
-  """
-
-  topology: str
-  num_chips: int
-  batch_size: int
-  compile_seconds: float
-  memory: Memory
+  topology: str  # The slice's name.
+  num_chips: int  # Its size.
+  batch_size: int  # Images per step over all chips.
+  compile_seconds: float  # How long the compilation took.
+  memory: Memory  # See Memory.
+  # By name, see PARTS. Empty if the step does not fit, like what follows.
   parts: dict[str, Part] = dataclasses.field(default_factory=dict)
+  # By kind.
   collectives: list[CollectiveSum] = dataclasses.field(default_factory=list)
+  # Loops whose trip count is unknown, counted as one trip.
   unknown_loops: int = 0
+  # None without published numbers of the chip, as for the CPU.
   bound: Bound | None = None
 
   def total(self, field: str) -> float:
@@ -159,10 +133,8 @@ class Report:
 def measure(config: ConfigDict, slice_: Slice, num_examples: int) -> Report:
   """Compiles the train step of a config and returns what it costs.
 
-  Args:
-    config: A recipe; its batch_size is the batch over all chips.
-    slice_: From `get_slice`.
-    num_examples: Images per epoch (only the schedule depends on it).
+  Its batch_size is the batch over all chips. Only the schedule depends on
+  `num_examples`, the images per epoch.
 
   Raises:
     UserError: The config contradicts itself, or its batch does not divide.
@@ -189,8 +161,7 @@ def measure(config: ConfigDict, slice_: Slice, num_examples: int) -> Report:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     compiled = None
-    peak, available = _out_of_memory(error)
-    memory = dataclasses.replace(memory, peak=peak, available=available)
+    memory.peak, memory.available = _out_of_memory(error)
   report = Report(
     topology=slice_.name,
     num_chips=num_chips,
@@ -198,60 +169,45 @@ def measure(config: ConfigDict, slice_: Slice, num_examples: int) -> Report:
     compile_seconds=time.monotonic() - start,
     memory=memory,
   )
-  return _with_costs(report, compiled, slice_) if compiled else report
+  if compiled:
+    _set_costs(report, compiled, slice_)
+  return report
 
 
-def _with_costs(report: Report, compiled: Any, slice_: Slice) -> Report:
-  stats = compiled.memory_analysis()
-  program = hlo.Program(compiled.as_text())
-  parts, collectives = _sums(program)
-  memory = dataclasses.replace(
-    report.memory,
-    temporaries=stats.temp_size_in_bytes,
-    program=stats.generated_code_size_in_bytes,
-    peak=stats.argument_size_in_bytes
+def _set_costs(report: Report, compiled: Any, slice_: Slice) -> None:
+  stats, memory = compiled.memory_analysis(), report.memory
+  memory.temporaries = stats.temp_size_in_bytes
+  memory.program = stats.generated_code_size_in_bytes
+  memory.peak = (
+    stats.argument_size_in_bytes
     + stats.output_size_in_bytes
     - stats.alias_size_in_bytes
     + stats.temp_size_in_bytes
-    + stats.generated_code_size_in_bytes,
-    available=available_memory(slice_),
+    + stats.generated_code_size_in_bytes
   )
-  report = dataclasses.replace(
-    report,
-    memory=memory,
-    parts=parts,
-    collectives=collectives,
-    unknown_loops=program.unknown_loops,
-  )
-  return dataclasses.replace(report, bound=_bound(report, slice_))
+  memory.available = _available_memory(slice_)
+  program = hlo.Program(compiled.as_text())
+  report.parts, report.collectives = _sums(program)
+  report.unknown_loops = program.unknown_loops
+  report.bound = _bound(report, slice_)
 
 
-def _sums(
-  program: hlo.Program,
-) -> tuple[dict[str, Part], list[CollectiveSum]]:
+def _sums(program: hlo.Program) -> tuple[dict[str, Part], list[CollectiveSum]]:
   """Adds up a program's work by part, and its collectives by kind."""
-  parts: dict[str, Part] = {}
+  parts: dict[str, Part] = collections.defaultdict(Part)
   for work in program.work():
-    name = part_of(work.op_name)
-    old = parts.get(name, Part())
-    parts[name] = dataclasses.replace(
-      old,
-      flops=old.flops + work.flops,
-      passes_flops=old.passes_flops + work.passes_flops,
-      hbm_bytes=old.hbm_bytes + work.bytes,
-    )
+    part = parts[part_of(work.op_name)]
+    part.flops += work.flops
+    part.passes_flops += work.passes_flops
+    part.hbm_bytes += work.bytes
   kinds: dict[str, CollectiveSum] = {}
   for one in program.collectives():
-    name, sent = part_of(one.op_name), one.runs * one.sent_bytes
-    old = parts.get(name, Part())
-    parts[name] = dataclasses.replace(old, sent_bytes=old.sent_bytes + sent)
-    total = kinds.get(one.kind, CollectiveSum(one.kind, 0, 0.0, 0.0))
-    kinds[one.kind] = CollectiveSum(
-      one.kind,
-      total.count + one.runs,
-      total.bytes + one.runs * one.bytes,
-      total.sent_bytes + sent,
-    )
+    sent = one.runs * one.sent_bytes
+    parts[part_of(one.op_name)].sent_bytes += sent
+    total = kinds.setdefault(one.kind, CollectiveSum(one.kind))
+    total.count += one.runs
+    total.bytes += one.runs * one.bytes
+    total.sent_bytes += sent
   order = [*PARTS, OTHER]
   parts = {name: parts[name] for name in order if name in parts}
   return parts, [kinds[kind] for kind in sorted(kinds)]
@@ -289,7 +245,7 @@ def _bytes(tree: Any) -> float:
   )
 
 
-def available_memory(slice_: Slice) -> float | None:
+def _available_memory(slice_: Slice) -> float | None:
   """Returns the bytes of a chip that its compiler lets programs use.
 
   Asked of the compiler itself, with an array that cannot fit.
@@ -326,35 +282,26 @@ def _out_of_memory(error: Exception) -> tuple[float, float]:
 
 
 def largest_batch(
-  measure_batch: Callable[[int], Memory],
-  *,
-  start: int,
-  unit: int,
-  tolerance: float = 1 / 32,
+  measure_batch: Callable[[int], Memory], *, start: int, unit: int
 ) -> int:
-  """Returns the largest batch that fits, to within a tolerance.
+  """Returns the largest batch that fits, to within _TOLERANCE.
 
   Memory grows about linearly with the batch, so a few compilations find it.
 
   Args:
-    measure_batch: From a batch size to the memory that it needs.
+    measure_batch: From a batch size to the memory that it needs of a chip.
     start: Where to begin.
     unit: Batches are multiples of it.
-    tolerance: Stop when the smallest batch known not to fit is within this
-      share of the largest known to.
 
   Raises:
-    UserError: Not even one unit fits, or nothing limits the batch.
+    UserError: Not even one unit fits.
   """
   fits, too_large = 0, None
   needs: dict[int, float] = {}
   batch = max(unit, start // unit * unit)
   while True:
     memory = measure_batch(batch)
-    if memory.available is None:
-      raise UserError(
-        "--find_batch needs a chip with a known memory; the CPU has none."
-      )
+    assert memory.available is not None  # It is a chip's.
     needs[batch] = memory.peak
     if memory.fits:
       fits = batch
@@ -365,8 +312,9 @@ def largest_batch(
         f"Not even a batch of {unit} fits: it needs"
         f" {memory.peak / 2**30:.2f} GiB of {memory.available / 2**30:.2f}."
       )
-    gap = unit if too_large is None else too_large - fits
-    if too_large is not None and gap <= max(unit, tolerance * fits):
+    if too_large is not None and too_large - fits <= max(
+      unit, _TOLERANCE * fits
+    ):
       return fits
     fixed = memory.parameters + memory.optimizer
     guess = _predict(needs, memory.available, fixed) // unit * unit

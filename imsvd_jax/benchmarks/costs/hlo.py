@@ -58,17 +58,11 @@ _FREE = {
 
 
 class Shape(NamedTuple):
-  """An array of a program.
+  """An array of a program."""
 
-  Attributes:
-    dtype: XLA's name, such as "bf16".
-    dims: Sizes.
-    space: Memory space: 0 is main memory.
-  """
-
-  dtype: str
-  dims: tuple[int, ...]
-  space: int = _MAIN_MEMORY
+  dtype: str  # XLA's name, such as "bf16".
+  dims: tuple[int, ...]  # Sizes.
+  space: int = _MAIN_MEMORY  # Memory space: 0 is main memory.
 
   @property
   def bytes(self) -> float:
@@ -79,6 +73,7 @@ class Shape(NamedTuple):
 class Instruction(NamedTuple):
   """One line of a program: `%name = shapes opcode(operands), attributes`."""
 
+  computation: str  # The name of the one that it is in.
   name: str
   opcode: str
   shapes: tuple[Shape, ...]  # Of a tuple: its leaves.
@@ -93,25 +88,22 @@ class Instruction(NamedTuple):
     match = re.search(r'op_name="([^"]*)"', self.attributes)
     return match[1] if match else ""
 
+  @property
+  def called(self) -> str:
+    """The computation that a fusion runs."""
+    return _found(_CALLED, self.attributes)[1]
+
 
 class Collective(NamedTuple):
-  """One collective of the program, and how often it runs.
+  """One collective of the program, and how often it runs."""
 
-  Attributes:
-    kind: One of COLLECTIVES.
-    bytes: Payload of one run: what a device brings to an all-reduce, a
-      reduce-scatter, an all-to-all or a permute, what it gets from an
-      all-gather.
-    group_size: How many devices take part in it together.
-    runs: How often it runs per execution of the program.
-    op_name: See `Instruction.op_name`.
-  """
-
-  kind: str
+  kind: str  # One of COLLECTIVES.
+  # Payload of one run: what a device brings to an all-reduce, a reduce-scatter,
+  # an all-to-all or a permute, what it gets from an all-gather.
   bytes: float
-  group_size: int
-  runs: int
-  op_name: str
+  group_size: int  # How many devices take part in it together.
+  runs: int  # How often it runs per execution of the program.
+  op_name: str  # See `Instruction.op_name`.
 
   @property
   def sent_bytes(self) -> float:
@@ -125,19 +117,12 @@ class Collective(NamedTuple):
 
 
 class Work(NamedTuple):
-  """The work of one instruction in all its runs.
+  """The work of one instruction in all its runs."""
 
-  Attributes:
-    op_name: See `Instruction.op_name`.
-    flops: Of matrix products and convolutions.
-    passes_flops: The same, times the passes that their precision takes.
-    bytes: Read from and written to main memory.
-  """
-
-  op_name: str
-  flops: float
-  passes_flops: float
-  bytes: float
+  op_name: str  # See `Instruction.op_name`.
+  flops: float  # Of matrix products and convolutions.
+  passes_flops: float  # The same, times the passes that their precision takes.
+  bytes: float  # Read from and written to main memory.
 
 
 class Program:
@@ -152,22 +137,18 @@ class Program:
     self.num_devices = int(match[1]) if match else 1
     # Loops whose trip count is not in the text; counted as one trip.
     self.unknown_loops = 0
-    # (computation, instruction, runs, whether it is inside a fusion)
+    # (instruction, runs, whether it is inside a fusion)
     self._executed = list(self._walk(self._entry, 1, False))
 
   def collectives(self) -> list[Collective]:
     """Returns every collective."""
     found = []
-    for computation, instruction, runs, _ in self._executed:
+    for instruction, runs, _ in self._executed:
       kind = instruction.opcode.removesuffix("-start")
-      if kind not in COLLECTIVES or not self._is_first(
-        computation, instruction
-      ):
+      if kind not in COLLECTIVES or not self._is_first(instruction):
         continue
       group_size = self._group_size(instruction)
-      size = sum(
-        s.bytes for s in self._operand_shapes(computation, instruction)
-      )
+      size = sum(s.bytes for s in self._operand_shapes(instruction))
       if kind == "all-gather":
         size *= group_size
       found.append(
@@ -178,13 +159,13 @@ class Program:
   def work(self) -> list[Work]:
     """Returns the work of each instruction that does any."""
     result = []
-    for computation, instruction, runs, fused in self._executed:
-      flops = self._flops(computation, instruction)
-      size = 0.0 if fused else self._bytes(computation, instruction)
+    for instruction, runs, fused in self._executed:
+      flops = self._flops(instruction)
+      size = 0.0 if fused else self._bytes(instruction)
       if flops or size:
         result.append(
           Work(
-            self._origin(computation, instruction),
+            self._origin(instruction),
             runs * flops,
             runs * flops * _passes(instruction),
             runs * size,
@@ -192,9 +173,9 @@ class Program:
         )
     return result
 
-  def _origin(self, computation: str, instruction: Instruction) -> str:
+  def _origin(self, instruction: Instruction) -> str:
     """Returns an instruction's `op_name`, or its nearest user's."""
-    users = self._users(computation)
+    users = self._users(instruction.computation)
     seen: set[str] = set()
     queue = [instruction]
     while queue:
@@ -208,33 +189,33 @@ class Program:
   # --- Parsing ---------------------------------------------------------------
 
   def _parse(self, text: str) -> None:
-    current: dict[str, Instruction] = {}
+    name = ""
     for line in text.splitlines():
       if line.endswith("{") and (line.startswith(("%", "ENTRY"))):
         name = _found(_OPERAND, line)[1]
-        current = self._computations[name] = {}
+        self._computations[name] = {}
         if line.startswith("ENTRY"):
           self._entry = name
       elif line.startswith("  "):
-        instruction = _parse_instruction(line)
+        instruction = _parse_instruction(name, line)
         if instruction:
-          current[instruction.name] = instruction
+          self._computations[name][instruction.name] = instruction
 
   def _walk(
     self, name: str, runs: int, fused: bool
-  ) -> Iterator[tuple[str, Instruction, int, bool]]:
+  ) -> Iterator[tuple[Instruction, int, bool]]:
     """Yields the instructions that run, following calls."""
     for instruction in self._computations.get(name, {}).values():
-      yield name, instruction, runs, fused
+      yield instruction, runs, fused
       opcode, attributes = instruction.opcode, instruction.attributes
       if opcode == "while":
-        trips = self._trip_count(name, instruction)
+        trips = self._trip_count(instruction)
         if trips is None:
           self.unknown_loops += 1
         for called in _CALLED.findall(attributes):
           yield from self._walk(called, runs * (trips or 1), fused)
       elif opcode == "fusion":
-        yield from self._walk(_found(_CALLED, attributes)[1], runs, True)
+        yield from self._walk(instruction.called, runs, True)
       elif opcode in ("call", "async-start"):
         for called in _CALLED.findall(attributes):
           yield from self._walk(called, runs, fused)
@@ -252,20 +233,17 @@ class Program:
         users.setdefault(operand, []).append(line)
     return users
 
-  def _operand_shapes(
-    self, computation: str, instruction: Instruction
-  ) -> list[Shape]:
-    table = self._computations[computation]
-    return [
-      shape
-      for name in instruction.operands
-      if name in table
-      for shape in table[name].shapes
-    ]
+  def _operands(self, line: Instruction) -> list[Instruction]:
+    """Returns the lines that make an instruction's operands."""
+    table = self._computations[line.computation]
+    return [table[name] for name in line.operands if name in table]
+
+  def _operand_shapes(self, line: Instruction) -> list[Shape]:
+    return [shape for made in self._operands(line) for shape in made.shapes]
 
   # --- Loops -----------------------------------------------------------------
 
-  def _trip_count(self, computation: str, loop: Instruction) -> int | None:
+  def _trip_count(self, loop: Instruction) -> int | None:
     """Returns how often a loop's body runs, or None if the text hides it."""
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
@@ -277,7 +255,7 @@ class Program:
     if bound is None:
       return None
     index, direction, limit = bound
-    start = self._loop_start(computation, loop, index)
+    start = self._loop_start(loop, index)
     step = self._loop_step(called["body"], index)
     if start is None or not step:
       return None
@@ -286,69 +264,62 @@ class Program:
 
   def _bound(self, condition: str) -> tuple[int, str, int] | None:
     """Returns (position of the counter, "LT" or "LE", its limit)."""
-    table = self._computations[condition]
-    root = _root(table)
-    operands = [self._resolve(condition, name) for name in root.operands]
-    if root.opcode == "fusion":  # A wrapped comparison.
-      inner = self._computations[_found(_CALLED, root.attributes)[1]]
-      root = _root(inner)
-      outer = operands
-      operands = []
-      for name in root.operands:
-        line = inner[name]
-        is_parameter = line.opcode == "parameter"
-        operands.append(outer[int(line.inside)] if is_parameter else line)
+    root, operands = self._unwrapped(self._root(condition))
     direction = re.search(r"direction=(LT|LE)", root.attributes)
     if root.opcode != "compare" or not direction or len(operands) != 2:
       return None
     counter, limit = operands
     if counter.opcode != "get-tuple-element" or limit.opcode != "constant":
       return None
-    return _tuple_index(counter), direction[1], int(limit.inside)
+    index = int(_found(r"index=(\d+)", counter.attributes)[1])
+    return index, direction[1], int(limit.inside)
 
-  def _loop_start(
-    self, computation: str, loop: Instruction, index: int
-  ) -> int | None:
-    initial = self._resolve(computation, loop.operands[0])
+  def _loop_start(self, loop: Instruction, index: int) -> int | None:
+    initial = self._resolved_operand(loop, 0)
     if initial.opcode != "tuple":
       return None
-    start = self._resolve(computation, initial.operands[index])
+    start = self._resolved_operand(initial, index)
     return int(start.inside) if start.opcode == "constant" else None
 
   def _loop_step(self, body: str, index: int) -> int | None:
     """Returns what a trip adds to the counter, None if that is not constant."""
-    table = self._computations[body]
-    root = _root(table)
+    root = self._root(body)
     if root.opcode != "tuple":
       return None
-    update = self._resolve(body, root.operands[index])
-    scope, lines = body, table
-    outer: list[Instruction] = []
-    if update.opcode == "fusion":
-      outer = [self._resolve(body, name) for name in update.operands]
-      scope = _found(_CALLED, update.attributes)[1]
-      lines = self._computations[scope]
-      update = _root(lines)
-    if update.opcode != "add":
-      return None
-    for name in update.operands:
-      line = self._resolve(scope, name)
-      if line.opcode == "parameter" and outer:
-        line = outer[int(line.inside)]
-      if line.opcode == "constant":
-        return int(line.inside)
-    return None
+    update, operands = self._unwrapped(self._resolved_operand(root, index))
+    steps = [line for line in operands if line.opcode == "constant"]
+    return int(steps[0].inside) if update.opcode == "add" and steps else None
 
-  def _resolve(self, computation: str, name: str) -> Instruction:
-    """Follows copies to the line that makes a value."""
-    line = self._computations[computation][name]
+  def _unwrapped(
+    self, line: Instruction
+  ) -> tuple[Instruction, list[Instruction]]:
+    """Returns an operation, from inside a fusion too, and its operands."""
+    operands = [
+      self._resolved_operand(line, i) for i in range(len(line.operands))
+    ]
+    if line.opcode != "fusion":
+      return line, operands
+    line, inner = self._unwrapped(self._root(line.called))
+    return line, [
+      operands[int(one.inside)] if one.opcode == "parameter" else one
+      for one in inner
+    ]
+
+  def _resolved_operand(self, line: Instruction, index: int) -> Instruction:
+    """Follows copies to the line that makes an operand."""
+    table = self._computations[line.computation]
+    line = table[line.operands[index]]
     while line.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
-      line = self._computations[computation][line.operands[0]]
+      line = table[line.operands[0]]
     return line
+
+  def _root(self, computation: str) -> Instruction:
+    table = self._computations[computation]
+    return next(line for line in table.values() if line.is_root)
 
   # --- Collectives -----------------------------------------------------------
 
-  def _is_first(self, computation: str, instruction: Instruction) -> bool:
+  def _is_first(self, instruction: Instruction) -> bool:
     """False for the later pieces of a collective that runs beside others.
 
     A TPU's asynchronous collective appears in the fusion that starts it, in
@@ -358,7 +329,7 @@ class Program:
       return True
     return any(
       '"AsyncCollectiveStart"' in line.attributes
-      for line in self._computations[computation].values()
+      for line in self._computations[instruction.computation].values()
     )
 
   def _group_size(self, instruction: Instruction) -> int:
@@ -380,21 +351,21 @@ class Program:
 
   # --- Arithmetic ------------------------------------------------------------
 
-  def _flops(self, computation: str, instruction: Instruction) -> float:
+  def _flops(self, instruction: Instruction) -> float:
     if instruction.opcode not in ("convolution", "dot"):
       return 0.0
-    operands = self._operand_shapes(computation, instruction)
-    count = _dot_flops if instruction.opcode == "dot" else _convolution_flops
-    return count(instruction, operands[0], operands[1])
+    left, right, *_ = self._operand_shapes(instruction)
+    if instruction.opcode == "dot":
+      return _dot_flops(instruction, left)
+    return _convolution_flops(instruction, left, right)
 
   # --- Memory traffic --------------------------------------------------------
 
-  def _bytes(self, computation: str, instruction: Instruction) -> float:
+  def _bytes(self, instruction: Instruction) -> float:
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith("-done"):
       return 0.0
-    table = self._computations[computation]
-    operands = [table[n].shapes for n in instruction.operands if n in table]
+    operands = [line.shapes for line in self._operands(instruction)]
     if opcode == "fusion":
       return self._fusion_bytes(instruction, operands)
     if opcode == "copy-start":  # (destination, the operand again, context)
@@ -418,47 +389,40 @@ class Program:
     A fusion may read only slices of an operand, and write only the updates of
     a result that is updated in place.
     """
-    name = _found(_CALLED, fusion.attributes)[1]
-    read = self._parameter_reads(name)
+    results = [(shape,) for shape in fusion.shapes]
     total = 0.0
-    for position, shapes in enumerate(operands):
-      size = _main_bytes(shapes)
-      total += min(size, read.get(position, size)) if size else 0.0
-    written = self._updates(name)
-    for position, shape in enumerate(fusion.shapes):
-      size = _main_bytes((shape,))
-      total += min(size, written.get(position, size)) if size else 0.0
+    for parts, arrays in (
+      (self._parameter_reads(fusion.called), operands),
+      (self._updates(fusion.called), results),
+    ):
+      for position, shapes in enumerate(arrays):
+        size = _main_bytes(shapes)
+        total += min(size, parts.get(position, size))
     return total
 
   @functools.cache  # noqa: B019 (a Program lives for one report)
   def _parameter_reads(self, computation: str) -> dict[int, float]:
     """Returns the bytes read of parameters that a fusion reads in part."""
-    table, users = self._computations[computation], self._users(computation)
     reads = {}
-    for line in table.values():
+    for line in self._computations[computation].values():
       if line.opcode == "parameter":
-        size = self._read(table, users, line.name)
+        size = self._read(line)
         if size is not None:
           reads[int(line.inside)] = size
     return reads
 
-  def _read(
-    self,
-    table: dict[str, Instruction],
-    users: dict[str, list[Instruction]],
-    name: str,
-  ) -> float | None:
+  def _read(self, line: Instruction) -> float | None:
     """Returns the bytes read of a value; None means all of them."""
-    total = 0.0
-    for user in users.get(name, []):
+    total, name = 0.0, line.name
+    for user in self._users(line.computation).get(name, []):
       if user.opcode == "bitcast":
-        inner = self._read(table, users, user.name)
+        inner = self._read(user)
       elif user.opcode in ("dynamic-slice", "slice", "gather"):
         inner = sum(s.bytes for s in user.shapes)
       elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
         inner = 0.0  # Updated in place.
       elif user.opcode == "fusion":
-        nested = self._parameter_reads(_found(_CALLED, user.attributes)[1])
+        nested = self._parameter_reads(user.called)
         inner = nested.get(user.operands.index(name))
       else:
         inner = None
@@ -469,24 +433,22 @@ class Program:
 
   def _updates(self, computation: str) -> dict[int, float]:
     """Returns the bytes written of results that a fusion updates in place."""
-    table = self._computations[computation]
-    root = _root(table)
-    outputs = (
-      [table[n] for n in root.operands] if root.opcode == "tuple" else [root]
-    )
+    root = self._root(computation)
+    outputs = self._operands(root) if root.opcode == "tuple" else [root]
     written = {}
     for position, line in enumerate(outputs):
       while line.opcode == "bitcast":
-        line = table[line.operands[0]]
+        line = self._operands(line)[0]
       if line.opcode == "dynamic-update-slice":
-        written[position] = sum(s.bytes for s in table[line.operands[1]].shapes)
+        update = self._operands(line)[1]
+        written[position] = sum(s.bytes for s in update.shapes)
     return written
 
 
 # --- Lines -------------------------------------------------------------------
 
 
-def _parse_instruction(line: str) -> Instruction | None:
+def _parse_instruction(computation: str, line: str) -> Instruction | None:
   match = re.match(r"\s+(ROOT )?%([\w.\-]+) = (.*)", line)
   if not match:
     return None
@@ -498,6 +460,7 @@ def _parse_instruction(line: str) -> Instruction | None:
   stop = _closing(rest, start)
   inside = rest[start + 1 : stop]
   return Instruction(
+    computation=computation,
     name=match[2],
     opcode=opcode,
     shapes=shapes,
@@ -533,18 +496,10 @@ def _parse_shapes(text: str) -> Iterator[Shape]:
 
 
 def _bits(dtype: str) -> int:
-  if dtype in ("pred", "token", "opaque"):
-    return {"pred": 8, "token": 0, "opaque": 0}[dtype]
+  if dtype == "pred":
+    return 8
   match = re.match(r"(?:bf|f|s|u|c)(\d+)", dtype)
-  return int(match[1]) if match else 0
-
-
-def _root(table: dict[str, Instruction]) -> Instruction:
-  return next(line for line in table.values() if line.is_root)
-
-
-def _tuple_index(line: Instruction) -> int:
-  return int(_found(r"index=(\d+)", line.attributes)[1])
+  return int(match[1]) if match else 0  # A token, for one.
 
 
 def _main_bytes(shapes: Iterable[Shape]) -> float:
@@ -559,7 +514,7 @@ def _passes(instruction: Instruction) -> int:
 # --- Arithmetic of one product -----------------------------------------------
 
 
-def _dot_flops(instruction: Instruction, left: Shape, right: Shape) -> float:
+def _dot_flops(instruction: Instruction, left: Shape) -> float:
   match = _found(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
   contracted = [left.dims[int(d)] for d in match[1].split(",") if d]
   return 2.0 * math.prod(instruction.shapes[0].dims) * math.prod(contracted)
@@ -584,51 +539,37 @@ def _convolution_flops(
       left.dims[lhs.index(spatial)],
       right.dims[rhs.index(spatial)],
       output.dims[out.index(spatial)],
-      {key: values[number] for key, values in window.items()},
+      **{key: values[number] for key, values in window.items()},
     )
   return total
 
 
-def _window(text: str) -> dict[str, list]:
+def _window(text: str) -> dict[str, list[int]]:
+  """Returns the sizes along each axis, of the padding the lower one."""
   match = re.search(r"window=\{([^}]*)\}", text)
-  if not match:
-    return {}
-  window: dict[str, list] = {}
-  for key, value in re.findall(r"(\w+)=(\S+)", match[1]):
-    if key == "pad":
-      window[key] = [int(part.split("_")[0]) for part in value.split("x")]
-    elif key != "rhs_reversal":
-      window[key] = [int(part) for part in value.split("x")]
-  return window
+  return {
+    key: [int(part.split("_")[0]) for part in value.split("x")]
+    for key, value in re.findall(r"(\w+)=(\S+)", match[1] if match else "")
+    if key in ("stride", "pad", "lhs_dilate", "rhs_dilate")
+  }
 
 
 @functools.lru_cache(maxsize=4096)
-def _valid(
+def _products(
   size: int,
   kernel: int,
   out: int,
-  stride: int,
-  low: int,
-  dilation: int,
-  kernel_dilation: int,
+  *,
+  stride: int = 1,
+  pad: int = 0,
+  lhs_dilate: int = 1,
+  rhs_dilate: int = 1,
 ) -> int:
-  reach = (size - 1) * dilation
+  """Returns the pairs of output and weight along one axis that use an input."""
+  reach = (size - 1) * lhs_dilate
   count = 0
   for k in range(kernel):
     for o in range(out):
-      at = o * stride + k * kernel_dilation - low
-      count += 0 <= at <= reach and at % dilation == 0
+      at = o * stride + k * rhs_dilate - pad
+      count += 0 <= at <= reach and at % lhs_dilate == 0
   return count
-
-
-def _products(size: int, kernel: int, out: int, window: dict[str, int]) -> int:
-  """Returns the pairs of output and weight along one axis that use an input."""
-  return _valid(
-    size,
-    kernel,
-    out,
-    window.get("stride", 1),
-    window.get("pad", 0),
-    window.get("lhs_dilate", 1),
-    window.get("rhs_dilate", 1),
-  )

@@ -17,29 +17,20 @@ EXAMPLES = "v5e:4x4, v4:2x2x4 or cpu:8"
 
 
 class Slice(NamedTuple):
-  """What a program is compiled for.
+  """What a program is compiled for."""
 
-  Attributes:
-    name: As in --topology.
-    chip: The kind of chip, None for the CPU.
-    shape: Chips along each dimension.
-    devices: As many as there are chips; the TPUs are descriptions only.
-  """
-
-  name: str
-  chip: Chip | None
-  shape: tuple[int, ...]
+  name: str  # As in --topology.
+  chip: Chip | None  # The kind of chip, None for the CPU.
+  shape: tuple[int, ...]  # Chips along each dimension.
+  # As many as there are chips; the TPUs are descriptions only.
   devices: list[Any]
 
 
 def compile_only(name: str) -> None:
   """Keeps this process off the accelerators, which other programs may use.
 
-  Also makes the CPU devices that "cpu:N" asks for. Call it before anything
-  touches a device.
-
-  Args:
-    name: Of the slice.
+  Also makes the CPU devices that the slice "cpu:N" asks for. Call it before
+  anything touches a device.
   """
   jax.config.update("jax_platforms", "cpu")
   kind, _, count = name.partition(":")
@@ -58,12 +49,12 @@ def get_slice(name: str) -> Slice:
     raise UserError(f"Unknown topology {name!r}; expected such as {EXAMPLES}.")
   kind = match[1]
   shape = tuple(int(size) for size in match[2].split("x"))
-  if kind == "cpu" and len(shape) > 1:
-    raise UserError(
-      f"Topology {name!r}: CPU devices have no shape; expected"
-      f" cpu:{math.prod(shape)}."
-    )
   if kind == "cpu":
+    if len(shape) > 1:
+      raise UserError(
+        f"Topology {name!r}: CPU devices have no shape; expected"
+        f" cpu:{math.prod(shape)}."
+      )
     return Slice(name, None, shape, _cpu_devices(name, math.prod(shape)))
   chip = lookup(CHIPS, kind, "chip")
   _check_shape(name, chip, shape)
@@ -95,7 +86,7 @@ def _tpu_devices(name: str, chip: Chip, shape: tuple[int, ...]) -> list[Any]:
   if importlib.util.find_spec("libtpu") is None:
     raise UserError(
       f"Topology {name!r} needs the TPU compiler (no TPU):"
-      " pip install 'imsvd_jax[tpu]'."
+      ' pip install -e ".[tpu]".'
     )
   # The library looks for the TPU of this machine unless told not to.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

@@ -13,116 +13,124 @@ from imsvd_jax.benchmarks.costs import hlo
 
 # What a TPU's compiler writes: no trip count on the loop, buffers in on-chip
 # memory marked S(1), precision on the products.
-LOOP = """
+SHAPES = {
+  "CARRY": "(COUNT, ON_CHIP, WEIGHTS)",
+  "COUNT": "s32[]{:T(128)}",
+  "ROWS": "bf16[512,1024]{1,0:T(8,128)(2,1)}",
+  "ON_CHIP": "bf16[512,1024]{1,0:T(8,128)(2,1)S(1)}",
+  "WEIGHTS": "bf16[10,1024,1024]{2,1,0:T(8,128)(2,1)}",
+  "SHARE": "f32[256,1024]{1,0}",
+  "WHOLE": "f32[4096,1024]{1,0}",
+  "GROUPS": "channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0},"
+  ' frontend_attributes={chain_id="0"}',
+}
+
+
+def written_out(text):
+  """Replaces the names of SHAPES, which keep the programs readable."""
+  for name, shape in SHAPES.items():
+    text = text.replace(name, shape)
+  return text
+
+
+LOOP = written_out("""
 HloModule jit_f, is_scheduled=true, num_partitions=4
 
 %body (p: (s32[], bf16[512,1024], bf16[10,1024,1024])) -> (s32[]) {
-  %p = (s32[]{:T(128)}, bf16[512,1024]{1,0:T(8,128)(2,1)S(1)}, \
-bf16[10,1024,1024]{2,1,0:T(8,128)(2,1)}) parameter(0)
-  %one = s32[]{:T(128)} constant(1)
-  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %p = CARRY parameter(0)
+  %one = COUNT constant(1)
+  %i = COUNT get-tuple-element(%p), index=0
   %copy.i = s32[]{:T(128)S(6)} copy(%i)
-  %x = bf16[512,1024]{1,0:T(8,128)(2,1)S(1)} get-tuple-element(%p), index=1
-  %w = bf16[10,1024,1024]{2,1,0:T(8,128)(2,1)} get-tuple-element(%p), index=2
+  %x = ON_CHIP get-tuple-element(%p), index=1
+  %w = WEIGHTS get-tuple-element(%p), index=2
   %next = s32[]{:T(128)S(6)} add(%copy.i, %one)
-  %y = bf16[512,1024]{1,0:T(8,128)(2,1)S(1)} fusion(%x, %w, %copy.i), \
-kind=kOutput, calls=%product, metadata={op_name="jit(f)/projector/dot"}
-  %sum = bf16[512,1024]{1,0:T(8,128)(2,1)S(1)} all-reduce(%y), channel_id=1, \
-replica_groups=[1,4]<=[4], use_global_device_ids=true, to_apply=%plus
-  ROOT %t = (s32[]{:T(128)}, bf16[512,1024]{1,0:T(8,128)(2,1)S(1)}, \
-bf16[10,1024,1024]{2,1,0:T(8,128)(2,1)}) tuple(%next, %sum, %w)
+  %y = ON_CHIP fusion(%x, %w, %copy.i), kind=kOutput, calls=%product, \
+metadata={op_name="jit(f)/projector/dot"}
+  %sum = ON_CHIP all-reduce(%y), channel_id=1, replica_groups=[1,4]<=[4], \
+use_global_device_ids=true, to_apply=%plus
+  ROOT %t = CARRY tuple(%next, %sum, %w)
 }
 
 %product (p0: bf16[512,1024], p1: bf16[10,1024,1024], p2: s32[]) -> bf16[] {
-  %p0 = bf16[512,1024]{1,0:T(8,128)(2,1)S(1)} parameter(0)
-  %p1 = bf16[10,1024,1024]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %p0 = ON_CHIP parameter(0)
+  %p1 = WEIGHTS parameter(1)
   %p2 = s32[]{:T(128)S(6)} parameter(2)
-  %zero = s32[]{:T(128)} constant(0)
+  %zero = COUNT constant(0)
   %slice = bf16[1,1024,1024]{2,1,0:T(8,128)(2,1)} dynamic-slice(%p1, %p2, \
 /*index=2*/%zero, %zero), dynamic_slice_sizes={1,1024,1024}
   %weights = bf16[1024,1024]{1,0:T(8,128)(2,1)} bitcast(%slice)
-  ROOT %dot = bf16[512,1024]{1,0:T(8,128)(2,1)S(1)} convolution(%p0, \
-%weights), dim_labels=bf_io->bf, operand_precision={highest,highest}, \
-metadata={op_name="jit(f)/projector/dot"}
+  ROOT %dot = ON_CHIP convolution(%p0, %weights), dim_labels=bf_io->bf, \
+operand_precision={highest,highest}, metadata={op_name="jit(f)/projector/dot"}
 }
 
 %condition (q: (s32[], bf16[512,1024], bf16[10,1024,1024])) -> pred[] {
-  %ten = s32[]{:T(128)} constant(START_PLUS_TEN)
-  %q = (s32[]{:T(128)}, bf16[512,1024]{1,0:T(8,128)(2,1)S(1)}, \
-bf16[10,1024,1024]{2,1,0:T(8,128)(2,1)}) parameter(0)
-  %j = s32[]{:T(128)} get-tuple-element(%q), index=0
+  %ten = COUNT constant(LIMIT)
+  %q = CARRY parameter(0)
+  %j = COUNT get-tuple-element(%q), index=0
   ROOT %lt = pred[]{:T(512)} compare(%j, %ten), direction=LT
 }
 
 ENTRY %main (x: bf16[512,1024], w: bf16[10,1024,1024]) -> bf16[512,1024] {
-  %x.1 = bf16[512,1024]{1,0:T(8,128)(2,1)} parameter(0)
-  %w.1 = bf16[10,1024,1024]{2,1,0:T(8,128)(2,1)} parameter(1)
-  %start = s32[]{:T(128)} constant(3)
-  %copy.s = s32[]{:T(128)} copy(%start)
-  %in = (bf16[512,1024]{1,0:T(8,128)(2,1)S(1)}, \
-bf16[512,1024]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%x.1)
-  %in.done = bf16[512,1024]{1,0:T(8,128)(2,1)S(1)} copy-done(%in)
-  %t.1 = (s32[]{:T(128)}, bf16[512,1024]{1,0:T(8,128)(2,1)S(1)}, \
-bf16[10,1024,1024]{2,1,0:T(8,128)(2,1)}) tuple(%copy.s, %in.done, %w.1)
-  %loop = (s32[]{:T(128)}, bf16[512,1024]{1,0:T(8,128)(2,1)S(1)}, \
-bf16[10,1024,1024]{2,1,0:T(8,128)(2,1)}) while(%t.1), condition=%condition, \
-body=%body, metadata={op_name="jit(f)/while"}
-  %out = bf16[512,1024]{1,0:T(8,128)(2,1)S(1)} get-tuple-element(%loop), index=1
-  ROOT %copy.o = bf16[512,1024]{1,0:T(8,128)(2,1)} copy(%out)
+  %x.1 = ROWS parameter(0)
+  %w.1 = WEIGHTS parameter(1)
+  %start = COUNT constant(3)
+  %copy.s = COUNT copy(%start)
+  %in = (ON_CHIP, ROWS, u32[]{:S(2)}) copy-start(%x.1)
+  %in.done = ON_CHIP copy-done(%in)
+  %t.1 = CARRY tuple(%copy.s, %in.done, %w.1)
+  %loop = CARRY while(%t.1), condition=%condition, body=%body, \
+metadata={op_name="jit(f)/while"}
+  %out = ON_CHIP get-tuple-element(%loop), index=1
+  ROOT %copy.o = ROWS copy(%out)
 }
-"""
+""")
 
 # One all-gather that runs beside two fusions, as a TPU's compiler writes it.
-ASYNC = """
+ASYNC = written_out("""
 HloModule jit_g, is_scheduled=true, num_partitions=16
 
 %starts (a: f32[256,1024]) -> (f32[256,1024], f32[4096,1024]) {
-  %a = f32[256,1024]{1,0} parameter(0)
-  %gather.1 = f32[4096,1024]{1,0} all-gather(%a), channel_id=1, \
-replica_groups={{0,1,2,3}}, dimensions={0}, frontend_attributes={chain_id="0"}
-  ROOT %go = (f32[256,1024]{1,0}, f32[4096,1024]{1,0}) custom-call(%gather.1), \
+  %a = SHARE parameter(0)
+  %gather.1 = WHOLE all-gather(%a), GROUPS
+  ROOT %go = (SHARE, WHOLE) custom-call(%gather.1), \
 custom_call_target="AsyncCollectiveStart"
 }
 
 %beside (b: f32[256,1024]) -> f32[4096,1024] {
-  %b = f32[256,1024]{1,0} parameter(0)
-  ROOT %gather.2 = f32[4096,1024]{1,0} all-gather(%b), channel_id=1, \
-replica_groups={{0,1,2,3}}, dimensions={0}, frontend_attributes={chain_id="0"}
+  %b = SHARE parameter(0)
+  ROOT %gather.2 = WHOLE all-gather(%b), GROUPS
 }
 
 %waits (c: f32[256,1024]) -> f32[4096,1024] {
-  %c = f32[256,1024]{1,0} parameter(0)
-  %gather.3 = f32[4096,1024]{1,0} all-gather(%c), channel_id=1, \
-replica_groups={{0,1,2,3}}, dimensions={0}, frontend_attributes={chain_id="0"}
-  ROOT %end = f32[4096,1024]{1,0} custom-call(%gather.3), \
+  %c = SHARE parameter(0)
+  %gather.3 = WHOLE all-gather(%c), GROUPS
+  ROOT %end = WHOLE custom-call(%gather.3), \
 custom_call_target="AsyncCollectiveDone"
 }
 
 ENTRY %main (x: f32[256,1024]) -> f32[4096,1024] {
-  %x = f32[256,1024]{1,0} parameter(0)
-  %s = (f32[256,1024]{1,0}, f32[4096,1024]{1,0}) fusion(%x), kind=kCustom, \
-calls=%starts
-  %m = f32[4096,1024]{1,0} fusion(%x), kind=kCustom, calls=%beside
-  %d = f32[4096,1024]{1,0} fusion(%x), kind=kCustom, calls=%waits
-  %r = f32[256,1024]{1,0} reduce-scatter(%d), channel_id=2, \
+  %x = SHARE parameter(0)
+  %s = (SHARE, WHOLE) fusion(%x), kind=kCustom, calls=%starts
+  %m = WHOLE fusion(%x), kind=kCustom, calls=%beside
+  %d = WHOLE fusion(%x), kind=kCustom, calls=%waits
+  %r = SHARE reduce-scatter(%d), channel_id=2, \
 replica_groups=mesh['x'=4,'y'=2,'z'=2] {'x','z'}, dimensions={0}
-  %ps = (f32[256,1024]{1,0}, f32[256,1024]{1,0}) collective-permute-start(%r), \
-channel_id=3, source_target_pairs={{0,1},{1,0}}
-  %pd = f32[256,1024]{1,0} collective-permute-done(%ps)
-  ROOT %all = f32[4096,1024]{1,0} all-gather(%pd), channel_id=4, \
-dimensions={0}
+  %ps = (SHARE, SHARE) collective-permute-start(%r), channel_id=3, \
+source_target_pairs={{0,1},{1,0}}
+  %pd = SHARE collective-permute-done(%ps)
+  ROOT %all = WHOLE all-gather(%pd), channel_id=4, dimensions={0}
 }
-"""
+""")
 
 
 def total(program, field):
   return sum(getattr(work, field) for work in program.work())
 
 
-@pytest.mark.parametrize("start_plus_ten", ["13", "14"])
-def test_a_loop_counts_as_often_as_it_runs(start_plus_ten):
-  program = hlo.Program(LOOP.replace("START_PLUS_TEN", start_plus_ten))
-  trips = int(start_plus_ten) - 3
+@pytest.mark.parametrize("limit", ["13", "14"])
+def test_a_loop_counts_as_often_as_it_runs(limit):
+  program = hlo.Program(LOOP.replace("LIMIT", limit))
+  trips = int(limit) - 3
   flops = 2 * 512 * 1024 * 1024 * trips
   assert program.unknown_loops == 0
   assert total(program, "flops") == flops
@@ -135,7 +143,7 @@ def test_a_loop_counts_as_often_as_it_runs(start_plus_ten):
 
 
 def test_memory_traffic_leaves_out_what_stays_on_the_chip():
-  program = hlo.Program(LOOP.replace("START_PLUS_TEN", "13"))
+  program = hlo.Program(LOOP.replace("LIMIT", "13"))
   weights = 10 * 1024 * 1024 * 2  # Each trip reads its own slice.
   rows = 512 * 1024 * 2  # Read once, written once.
   big = total(program, "bytes")
@@ -145,7 +153,7 @@ def test_memory_traffic_leaves_out_what_stays_on_the_chip():
 
 
 def test_a_loop_without_a_trip_count_is_reported():
-  text = LOOP.replace("START_PLUS_TEN", "13").replace("LT", "NE")
+  text = LOOP.replace("LIMIT", "13").replace("LT", "NE")
   program = hlo.Program(text)
   assert program.unknown_loops == 1
   assert total(program, "flops") == 2 * 512 * 1024 * 1024
