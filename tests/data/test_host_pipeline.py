@@ -24,17 +24,15 @@ BATCH = 8  # Divides no epoch of 36 or 40 into whole batches of every process.
 
 class Case(NamedTuple):
   source: Source
-  stream: bool
   num_bad: int
 
 
-NUM_EXAMPLES = {"num_examples": 36}
 # Name of a case -> the source, the fixture of its path, other settings.
 CASES = {
   "digits": ("digits", None, {}),
-  "shapes": ("shapes", None, NUM_EXAMPLES),
-  "synthetic": ("synthetic", None, NUM_EXAMPLES),
-  "large_synthetic": ("synthetic", None, NUM_EXAMPLES | {"image_size": 70}),
+  "shapes": ("shapes", None, {"num_examples": 36}),
+  "synthetic": ("synthetic", None, {"num_examples": 36}),
+  "large_synthetic": ("synthetic", None, dict(num_examples=36, image_size=70)),
   "folder": ("folder", "photo_folder", {}),
   "bad_folder": ("folder", "bad_folder", {}),
   "tfds_memory": ("tfds:tiny_photos", "tfds_dir", {}),
@@ -56,7 +54,9 @@ def case(request, monkeypatch) -> Case:
     monkeypatch.setattr(tfds, "FILES_PER_GROUP", 2)
     monkeypatch.setattr(tfds, "SHUFFLE_BUFFER", 5)
   num_bad = NUM_BAD if request.param.startswith("bad") else 0
-  return Case(made_sources.make(name, **settings), stream, num_bad)
+  source = made_sources.make(name, **settings)
+  assert (source.stream is not None) == stream
+  return Case(source, num_bad)
 
 
 def test_every_source_is_covered():
@@ -67,9 +67,8 @@ def test_every_source_is_covered():
 def take(source, steps, **arguments):
   """Batches of the steps in `steps`, a range."""
   arguments = {"batch_size": BATCH, "seed": 3} | arguments
-  batches = made_sources.train_batches(
-    source, start_step=steps.start, **arguments
-  )
+  arguments |= {"start_step": steps.start}
+  batches = made_sources.train_batches(source, **arguments)
   return [next(batches) for _ in steps]
 
 
@@ -123,7 +122,7 @@ def test_epochs_resume_and_processes(case):
   check_bad(case, source, concatenate(together))
   third = {"batch_size": batch, "process_index": 2, "process_count": 4}
   assert_same(take(source, range(3, 6), **third), parts[2][3:6])
-  if not case.stream:
+  if source.stream is None:
     whole = whole if batch == BATCH else take(source, steps, batch_size=batch)
     assert_same(together, whole)
   everything = concatenate(together)

@@ -378,7 +378,8 @@ def test_tfds_small_images_are_decoded_once(tmp_path):
   class TinySquares(made_sources.TinyPhotos):
     """Eight 12 x 10 images."""
 
-    FEATURES = features.FeaturesDict({"image": features.Image((10, 12, 3))})
+    IMAGE = features.Image(shape=(10, 12, 3))
+    FEATURES = features.FeaturesDict({"image": IMAGE})
 
     def _examples(self, count):
       for i, image in enumerate(pixels):
