@@ -50,7 +50,7 @@ NOT_IN_EVALUATORS = {"training", "runs", "models"}
 ONLY_IN = {
   "absl": {"commands", "main"},
   "clu": {"runs"},
-  "flax": {"models", "training"},
+  "flax": {"models", "training", "formats"},  # formats: nested dictionaries.
   "jinja2": {"explain"},
   "matplotlib": {"explain"},
   "orbax": {"runs"},
