@@ -123,7 +123,9 @@ def test_the_recipe_asks_for_a_path(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize(
+  "channels", [1, pytest.param(5, marks=pytest.mark.proof)]
+)
 def test_gray_and_many_channels_train(channels, tmp_path):
   config = small_config(
     **{

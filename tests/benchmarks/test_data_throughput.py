@@ -38,6 +38,7 @@ def config_for(path, **overrides):
   return config
 
 
+@pytest.mark.proof
 def test_numbers_of_a_folder_with_bad_files(bad_folder):
   text, results = data_throughput.benchmark(
     config_for(bad_folder), seconds=0.01, reference=True
@@ -61,6 +62,7 @@ def test_numbers_of_a_folder_with_bad_files(bad_folder):
     assert name in text
 
 
+@pytest.mark.proof
 def test_photographs_take_the_place_of_the_data():
   config = config_for("/nowhere")
   text, _ = data_throughput.benchmark(config, seconds=0.01, photographs=9)

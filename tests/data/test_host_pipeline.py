@@ -42,7 +42,13 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(
+  params=[
+    # Bad images start the pipeline over and over: slow.
+    pytest.param(c, marks=pytest.mark.proof if "bad" in c else ())
+    for c in CASES
+  ]
+)
 def case(request, monkeypatch) -> Case:
   """One source of about forty images."""
   name, fixture, settings = CASES[request.param]

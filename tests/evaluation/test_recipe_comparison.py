@@ -63,6 +63,7 @@ def write_run(folder, knn, baseline=None, **last):
   (folder / "metrics.jsonl").write_text(text)
 
 
+@pytest.mark.proof
 def test_a_recipe_trains_once_and_is_measured(recipe, tmp_path):
   command = [sys.executable, "-m", "imsvd_jax", "compare", f"{recipe}:simclr"]
   command += [f"--workdir={tmp_path}", "--seeds=3", "--timing_steps=1"]

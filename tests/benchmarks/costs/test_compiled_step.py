@@ -107,6 +107,7 @@ def test_costs_on_the_cpu(cpu_report):
   assert cpu_report.memory.available is None
 
 
+@pytest.mark.proof
 @needs_libtpu
 def test_costs_on_a_tpu_that_is_not_there():
   result = run_preflight(
@@ -131,6 +132,7 @@ def test_costs_on_a_tpu_that_is_not_there():
   assert bound["seconds_per_epoch"] == bound["seconds"]
 
 
+@pytest.mark.proof
 @needs_libtpu
 def test_a_batch_that_does_not_fit_is_told_by_a_real_compilation():
   result = run_preflight("--config.batch_size=400000", "--topology=v5e:1x1")
