@@ -77,6 +77,7 @@ def config_for(folder, **overrides):
   return config
 
 
+@pytest.mark.proof
 def test_bad_images_are_named_counted_and_survived(
   folder, tmp_path, caplog, capsys
 ):

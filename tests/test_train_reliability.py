@@ -230,6 +230,7 @@ def test_fewer_devices_change_nothing_but_the_rounding(
     assert a == pytest.approx(b, rel=1e-3, abs=0.1 if "knn" in a else 1e-4)
 
 
+@pytest.mark.proof
 def test_a_run_starts_from_what_fits_of_another_ones_weights(
   never_stopped, tmp_path, capsys
 ):
@@ -447,6 +448,7 @@ def fill(path):
       pass
 
 
+@pytest.mark.proof
 def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
   never_stopped, small_disk, monkeypatch
 ):
@@ -462,6 +464,7 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
   assert_same_run(never_stopped, small_disk / "run")
 
 
+@pytest.mark.proof
 def test_an_error_of_the_disk_ends_the_run_and_it_goes_on(
   never_stopped, tmp_path, monkeypatch
 ):

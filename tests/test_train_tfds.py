@@ -70,6 +70,7 @@ def config_for(data_dir, **overrides):
   return config
 
 
+@pytest.mark.proof
 def test_a_run_trains_and_evaluates_on_jpegs(data_dir, tmp_path):
   state = train_and_evaluate(config_for(data_dir), str(tmp_path))
   assert int(state.step) == 3  # Two epochs of 24 images, 16 a step.

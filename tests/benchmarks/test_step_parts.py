@@ -9,6 +9,8 @@ from configs import digits
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.benchmarks import machine, step_parts
 
+pytestmark = pytest.mark.proof  # Compiles the step in seven parts.
+
 
 def debug_config(**overrides):
   config = digits.get_config("debug")

@@ -44,8 +44,10 @@ CASES = {
 
 @pytest.fixture(
   params=[
-    # Bad images start the pipeline over and over: slow.
-    pytest.param(c, marks=pytest.mark.proof if "bad" in c else ())
+    # Files are read many times over, bad ones more so: slow.
+    pytest.param(
+      c, marks=pytest.mark.proof if c.startswith(("bad", "tfds")) else ()
+    )
     for c in CASES
   ]
 )
@@ -240,6 +242,7 @@ def test_bad_images_are_replaced_counted_and_named(gray_folder, caplog):
     assert sum(f"{number}.png" in message for message in named) == 1
 
 
+@pytest.mark.proof
 def test_good_images_do_not_change_beside_bad_ones(photo_folder, bad_folder):
   good, bad = (
     concatenate(take(made_sources.make("folder", path=path), range(5)))
