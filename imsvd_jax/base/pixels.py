@@ -72,6 +72,11 @@ def adjust_contrast(planes: jax.Array, factor: jax.Array) -> jax.Array:
   return blend(planes, factor, with_mean=jnp.ones_like(factor, bool))
 
 
+def adjust_saturation(planes: jax.Array, factor: jax.Array) -> jax.Array:
+  """Blends with the gray image."""
+  return blend(planes, factor, with_gray=jnp.ones_like(factor, bool))
+
+
 def adjust_hue(planes: jax.Array, shift: jax.Array) -> jax.Array:
   """Turns the hue of HSV and keeps value and saturation.
 
