@@ -10,10 +10,11 @@ import shutil
 import tempfile
 from importlib import metadata
 
+import pytest
+
 from imsvd_jax.base import cpu_devices
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 
 # Tests compile far more than they compute.
 _FLAGS = [
@@ -35,3 +36,18 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 cpu_devices.spare_threads()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  """Keeps all tests but those of `-m gpu` on the CPU."""
+  if config.option.markexpr != "gpu":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+  """Skips tests for a GPU elsewhere: another marker may have chosen them."""
+  if item.get_closest_marker("gpu"):
+    import jax
+
+    if jax.default_backend() != "gpu":
+      pytest.skip("needs a GPU")
