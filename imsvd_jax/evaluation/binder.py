@@ -43,38 +43,25 @@ from imsvd_jax.runs import encoder as encoder_lib
 
 
 class Network(NamedTuple):
-  """A network without its weights.
+  """A network without its weights."""
 
-  Attributes:
-    model: Its backbone and projector.
-    config: The recipe; of a file of weights, as much of it as the file has.
-    data: The recipe's `data`, complete.
-    discrete: Whether embeddings are soft discrete variables.
-    has_views: Whether there are a projector and a recipe of augmented views.
-  """
-
-  model: Encoder
+  model: Encoder  # Its backbone and projector.
+  # The recipe; of a file of weights, as much of it as the file has.
   config: ConfigDict
-  data: ConfigDict
-  discrete: bool
+  data: ConfigDict  # The recipe's `data`, complete.
+  discrete: bool  # Whether embeddings are soft discrete variables.
+  # Whether there are a projector and a recipe of augmented views.
   has_views: bool
 
 
 class Weights(NamedTuple):
-  """Weights to measure, and how `results.json` names them.
+  """Weights to measure, and how `results.json` names them."""
 
-  Attributes:
-    encoder: As `Result.encoder`.
-    step: Of the checkpoint; None for raw pixels.
-    variables: {"params", "batch_stats"} on this process's devices; None for raw
-      pixels.
-    checksum: Of the variables.
-  """
-
-  encoder: str
-  step: int | None
+  encoder: str  # As `Result.encoder`.
+  step: int | None  # Of the checkpoint; None for raw pixels.
+  # {"params", "batch_stats"} on this process's devices; None for raw pixels.
   variables: dict[str, Any] | None
-  checksum: str | None
+  checksum: str | None  # Of the variables.
 
 
 RAW_PIXELS = Weights(results.RAW_PIXELS, None, None, None)

@@ -45,29 +45,19 @@ _NOTE = (
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """A recipe as it was named on the command line.
+  """A recipe as it was named on the command line."""
 
-  Attributes:
-    argument: "configs/comparison.py:digits-imsvd".
-    name: "digits-imsvd", or the file's name where there is no mode.
-    config: What it returned.
-  """
-
-  argument: str
-  name: str
-  config: ConfigDict
+  argument: str  # "configs/comparison.py:digits-imsvd".
+  name: str  # "digits-imsvd", or the file's name where there is no mode.
+  config: ConfigDict  # What it returned.
 
 
 class Run(NamedTuple):
-  """The results of one finished run.
+  """The results of one finished run."""
 
-  Attributes:
-    results: Entries of results.json: the closing table.
-    last: The last line of metrics.jsonl that has a loss.
-  """
-
+  # Entries of results.json: the closing table.
   results: Sequence[Mapping[str, Any]]
-  last: Mapping[str, float]
+  last: Mapping[str, float]  # The last line of metrics.jsonl that has a loss.
 
 
 def compare(

@@ -19,46 +19,33 @@ _HEADLINE = ("final", "best", "low", "high")
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """One protocol on one checkpoint.
+  """One protocol on one checkpoint."""
 
-  Attributes:
-    protocol: Its name: in `PROTOCOLS`, or one of `protocols.online` and
-      `protocols.final`.
-    evaluator: Its name in `registry.EVALUATORS`.
-    hyperparameters: Every one of them.
-    data: The name and splits of the data, and how images were prepared.
-    step: Training steps behind the weights; None for raw pixels.
-    seed: Of the evaluation.
-    final: The number to report, as the protocol defines it.
-    best: The best number on test among those the protocol looked at, which is
-      chosen on test and therefore optimistic.
-    interval: 95% interval of `final`.
-    num_images: Test images.
-    values: Every number the evaluator gave.
-    seconds: How long it took.
-    online: Whether a training run measured it on its way.
-    skipped: Why there are no numbers; None if there are.
-    version: Of this package.
-    encoder: "trained", or a baseline: "random init" or "raw pixels".
-    weights: Checksum of the encoder's weights; None for raw pixels.
-  """
-
+  # Its name: in `PROTOCOLS`, or one of `protocols.online` and
+  # `protocols.final`.
   protocol: str
-  evaluator: str
-  hyperparameters: Mapping[str, Any]
+  evaluator: str  # Its name in `registry.EVALUATORS`.
+  hyperparameters: Mapping[str, Any]  # Every one of them.
+  # The name and splits of the data, and how images were prepared.
   data: Mapping[str, Any]
-  step: int | None
-  seed: int
+  step: int | None  # Training steps behind the weights; None for raw pixels.
+  seed: int  # Of the evaluation.
+  # The number to report, as the protocol defines it.
   final: float | None = None
+  # The best number on test among those the protocol looked at, which is chosen
+  # on test and therefore optimistic.
   best: float | None = None
-  interval: tuple[float, float] | None = None
-  num_images: int | None = None
+  interval: tuple[float, float] | None = None  # 95% interval of `final`.
+  num_images: int | None = None  # Test images.
+  # Every number the evaluator gave.
   values: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  seconds: float | None = None
-  online: bool = False
-  skipped: str | None = None
-  version: str = imsvd_jax.__version__
+  seconds: float | None = None  # How long it took.
+  online: bool = False  # Whether a training run measured it on its way.
+  skipped: str | None = None  # Why there are no numbers; None if there are.
+  version: str = imsvd_jax.__version__  # Of this package.
+  # "trained", or a baseline: "random init" or "raw pixels".
   encoder: str = TRAINED
+  # Checksum of the encoder's weights; None for raw pixels.
   weights: str | None = None
 
 

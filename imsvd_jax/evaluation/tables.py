@@ -17,17 +17,11 @@ _IGNORED = ("seed", *HARMLESS_KEYS)
 
 
 class Run(NamedTuple):
-  """A run and its measurements.
+  """A run and its measurements."""
 
-  Attributes:
-    config: Nested.
-    results: Entries of results.json.
-    name: Of its row; by default what its config says.
-  """
-
-  config: Mapping[str, Any]
-  results: Sequence[Mapping[str, Any]]
-  name: str = ""
+  config: Mapping[str, Any]  # Nested.
+  results: Sequence[Mapping[str, Any]]  # Entries of results.json.
+  name: str = ""  # Of its row; by default what its config says.
 
 
 def seed_interval(

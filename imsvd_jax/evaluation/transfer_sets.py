@@ -5,24 +5,16 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class TransferSet:
-  """One set of the suite.
+  """One set of the suite."""
 
-  Attributes:
-    name: As `data.name` has it.
-    train: The split that is fitted; C is chosen on a part of it.
-    test: The split that is scored.
-    metric: A name in `scores.METRICS`.
-    folder: Its folder in the data directory, where TensorFlow Datasets does not
-      find it by itself.
-    remedy: How to prepare it where TensorFlow Datasets cannot.
-  """
-
-  name: str
-  train: str
-  test: str
-  metric: str = "top1"
+  name: str  # As `data.name` has it.
+  train: str  # The split that is fitted; C is chosen on a part of it.
+  test: str  # The split that is scored.
+  metric: str = "top1"  # A name in `scores.METRICS`.
+  # Its folder in the data directory, where TensorFlow Datasets does not find it
+  # by itself.
   folder: str = ""
-  remedy: str = ""
+  remedy: str = ""  # How to prepare it where TensorFlow Datasets cannot.
 
 
 TRANSFER: dict[str, TransferSet] = {

@@ -13,17 +13,11 @@ _NUM_QUANTILES = 10  # Bins of a continuous factor.
 
 
 class Factor(NamedTuple):
-  """Something known about each image: a label, or a factor of variation.
+  """Something known about each image: a label, or a factor of variation."""
 
-  Attributes:
-    name: What it is called.
-    values: [N] int32, 0..K-1, or -1 where unknown.
-    names: K names of the values.
-  """
-
-  name: str
-  values: np.ndarray
-  names: tuple[str, ...]
+  name: str  # What it is called.
+  values: np.ndarray  # [N] int32, 0..K-1, or -1 where unknown.
+  names: tuple[str, ...]  # K names of the values.
 
 
 def make_factor(

@@ -10,21 +10,13 @@ from imsvd_jax.explain.factors import Factor
 
 
 class Indicator(NamedTuple):
-  """One number, what it means and how it looks.
+  """One number, what it means and how it looks."""
 
-  Attributes:
-    name: Short title.
-    value: The number as text, with its unit.
-    share: 0..1, where it lies on a scale whose right end is best.
-    level: "good", "fair" or "poor".
-    meaning: One sentence.
-  """
-
-  name: str
-  value: str
-  share: float
-  level: str
-  meaning: str
+  name: str  # Short title.
+  value: str  # The number as text, with its unit.
+  share: float  # 0..1, where it lies on a scale whose right end is best.
+  level: str  # "good", "fair" or "poor".
+  meaning: str  # One sentence.
 
 
 def _level(value: float, good: float, fair: float) -> str:

@@ -32,22 +32,18 @@ _FINE_SIZE = 32  # Side of the stored maps of integrated gradients.
 
 @dataclasses.dataclass(frozen=True)
 class Illustrations:
-  """Pictures of what the analysis found.
+  """Pictures of what the analysis found."""
 
-  Attributes:
-    indices: [T] int64, ascending, the images that have a thumbnail; the
-      thumbnail's slot is the place in this array.
-    thumbnail_size: Side in pixels.
-    grad_cam: [M, b, k, h, w] uint8, maps scaled to 0..255 for the k best
-      images of each bin, or None.
-    integrated: [M, b, k', g, g] uint8, finer maps, or None.
-    kept: Whole images by index, for figures.
-  """
-
+  # [T] int64, ascending, the images that have a thumbnail; the thumbnail's slot
+  # is the place in this array.
   indices: np.ndarray
-  thumbnail_size: int
+  thumbnail_size: int  # Side in pixels.
+  # [M, b, k, h, w] uint8, maps scaled to 0..255 for the k best images of each
+  # bin, or None.
   grad_cam: np.ndarray | None = None
+  # [M, b, k', g, g] uint8, finer maps, or None.
   integrated: np.ndarray | None = None
+  # Whole images by index, for figures.
   kept: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
 

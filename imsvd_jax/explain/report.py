@@ -32,17 +32,11 @@ _FIGURE = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What was written.
+  """What was written."""
 
-  Attributes:
-    analysis: The numbers.
-    index: The explorer's index.html.
-    figures: Paths of the figures.
-  """
-
-  analysis: Analysis
-  index: pathlib.Path
-  figures: list[pathlib.Path]
+  analysis: Analysis  # The numbers.
+  index: pathlib.Path  # The explorer's index.html.
+  figures: list[pathlib.Path]  # Paths of the figures.
 
 
 def explain(
