@@ -242,8 +242,10 @@ _IMAGENET = Crops(size=224)
 _CIFAR = Crops(size=32, scale=(0.8, 1.0), test_resize=36)
 
 PROTOCOLS: dict[str, Protocol] = {
-  "linear/imsvd": Linear(_IMAGENET, 0.02, weight_decay=1e-6),
-  "linear/vicreg": Linear(_IMAGENET, 0.02, weight_decay=1e-6),
+  **dict.fromkeys(
+    ("linear/imsvd", "linear/vicreg"),
+    Linear(_IMAGENET, 0.02, weight_decay=1e-6),
+  ),
   "linear/barlow": Linear(_IMAGENET, 0.3, weight_decay=1e-6),
   "linear/simsiam": Linear(
     _IMAGENET,

@@ -65,6 +65,11 @@ def shown_images(analysis: Analysis, max_images: int) -> np.ndarray:
   return np.sort(np.concatenate([best, some_of(others, room)]))
 
 
+def sheet_extension(thumbnail_size: int) -> str:
+  """Returns "png" or "jpg"; JPEG smears the few pixels of a small image."""
+  return "png" if thumbnail_size <= 32 else "jpg"
+
+
 class SheetWriter:
   """Collects thumbnails in any order and writes each sheet when it is full."""
 
@@ -74,8 +79,7 @@ class SheetWriter:
     self.directory = directory
     self.indices = indices
     self.size = thumbnail_size
-    # JPEG smears the few pixels of a small image.
-    self.extension = "png" if thumbnail_size <= 32 else "jpg"
+    self.extension = sheet_extension(thumbnail_size)
     self._open: dict[int, np.ndarray] = {}
     self._left = np.bincount(np.arange(len(indices)) // PER_SHEET)
     directory.mkdir(parents=True, exist_ok=True)

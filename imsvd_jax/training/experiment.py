@@ -275,6 +275,11 @@ def _check_views(config: ConfigDict) -> None:
       f"views.view1.size={first} differs from views.view2.size={second}; the"
       " two global views need one size."
     )
+  if config.data.crop > config.data.resize:
+    raise UserError(
+      f"data.crop is {config.data.crop}, larger than data.resize,"
+      f" {config.data.resize}; expected crop <= resize."
+    )
   for key in ("mean", "std"):
     count = len(config.data[key])
     if count not in (1, config.data.channels):

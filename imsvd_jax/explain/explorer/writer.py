@@ -30,7 +30,12 @@ import numpy as np
 from imsvd_jax.base import console
 from imsvd_jax.explain import embedding_map, health
 from imsvd_jax.explain.analysis import Analysis, Code, Features, Pairs, Views
-from imsvd_jax.explain.illustrations import PER_SHEET, SHEET_SIDE, Illustrations
+from imsvd_jax.explain.illustrations import (
+  PER_SHEET,
+  SHEET_SIDE,
+  Illustrations,
+  sheet_extension,
+)
 from imsvd_jax.explain.subject import Subject, no_code_sentence
 
 ASSETS = pathlib.Path(__file__).parent
@@ -180,7 +185,7 @@ def _core(
       "size": size,
       "side": SHEET_SIDE,
       "perSheet": PER_SHEET,
-      "extension": "png" if size <= 32 else "jpg",
+      "extension": sheet_extension(size),
     },
     "health": [i._asdict() for i in health.indicators(analysis)],
     "factors": [
