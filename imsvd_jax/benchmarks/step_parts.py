@@ -27,7 +27,7 @@ from imsvd_jax.base.devices import (
   replicated,
   shard_batch,
 )
-from imsvd_jax.benchmarks import ceilings, machine, timing
+from imsvd_jax.benchmarks import machine, timing
 from imsvd_jax.benchmarks.costs import compiled_step, hlo, slices
 from imsvd_jax.benchmarks.text import Findings, quantity, size, spread
 from imsvd_jax.training import experiment as experiment_lib
@@ -37,6 +37,9 @@ from imsvd_jax.training.state import TrainState
 
 PARTS = ("augment", "target", "forward", "objective", "backward", "optimizer")
 _NUM_EXAMPLES = 1_000_000  # Only the schedule depends on it.
+# (side of the square matrices, bytes of the array that is copied): large enough
+# for a device's full speed, and on a CPU larger than its caches.
+_SIZES = {"cpu": (2048, 2**28), "default": (8192, 2**30)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +104,7 @@ def measure(
     **_parts(experiment, mesh, batch),
   }
   device, dtype = used[0], config.model.dtype
-  limits = ceilings.ceilings(device, jnp.dtype(dtype))
+  limits = _ceilings(device, jnp.dtype(dtype))
   runs |= {name: run for name, (run, _) in limits.items()}
   console.print_line(f"Compiling its parts: {', '.join(list(runs)[1:])}.")
   times = timing.race(runs, rounds=rounds)
@@ -133,6 +136,25 @@ def measure(
     state_bytes=stats.alias_size_in_bytes,
     temporary_bytes=stats.temp_size_in_bytes,
   )
+
+
+def _ceilings(
+  device: jax.Device, dtype: Any
+) -> dict[str, tuple[Callable[[], Any], float]]:
+  """Returns work that reaches the best speed: (its start, its amount).
+
+  "matmul" is a product of two matrices, exact for float32; its amount is FLOP.
+  "memory" is a pass over an array, in and out; its amount is bytes.
+  """
+  side, size = _SIZES.get(device.platform, _SIZES["default"])
+  matrix = jax.device_put(jnp.full((side, side), 0.5, dtype), device)
+  array = jax.device_put(jnp.zeros(size // 4, jnp.float32), device)
+  product = jax.jit(lambda x: jax.lax.dot(x, x, precision="highest"))
+  copy = jax.jit(lambda x: x + 1)
+  return {
+    "matmul": (functools.partial(product, matrix), 2.0 * side**3),
+    "memory": (functools.partial(copy, array), 2.0 * size),
+  }
 
 
 def _steps(

@@ -57,16 +57,16 @@ def pick(
 
 
 def run(
-  main: Callable[[list[str]], int | None],
+  main: Callable[..., int | None],
   *,
   required: Mapping[str, str] | None = None,
   about: str | None = None,
   max_arguments: int = 0,
 ) -> None:
-  """Parses the flags, calls `main(argv)` and exits with its result.
+  """Parses the flags, calls `main` and exits with its result.
 
   Args:
-    main: Receives the program's name and the arguments that are no flags.
+    main: Receives the arguments that are no flags.
     required: Flags without which there is nothing to do, each with a value for
       the error message to show.
     about: What --help prints above the flags; by default the docstring of
@@ -87,7 +87,7 @@ def run(
       extra = argv[1 + max_arguments]
       fail(f"Unexpected argument {extra!r}; flags start with --.")
     try:
-      return main(argv)
+      return main(*argv[1:])
     except UserError as error:
       _print_error(str(error))
       distributed.leave(error.exit_code)

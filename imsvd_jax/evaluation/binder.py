@@ -29,7 +29,7 @@ from imsvd_jax.evaluation import (
   results,
 )
 from imsvd_jax.evaluation.data_set import DataSet, preparation
-from imsvd_jax.evaluation.features import Embed, Features, extract
+from imsvd_jax.evaluation.features import Embed, Features, extract, pad_rows
 from imsvd_jax.evaluation.inputs import (
   Backbone,
   Batches,
@@ -105,11 +105,10 @@ class Binder:
     """Maps this process's uint8 [B, S, S, C] to features float32 [B, F]."""
     if weights.variables is None:
       return images.reshape(len(images), -1).astype(np.float32) / 255.0
-    padding = -len(images) % self.mesh.size
-    padded = np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)])
-    placed = devices.shard_batch(padded, self.mesh)
+    count = len(images) + -len(images) % self.mesh.size
+    placed = devices.shard_batch(pad_rows(images, count), self.mesh)
     features = self._features(weights.variables, placed)
-    return features[: len(images)] if padding else features
+    return features[: len(images)] if count > len(images) else features
 
   def eval_batches(self, source: Source, resize: int, crop: int) -> Batches:
     """Returns this process's share of the images, each once."""

@@ -36,11 +36,7 @@ def run(
   """Yields the accuracy on test, after the last and the best epoch."""
   embed, train_epochs, test, num_classes = inputs.need(*NEEDS)
   result = train_linear(
-    embed,
-    train_epochs(None),
-    test,
-    protocol,
-    num_classes=num_classes,
+    embed, train_epochs(None), test, protocol, num_classes=num_classes
   )
   # The best epoch on test is optimistic.
   yield from scores.headline(result.accuracy, max(result.test_top1))
@@ -65,7 +61,6 @@ def train_linear(
     embed: From uint8 [B, S, S, C] to float32 [B, F]; frozen.
     train_epoch: Gives the batches of an epoch.
     test: Features of the test images, from `features.extract`.
-    protocol: The hyper-parameters.
     num_classes: C of the head.
 
   Raises:

@@ -361,7 +361,6 @@ def with_settings(
   """Returns the protocols with some hyper-parameters set to other values.
 
   Args:
-    chosen: Protocols by name.
     settings: Each "KEY=VALUE", for every protocol that has the key, or
       "PROTOCOL:KEY=VALUE", for one. "crops.size=32" sets one value of the
       crops; "crops=run" takes those that the run itself was trained with.

@@ -52,12 +52,9 @@ class Result:
 def with_values(
   planned: Result, values: Mapping[str, float], **fields: Any
 ) -> Result:
-  """Returns a result with the numbers of an evaluator.
+  """Returns a result with an evaluator's numbers and other fields.
 
-  Args:
-    planned: The result without numbers.
-    values: They hold "final", "best", "low" and "high" if there is a headline.
-    **fields: Other fields to replace.
+  `values` hold "final", "best", "low" and "high" if there is a headline.
   """
   values = {name: float(value) for name, value in values.items()}
   final, best, low, high = (values.pop(name, None) for name in _HEADLINE)
@@ -69,10 +66,6 @@ def with_values(
 
 def write_results(path: Path, new: Iterable[Result]) -> None:
   """Adds results to `results.json`; a repeated measurement replaces its last.
-
-  Args:
-    path: The file, local or any path with pathlib's methods.
-    new: Results to add.
 
   Raises:
     UserError: The file is there but is not one of ours.
@@ -124,12 +117,7 @@ def as_entry(result: Result) -> dict[str, Any]:
 def find(
   entries: Iterable[Mapping[str, Any]], planned: Result
 ) -> Result | None:
-  """Returns the result of a measurement that was made already, if any.
-
-  Args:
-    entries: From `read_results`.
-    planned: The measurement, without numbers.
-  """
+  """Returns the result of a planned measurement that an entry has, if any."""
   key = _key(as_entry(planned))
   for entry in entries:
     same = _key(entry) == key and not entry["skipped"]

@@ -28,14 +28,8 @@ def class_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """Returns the place of each image's own class among all: 0 is the best.
 
   Of equal scores the lower class number comes first. NaN ranks behind every
-  number, so a diverged classifier is never right.
-
-  Args:
-    scores: [N, C].
-    labels: int [N].
-
-  Returns:
-    int32 [N].
+  number, so a diverged classifier is never right. Maps scores [N, C] and labels
+  int [N] to int32 [N].
   """
   own = np.take_along_axis(scores, labels[:, None], axis=1)  # [N, 1]
   lower = np.arange(scores.shape[1]) < labels[:, None]
@@ -56,9 +50,7 @@ def accuracy(ranks: np.ndarray) -> Accuracy:
 def mean_per_class(right: np.ndarray, labels: np.ndarray) -> float:
   """Returns the mean over classes of the accuracy within each.
 
-  Args:
-    right: bool [N], whether each image is classified correctly.
-    labels: int [N]; classes that do not occur do not count.
+  `right` is bool [N], `labels` int [N]; classes that do not occur do not count.
   """
   total = np.bincount(labels)
   hits = np.bincount(labels, weights=right)
@@ -98,11 +90,9 @@ def average_precision_11_point(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-  """Returns the mean 11-point average precision over classes.
+  """Returns the mean of `average_precision_11_point` over classes.
 
-  Args:
-    scores: [N, C].
-    labels: int [N, C] of 1, 0 and -1, as `average_precision_11_point` takes.
+  `scores` are [N, C], and `labels` int [N, C] of 1, 0 and -1.
   """
   present = np.flatnonzero((labels > 0).any(axis=0))
   return float(
@@ -112,16 +102,9 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
   )
 
 
-def wilson_interval(
-  successes: int, trials: int, z: float = 1.959964
-) -> tuple[float, float]:
-  """Returns Wilson's score interval of a proportion.
-
-  Args:
-    successes: How many trials succeeded.
-    trials: How many there were, at least one.
-    z: Normal quantile; the default gives 95%.
-  """
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+  """Returns Wilson's 95% score interval of a proportion of at least 1 trial."""
+  z = 1.959964  # The normal quantile.
   proportion = successes / trials
   denominator = 1 + z * z / trials
   center = (proportion + z * z / (2 * trials)) / denominator
@@ -138,17 +121,12 @@ def bootstrap_interval(
   num_images: int,
   *,
   num_resamples: int = 1000,
-  seed: int = 0,
 ) -> tuple[float, float]:
   """Returns the 95% percentile interval over resampled test images.
 
-  Args:
-    statistic: From the indices of a resample, int [num_images], to its value.
-    num_images: How many test images there are.
-    num_resamples: How many resamples to draw.
-    seed: Draws them.
+  `statistic` maps the indices of a resample, int [num_images], to its value.
   """
-  generator = np.random.default_rng(seed)
+  generator = np.random.default_rng(0)
   values = [
     statistic(generator.integers(0, num_images, num_images))
     for _ in range(num_resamples)

@@ -29,10 +29,7 @@ def seed_interval(
 ) -> tuple[float, tuple[float, float]]:
   """Returns the mean over seeds and Student's 95% interval of it.
 
-    mean +- t(0.975, n - 1) s / sqrt(n)
-
-  Args:
-    values: One number per seed, two or more.
+  mean +- t(0.975, n - 1) s / sqrt(n),   n two or more
   """
   if len(values) < 2:
     raise UserError("An interval over seeds of one run; expected two or more.")
@@ -44,9 +41,7 @@ def seed_interval(
 
 
 def markdown_table(
-  runs: Iterable[Run],
-  *,
-  more: Mapping[str, Mapping[str, str]] | None = None,
+  runs: Iterable[Run], *, more: Mapping[str, Mapping[str, str]] | None = None
 ) -> str:
   """Returns a Markdown table: a row per configuration, a column per protocol.
 
@@ -59,7 +54,6 @@ def markdown_table(
   Their cells are ranges: runs with one network and seed have them in common.
 
   Args:
-    runs: The runs.
     more: Further columns: from their header to a cell per name of a row.
 
   Raises:
