@@ -321,9 +321,6 @@ def _set_times(
     result.cpu_ratio = mine.ratio(times[first], cpu=True)
 
 
-# --- Report -------------------------------------------------------------------
-
-
 def as_dict(
   problem: Problem, results: list[Result], about: dict[str, Any]
 ) -> dict[str, Any]:

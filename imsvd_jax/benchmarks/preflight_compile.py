@@ -34,8 +34,6 @@ def measure(
   """Returns the costs of a step of the recipe called `name` on a slice.
 
   Args:
-    config: The recipe.
-    name: Its name, for the text.
     topology: Name of the slice, such as "v5e:4x4".
     num_examples: Images in the train split; by default data.num_examples of
       the recipe if its source makes that many.
@@ -53,10 +51,8 @@ def measure(
     config.batch_size = _largest_batch(config, slice_, num_examples)
   report = _compile(config, slice_, num_examples)
   text = as_text(report, slice_, num_examples)
-  return Findings(
-    f"{name} on {slice_.name}\n\n{text}",
-    as_dict(report, slice_, num_examples),
-  )
+  numbers = as_dict(report, slice_, num_examples)
+  return Findings(f"{name} on {slice_.name}\n\n{text}", numbers)
 
 
 def _compile(
@@ -107,9 +103,6 @@ def _ticking(what: str) -> Iterator[None]:
   finally:
     done.set()
     thread.join()
-
-
-# --- Report ------------------------------------------------------------------
 
 
 def as_dict(

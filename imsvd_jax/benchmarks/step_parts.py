@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -94,7 +93,7 @@ def measure(
   experiment = experiment_lib.build(config, _NUM_EXAMPLES)
   mesh = make_mesh(used)
   state = _state(experiment, mesh)
-  batch = _random_batch(config, mesh)
+  batch = shard_batch(experiment_lib.random_batch(config), mesh)
 
   console.print_line("Compiling the step.")
   train_step = step_lib.jit_train_step(experiment, replicated(mesh))
@@ -173,22 +172,6 @@ def _steps(
 def _state(experiment: experiment_lib.Experiment, mesh: Mesh) -> TrainState:
   init = lambda: step_lib.init_state(experiment)
   return jax.jit(init, out_shardings=replicated(mesh))()
-
-
-def _random_batch(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
-  """Returns a batch of random pixels, on the devices."""
-  rng = np.random.default_rng(0)
-  shapes = experiment_lib.abstract_batch(config)
-  pixels = lambda x: rng.integers(0, 256, x.shape, np.uint8)
-  batch = {
-    "views": tuple(pixels(x) for x in shapes["views"]),
-    "index": np.arange(config.batch_size, dtype=np.int32),
-    "epoch": np.zeros(config.batch_size, np.int32),
-  }
-  return shard_batch(batch, mesh)
-
-
-# --- Parts --------------------------------------------------------------------
 
 
 def _parts(
@@ -274,9 +257,6 @@ def _costs(
     if one.flops:
       flops[compiled_step.part_of(one.op_name)] += one.flops
   return dict(flops), moved
-
-
-# --- Report -------------------------------------------------------------------
 
 
 def as_dict(name: str, result: Result, about: dict[str, Any]) -> dict[str, Any]:

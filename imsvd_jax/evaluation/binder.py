@@ -29,7 +29,7 @@ from imsvd_jax.evaluation import (
   results,
 )
 from imsvd_jax.evaluation.data_set import DataSet, preparation
-from imsvd_jax.evaluation.features import Embed, Features, extract, pad_rows
+from imsvd_jax.evaluation.features import Embed, Features, extract
 from imsvd_jax.evaluation.inputs import (
   Backbone,
   Batches,
@@ -106,7 +106,7 @@ class Binder:
     if weights.variables is None:
       return images.reshape(len(images), -1).astype(np.float32) / 255.0
     count = len(images) + -len(images) % self.mesh.size
-    placed = devices.shard_batch(pad_rows(images, count), self.mesh)
+    placed = devices.shard_batch(devices.pad_rows(images, count), self.mesh)
     features = self._features(weights.variables, placed)
     return features[: len(images)] if count > len(images) else features
 

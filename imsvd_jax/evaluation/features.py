@@ -8,6 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from imsvd_jax.base import console
+from imsvd_jax.base.devices import pad_rows
 from imsvd_jax.base.errors import UserError
 
 Embed = Callable[[np.ndarray], jax.Array]
@@ -94,11 +95,6 @@ def gather_rows(rows: np.ndarray) -> np.ndarray:
   return np.concatenate(
     [part[:count] for part, count in zip(everyone, counts, strict=True)]
   )
-
-
-def pad_rows(rows: np.ndarray, count: int) -> np.ndarray:
-  """Appends rows of zeros: [n, ...] to [count, ...]."""
-  return np.pad(rows, [(0, count - len(rows))] + [(0, 0)] * (rows.ndim - 1))
 
 
 def in_blocks(

@@ -25,10 +25,10 @@ from jax.sharding import PartitionSpec as P
 
 from imsvd_jax.base import console
 from imsvd_jax.base import devices as devices_lib
-from imsvd_jax.base.devices import AXIS
+from imsvd_jax.base.devices import AXIS, pad_rows
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import input_checks, protocols, scores
-from imsvd_jax.evaluation.features import Features, in_blocks, pad_rows
+from imsvd_jax.evaluation.features import Features, in_blocks
 from imsvd_jax.evaluation.inputs import Evaluator, Inputs
 
 # Cosines float32 and bank indices int32 of the best k, nearest first.
@@ -52,10 +52,8 @@ def knn_ranks(
 ) -> dict[tuple[int, float], np.ndarray]:
   """Returns the place of each test image's own class in the vote, per (k, T).
 
-  Args:
-    train: The bank of N images that vote; L2-normalized here.
-    test: The Q images to classify.
-    protocol: Values of k, each at most N, and of T.
+  The N images of `train`, the bank, vote on the Q of `test`; features are
+  L2-normalized here.
 
   Returns:
     int32 [Q] per pair: 0 for a right prediction; the number of classes where

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imsvd_jax.base import devices
-from imsvd_jax.evaluation.features import in_blocks, pad_rows
+from imsvd_jax.evaluation.features import in_blocks
 
 
 class Heads(NamedTuple):
@@ -66,7 +66,9 @@ def place_batch(
   """
   size = max(size, len(rows[0]))
   size += -size % len(mesh.local_devices)
-  return devices.shard_batch(tuple(pad_rows(r, size) for r in rows), mesh)
+  return devices.shard_batch(
+    tuple(devices.pad_rows(r, size) for r in rows), mesh
+  )
 
 
 @functools.partial(jax.jit, static_argnames="optimizer", donate_argnums=0)
@@ -95,7 +97,6 @@ def train_step(
     labels: int32 [B].
     weights: float32 [B], 0 for padding; the loss is the weighted mean.
     learning_rates: float32 [G].
-    momentum: Of SGD.
     weight_decay: Applied to kernel and bias alike.
     optimizer: "sgd" or "lars".
     trust_coefficient: Of LARS.

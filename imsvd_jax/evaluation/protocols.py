@@ -286,7 +286,7 @@ PROTOCOLS: dict[str, Protocol] = {
 
 # Names that stand for several protocols.
 SUITES: dict[str, tuple[str, ...]] = {
-  "transfer": tuple(f"transfer/{name}" for name in TRANSFER),
+  "transfer": tuple(f"transfer/{name}" for name in TRANSFER)
 }
 
 # The closing table of a training run.

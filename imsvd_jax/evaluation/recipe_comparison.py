@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from imsvd_jax.base import console, devices, recipe_files
@@ -249,11 +248,7 @@ def _time_steps(
       lambda experiment=experiment: step_lib.init_state(experiment),
       out_shardings=replicated,
     )
-    rng = np.random.default_rng(0)
-    batch = jax.tree.map(
-      lambda x, rng=rng: rng.integers(0, 256, x.shape).astype(x.dtype),
-      experiment_lib.abstract_batch(recipe.config),
-    )
+    batch = experiment_lib.random_batch(recipe.config)
     batch = devices.shard_batch(batch, mesh)
     state, _ = jax.block_until_ready(step(init(), batch))
     jobs[recipe.name] = step, state, batch

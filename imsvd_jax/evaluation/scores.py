@@ -135,14 +135,12 @@ def bootstrap_interval(
   return float(bounds[0]), float(bounds[1])
 
 
-def top1_score(scores: np.ndarray, labels: np.ndarray) -> Score:
-  """Scores [N, C] against int [N] by the fraction of images right."""
+def _top1(scores: np.ndarray, labels: np.ndarray) -> Score:
   result = accuracy(class_ranks(scores, labels))
   return Score(result.top1, result.interval)
 
 
-def mean_per_class_score(scores: np.ndarray, labels: np.ndarray) -> Score:
-  """Scores [N, C] against int [N] by `mean_per_class`."""
+def _mean_per_class_score(scores: np.ndarray, labels: np.ndarray) -> Score:
   right = class_ranks(scores, labels) == 0
   interval = bootstrap_interval(
     lambda sample: mean_per_class(right[sample], labels[sample]), len(labels)
@@ -150,21 +148,15 @@ def mean_per_class_score(scores: np.ndarray, labels: np.ndarray) -> Score:
   return Score(mean_per_class(right, labels), interval)
 
 
-def mean_average_precision_score(
+def _mean_average_precision_score(
   scores: np.ndarray, labels: np.ndarray
 ) -> Score:
-  """Scores [N, C] against int [N, C] by `mean_average_precision`."""
   interval = bootstrap_interval(
     lambda sample: mean_average_precision(scores[sample], labels[sample]),
     len(labels),
     num_resamples=200,  # A resample sorts every class: milliseconds, not 10s.
   )
   return Score(mean_average_precision(scores, labels), interval)
-
-
-def scored_mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
-  """Returns `mean_per_class` of the classes with the best scores."""
-  return mean_per_class(class_ranks(scores, labels) == 0, labels)
 
 
 class Metric(NamedTuple):
@@ -175,9 +167,12 @@ class Metric(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-  "top1": Metric(lambda *args: top1_score(*args).value, top1_score),
-  "mean_per_class": Metric(scored_mean_per_class, mean_per_class_score),
-  "map_11_point": Metric(mean_average_precision, mean_average_precision_score),
+  "top1": Metric(lambda *args: _top1(*args).value, _top1),
+  "mean_per_class": Metric(
+    lambda s, labels: mean_per_class(class_ranks(s, labels) == 0, labels),
+    _mean_per_class_score,
+  ),
+  "map_11_point": Metric(mean_average_precision, _mean_average_precision_score),
 }
 
 

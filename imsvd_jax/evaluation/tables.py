@@ -24,9 +24,7 @@ class Run(NamedTuple):
   name: str = ""  # Of its row; by default what its config says.
 
 
-def seed_interval(
-  values: Sequence[float],
-) -> tuple[float, tuple[float, float]]:
+def seed_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
   """Returns the mean over seeds and Student's 95% interval of it.
 
   mean +- t(0.975, n - 1) s / sqrt(n),   n two or more

@@ -55,12 +55,8 @@ def neighbor_agreement(
 ) -> tuple[float, float]:
   """Returns how often a neighbor has the same label, and by chance.
 
-  Args:
-    neighbors: [S, k] rows.
-    values: [S] int, -1 where unknown.
-
-  Returns:
-    (share over pairs whose labels are both known, share by chance).
+  Of the pairs whose labels are both known. `neighbors` are rows [S, k], and
+  `values` int [S], -1 where unknown.
   """
   own, other = values[:, None], values[neighbors]
   known = (own >= 0) & (other >= 0)

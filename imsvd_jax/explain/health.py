@@ -133,10 +133,8 @@ def neighbor_indicator(
 ) -> Indicator:
   """Returns how often neighbors in feature space have the same label.
 
-  Args:
-    factor: The labels.
-    rows: [S], places of the images in the factor's values.
-    neighbors: [S, k], neighbors of each image, as places in `rows`.
+  `rows` [S] are places of images in the factor's values, and `neighbors` [S, k]
+  the neighbors of each, as places in `rows`.
   """
   agreement, chance = embedding_map.neighbor_agreement(
     neighbors, factor.values[rows]
@@ -168,8 +166,8 @@ def summary(analysis: Analysis) -> str:
   )
 
 
-def best_factors(analysis: Analysis, count: int = 5) -> list[dict[str, Any]]:
-  """Returns, by factor, the variables that tell most of it.
+def best_factors(analysis: Analysis) -> list[dict[str, Any]]:
+  """Returns, by factor, the five variables that tell most of it.
 
   "untrained" is the best variable's score with random weights, None where that
   was not measured.
@@ -179,7 +177,7 @@ def best_factors(analysis: Analysis, count: int = 5) -> list[dict[str, Any]]:
     return []
   table = []
   for number, factor in enumerate(analysis.factors):
-    order = np.argsort(-scores.nmi[:, number], kind="stable")[:count]
+    order = np.argsort(-scores.nmi[:, number], kind="stable")[:5]
     untrained = None
     if scores.nmi_untrained is not None:
       untrained = float(scores.nmi_untrained[:, number].max())

@@ -15,7 +15,7 @@ import matplotlib.image
 import numpy as np
 from jax.sharding import Mesh
 
-from imsvd_jax.base import console
+from imsvd_jax.base import console, devices
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import attribution
 from imsvd_jax.explain.analysis import Analysis
@@ -141,8 +141,8 @@ def _shrinker(size: int) -> Callable[[np.ndarray], np.ndarray]:
     # One compiled shape for any number of images.
     for start in range(0, len(images), _RESIZE_BATCH):
       part = images[start : start + _RESIZE_BATCH]
-      pad = ((0, _RESIZE_BATCH - len(part)), (0, 0), (0, 0), (0, 0))
-      parts.append(np.asarray(thumbnails(np.pad(part, pad)))[: len(part)])
+      whole = devices.pad_rows(part, _RESIZE_BATCH)
+      parts.append(np.asarray(thumbnails(whole))[: len(part)])
     return np.concatenate(parts)
 
   return shrink
@@ -235,7 +235,8 @@ def _collectors(
   subject: Subject, analysis: Analysis, options: ExplainOptions, mesh: Mesh
 ) -> dict[str, _MapCollector]:
   """Returns the wanted and possible ones of "grad_cam" and "integrated"."""
-  if analysis.code is None or not subject.has_attribution:
+  functions = subject.feature_maps, subject.bin_log_probabilities
+  if analysis.code is None or None in functions:
     return {}
   best = analysis.code.top_indices
   collectors = {}
@@ -272,10 +273,8 @@ def illustrate(
 
   Args:
     batches: The data set of the analysis, once more; any batch size.
-    analysis: What the first pass found.
     directory: Where `0.jpg`, `1.jpg`, ... of 8 x 8 thumbnails go.
     options: How many images to show, and to attribute.
-    mesh: Devices to spread the attribution over.
     keep: Indices of images to keep whole, for figures.
   """
   size = options.thumbnail_size

@@ -27,13 +27,10 @@ def compare_views(
   count: int | None = None,
   report: Callable[[str], None] = console.print_line,
 ) -> Views:
-  """Streams over two views of every image once.
+  """Streams over two views of every image once, for a code of shape (M, b).
 
-  Args:
-    subject: The functions of images; it has a discrete code.
-    shape: (M, b).
-    examples: [n] ascending indices of images to keep with their views.
-    joint: Whether to measure the D x D cross-joint matrix.
+  Keeps the images of ascending indices `examples` [n] with their views. `joint`
+  says whether to measure the D x D cross-joint matrix.
 
   Raises:
     UserError: There are no views.

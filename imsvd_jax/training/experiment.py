@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -148,6 +149,14 @@ def abstract_batch(
     groups.append(images(views.num_local, views.local.size))
   numbers = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding)
   return {"views": tuple(groups), "index": numbers, "epoch": numbers}
+
+
+def random_batch(config: ConfigDict) -> dict[str, Any]:
+  """Returns a global batch of random pixels, for measurements of speed."""
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda x: rng.integers(0, 256, x.shape, x.dtype), abstract_batch(config)
+  )
 
 
 # -----------------------------------------------------------------------------

@@ -91,9 +91,6 @@ def build(
 
   Args:
     directory: The folder; its "sprites" holds the sheets.
-    subject: For its name and objective.
-    analysis: The first pass.
-    illustrations: The second pass.
     title: By default the subject's name.
     names: Image index -> what to call the image, such as its path; asked for
       the shown images only.
