@@ -20,7 +20,6 @@ from imsvd_jax.base import cpu_devices, distributed, recipe_files
 from imsvd_jax.base.errors import UserError, suggestion
 from imsvd_jax.commands import help_page
 
-EXIT_USAGE = UserError.exit_code
 HELP = ("--help", "-h", "-help", "--helpshort", "--helpfull")
 
 
@@ -111,7 +110,7 @@ def run(
 def fail(message: str) -> NoReturn:
   """Prints one line and exits as after any wrong flag."""
   _print_error(message)
-  sys.exit(EXIT_USAGE)
+  sys.exit(UserError.exit_code)
 
 
 def print_any_name(stream: TextIO) -> None:
@@ -215,9 +214,6 @@ def _unknown_key(error: Exception) -> str:
 def _wrong_value(error: Exception) -> str:
   """Returns what absl says of a value, with the type that is expected."""
   text = _one_line(error).removeprefix("flag ")
-  missing = re.match(r"(--\w+)=None: Flag .* other than None", text)
-  if missing:  # By `flags.mark_flag_as_required`.
-    return f"{missing[1]} is missing. --help describes it."
   # A recipe that raised: its own message is what the user needs.
   text = re.sub(r"Error whilst parsing config file: (ValueError: )?", "", text)
   name, _, value = text.removeprefix("--").partition("=")

@@ -51,6 +51,12 @@ class Recipe:
   config: ConfigDict  # What it returned.
 
 
+class _Job(NamedTuple):
+  recipe: Recipe
+  seed: int
+  folder: pathlib.Path  # Of the run.
+
+
 class Run(NamedTuple):
   """The results of one finished run."""
 
@@ -95,26 +101,27 @@ def compare(
       )
   root = pathlib.Path(workdir).expanduser().resolve()
   root.mkdir(parents=True, exist_ok=True)
-  folders = {
-    (recipe.name, seed): root / f"{recipe.name}-seed{seed}"
+  jobs = [
+    _Job(recipe, seed, root / f"{recipe.name}-seed{seed}")
     for recipe in loaded
     for seed in seeds
-  }
-  for recipe in loaded:
-    for seed in seeds:
-      _check_unchanged(recipe, seed, folders[recipe.name, seed])
-  failed = _train_all(loaded, seeds, folders, root)
+  ]
+  for job in jobs:
+    _check_unchanged(*job)
+  failed = _train_all(jobs, root)
   runs: dict[str, list[Run]] = {recipe.name: [] for recipe in loaded}
-  for (name, seed), folder in folders.items():
-    if (name, seed) not in failed:
-      runs[name].append(read_run(folder))
+  for job in jobs:
+    if job not in failed:
+      runs[job.recipe.name].append(read_run(job.folder))
   timings = _time_steps(loaded, timing_steps) if timing_steps else {}
   text = report(loaded, runs, timings)
   (root / "comparison.md").write_text(text)
   print(text)
   console.say(f"Written to {root / 'comparison.md'}.")
-  for name, seed in failed:
-    console.say(f"error: {name} with seed {seed} failed; it is left out above.")
+  for recipe, seed, _ in failed:
+    console.say(
+      f"error: {recipe.name} with seed {seed} failed; it is left out above."
+    )
   return int(bool(failed))
 
 
@@ -166,22 +173,13 @@ def _check_unchanged(recipe: Recipe, seed: int, folder: pathlib.Path) -> None:
     )
 
 
-def _train_all(
-  recipes: Sequence[Recipe],
-  seeds: Sequence[int],
-  folders: Mapping[tuple[str, int], pathlib.Path],
-  root: pathlib.Path,
-) -> list[tuple[str, int]]:
+def _train_all(jobs: Sequence[_Job], root: pathlib.Path) -> list[_Job]:
   """Trains the runs that have not ended; returns those that failed."""
-  todo = [
-    (recipe, seed)
-    for recipe in recipes
-    for seed in seeds
-    if not _closing_table(folders[recipe.name, seed])
-  ]
+  todo = [job for job in jobs if not _closing_table(job.folder)]
   start = time.monotonic()
   failed = []
-  for done, (recipe, seed) in enumerate(todo):
+  for done, job in enumerate(todo):
+    recipe, seed, folder = job
     left = ""
     if done:
       seconds = (time.monotonic() - start) / done * (len(todo) - done)
@@ -191,7 +189,7 @@ def _train_all(
     )
     command = [sys.executable, "-m", "imsvd_jax.main"]
     command += [f"--config={recipe.argument}", f"--config.seed={seed}"]
-    command += [f"--workdir={folders[recipe.name, seed]}"]
+    command += [f"--workdir={folder}"]
     # Runs that differ in their seed compile the same programs.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(root / "compiled")}
     environment = cache | os.environ
@@ -202,7 +200,7 @@ def _train_all(
         " says above; the same command continues."
       )
     if code:
-      failed.append((recipe.name, seed))
+      failed.append(job)
   return failed
 
 
