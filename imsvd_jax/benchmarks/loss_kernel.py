@@ -147,8 +147,10 @@ def measure(
       runs["PyTorch"] = run
   _compare(results, {name: run() for name, run in runs.items()})
 
+  # "auto" means this on every device but a TPU, whose "high" is as exact.
+  precision = "highest" if problem.precision == "auto" else problem.precision
   run, scale = floor.products(
-    problem.num_images, problem.num_entries, mesh, _floor_precision(problem)
+    problem.num_images, problem.num_entries, mesh, precision
   )
   times = timing.race({**runs, "floor": run}, rounds=rounds)
   times["floor"] = times["floor"].scaled(scale)
@@ -198,10 +200,8 @@ def _embeddings(problem: Problem, mesh: Mesh) -> list[jax.Array]:
   ]
 
 
-def loss_and_gradient(
-  problem: Problem, kernel: str, mesh: Mesh
-) -> Callable[[jax.Array, jax.Array], LossAndGradients]:
-  """Returns `(z1, z2) -> (loss, gradients)`, to be jitted."""
+def _program(problem: Problem, kernel: str, mesh: Mesh) -> Any:
+  """Compiles `(z1, z2) -> (loss, gradients)` of one kernel."""
 
   def loss(z1: jax.Array, z2: jax.Array) -> jax.Array:
     return imsvd_loss(
@@ -216,16 +216,11 @@ def loss_and_gradient(
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       return jax.value_and_grad(loss, argnums=(0, 1))(z1, z2)
 
-  return run
-
-
-def _program(problem: Problem, kernel: str, mesh: Mesh) -> Any:
   view = jax.ShapeDtypeStruct(
     (problem.num_images, problem.num_entries),
     DTYPES[problem.dtype],
     sharding=batch_sharded(mesh),
   )
-  run = loss_and_gradient(problem, kernel, mesh)
   return jax.jit(run).lower(view, view).compile()
 
 
@@ -280,11 +275,6 @@ def _too_large(need: float | None, free: float | None) -> str:
   if need is None or free is None or need <= _SPARE * free:
     return ""
   return f"not run: needs {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
-
-
-def _floor_precision(problem: Problem) -> str:
-  # "auto" means this on every device but a TPU, whose "high" is as exact.
-  return "highest" if problem.precision == "auto" else problem.precision
 
 
 def _compare(results: dict[str, Result], answers: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.machinery
-import json
 import os
 import pathlib
 import statistics
@@ -17,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from imsvd_jax.base import console, devices, recipe_files
-from imsvd_jax.base.config import flatten
+from imsvd_jax.base.config import as_json, flatten
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import protocols, results, tables
 from imsvd_jax.evaluation.data_set import DataSet
@@ -160,9 +159,7 @@ def _check_unchanged(recipe: Recipe, seed: int, folder: pathlib.Path) -> None:
   if not _closing_table(folder):
     return
   stored = flatten(resume.load_config(folder))
-  # As JSON has it, which has no tuples.
-  text = json.dumps({**recipe.config.to_dict(), "seed": seed})
-  current = flatten(json.loads(text))
+  current = flatten(as_json({**recipe.config.to_dict(), "seed": seed}))
   keys = sorted(stored.keys() | current.keys())
   changed = [key for key in keys if stored.get(key) != current.get(key)]
   if changed:
