@@ -60,17 +60,14 @@ class Result:
   # For loss and gradient; None if it was not run.
   seconds: timing.Spread | None = None
   cpu_seconds: timing.Spread | None = None  # Likewise, of all cores.
-  # Time over that of the first contender, round by round.
-  ratio: timing.Spread | None = None
+  ratio: timing.Spread | None = None  # Time over the first contender's.
   cpu_ratio: timing.Spread | None = None  # The same of the CPU seconds.
   floor_share: timing.Spread | None = None  # Time of the floor over its own.
   temporary_bytes: float | None = None  # Per device, from the compiled program.
-  # Per device, of matrix products, from the compiled program.
-  flops: float | None = None
+  flops: float | None = None  # Per device, of matrix products.
   # The same times the passes that their precision takes.
   passes_flops: float | None = None
-  # Traffic of main memory, per device, from the program.
-  memory_bytes: float | None = None
+  memory_bytes: float | None = None  # Traffic of main memory, per device.
   traffic_bytes: float | None = None  # Payload of its collectives, per device.
   largest_collective_bytes: float | None = None  # Of the largest of them.
   loss: float | None = None  # The value.

@@ -46,12 +46,10 @@ class Network(NamedTuple):
   """A network without its weights."""
 
   model: Encoder  # Its backbone and projector.
-  # The recipe; of a file of weights, as much of it as the file has.
-  config: ConfigDict
+  config: ConfigDict  # The recipe, or what a file of weights has of it.
   data: ConfigDict  # The recipe's `data`, complete.
   discrete: bool  # Whether embeddings are soft discrete variables.
-  # Whether there are a projector and a recipe of augmented views.
-  has_views: bool
+  has_views: bool  # Whether it has a projector and a recipe of views.
 
 
 class Weights(NamedTuple):

@@ -78,11 +78,7 @@ def run(
     mesh,
     console.Progress("Fine-tuning", protocol.epochs * num_images),
   )
-  accuracy = scores.accuracy(history[-1])
-  top1 = [float((ranks == 0).mean()) for ranks in history]
-  yield from scores.headline(accuracy, max(top1))
-  yield "best_epoch", int(np.argmax(top1))
-  yield "train_loss", loss
+  yield from scores.epochs_headline(history, loss)
   yield "train_images", num_images
 
 

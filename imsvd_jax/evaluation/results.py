@@ -21,32 +21,24 @@ _HEADLINE = ("final", "best", "low", "high")
 class Result:
   """One protocol on one checkpoint."""
 
-  # Its name: in `PROTOCOLS`, or one of `protocols.online` and
-  # `protocols.final`.
-  protocol: str
+  protocol: str  # Its name: in `PROTOCOLS`, or that of `online` or `final`.
   evaluator: str  # Its name in `registry.EVALUATORS`.
   hyperparameters: Mapping[str, Any]  # Every one of them.
-  # The name and splits of the data, and how images were prepared.
-  data: Mapping[str, Any]
+  data: Mapping[str, Any]  # Name and splits, and how images were prepared.
   step: int | None  # Training steps behind the weights; None for raw pixels.
   seed: int  # Of the evaluation.
-  # The number to report, as the protocol defines it.
-  final: float | None = None
-  # The best number on test among those the protocol looked at, which is chosen
-  # on test and therefore optimistic.
-  best: float | None = None
+  final: float | None = None  # To be reported, as the protocol defines it.
+  best: float | None = None  # Chosen on test, and therefore optimistic.
   interval: tuple[float, float] | None = None  # 95% interval of `final`.
   num_images: int | None = None  # Test images.
-  # Every number the evaluator gave.
+  # Every number that the evaluator gave.
   values: Mapping[str, float] = dataclasses.field(default_factory=dict)
   seconds: float | None = None  # How long it took.
   online: bool = False  # Whether a training run measured it on its way.
   skipped: str | None = None  # Why there are no numbers; None if there are.
   version: str = imsvd_jax.__version__  # Of this package.
-  # "trained", or a baseline: "random init" or "raw pixels".
-  encoder: str = TRAINED
-  # Checksum of the encoder's weights; None for raw pixels.
-  weights: str | None = None
+  encoder: str = TRAINED  # Or a baseline: RANDOM_INIT or RAW_PIXELS.
+  weights: str | None = None  # The checksum of them; None for raw pixels.
 
 
 def with_values(

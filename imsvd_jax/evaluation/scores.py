@@ -1,7 +1,7 @@
 """Scores of predictions and their 95% intervals."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -194,3 +194,16 @@ def headline(
   yield "high", score.interval[1]
   if isinstance(score, Accuracy):
     yield from zip(("top1", "top5"), score[:2], strict=True)
+
+
+def epochs_headline(
+  history: Sequence[np.ndarray], train_loss: float
+) -> Iterator[tuple[str, float]]:
+  """Yields the headline and more of the ranks [N] after each epoch.
+
+  The best epoch is chosen on test, and therefore optimistic.
+  """
+  top1 = [float((ranks == 0).mean()) for ranks in history]
+  yield from headline(accuracy(history[-1]), max(top1))
+  yield "best_epoch", int(np.argmax(top1))
+  yield "train_loss", train_loss

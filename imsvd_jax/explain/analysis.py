@@ -21,8 +21,7 @@ class Features:
   """The backbone's features."""
 
   feature_mean: np.ndarray  # [F] float64.
-  # [S] int64, ascending, a uniform sample of the images.
-  sample_indices: np.ndarray
+  sample_indices: np.ndarray  # [S] int64, ascending, a uniform sample.
   sample_features: np.ndarray  # [S, F] float32.
   # [F, F] float64, or None when not asked for.
   feature_covariance: np.ndarray | None = None
@@ -41,12 +40,10 @@ class Features:
 class Code:
   """The discrete code of the images."""
 
-  # [N, M] uint8 or uint16, the most probable bin of each variable.
-  codes: np.ndarray
+  codes: np.ndarray  # [N, M] uint8 or uint16, the most probable bins.
   marginal: np.ndarray  # [M, b] float64, p(m; d), mean of q.
   usage: np.ndarray  # [M, b] int64, images whose most probable bin it is.
-  # [M] nats, mean over images of the entropy of q.
-  conditional_entropy: np.ndarray
+  conditional_entropy: np.ndarray  # [M] nats, mean over images of H(q).
   confidence: np.ndarray  # [M], mean over images of the largest probability.
   # [M, b, n] float32, the largest q of each bin, rounded to 2^-16 so that noise
   # does not rank certain images; -1: none.
@@ -92,11 +89,9 @@ class Pairs:
 class Views:
   """How alike the codes of two augmented views of an image are."""
 
-  # [M], share of images whose two views have the same bin.
-  agreement: np.ndarray
+  agreement: np.ndarray  # [M], share of images whose views share the bin.
   soft_agreement: np.ndarray  # [M], mean over images of sum_d q'(d) q''(d).
-  # [n] int64, a few images that are shown with their views.
-  example_indices: np.ndarray
+  example_indices: np.ndarray  # [n] int64, images shown with their views.
   example_views: np.ndarray  # [n, 2, S, S, C] uint8.
   example_probabilities: np.ndarray  # [n, 2, M, b] float32.
   # [D, D] float32, Pc (rows: view 1), or None when not asked for.
@@ -109,8 +104,7 @@ class Views:
 class FactorScores:
   """What the variables tell of labels and factors."""
 
-  # By factor, [M, b, K] images by bin and value.
-  class_counts: Mapping[str, np.ndarray]
+  class_counts: Mapping[str, np.ndarray]  # [M, b, K] images, by factor.
   nmi: np.ndarray  # [M, number of factors], normalized mutual information.
   nmi_chance: np.ndarray  # [M, number of factors], of independent variables.
   # [M, number of factors], of the same network with random weights; None where
@@ -122,20 +116,17 @@ class FactorScores:
 class Analysis:
   """What was found."""
 
-  # [N] int64, ascending; rows of codes and factors follow it.
-  indices: np.ndarray
+  indices: np.ndarray  # [N] int64, ascending, as rows of codes and factors.
   features: Features  # Of every encoder.
   # None for an encoder without discrete code, as the parts that follow.
   code: Code | None = None
   pairs: Pairs | None = None  # None when the joint matrix was not asked for.
   views: Views | None = None  # None when no views were compared.
-  # Labels and other factors, in the order of `indices`.
-  factors: tuple[Factor, ...] = ()
+  factors: tuple[Factor, ...] = ()  # The label first, if there is one.
   scores: FactorScores | None = None  # None when no factor is known.
   # By augmentation, [M], share of images whose bin it changes.
   flip_rates: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-  # Duration of the pass over the images, compilation included.
-  seconds: float = 0.0
+  seconds: float = 0.0  # Of the pass over the images, with compilation.
   images_per_second: float = 0.0  # Without the first batch, which compiles.
 
   @property
