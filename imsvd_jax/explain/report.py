@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from imsvd_jax.base import console, devices
-from imsvd_jax.base.errors import UserError
+from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.explain import figure_set, figures, health
 from imsvd_jax.explain.analysis import Analysis
 from imsvd_jax.explain.explain_options import FORMATS, ExplainOptions
@@ -115,11 +115,7 @@ def explain(
 
 def _check(subject: Subject, images: Images, options: ExplainOptions) -> None:
   """Raises UserError where the options do not fit, before any work."""
-  if options.figure_format not in FORMATS:
-    raise UserError(
-      f"Unknown figure format {options.figure_format!r}. "
-      f"Known: {', '.join(FORMATS)}."
-    )
+  lookup(dict.fromkeys(FORMATS), options.figure_format, "figure format")
   if not options.variables:
     return
   first = next(iter(images.batches()))
