@@ -7,7 +7,6 @@ directory holds its checkpoints and metrics; the same command resumes it.
 """
 
 import pathlib
-from collections.abc import Sequence
 
 from absl import flags
 
@@ -30,11 +29,9 @@ def default_workdir(config_path: str) -> str:
   return str(pathlib.Path("runs") / (f"{name}-{mode}" if mode else name))
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Trains the recipe of --config in --workdir."""
-  del argv
   _join_cluster()
-  # Imported late, so that --help and a wrong flag answer at once.
   from imsvd_jax.train import train_and_evaluate
 
   workdir = _WORKDIR.value or default_workdir(shared_flags.config_name())

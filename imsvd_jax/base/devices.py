@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imsvd_jax.base.errors import UserError
@@ -63,6 +64,11 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch
   )
+
+
+def pad_rows(rows: np.ndarray, count: int) -> np.ndarray:
+  """Appends rows of zeros: [n, ...] to [count, ...]."""
+  return np.pad(rows, [(0, count - len(rows))] + [(0, 0)] * (rows.ndim - 1))
 
 
 def local_view(tree: Any, mesh: Mesh) -> Any:

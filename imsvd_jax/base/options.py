@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-REQUIRED = dataclasses.MISSING
-
 
 def option(
   default: Any,
@@ -18,7 +16,6 @@ def option(
   """Returns a field of a dataclass of options; its name is the flag's.
 
   Args:
-    default: The default value, or `REQUIRED`.
     help_text: What --help says.
     choices: The values that a string may have, if not any.
     lower_bound: The least value of a number.

@@ -35,11 +35,9 @@ def benchmark(
   reference: bool = False,
   photographs: int = 0,
 ) -> Findings:
-  """Measures how fast config.data is read.
+  """Measures how fast config.data is read, for some seconds per measurement.
 
   Args:
-    config: A recipe.
-    seconds: How long each measurement lasts.
     reference: Whether to measure PIL with the same crops, too.
     photographs: How many JPEGs to make from scikit-learn's photographs, 500 x
       375 pixels, and to read instead of config.data; 0 reads config.data.

@@ -51,9 +51,6 @@ def settle() -> None:
       return
 
 
-# --- Shares -------------------------------------------------------------------
-
-
 def stage_shares(
   source: Source,
   views: ConfigDict,

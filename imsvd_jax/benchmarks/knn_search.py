@@ -92,12 +92,7 @@ def _scikit_learn(
   return model.score(problem.queries, problem.query_labels)
 
 
-def scikit_learn_cosine(problem: Problem) -> float:
-  """Top-1 accuracy by scikit-learn, in the obvious way."""
-  return _scikit_learn(problem, "cosine", lambda distance: 1 - distance)
-
-
-def scikit_learn_euclidean(problem: Problem) -> float:
+def _scikit_learn_euclidean(problem: Problem) -> float:
   """Top-1 accuracy by scikit-learn's fastest brute force.
 
   Unit vectors have |x - y|^2 = 2 - 2 cos, and scikit-learn has a kernel of its
@@ -131,8 +126,10 @@ def dense(problem: Problem) -> float:
 
 CONTENDERS: dict[str, Callable[[Problem], float]] = {
   "streamed": streamed,
-  "scikit-learn, cosine": scikit_learn_cosine,
-  "scikit-learn, euclidean": scikit_learn_euclidean,
+  "scikit-learn, cosine": lambda problem: _scikit_learn(
+    problem, "cosine", lambda distance: 1 - distance
+  ),
+  "scikit-learn, euclidean": _scikit_learn_euclidean,
   "dense": dense,
 }
 
@@ -154,7 +151,7 @@ def measure(contender: str, sizes: tuple[int, int, int, int]) -> Measurement:
 
 
 def benchmark(bank: int, queries: int, features: int, k: int) -> Findings:
-  """Compares all contenders on a problem of these sizes.
+  """Measures every contender in a process of its own; see `make_problem`.
 
   Raises:
     UserError: The bank has too few images.
@@ -163,20 +160,15 @@ def benchmark(bank: int, queries: int, features: int, k: int) -> Findings:
     raise UserError(
       f"--neighbors={k} of a bank of {bank} images; expected at most {bank}."
     )
-  found = compare((bank, queries, features, k))
-  return Findings(table(found), [one._asdict() for one in found])
-
-
-def compare(sizes: tuple[int, int, int, int]) -> list[Measurement]:
-  """Measures every contender in a process of its own; see `make_problem`."""
-  found = []
+  found: list[Measurement] = []
   for contender in CONTENDERS:
     console.print_line(f"Measuring {contender}.")
     with concurrent.futures.ProcessPoolExecutor(
       1, multiprocessing.get_context("spawn")
     ) as alone:
+      sizes = (bank, queries, features, k)
       found.append(alone.submit(measure, contender, sizes).result())
-  return found
+  return Findings(table(found), [one._asdict() for one in found])
 
 
 def table(measurements: Sequence[Measurement]) -> str:

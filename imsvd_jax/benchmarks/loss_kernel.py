@@ -60,17 +60,14 @@ class Result:
   # For loss and gradient; None if it was not run.
   seconds: timing.Spread | None = None
   cpu_seconds: timing.Spread | None = None  # Likewise, of all cores.
-  # Time over that of the first contender, round by round.
-  ratio: timing.Spread | None = None
+  ratio: timing.Spread | None = None  # Time over the first contender's.
   cpu_ratio: timing.Spread | None = None  # The same of the CPU seconds.
   floor_share: timing.Spread | None = None  # Time of the floor over its own.
   temporary_bytes: float | None = None  # Per device, from the compiled program.
-  # Per device, of matrix products, from the compiled program.
-  flops: float | None = None
+  flops: float | None = None  # Per device, of matrix products.
   # The same times the passes that their precision takes.
   passes_flops: float | None = None
-  # Traffic of main memory, per device, from the program.
-  memory_bytes: float | None = None
+  memory_bytes: float | None = None  # Traffic of main memory, per device.
   traffic_bytes: float | None = None  # Payload of its collectives, per device.
   largest_collective_bytes: float | None = None  # Of the largest of them.
   loss: float | None = None  # The value.
@@ -147,8 +144,10 @@ def measure(
       runs["PyTorch"] = run
   _compare(results, {name: run() for name, run in runs.items()})
 
+  # "auto" means this on every device but a TPU, whose "high" is as exact.
+  precision = "highest" if problem.precision == "auto" else problem.precision
   run, scale = floor.products(
-    problem.num_images, problem.num_entries, mesh, _floor_precision(problem)
+    problem.num_images, problem.num_entries, mesh, precision
   )
   times = timing.race({**runs, "floor": run}, rounds=rounds)
   times["floor"] = times["floor"].scaled(scale)
@@ -198,10 +197,8 @@ def _embeddings(problem: Problem, mesh: Mesh) -> list[jax.Array]:
   ]
 
 
-def loss_and_gradient(
-  problem: Problem, kernel: str, mesh: Mesh
-) -> Callable[[jax.Array, jax.Array], LossAndGradients]:
-  """Returns `(z1, z2) -> (loss, gradients)`, to be jitted."""
+def _program(problem: Problem, kernel: str, mesh: Mesh) -> Any:
+  """Compiles `(z1, z2) -> (loss, gradients)` of one kernel."""
 
   def loss(z1: jax.Array, z2: jax.Array) -> jax.Array:
     return imsvd_loss(
@@ -216,16 +213,11 @@ def loss_and_gradient(
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       return jax.value_and_grad(loss, argnums=(0, 1))(z1, z2)
 
-  return run
-
-
-def _program(problem: Problem, kernel: str, mesh: Mesh) -> Any:
   view = jax.ShapeDtypeStruct(
     (problem.num_images, problem.num_entries),
     DTYPES[problem.dtype],
     sharding=batch_sharded(mesh),
   )
-  run = loss_and_gradient(problem, kernel, mesh)
   return jax.jit(run).lower(view, view).compile()
 
 
@@ -282,11 +274,6 @@ def _too_large(need: float | None, free: float | None) -> str:
   return f"not run: needs {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
 
 
-def _floor_precision(problem: Problem) -> str:
-  # "auto" means this on every device but a TPU, whose "high" is as exact.
-  return "highest" if problem.precision == "auto" else problem.precision
-
-
 def _compare(results: dict[str, Result], answers: dict[str, Any]) -> None:
   """Adds values and, against the plain formula's, their errors."""
   reference = answers.get("plain")
@@ -319,9 +306,6 @@ def _set_times(
   if first in times:  # It was run.
     result.ratio = mine.ratio(times[first])
     result.cpu_ratio = mine.ratio(times[first], cpu=True)
-
-
-# --- Report -------------------------------------------------------------------
 
 
 def as_dict(

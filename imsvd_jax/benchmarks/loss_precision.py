@@ -172,13 +172,8 @@ def term(
   """Returns the off-diagonal term and its gradients by the logits, by hand.
 
   The arithmetic of objectives/joint_entropy_streamed.py in one tile, with the
-  products and the centering to choose.
-
-  Args:
-    z1: Logits of the first view [N, M, b].
-    z2: Logits of the second view [N, M, b].
-    dot: Multiplies two matrices.
-    centered: Whether products take log Pc + 2 log b, or log Pc + 1.
+  products and the centering to choose. Logits are [N, M, b], `dot` multiplies
+  matrices, and products take log Pc + 2 log b if `centered`, else log Pc + 1.
   """
   num_images, num_variables, num_bins = z1.shape
   q1, q2 = (jax.nn.softmax(z) for z in (z1, z2))
@@ -208,9 +203,6 @@ def _distance(
   square = lambda arrays: sum(np.sum(np.square(a)) for a in arrays)
   apart = [np.float64(g) - e for g, e in zip(gradients, exact, strict=True)]
   return float(np.sqrt(square(apart) / square(exact)))
-
-
-# --- Report -------------------------------------------------------------------
 
 
 def as_dict(

@@ -1,21 +1,26 @@
 """Compiles a config's step for a slice of TPUs, and reports what it costs."""
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from imsvd_jax.base import console
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.benchmarks import preflight_report
-from imsvd_jax.benchmarks.costs import compiled_step, slices
-from imsvd_jax.benchmarks.text import Findings
+from imsvd_jax.benchmarks.costs import compiled_step
+from imsvd_jax.benchmarks.costs.chips import Chip
+from imsvd_jax.benchmarks.costs.compiled_step import Bound, Memory, Part, Report
+from imsvd_jax.benchmarks.costs.slices import Slice, compile_only, get_slice
+from imsvd_jax.benchmarks.text import Findings, binary_size, quantity
 
 # Sources that make data.num_examples images; others know their own number.
 _MAKE_NUM_EXAMPLES = ("shapes", "synthetic")
 _IMAGES_PER_CHIP = 8  # The step of --find_batch.
+_MILLION = 1_000_000
 
 
 def measure(
@@ -29,8 +34,6 @@ def measure(
   """Returns the costs of a step of the recipe called `name` on a slice.
 
   Args:
-    config: The recipe.
-    name: Its name, for the text.
     topology: Name of the slice, such as "v5e:4x4".
     num_examples: Images in the train split; by default data.num_examples of
       the recipe if its source makes that many.
@@ -39,24 +42,22 @@ def measure(
   Raises:
     UserError: There is no such slice, or the config does not fit it.
   """
-  slices.compile_only(topology)
-  slice_ = slices.get_slice(topology)
+  compile_only(topology)
+  slice_ = get_slice(topology)
   config = config.copy_and_resolve_references()
   if num_examples is None and config.data.name in _MAKE_NUM_EXAMPLES:
     num_examples = config.data.num_examples
   if find_batch:
     config.batch_size = _largest_batch(config, slice_, num_examples)
   report = _compile(config, slice_, num_examples)
-  text = preflight_report.as_text(report, slice_, num_examples)
-  return Findings(
-    f"{name} on {slice_.name}\n\n{text}",
-    preflight_report.as_dict(report, slice_, num_examples),
-  )
+  text = as_text(report, slice_, num_examples)
+  numbers = as_dict(report, slice_, num_examples)
+  return Findings(f"{name} on {slice_.name}\n\n{text}", numbers)
 
 
 def _compile(
-  config: ConfigDict, slice_: slices.Slice, num_examples: int | None
-) -> compiled_step.Report:
+  config: ConfigDict, slice_: Slice, num_examples: int | None
+) -> Report:
   # The schedule needs some number; no cost depends on which.
   images = num_examples or 1000 * config.batch_size
   with _ticking(f"Compiling batch {config.batch_size} for {slice_.name}"):
@@ -64,17 +65,16 @@ def _compile(
 
 
 def _largest_batch(
-  config: ConfigDict, slice_: slices.Slice, num_examples: int | None
+  config: ConfigDict, slice_: Slice, num_examples: int | None
 ) -> int:
   """Searches the largest batch that fits, and reports each attempt."""
   if slice_.chip is None:
     raise UserError("--find_batch needs the memory of a chip; try v5e:4x4.")
 
-  def measure_batch(batch_size: int) -> compiled_step.Memory:
+  def measure_batch(batch_size: int) -> Memory:
     config.batch_size = batch_size
     memory = _compile(config, slice_, num_examples).memory
-    verdict = preflight_report.verdict(memory)
-    console.print_line(f"  batch {batch_size}: {verdict}")
+    console.print_line(f"  batch {batch_size}: {verdict(memory)}")
     return memory
 
   return compiled_step.largest_batch(
@@ -103,3 +103,145 @@ def _ticking(what: str) -> Iterator[None]:
   finally:
     done.set()
     thread.join()
+
+
+def as_dict(
+  report: Report, slice_: Slice, num_examples: int | None
+) -> dict[str, Any]:
+  """Returns everything in the report, in bytes, FLOP and seconds."""
+  result = dataclasses.asdict(report)
+  result["memory"]["fits"] = report.memory.fits
+  if report.parts:
+    result["flops"] = report.total("flops")
+    result["hbm_bytes"] = report.total("hbm_bytes")
+    result["intensity"] = report.intensity
+  if slice_.chip is not None:
+    result["chip"] = slice_.chip._asdict()
+  if report.bound is not None:
+    seconds = report.bound.seconds
+    result["bound"]["seconds"] = seconds
+    result["bound"]["limited_by"] = report.bound.limited_by
+    result["bound"]["images_per_second"] = report.batch_size / seconds
+    if num_examples:
+      result["num_examples"] = num_examples
+      steps = num_examples / report.batch_size
+      result["bound"]["seconds_per_epoch"] = steps * seconds
+  return result
+
+
+def as_text(report: Report, slice_: Slice, num_examples: int | None) -> str:
+  """Returns the report for people."""
+  lines = [
+    f"{report.num_chips} chips, batch {report.batch_size}"
+    f" ({report.batch_size // report.num_chips} per chip)."
+    f" Compiled in {report.compile_seconds:.0f} s. All numbers are per chip.",
+    "",
+    *_memory_lines(report.memory),
+  ]
+  if report.parts:
+    lines += ["", *_part_lines(report), "", *_collective_lines(report)]
+  if report.bound is not None and slice_.chip is not None:
+    lines += ["", *_bound_lines(report, report.bound, slice_.chip)]
+    lines.append(_speed(report, report.bound, num_examples))
+  elif slice_.chip is None:
+    lines += ["", "No bound on the time: a CPU has no published speed."]
+  return "\n".join(lines)
+
+
+def verdict(memory: Memory) -> str:
+  """Returns whether a step fits into the memory, and by how much."""
+  if memory.available is None:
+    return "fits"
+  spare = memory.available - memory.peak
+  if memory.fits:
+    return f"FITS: {binary_size(spare)} to spare."
+  return (
+    f"DOES NOT FIT: needs {binary_size(memory.peak)} of"
+    f" {binary_size(memory.available)}, {binary_size(-spare)} too much."
+  )
+
+
+def _memory_lines(memory: Memory) -> list[str]:
+  rows = {
+    "weights, statistics, targets": memory.parameters,
+    "optimizer state": memory.optimizer,
+    "batch": memory.batch,
+    "activations, gradients, buffers": memory.temporaries,
+    "program": memory.program,
+    "peak, with padding": memory.peak,
+    "the compiler may use": memory.available,
+  }
+  lines = ["Memory"]
+  lines += [
+    f"  {name:34}{binary_size(value):>12}"
+    for name, value in rows.items()
+    if value is not None
+  ]
+  if memory.available is not None:
+    lines.append(f"  {verdict(memory)}")
+  return lines
+
+
+def _part_lines(report: Report) -> list[str]:
+  total = Part(
+    *(report.total(field.name) for field in dataclasses.fields(Part))
+  )
+  lines = [
+    f"{'Part of the step':18}{'FLOP':>11}{'as bf16':>11}{'HBM bytes':>11}"
+    f"{'sent bytes':>12}"
+  ]
+  for name, part in {**report.parts, "all": total}.items():
+    flops, passes, moved, sent = map(quantity, dataclasses.astuple(part))
+    lines.append(f"  {name:16}{flops:>11}{passes:>11}{moved:>11}{sent:>12}")
+  lines.append(
+    "  (as bf16: times the passes of the matrix unit, 6 for exact float32)"
+  )
+  return lines
+
+
+def _collective_lines(report: Report) -> list[str]:
+  if not report.collectives:
+    return ["Collectives: none."]
+  lines = [
+    f"{'Collectives':20}{'count':>9}{'payload bytes':>22}{'sent bytes':>12}"
+  ]
+  for one in report.collectives:
+    lines.append(
+      f"  {one.kind:18}{one.count:9d}{quantity(one.bytes):>22}"
+      f"{quantity(one.sent_bytes):>12}"
+    )
+  if report.unknown_loops:
+    lines.append(
+      f"  ({report.unknown_loops} loops without a known trip count are counted"
+      " as one trip)"
+    )
+  return lines
+
+
+def _bound_lines(report: Report, bound: Bound, chip: Chip) -> list[str]:
+  what = {
+    "compute": f"arithmetic at {chip.flops / 1e12:.0f} TFLOP/s (bf16)",
+    "memory": f"memory traffic at {chip.hbm_bandwidth / 1e9:.0f} GB/s",
+    "network": "collectives over the interconnect",
+  }
+  lines = [f"A step takes at least (published numbers: {chip.source})"]
+  for name, label in what.items():
+    mark = "  <- sets the bound" if name == bound.limited_by else ""
+    lines.append(f"  {label:38}{getattr(bound, name) * 1e3:9.2f} ms{mark}")
+  lines.append(
+    f"  Intensity {report.intensity:.0f} FLOP/byte; above"
+    f" {chip.ridge:.0f} the {chip.name} is limited by arithmetic."
+  )
+  return lines
+
+
+def _speed(report: Report, bound: Bound, num_examples: int | None) -> str:
+  images = num_examples or _MILLION
+  seconds = images / report.batch_size * bound.seconds
+  time = console.duration(seconds) if seconds >= 60 else f"{seconds:.1f} s"
+  what = "per million images (--num_examples gives the epoch)"
+  if num_examples:
+    what = f"per epoch of {images:,} images"
+  return (
+    f"At best {report.batch_size / bound.seconds:,.0f} images/s, {time} {what}."
+  )

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -27,7 +26,7 @@ from imsvd_jax.base.devices import (
   replicated,
   shard_batch,
 )
-from imsvd_jax.benchmarks import ceilings, machine, timing
+from imsvd_jax.benchmarks import machine, timing
 from imsvd_jax.benchmarks.costs import compiled_step, hlo, slices
 from imsvd_jax.benchmarks.text import Findings, quantity, size, spread
 from imsvd_jax.training import experiment as experiment_lib
@@ -37,6 +36,9 @@ from imsvd_jax.training.state import TrainState
 
 PARTS = ("augment", "target", "forward", "objective", "backward", "optimizer")
 _NUM_EXAMPLES = 1_000_000  # Only the schedule depends on it.
+# (side of the square matrices, bytes of the array that is copied): large enough
+# for a device's full speed, and on a CPU larger than its caches.
+_SIZES = {"cpu": (2048, 2**28), "default": (8192, 2**30)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +93,7 @@ def measure(
   experiment = experiment_lib.build(config, _NUM_EXAMPLES)
   mesh = make_mesh(used)
   state = _state(experiment, mesh)
-  batch = _random_batch(config, mesh)
+  batch = shard_batch(experiment_lib.random_batch(config), mesh)
 
   console.print_line("Compiling the step.")
   train_step = step_lib.jit_train_step(experiment, replicated(mesh))
@@ -101,7 +103,7 @@ def measure(
     **_parts(experiment, mesh, batch),
   }
   device, dtype = used[0], config.model.dtype
-  limits = ceilings.ceilings(device, jnp.dtype(dtype))
+  limits = _ceilings(device, jnp.dtype(dtype))
   runs |= {name: run for name, (run, _) in limits.items()}
   console.print_line(f"Compiling its parts: {', '.join(list(runs)[1:])}.")
   times = timing.race(runs, rounds=rounds)
@@ -135,6 +137,25 @@ def measure(
   )
 
 
+def _ceilings(
+  device: jax.Device, dtype: Any
+) -> dict[str, tuple[Callable[[], Any], float]]:
+  """Returns work that reaches the best speed: (its start, its amount).
+
+  "matmul" is a product of two matrices, exact for float32; its amount is FLOP.
+  "memory" is a pass over an array, in and out; its amount is bytes.
+  """
+  side, size = _SIZES.get(device.platform, _SIZES["default"])
+  matrix = jax.device_put(jnp.full((side, side), 0.5, dtype), device)
+  array = jax.device_put(jnp.zeros(size // 4, jnp.float32), device)
+  product = jax.jit(lambda x: jax.lax.dot(x, x, precision="highest"))
+  copy = jax.jit(lambda x: x + 1)
+  return {
+    "matmul": (functools.partial(product, matrix), 2.0 * side**3),
+    "memory": (functools.partial(copy, array), 2.0 * size),
+  }
+
+
 def _steps(
   compiled: Callable[..., Any], state: TrainState, batch: Any
 ) -> Callable[[], Any]:
@@ -151,22 +172,6 @@ def _steps(
 def _state(experiment: experiment_lib.Experiment, mesh: Mesh) -> TrainState:
   init = lambda: step_lib.init_state(experiment)
   return jax.jit(init, out_shardings=replicated(mesh))()
-
-
-def _random_batch(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
-  """Returns a batch of random pixels, on the devices."""
-  rng = np.random.default_rng(0)
-  shapes = experiment_lib.abstract_batch(config)
-  pixels = lambda x: rng.integers(0, 256, x.shape, np.uint8)
-  batch = {
-    "views": tuple(pixels(x) for x in shapes["views"]),
-    "index": np.arange(config.batch_size, dtype=np.int32),
-    "epoch": np.zeros(config.batch_size, np.int32),
-  }
-  return shard_batch(batch, mesh)
-
-
-# --- Parts --------------------------------------------------------------------
 
 
 def _parts(
@@ -252,9 +257,6 @@ def _costs(
     if one.flops:
       flops[compiled_step.part_of(one.op_name)] += one.flops
   return dict(flops), moved
-
-
-# --- Report -------------------------------------------------------------------
 
 
 def as_dict(name: str, result: Result, about: dict[str, Any]) -> dict[str, Any]:

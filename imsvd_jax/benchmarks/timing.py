@@ -59,12 +59,9 @@ class Times(NamedTuple):
 def race(
   runs: Mapping[str, Callable[[], Any]], *, rounds: int
 ) -> dict[str, Times]:
-  """Times contenders round by round, each once per round.
+  """Times contenders by name round by round, each once per round.
 
-  Args:
-    runs: By name: functions that start the work and return its arrays; the
-      race waits for these.
-    rounds: Measured rounds.
+  They start the work and return its arrays, for which the race waits.
   """
   calls = {name: _warm_up(run) for name, run in runs.items()}
   times = {name: Times([], []) for name in runs}

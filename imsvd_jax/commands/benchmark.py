@@ -23,8 +23,7 @@ if TYPE_CHECKING:  # It imports JAX.
   Measure = Callable[[], Findings]
 
 # Each function below defines the flags of a benchmark and returns the call that
-# they describe. It imports late, so that --help and a wrong flag answer at
-# once.
+# they describe.
 
 
 def _loss() -> Measure:
@@ -243,11 +242,8 @@ def run() -> None:
   benchmark = BENCHMARKS[name]
   measure = benchmark.define()
   print_findings = shared_flags.define_json()
-
-  def main(argv: list[str]) -> None:
-    del argv
-    print_findings(measure())
-
   command_line.run(
-    main, required=benchmark.required, about=inspect.getdoc(benchmark.define)
+    lambda: print_findings(measure()),
+    required=benchmark.required,
+    about=inspect.getdoc(benchmark.define),
   )

@@ -20,7 +20,6 @@ from imsvd_jax.base import cpu_devices, distributed, recipe_files
 from imsvd_jax.base.errors import UserError, suggestion
 from imsvd_jax.commands import help_page
 
-EXIT_USAGE = UserError.exit_code
 HELP = ("--help", "-h", "-help", "--helpshort", "--helpfull")
 
 
@@ -57,16 +56,16 @@ def pick(
 
 
 def run(
-  main: Callable[[list[str]], int | None],
+  main: Callable[..., int | None],
   *,
   required: Mapping[str, str] | None = None,
   about: str | None = None,
   max_arguments: int = 0,
 ) -> None:
-  """Parses the flags, calls `main(argv)` and exits with its result.
+  """Parses the flags, calls `main` and exits with its result.
 
   Args:
-    main: Receives the program's name and the arguments that are no flags.
+    main: Receives the arguments that are no flags.
     required: Flags without which there is nothing to do, each with a value for
       the error message to show.
     about: What --help prints above the flags; by default the docstring of
@@ -87,7 +86,7 @@ def run(
       extra = argv[1 + max_arguments]
       fail(f"Unexpected argument {extra!r}; flags start with --.")
     try:
-      return main(argv)
+      return main(*argv[1:])
     except UserError as error:
       _print_error(str(error))
       distributed.leave(error.exit_code)
@@ -111,7 +110,7 @@ def run(
 def fail(message: str) -> NoReturn:
   """Prints one line and exits as after any wrong flag."""
   _print_error(message)
-  sys.exit(EXIT_USAGE)
+  sys.exit(UserError.exit_code)
 
 
 def print_any_name(stream: TextIO) -> None:
@@ -215,9 +214,6 @@ def _unknown_key(error: Exception) -> str:
 def _wrong_value(error: Exception) -> str:
   """Returns what absl says of a value, with the type that is expected."""
   text = _one_line(error).removeprefix("flag ")
-  missing = re.match(r"(--\w+)=None: Flag .* other than None", text)
-  if missing:  # By `flags.mark_flag_as_required`.
-    return f"{missing[1]} is missing. --help describes it."
   # A recipe that raised: its own message is what the user needs.
   text = re.sub(r"Error whilst parsing config file: (ValueError: )?", "", text)
   name, _, value = text.removeprefix("--").partition("=")

@@ -10,7 +10,6 @@ resumes.
 """
 
 import sys
-from collections.abc import Sequence
 
 from absl import flags
 
@@ -28,13 +27,12 @@ _TIMING_STEPS = flags.DEFINE_integer(
 )
 
 
-def main(argv: Sequence[str]) -> int:
-  """Compares the recipes named in `argv`; 1 if a run failed."""
-  # Imported late, so that --help and a bad flag answer at once.
+def main(*recipes: str) -> int:
+  """Compares the recipes; 1 if a run failed."""
   from imsvd_jax.evaluation import recipe_comparison
 
   return recipe_comparison.compare(
-    argv[1:],
+    recipes,
     seeds=recipe_comparison.parse_seeds(_SEEDS.value),
     workdir=_WORKDIR.value,
     timing_steps=_TIMING_STEPS.value,

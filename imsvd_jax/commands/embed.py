@@ -28,10 +28,8 @@ _BATCH_SIZE = flags.DEFINE_integer(
 )
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Embeds as the flags say."""
-  del argv
-  # Imported late, so that --help and a wrong flag answer at once.
   from imsvd_jax.interop import image_embeddings
 
   notes = image_embeddings.write_embeddings(

@@ -9,8 +9,6 @@ changes one (--set=epochs=5, --set=crops=run, or for one protocol alone
 --set=linear/imsvd:epochs=5). docs/evaluation.md says how numbers are made.
 """
 
-from collections.abc import Sequence
-
 from imsvd_jax.commands import command_line, option_flags, shared_flags
 from imsvd_jax.evaluation.evaluate_options import Options
 
@@ -18,9 +16,8 @@ _options = option_flags.define_flags(Options)
 _join_cluster = shared_flags.define_cluster()
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Evaluates as the flags say."""
-  del argv
   options = _options()
   if "help" in options.protocol:
     from imsvd_jax.evaluation import protocols
@@ -28,7 +25,6 @@ def main(argv: Sequence[str]) -> None:
     print("\n".join(protocols.describe(protocols.PROTOCOLS)))
     return
   _join_cluster()
-  # Imported late, so that --help and a bad flag answer at once.
   from imsvd_jax.evaluation import offline
 
   offline.evaluate_runs(options)

@@ -5,8 +5,6 @@ split, data set or network: `explorer/index.html`, which opens from disk;
 `figures/`, for papers; `analysis.npz`, every number.
 """
 
-from collections.abc import Sequence
-
 from absl import flags
 
 from imsvd_jax.commands import command_line, option_flags
@@ -16,10 +14,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _OPTIONS = option_flags.define_flags(RunOptions)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Explains the run in --workdir."""
-  del argv
-  # Imported late, so that --help and a bad flag answer at once.
   from imsvd_jax.explain.run_subject import explain_run
 
   explain_run(_WORKDIR.value, _OPTIONS())

@@ -37,10 +37,8 @@ _LICENSE = flags.DEFINE_string(
 )
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Exports as the flags say."""
-  del argv
-  # Imported late, so that --help and a wrong flag answer at once.
   from imsvd_jax.interop import weight_export
 
   files, note = weight_export.export_encoder(

@@ -24,9 +24,7 @@ def commands_page(
 def flags_page(about: str, required: Collection[str] = ()) -> str:
   """Returns what a command does, and every flag that it defines."""
   rows = {
-    _shown_name(flag): _description(
-      flag, flag.name in required or _is_marked_as_required(flag)
-    )
+    _shown_name(flag): _description(flag, flag.name in required)
     for flag in _own_flags()
   }
   return f"{about.strip()}\n\nFlags:\n{_rows(rows)}"
@@ -60,10 +58,6 @@ def _own_flags() -> list[flags.Flag]:
     for flag in members
   }
   return [flags.FLAGS[name] for name in flags.FLAGS if name in own]
-
-
-def _is_marked_as_required(flag: flags.Flag) -> bool:
-  return any("other than None" in check.message for check in flag.validators)
 
 
 def _shown_name(flag: flags.Flag) -> str:

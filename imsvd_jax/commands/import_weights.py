@@ -22,10 +22,8 @@ _CONFIG = shared_flags.define_config(
 )
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Imports as the flags say."""
-  del argv
-  # Imported late, so that --help and a wrong flag answer at once.
   from imsvd_jax.interop.weight_import import import_weights
 
   notes = import_weights(_FILE.value, _WORKDIR.value, _CONFIG.value)

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from absl import flags
 
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.base.options import REQUIRED
 
 Options = TypeVar("Options")
 
@@ -46,9 +45,8 @@ def define_flags(
 def _define_flag(
   field: dataclasses.Field, hint: Any, flag_values: flags.FlagValues
 ) -> None:
+  default: Any = field.default
   how = field.metadata
-  required = field.default is REQUIRED
-  default: Any = None if required else field.default
   arguments = (field.name, default, how["help"])
   if how["choices"]:
     flags.DEFINE_enum(
@@ -64,8 +62,6 @@ def _define_flag(
   else:
     define = {str: flags.DEFINE_string, bool: flags.DEFINE_bool}[hint]
     define(*arguments, flag_values=flag_values)
-  if required:
-    flags.mark_flag_as_required(field.name, flag_values)
 
 
 def _without_none(hint: Any) -> Any:

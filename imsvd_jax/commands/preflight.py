@@ -37,13 +37,11 @@ _FIND_BATCH = flags.DEFINE_bool(
 _print_findings = shared_flags.define_json()
 
 
-def main(argv: list[str]) -> int | None:
+def main() -> int | None:
   """Prints the report of --config on --topology."""
-  del argv
   if not compiler_process.is_own_process():
     return compiler_process.in_own_process(["preflight", *sys.argv[1:]])
   faulthandler.disable()  # absl's; the first process says it shorter.
-  # Imported late, so that --help and a wrong flag answer at once.
   from imsvd_jax.benchmarks import preflight_compile
 
   findings = preflight_compile.measure(

@@ -91,7 +91,7 @@ def labeled_epochs(
 
   The order is that of `train_batches`. A batch may reach from one epoch into
   the next, so the first E epochs show every image E times, except for the
-  rounding of the last batch.
+  rounding of the last batch. An epoch has at least one batch.
 
   Args:
     source: Where images come from; it has labels.
@@ -122,7 +122,7 @@ def labeled_epochs(
     ends = [
       round(e * source.num_examples / batch_size) for e in (epoch, epoch + 1)
     ]
-    for batch in itertools.islice(batches, ends[1] - ends[0]):
+    for batch in itertools.islice(batches, max(1, ends[1] - ends[0])):
       views = batch.pop("views")
       batch.pop("bad", None)  # The same as ~mask.
       yield {"image": views[0][:, 0], **batch}

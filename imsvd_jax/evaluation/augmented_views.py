@@ -124,13 +124,8 @@ class ViewEmbedder:
   def _codes(self, embeddings: np.ndarray) -> np.ndarray:
     """Embeddings [n, V, D] to probabilities [n, V, M, b]."""
     settings = experiment.hyperparameters(self._config)
-    soft = jax.jit(
-      functools.partial(
-        soft_discretize,
-        num_bins=settings["num_bins"],
-        temperature=settings["temperature"],
-      )
-    )
+    wanted = {name: settings[name] for name in ("num_bins", "temperature")}
+    soft = jax.jit(functools.partial(soft_discretize, **wanted))
     return np.stack(
       [np.asarray(soft(view)) for view in embeddings.swapaxes(0, 1)], axis=1
     )

@@ -43,38 +43,23 @@ from imsvd_jax.runs import encoder as encoder_lib
 
 
 class Network(NamedTuple):
-  """A network without its weights.
+  """A network without its weights."""
 
-  Attributes:
-    model: Its backbone and projector.
-    config: The recipe; of a file of weights, as much of it as the file has.
-    data: The recipe's `data`, complete.
-    discrete: Whether embeddings are soft discrete variables.
-    has_views: Whether there are a projector and a recipe of augmented views.
-  """
-
-  model: Encoder
-  config: ConfigDict
-  data: ConfigDict
-  discrete: bool
-  has_views: bool
+  model: Encoder  # Its backbone and projector.
+  config: ConfigDict  # The recipe, or what a file of weights has of it.
+  data: ConfigDict  # The recipe's `data`, complete.
+  discrete: bool  # Whether embeddings are soft discrete variables.
+  has_views: bool  # Whether it has a projector and a recipe of views.
 
 
 class Weights(NamedTuple):
-  """Weights to measure, and how `results.json` names them.
+  """Weights to measure, and how `results.json` names them."""
 
-  Attributes:
-    encoder: As `Result.encoder`.
-    step: Of the checkpoint; None for raw pixels.
-    variables: {"params", "batch_stats"} on this process's devices; None for raw
-      pixels.
-    checksum: Of the variables.
-  """
-
-  encoder: str
-  step: int | None
+  encoder: str  # As `Result.encoder`.
+  step: int | None  # Of the checkpoint; None for raw pixels.
+  # {"params", "batch_stats"} on this process's devices; None for raw pixels.
   variables: dict[str, Any] | None
-  checksum: str | None
+  checksum: str | None  # Of the variables.
 
 
 RAW_PIXELS = Weights(results.RAW_PIXELS, None, None, None)
@@ -118,11 +103,10 @@ class Binder:
     """Maps this process's uint8 [B, S, S, C] to features float32 [B, F]."""
     if weights.variables is None:
       return images.reshape(len(images), -1).astype(np.float32) / 255.0
-    padding = -len(images) % self.mesh.size
-    padded = np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)])
-    placed = devices.shard_batch(padded, self.mesh)
+    count = len(images) + -len(images) % self.mesh.size
+    placed = devices.shard_batch(devices.pad_rows(images, count), self.mesh)
     features = self._features(weights.variables, placed)
-    return features[: len(images)] if padding else features
+    return features[: len(images)] if count > len(images) else features
 
   def eval_batches(self, source: Source, resize: int, crop: int) -> Batches:
     """Returns this process's share of the images, each once."""

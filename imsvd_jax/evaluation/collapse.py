@@ -55,10 +55,8 @@ def rank_me(features: np.ndarray) -> float:
 
     p_k = sigma_k / sum_j sigma_j + 1e-7,   RankMe = exp(-sum_k p_k log p_k)
 
-  with sigma the singular values of the matrix of features (not centered).
-
-  Args:
-    features: [N, F]; the value is meaningful for N well above F.
+  with sigma the singular values of the features [N, F] (not centered). The
+  value is meaningful for N well above F.
   """
   features = input_checks.check_features(features, "embedding")
   features = features.astype(np.float64)
@@ -136,9 +134,7 @@ def _lidar_of_few(
 def alignment(first: np.ndarray, second: np.ndarray) -> float:
   """Returns the mean squared distance of two views of an image, 0 to 4.
 
-  Args:
-    first: [N, D] embeddings of one view; L2-normalized here.
-    second: [N, D] embeddings of the other.
+  The embeddings [N, D] of both views are L2-normalized here.
   """
   first, second = input_checks.check_pair(first, second)
   difference = _normalized(first) - _normalized(second)
@@ -148,10 +144,8 @@ def alignment(first: np.ndarray, second: np.ndarray) -> float:
 def uniformity(features: np.ndarray) -> float:
   """Returns log mean exp(-2 |x - y|^2) over pairs of different images.
 
-  0 when collapsed; about -4 when spread evenly in many dimensions.
-
-  Args:
-    features: [N, D], N at least 2; L2-normalized here.
+  0 when collapsed; about -4 when spread evenly in many dimensions. The features
+  [N, D], N at least 2, are L2-normalized here.
   """
   features = _normalized(input_checks.check_features(features, "embedding"))
   count = len(features)
@@ -274,10 +268,8 @@ def miller_madow_entropy(counts: np.ndarray) -> np.ndarray:
 
     H = -sum p log p + (K - 1) / (2 N),   K the number of cells that occur
 
-  The plug-in entropy alone is too low by about (K - 1) / (2 N).
-
-  Args:
-    counts: [..., K]; the last axis is one distribution.
+  The plug-in entropy alone is too low by about (K - 1) / (2 N). The last axis
+  of `counts` [..., K] is one distribution.
   """
   total = counts.sum(axis=-1)
   occupied = (counts > 0).sum(axis=-1)
@@ -293,11 +285,8 @@ def mutual_information(bins: np.ndarray, num_bins: int) -> np.ndarray:
   the correction removes that while N is well above b^2. Below, cells that never
   occurred hide and the value stays too high: compare with the value of shuffled
   images, which is exactly what unrelated variables would give. Corrected values
-  can be slightly negative. The diagonal holds the entropies.
-
-  Args:
-    bins: int [N, M], each below `num_bins`.
-    num_bins: b.
+  can be slightly negative. The diagonal holds the entropies. `bins` are int
+  [N, M], each below `num_bins` (b).
   """
   num_variables = bins.shape[1]
   bins = np.ascontiguousarray(bins.T)  # [M, N]

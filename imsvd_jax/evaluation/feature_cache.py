@@ -21,9 +21,7 @@ from imsvd_jax.evaluation.features import Features
 
 
 def cached_features(
-  directory: Path,
-  key: Mapping[str, Any],
-  compute: Callable[[], Features],
+  directory: Path, key: Mapping[str, Any], compute: Callable[[], Features]
 ) -> Features:
   """Returns features from disk, or computes and stores them.
 
@@ -31,8 +29,7 @@ def cached_features(
 
   Args:
     directory: Where the files are; created if absent.
-    key: What the features are a function of, as JSON: "weights" (`checksum`),
-      "data", "split", "preprocessing".
+    key: What the features are a function of, as JSON.
     compute: Gives the features of all images, as `features.extract` does.
   """
   text = json.dumps(key, sort_keys=True)

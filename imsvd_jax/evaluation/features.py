@@ -8,6 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from imsvd_jax.base import console
+from imsvd_jax.base.devices import pad_rows
 from imsvd_jax.base.errors import UserError
 
 Embed = Callable[[np.ndarray], jax.Array]
@@ -85,21 +86,32 @@ def local_rows(rows: jax.Array | np.ndarray) -> np.ndarray:
 
 
 def gather_rows(rows: np.ndarray) -> np.ndarray:
-  """Returns the rows of all processes, in process order.
-
-  Args:
-    rows: [n, ...] of this process; n may differ between processes.
-  """
+  """Returns the rows [n, ...] of all processes; n may differ among them."""
   if jax.process_count() == 1:
     return rows
-  counts = np.ravel(multihost_utils.process_allgather(np.int32(len(rows))))
-  padding = [(0, int(counts.max()) - len(rows))] + [(0, 0)] * (rows.ndim - 1)
-  everyone = np.asarray(
-    multihost_utils.process_allgather(np.pad(rows, padding))
-  )
+  gather = multihost_utils.process_allgather
+  counts = np.ravel(gather(np.int32(len(rows))))
+  everyone = np.asarray(gather(pad_rows(rows, int(counts.max()))))
   return np.concatenate(
     [part[:count] for part, count in zip(everyone, counts, strict=True)]
   )
+
+
+def in_blocks(
+  function: Callable[..., jax.Array], block: int, *arrays: np.ndarray
+) -> np.ndarray:
+  """Applies a function of blocks of rows [block, ...] to arrays [n, ...].
+
+  Its results [..., block] are joined to [..., n]; it is compiled for one shape.
+  """
+  count = len(arrays[0])
+  block = min(block, count)
+  padded = [pad_rows(array, count + -count % block) for array in arrays]
+  results = [
+    np.asarray(function(*(array[i : i + block] for array in padded)))
+    for i in range(0, count, block)
+  ]
+  return np.concatenate(results, axis=-1)[..., :count]
 
 
 def _fetched(

@@ -73,16 +73,12 @@ def run(
     backbone.apply,
     _initial_state(backbone, num_classes, protocol, mesh),
     train_epochs(chosen),
-    _Classifier(backbone.apply, test),
+    _classifier(backbone.apply, test),
     protocol,
     mesh,
     console.Progress("Fine-tuning", protocol.epochs * num_images),
   )
-  accuracy = scores.accuracy(history[-1])
-  top1 = [float((ranks == 0).mean()) for ranks in history]
-  yield from scores.headline(accuracy, max(top1))
-  yield "best_epoch", int(np.argmax(top1))
-  yield "train_loss", loss
+  yield from scores.epochs_headline(history, loss)
   yield "train_images", num_images
 
 
@@ -109,7 +105,7 @@ def _train(
   apply: Apply,
   state: State,
   train_epoch: TrainEpoch,
-  classify: "_Classifier",
+  classify: Callable[[State], np.ndarray],
   protocol: protocols.FineTune,
   mesh: jax.sharding.Mesh,
   meter: console.Progress,
@@ -235,31 +231,32 @@ def _train_step(
   return State(params, batch_stats, momentum), loss
 
 
-class _Classifier:
-  """Ranks the classes of every test image by a state's running statistics."""
+def _classifier(
+  apply: Apply, test_batches: Callable[[], Batches]
+) -> Callable[[State], np.ndarray]:
+  """Returns a function that ranks the classes of the test images, int32 [N].
 
-  def __init__(self, apply: Apply, test_batches: Callable[[], Batches]) -> None:
-    self._test_batches = test_batches
-    # Over this process's devices; processes divide the images among them.
-    self._mesh = devices.make_mesh(jax.local_devices())
-    self._apply = jax.jit(
-      lambda params, batch_stats, images: _logits(
-        apply, params, batch_stats, images, False
-      )[0]
-    )
+  By the running statistics of a state; see `scores.class_ranks`.
+  """
+  # Over this process's devices; processes divide the images among them.
+  mesh = devices.make_mesh(jax.local_devices())
+  logits_of = jax.jit(
+    lambda params, batch_stats, images: _logits(
+      apply, params, batch_stats, images, False
+    )[0]
+  )
 
-  def __call__(self, state: State) -> np.ndarray:
-    """Returns `scores.class_ranks` of the test images, int32 [N]."""
-    weights = devices.local_view((state.params, state.batch_stats), self._mesh)
+  def classify(state: State) -> np.ndarray:
+    weights = devices.local_view((state.params, state.batch_stats), mesh)
     logits, labels = extract(
-      lambda images: self._apply(
-        *weights, devices.shard_batch(images, self._mesh)
-      ),
-      self._test_batches(),
+      lambda images: logits_of(*weights, devices.shard_batch(images, mesh)),
+      test_batches(),
       name="test images",
     )
     labels = input_checks.check_labels(labels, len(logits), "test")
     return scores.class_ranks(logits, labels)
+
+  return classify
 
 
 EVALUATOR = Evaluator(run, NEEDS)

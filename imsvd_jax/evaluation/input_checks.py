@@ -76,11 +76,7 @@ def check_labels(
 
 
 def check_classes(train_labels: np.ndarray, test_labels: np.ndarray) -> int:
-  """Returns the number of classes, once train has all classes of test.
-
-  Args:
-    train_labels: int32 [N].
-    test_labels: int32 [Q].
+  """Returns the number of classes, once train [N] has all classes of test [Q].
 
   Raises:
     UserError: A class of test never occurs in train.

@@ -25,19 +25,12 @@ Apply = Callable[[Any, Any, jax.Array, bool], tuple[jax.Array, Any]]
 
 
 class Backbone(NamedTuple):
-  """A backbone to be trained: a pure function and the initial weights.
+  """A backbone to be trained: a pure function and the initial weights."""
 
-  Attributes:
-    apply: Changes nothing.
-    params: On the host.
-    batch_stats: On the host.
-    num_features: F.
-  """
-
-  apply: Apply
-  params: Any
-  batch_stats: Any
-  num_features: int
+  apply: Apply  # Changes nothing.
+  params: Any  # On the host.
+  batch_stats: Any  # On the host.
+  num_features: int  # F.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,11 +25,14 @@ from jax.sharding import PartitionSpec as P
 
 from imsvd_jax.base import console
 from imsvd_jax.base import devices as devices_lib
-from imsvd_jax.base.devices import AXIS
+from imsvd_jax.base.devices import AXIS, pad_rows
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import input_checks, protocols, scores
-from imsvd_jax.evaluation.features import Features
+from imsvd_jax.evaluation.features import Features, in_blocks
 from imsvd_jax.evaluation.inputs import Evaluator, Inputs
+
+# Cosines float32 and bank indices int32 of the best k, nearest first.
+Best = tuple[jax.Array, jax.Array]
 
 
 def run(inputs: Inputs, protocol: protocols.Knn) -> Iterator[tuple[str, float]]:
@@ -45,16 +48,12 @@ def run(inputs: Inputs, protocol: protocols.Knn) -> Iterator[tuple[str, float]]:
 
 
 def knn_ranks(
-  train: Features,
-  test: Features,
-  protocol: protocols.Knn,
+  train: Features, test: Features, protocol: protocols.Knn
 ) -> dict[tuple[int, float], np.ndarray]:
   """Returns the place of each test image's own class in the vote, per (k, T).
 
-  Args:
-    train: The bank of N images that vote; L2-normalized here.
-    test: The Q images to classify.
-    protocol: Values of k, each at most N, and of T.
+  The N images of `train`, the bank, vote on the Q of `test`; features are
+  L2-normalized here.
 
   Returns:
     int32 [Q] per pair: 0 for a right prediction; the number of classes where
@@ -71,16 +70,16 @@ def knn_ranks(
   similarities, indices = nearest_neighbors(
     bank, queries, num_neighbors=neighbor_counts[-1]
   )
-  ranks = _ranks_in_blocks(
-    similarities,
-    bank_labels[indices],
-    query_labels,
-    tuple(neighbor_counts),
-    protocol.temperatures,
-    num_classes,
-  )  # [K, T, Q]
+  ranks_of = functools.partial(
+    vote,
+    temperatures=np.asarray(protocol.temperatures, np.float32),
+    num_neighbors=tuple(neighbor_counts),
+    num_classes=num_classes,
+  )
+  labels = bank_labels[indices]
+  ranks = in_blocks(ranks_of, 1024, similarities, labels, query_labels)
   return {
-    (k, temperature): ranks[neighbor_counts.index(k), j]
+    (k, temperature): ranks[neighbor_counts.index(k), j]  # Of [K, T, Q].
     for k in protocol.num_neighbors
     for j, temperature in enumerate(protocol.temperatures)
   }
@@ -119,7 +118,7 @@ def nearest_neighbors(
   for start in range(0, len(bank), bank_block):
     block = _normalized(bank[start : start + bank_block])
     count = len(block)
-    block = np.pad(block, [(0, bank_block - count), (0, 0)])
+    block = pad_rows(block, bank_block)
     block = jax.device_put(block, devices_lib.replicated(mesh))
     best = merge_block(best, tiles, block, start, count, mesh=mesh)
     # One block ahead is enough; without waiting the whole bank would queue up.
@@ -133,18 +132,18 @@ def nearest_neighbors(
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnums=0)
 def merge_block(
-  best: tuple[jax.Array, jax.Array],
+  best: Best,
   tiles: jax.Array,
   block: jax.Array,
   start: jax.Array,
   count: jax.Array,
   *,
   mesh: Mesh,
-) -> tuple[jax.Array, jax.Array]:
+) -> Best:
   """Updates the best k of every query with one block of the bank.
 
   Args:
-    best: Cosines float32 and bank indices int32 so far, both [tiles, q, k].
+    best: So far, both [tiles, q, k].
     tiles: Normalized queries [tiles, q, F], the tiles sharded over devices.
     block: Normalized bank images [n, F], padded.
     start: Bank index of the block's first image.
@@ -152,9 +151,7 @@ def merge_block(
     mesh: One axis, over which the tiles are sharded.
   """
 
-  def merge_tile(
-    tile: tuple[jax.Array, jax.Array, jax.Array],
-  ) -> tuple[jax.Array, jax.Array]:
+  def merge_tile(tile: tuple[jax.Array, jax.Array, jax.Array]) -> Best:
     similarities, indices, queries = tile
     tile_similarities = jnp.matmul(
       queries, block.T, precision=jax.lax.Precision.HIGHEST
@@ -170,9 +167,7 @@ def merge_block(
     candidates = jnp.concatenate([indices, columns], axis=1)
     return similarities, jnp.take_along_axis(candidates, places, axis=1)
 
-  def merge_shard(
-    best: tuple[jax.Array, jax.Array], tiles: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
+  def merge_shard(best: Best, tiles: jax.Array) -> Best:
     return jax.lax.map(merge_tile, (*best, tiles))
 
   return jax.shard_map(
@@ -203,41 +198,9 @@ def _normalized(features: np.ndarray) -> np.ndarray:
 
 def _tiled(queries: np.ndarray, query_block: int, mesh: Mesh) -> jax.Array:
   """Pads queries [Q, F] into tiles [tiles, query_block, F] over the mesh."""
-  per_round = query_block * mesh.size
-  padding = -len(queries) % per_round
-  tiles = np.pad(queries, [(0, padding), (0, 0)])
-  tiles = tiles.reshape(-1, query_block, queries.shape[1])
+  count = len(queries) + -len(queries) % (query_block * mesh.size)
+  tiles = pad_rows(queries, count).reshape(-1, query_block, queries.shape[1])
   return jax.device_put(tiles, devices_lib.batch_sharded(mesh))
-
-
-def _ranks_in_blocks(
-  similarities: np.ndarray,
-  neighbor_labels: np.ndarray,
-  query_labels: np.ndarray,
-  num_neighbors: tuple[int, ...],
-  temperatures: tuple[float, ...],
-  num_classes: int,
-) -> np.ndarray:
-  """Votes for blocks of queries; arrays as for `vote`. Returns [K, T, Q]."""
-  num_queries = len(query_labels)
-  block = min(1024, num_queries)
-  padding = -num_queries % block
-  arguments = (similarities, neighbor_labels, query_labels)
-  padded = [
-    np.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)) for a in arguments
-  ]
-  ranks = [
-    vote(
-      *(a[start : start + block] for a in padded),
-      np.asarray(temperatures, np.float32),
-      num_neighbors=num_neighbors,
-      num_classes=num_classes,
-    )
-    for start in range(0, num_queries + padding, block)
-  ]
-  return np.concatenate([np.asarray(r) for r in ranks], axis=-1)[
-    ..., :num_queries
-  ]
 
 
 @functools.partial(jax.jit, static_argnames=("num_neighbors", "num_classes"))

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imsvd_jax.base import devices
+from imsvd_jax.evaluation.features import in_blocks
 
 
 class Heads(NamedTuple):
@@ -56,8 +57,7 @@ def place_batch(
   """Shards rows of this process over the mesh, as part of a global batch.
 
   Args:
-    mesh: Whose processes all call this, with as many rows.
-    *rows: Arrays [B, ...].
+    mesh: Its processes all call this, with as many rows [B, ...] each.
     size: Pad with zeros to at least this many rows, so that a smaller last
       batch needs no compilation of its own.
 
@@ -65,11 +65,10 @@ def place_batch(
     The rows, padded further to a multiple of the devices.
   """
   size = max(size, len(rows[0]))
-  padding = size - len(rows[0]) + -size % len(mesh.local_devices)
-  padded = tuple(
-    np.pad(r, [(0, padding)] + [(0, 0)] * (r.ndim - 1)) for r in rows
+  size += -size % len(mesh.local_devices)
+  return devices.shard_batch(
+    tuple(devices.pad_rows(r, size) for r in rows), mesh
   )
-  return devices.shard_batch(padded, mesh)
 
 
 @functools.partial(jax.jit, static_argnames="optimizer", donate_argnums=0)
@@ -98,7 +97,6 @@ def train_step(
     labels: int32 [B].
     weights: float32 [B], 0 for padding; the loss is the weighted mean.
     learning_rates: float32 [G].
-    momentum: Of SGD.
     weight_decay: Applied to kernel and bias alike.
     optimizer: "sgd" or "lars".
     trust_coefficient: Of LARS.
@@ -138,26 +136,14 @@ def train_step(
 def rank_classes(
   heads: Heads, features: np.ndarray, labels: np.ndarray, *, block: int = 1024
 ) -> np.ndarray:
-  """Returns `metrics.class_ranks` of every head: int32 [G, N].
+  """Returns `scores.class_ranks` of every head: int32 [G, N].
 
-  Args:
-    heads: Replicated; computed on one local device.
-    features: float32 [N, F].
-    labels: int32 [N].
-    block: How many images are scored at once.
+  Of features float32 [N, F] and labels int32 [N], on one local device, `block`
+  images at once. The heads are replicated.
   """
   heads = jax.tree.map(np.asarray, heads)
   heads = jax.device_put(heads, jax.local_devices()[0])
-  block = min(block, len(labels))
-  padding = -len(labels) % block
-  features = np.pad(features, [(0, padding), (0, 0)])
-  labels = np.pad(labels, (0, padding))
-  ranks = [
-    _ranks(heads, features[i : i + block], labels[i : i + block])
-    for i in range(0, len(labels), block)
-  ]
-  ranks = np.concatenate([np.asarray(r) for r in ranks], axis=1)
-  return ranks[:, : len(labels) - padding]
+  return in_blocks(functools.partial(_ranks, heads), block, features, labels)
 
 
 @jax.jit

@@ -61,7 +61,7 @@ def logistic_regression(
   Args:
     train: Features [N, F] and labels int [N]; or int [N, C] of 1, 0 and -1
       (does not count).
-    test: Features [Q, F] and labels int [Q] or [Q, C].
+    test: The same of Q images.
     protocol: The values of C to choose from, the metric, the share of each
       class of train that chooses C, and when a fit ends: after `max_iterations`
       steps of L-BFGS, or when no component of the gradient of the mean loss is

@@ -49,18 +49,13 @@ def run(
 
 
 def linear_probe(
-  train: Features,
-  test: Features,
-  protocol: protocols.Probe,
+  train: Features, test: Features, protocol: protocols.Probe
 ) -> ProbeResult:
   """Trains a linear head per learning rate; cosine per epoch to zero.
 
-  Args:
-    train: Features and labels of the training images.
-    test: Those of the test images.
-    protocol: The learning rates to choose from (not scaled), the share of each
-      class of train that chooses, and the settings of SGD. The last batch of an
-      epoch may be smaller than the others.
+  The protocol has the learning rates to choose from (not scaled), the share of
+  each class of train that chooses, and the settings of SGD. The last batch of
+  an epoch may be smaller than the others.
 
   Raises:
     UserError: Features or labels are unusable.

@@ -242,8 +242,10 @@ _IMAGENET = Crops(size=224)
 _CIFAR = Crops(size=32, scale=(0.8, 1.0), test_resize=36)
 
 PROTOCOLS: dict[str, Protocol] = {
-  "linear/imsvd": Linear(_IMAGENET, 0.02, weight_decay=1e-6),
-  "linear/vicreg": Linear(_IMAGENET, 0.02, weight_decay=1e-6),
+  **dict.fromkeys(
+    ("linear/imsvd", "linear/vicreg"),
+    Linear(_IMAGENET, 0.02, weight_decay=1e-6),
+  ),
   "linear/barlow": Linear(_IMAGENET, 0.3, weight_decay=1e-6),
   "linear/simsiam": Linear(
     _IMAGENET,
@@ -284,7 +286,7 @@ PROTOCOLS: dict[str, Protocol] = {
 
 # Names that stand for several protocols.
 SUITES: dict[str, tuple[str, ...]] = {
-  "transfer": tuple(f"transfer/{name}" for name in TRANSFER),
+  "transfer": tuple(f"transfer/{name}" for name in TRANSFER)
 }
 
 # The closing table of a training run.
@@ -359,7 +361,6 @@ def with_settings(
   """Returns the protocols with some hyper-parameters set to other values.
 
   Args:
-    chosen: Protocols by name.
     settings: Each "KEY=VALUE", for every protocol that has the key, or
       "PROTOCOL:KEY=VALUE", for one. "crops.size=32" sets one value of the
       crops; "crops=run" takes those that the run itself was trained with.

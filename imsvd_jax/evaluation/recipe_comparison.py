@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.machinery
-import json
 import os
 import pathlib
 import statistics
@@ -14,11 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from imsvd_jax.base import console, devices, recipe_files
-from imsvd_jax.base.config import flatten
+from imsvd_jax.base.config import as_json, flatten
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import protocols, results, tables
 from imsvd_jax.evaluation.data_set import DataSet
@@ -45,29 +43,25 @@ _NOTE = (
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """A recipe as it was named on the command line.
+  """A recipe as it was named on the command line."""
 
-  Attributes:
-    argument: "configs/comparison.py:digits-imsvd".
-    name: "digits-imsvd", or the file's name where there is no mode.
-    config: What it returned.
-  """
+  argument: str  # "configs/comparison.py:digits-imsvd".
+  name: str  # "digits-imsvd", or the file's name where there is no mode.
+  config: ConfigDict  # What it returned.
 
-  argument: str
-  name: str
-  config: ConfigDict
+
+class _Job(NamedTuple):
+  recipe: Recipe
+  seed: int
+  folder: pathlib.Path  # Of the run.
 
 
 class Run(NamedTuple):
-  """The results of one finished run.
+  """The results of one finished run."""
 
-  Attributes:
-    results: Entries of results.json: the closing table.
-    last: The last line of metrics.jsonl that has a loss.
-  """
-
+  # Entries of results.json: the closing table.
   results: Sequence[Mapping[str, Any]]
-  last: Mapping[str, float]
+  last: Mapping[str, float]  # The last line of metrics.jsonl that has a loss.
 
 
 def compare(
@@ -106,26 +100,27 @@ def compare(
       )
   root = pathlib.Path(workdir).expanduser().resolve()
   root.mkdir(parents=True, exist_ok=True)
-  folders = {
-    (recipe.name, seed): root / f"{recipe.name}-seed{seed}"
+  jobs = [
+    _Job(recipe, seed, root / f"{recipe.name}-seed{seed}")
     for recipe in loaded
     for seed in seeds
-  }
-  for recipe in loaded:
-    for seed in seeds:
-      _check_unchanged(recipe, seed, folders[recipe.name, seed])
-  failed = _train_all(loaded, seeds, folders, root)
+  ]
+  for job in jobs:
+    _check_unchanged(*job)
+  failed = _train_all(jobs, root)
   runs: dict[str, list[Run]] = {recipe.name: [] for recipe in loaded}
-  for (name, seed), folder in folders.items():
-    if (name, seed) not in failed:
-      runs[name].append(read_run(folder))
+  for job in jobs:
+    if job not in failed:
+      runs[job.recipe.name].append(read_run(job.folder))
   timings = _time_steps(loaded, timing_steps) if timing_steps else {}
   text = report(loaded, runs, timings)
   (root / "comparison.md").write_text(text)
   print(text)
   console.say(f"Written to {root / 'comparison.md'}.")
-  for name, seed in failed:
-    console.say(f"error: {name} with seed {seed} failed; it is left out above.")
+  for recipe, seed, _ in failed:
+    console.say(
+      f"error: {recipe.name} with seed {seed} failed; it is left out above."
+    )
   return int(bool(failed))
 
 
@@ -164,9 +159,7 @@ def _check_unchanged(recipe: Recipe, seed: int, folder: pathlib.Path) -> None:
   if not _closing_table(folder):
     return
   stored = flatten(resume.load_config(folder))
-  # As JSON has it, which has no tuples.
-  text = json.dumps({**recipe.config.to_dict(), "seed": seed})
-  current = flatten(json.loads(text))
+  current = flatten(as_json({**recipe.config.to_dict(), "seed": seed}))
   keys = sorted(stored.keys() | current.keys())
   changed = [key for key in keys if stored.get(key) != current.get(key)]
   if changed:
@@ -177,22 +170,13 @@ def _check_unchanged(recipe: Recipe, seed: int, folder: pathlib.Path) -> None:
     )
 
 
-def _train_all(
-  recipes: Sequence[Recipe],
-  seeds: Sequence[int],
-  folders: Mapping[tuple[str, int], pathlib.Path],
-  root: pathlib.Path,
-) -> list[tuple[str, int]]:
+def _train_all(jobs: Sequence[_Job], root: pathlib.Path) -> list[_Job]:
   """Trains the runs that have not ended; returns those that failed."""
-  todo = [
-    (recipe, seed)
-    for recipe in recipes
-    for seed in seeds
-    if not _closing_table(folders[recipe.name, seed])
-  ]
+  todo = [job for job in jobs if not _closing_table(job.folder)]
   start = time.monotonic()
   failed = []
-  for done, (recipe, seed) in enumerate(todo):
+  for done, job in enumerate(todo):
+    recipe, seed, folder = job
     left = ""
     if done:
       seconds = (time.monotonic() - start) / done * (len(todo) - done)
@@ -202,7 +186,7 @@ def _train_all(
     )
     command = [sys.executable, "-m", "imsvd_jax.main"]
     command += [f"--config={recipe.argument}", f"--config.seed={seed}"]
-    command += [f"--workdir={folders[recipe.name, seed]}"]
+    command += [f"--workdir={folder}"]
     # Runs that differ in their seed compile the same programs.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(root / "compiled")}
     environment = cache | os.environ
@@ -213,7 +197,7 @@ def _train_all(
         " says above; the same command continues."
       )
     if code:
-      failed.append((recipe.name, seed))
+      failed.append(job)
   return failed
 
 
@@ -259,11 +243,7 @@ def _time_steps(
       lambda experiment=experiment: step_lib.init_state(experiment),
       out_shardings=replicated,
     )
-    rng = np.random.default_rng(0)
-    batch = jax.tree.map(
-      lambda x, rng=rng: rng.integers(0, 256, x.shape).astype(x.dtype),
-      experiment_lib.abstract_batch(recipe.config),
-    )
+    batch = experiment_lib.random_batch(recipe.config)
     batch = devices.shard_batch(batch, mesh)
     state, _ = jax.block_until_ready(step(init(), batch))
     jobs[recipe.name] = step, state, batch

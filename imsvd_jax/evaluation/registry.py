@@ -10,7 +10,7 @@ from imsvd_jax.evaluation import (
   linear,
   logistic,
   probe,
-  transfer,
+  transfer_sets,
 )
 from imsvd_jax.evaluation.inputs import Evaluator, Inputs
 from imsvd_jax.evaluation.protocols import Protocol
@@ -21,7 +21,7 @@ EVALUATORS: dict[str, Evaluator] = {
   "probe": probe.EVALUATOR,
   "linear": linear.EVALUATOR,
   "finetune": finetune.EVALUATOR,
-  "transfer": transfer.EVALUATOR,
+  "transfer": logistic.EVALUATOR._replace(own_data=transfer_sets.own_data),
   "collapse": collapse.EVALUATOR,
 }
 

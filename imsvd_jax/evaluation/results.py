@@ -19,58 +19,34 @@ _HEADLINE = ("final", "best", "low", "high")
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """One protocol on one checkpoint.
+  """One protocol on one checkpoint."""
 
-  Attributes:
-    protocol: Its name: in `PROTOCOLS`, or one of `protocols.online` and
-      `protocols.final`.
-    evaluator: Its name in `registry.EVALUATORS`.
-    hyperparameters: Every one of them.
-    data: The name and splits of the data, and how images were prepared.
-    step: Training steps behind the weights; None for raw pixels.
-    seed: Of the evaluation.
-    final: The number to report, as the protocol defines it.
-    best: The best number on test among those the protocol looked at, which is
-      chosen on test and therefore optimistic.
-    interval: 95% interval of `final`.
-    num_images: Test images.
-    values: Every number the evaluator gave.
-    seconds: How long it took.
-    online: Whether a training run measured it on its way.
-    skipped: Why there are no numbers; None if there are.
-    version: Of this package.
-    encoder: "trained", or a baseline: "random init" or "raw pixels".
-    weights: Checksum of the encoder's weights; None for raw pixels.
-  """
-
-  protocol: str
-  evaluator: str
-  hyperparameters: Mapping[str, Any]
-  data: Mapping[str, Any]
-  step: int | None
-  seed: int
-  final: float | None = None
-  best: float | None = None
-  interval: tuple[float, float] | None = None
-  num_images: int | None = None
+  protocol: str  # Its name: in `PROTOCOLS`, or that of `online` or `final`.
+  evaluator: str  # Its name in `registry.EVALUATORS`.
+  hyperparameters: Mapping[str, Any]  # Every one of them.
+  data: Mapping[str, Any]  # Name and splits, and how images were prepared.
+  step: int | None  # Training steps behind the weights; None for raw pixels.
+  seed: int  # Of the evaluation.
+  final: float | None = None  # To be reported, as the protocol defines it.
+  best: float | None = None  # Chosen on test, and therefore optimistic.
+  interval: tuple[float, float] | None = None  # 95% interval of `final`.
+  num_images: int | None = None  # Test images.
+  # Every number that the evaluator gave.
   values: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  seconds: float | None = None
-  online: bool = False
-  skipped: str | None = None
-  version: str = imsvd_jax.__version__
-  encoder: str = TRAINED
-  weights: str | None = None
+  seconds: float | None = None  # How long it took.
+  online: bool = False  # Whether a training run measured it on its way.
+  skipped: str | None = None  # Why there are no numbers; None if there are.
+  version: str = imsvd_jax.__version__  # Of this package.
+  encoder: str = TRAINED  # Or a baseline: RANDOM_INIT or RAW_PIXELS.
+  weights: str | None = None  # The checksum of them; None for raw pixels.
 
 
 def with_values(
   planned: Result, values: Mapping[str, float], **fields: Any
 ) -> Result:
-  """Returns a result with the numbers of an evaluator.
+  """Returns a result with an evaluator's numbers and other fields.
 
-  Args:
-    planned: The result without numbers.
-    values: They hold "final", "best", "low" and "high" if there is a headline.
-    **fields: Other fields to replace.
+  `values` hold "final", "best", "low" and "high" if there is a headline.
   """
   values = {name: float(value) for name, value in values.items()}
   final, best, low, high = (values.pop(name, None) for name in _HEADLINE)
@@ -82,10 +58,6 @@ def with_values(
 
 def write_results(path: Path, new: Iterable[Result]) -> None:
   """Adds results to `results.json`; a repeated measurement replaces its last.
-
-  Args:
-    path: The file, local or any path with pathlib's methods.
-    new: Results to add.
 
   Raises:
     UserError: The file is there but is not one of ours.
@@ -137,12 +109,7 @@ def as_entry(result: Result) -> dict[str, Any]:
 def find(
   entries: Iterable[Mapping[str, Any]], planned: Result
 ) -> Result | None:
-  """Returns the result of a measurement that was made already, if any.
-
-  Args:
-    entries: From `read_results`.
-    planned: The measurement, without numbers.
-  """
+  """Returns the result of a planned measurement that an entry has, if any."""
   key = _key(as_entry(planned))
   for entry in entries:
     same = _key(entry) == key and not entry["skipped"]

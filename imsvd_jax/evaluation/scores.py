@@ -1,7 +1,7 @@
 """Scores of predictions and their 95% intervals."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,14 +28,8 @@ def class_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """Returns the place of each image's own class among all: 0 is the best.
 
   Of equal scores the lower class number comes first. NaN ranks behind every
-  number, so a diverged classifier is never right.
-
-  Args:
-    scores: [N, C].
-    labels: int [N].
-
-  Returns:
-    int32 [N].
+  number, so a diverged classifier is never right. Maps scores [N, C] and labels
+  int [N] to int32 [N].
   """
   own = np.take_along_axis(scores, labels[:, None], axis=1)  # [N, 1]
   lower = np.arange(scores.shape[1]) < labels[:, None]
@@ -56,9 +50,7 @@ def accuracy(ranks: np.ndarray) -> Accuracy:
 def mean_per_class(right: np.ndarray, labels: np.ndarray) -> float:
   """Returns the mean over classes of the accuracy within each.
 
-  Args:
-    right: bool [N], whether each image is classified correctly.
-    labels: int [N]; classes that do not occur do not count.
+  `right` is bool [N], `labels` int [N]; classes that do not occur do not count.
   """
   total = np.bincount(labels)
   hits = np.bincount(labels, weights=right)
@@ -98,11 +90,9 @@ def average_precision_11_point(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-  """Returns the mean 11-point average precision over classes.
+  """Returns the mean of `average_precision_11_point` over classes.
 
-  Args:
-    scores: [N, C].
-    labels: int [N, C] of 1, 0 and -1, as `average_precision_11_point` takes.
+  `scores` are [N, C], and `labels` int [N, C] of 1, 0 and -1.
   """
   present = np.flatnonzero((labels > 0).any(axis=0))
   return float(
@@ -112,16 +102,9 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
   )
 
 
-def wilson_interval(
-  successes: int, trials: int, z: float = 1.959964
-) -> tuple[float, float]:
-  """Returns Wilson's score interval of a proportion.
-
-  Args:
-    successes: How many trials succeeded.
-    trials: How many there were, at least one.
-    z: Normal quantile; the default gives 95%.
-  """
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+  """Returns Wilson's 95% score interval of a proportion of at least 1 trial."""
+  z = 1.959964  # The normal quantile.
   proportion = successes / trials
   denominator = 1 + z * z / trials
   center = (proportion + z * z / (2 * trials)) / denominator
@@ -138,17 +121,12 @@ def bootstrap_interval(
   num_images: int,
   *,
   num_resamples: int = 1000,
-  seed: int = 0,
 ) -> tuple[float, float]:
   """Returns the 95% percentile interval over resampled test images.
 
-  Args:
-    statistic: From the indices of a resample, int [num_images], to its value.
-    num_images: How many test images there are.
-    num_resamples: How many resamples to draw.
-    seed: Draws them.
+  `statistic` maps the indices of a resample, int [num_images], to its value.
   """
-  generator = np.random.default_rng(seed)
+  generator = np.random.default_rng(0)
   values = [
     statistic(generator.integers(0, num_images, num_images))
     for _ in range(num_resamples)
@@ -157,14 +135,12 @@ def bootstrap_interval(
   return float(bounds[0]), float(bounds[1])
 
 
-def top1_score(scores: np.ndarray, labels: np.ndarray) -> Score:
-  """Scores [N, C] against int [N] by the fraction of images right."""
+def _top1(scores: np.ndarray, labels: np.ndarray) -> Score:
   result = accuracy(class_ranks(scores, labels))
   return Score(result.top1, result.interval)
 
 
-def mean_per_class_score(scores: np.ndarray, labels: np.ndarray) -> Score:
-  """Scores [N, C] against int [N] by `mean_per_class`."""
+def _mean_per_class_score(scores: np.ndarray, labels: np.ndarray) -> Score:
   right = class_ranks(scores, labels) == 0
   interval = bootstrap_interval(
     lambda sample: mean_per_class(right[sample], labels[sample]), len(labels)
@@ -172,21 +148,15 @@ def mean_per_class_score(scores: np.ndarray, labels: np.ndarray) -> Score:
   return Score(mean_per_class(right, labels), interval)
 
 
-def mean_average_precision_score(
+def _mean_average_precision_score(
   scores: np.ndarray, labels: np.ndarray
 ) -> Score:
-  """Scores [N, C] against int [N, C] by `mean_average_precision`."""
   interval = bootstrap_interval(
     lambda sample: mean_average_precision(scores[sample], labels[sample]),
     len(labels),
     num_resamples=200,  # A resample sorts every class: milliseconds, not 10s.
   )
   return Score(mean_average_precision(scores, labels), interval)
-
-
-def scored_mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
-  """Returns `mean_per_class` of the classes with the best scores."""
-  return mean_per_class(class_ranks(scores, labels) == 0, labels)
 
 
 class Metric(NamedTuple):
@@ -197,9 +167,12 @@ class Metric(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-  "top1": Metric(lambda *args: top1_score(*args).value, top1_score),
-  "mean_per_class": Metric(scored_mean_per_class, mean_per_class_score),
-  "map_11_point": Metric(mean_average_precision, mean_average_precision_score),
+  "top1": Metric(lambda *args: _top1(*args).value, _top1),
+  "mean_per_class": Metric(
+    lambda s, labels: mean_per_class(class_ranks(s, labels) == 0, labels),
+    _mean_per_class_score,
+  ),
+  "map_11_point": Metric(mean_average_precision, _mean_average_precision_score),
 }
 
 
@@ -221,3 +194,16 @@ def headline(
   yield "high", score.interval[1]
   if isinstance(score, Accuracy):
     yield from zip(("top1", "top5"), score[:2], strict=True)
+
+
+def epochs_headline(
+  history: Sequence[np.ndarray], train_loss: float
+) -> Iterator[tuple[str, float]]:
+  """Yields the headline and more of the ranks [N] after each epoch.
+
+  The best epoch is chosen on test, and therefore optimistic.
+  """
+  top1 = [float((ranks == 0).mean()) for ranks in history]
+  yield from headline(accuracy(history[-1]), max(top1))
+  yield "best_epoch", int(np.argmax(top1))
+  yield "train_loss", train_loss

@@ -19,7 +19,7 @@ def subset(labels: np.ndarray, fraction: float, *, seed: int) -> np.ndarray:
 
   Args:
     labels: int [N] by index in the data set, -1 where unknown (never taken).
-    fraction: Between 0 (exclusive) and 1.
+    fraction: Above 0, at most 1.
     seed: Chooses the images.
 
   Returns:
@@ -48,12 +48,7 @@ def split_classes(
   """Splits off `fraction` of the images of every class.
 
   Of every class at least one image is split off and at least one stays; a class
-  with a single image keeps it.
-
-  Args:
-    labels: int [N].
-    fraction: Between 0 and 1.
-    seed: Chooses the images.
+  with a single image keeps it. Labels are int [N]; the seed chooses the images.
 
   Returns:
     Indices of the images that stay and of those split off, both increasing.

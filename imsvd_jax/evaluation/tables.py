@@ -17,28 +17,17 @@ _IGNORED = ("seed", *HARMLESS_KEYS)
 
 
 class Run(NamedTuple):
-  """A run and its measurements.
+  """A run and its measurements."""
 
-  Attributes:
-    config: Nested.
-    results: Entries of results.json.
-    name: Of its row; by default what its config says.
-  """
-
-  config: Mapping[str, Any]
-  results: Sequence[Mapping[str, Any]]
-  name: str = ""
+  config: Mapping[str, Any]  # Nested.
+  results: Sequence[Mapping[str, Any]]  # Entries of results.json.
+  name: str = ""  # Of its row; by default what its config says.
 
 
-def seed_interval(
-  values: Sequence[float],
-) -> tuple[float, tuple[float, float]]:
+def seed_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
   """Returns the mean over seeds and Student's 95% interval of it.
 
-    mean +- t(0.975, n - 1) s / sqrt(n)
-
-  Args:
-    values: One number per seed, two or more.
+  mean +- t(0.975, n - 1) s / sqrt(n),   n two or more
   """
   if len(values) < 2:
     raise UserError("An interval over seeds of one run; expected two or more.")
@@ -50,9 +39,7 @@ def seed_interval(
 
 
 def markdown_table(
-  runs: Iterable[Run],
-  *,
-  more: Mapping[str, Mapping[str, str]] | None = None,
+  runs: Iterable[Run], *, more: Mapping[str, Mapping[str, str]] | None = None
 ) -> str:
   """Returns a Markdown table: a row per configuration, a column per protocol.
 
@@ -65,7 +52,6 @@ def markdown_table(
   Their cells are ranges: runs with one network and seed have them in common.
 
   Args:
-    runs: The runs.
     more: Further columns: from their header to a cell per name of a row.
 
   Raises:

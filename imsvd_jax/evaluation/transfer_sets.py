@@ -1,28 +1,27 @@
-"""The standard transfer suite: eleven small classification sets."""
+"""The standard transfer suite: eleven small classification sets.
+
+Nothing is downloaded: a set that is not on disk is reported as skipped.
+"""
 
 import dataclasses
+import os
+from typing import Any
+
+from ml_collections import ConfigDict
 
 
 @dataclasses.dataclass(frozen=True)
 class TransferSet:
-  """One set of the suite.
+  """One set of the suite."""
 
-  Attributes:
-    name: As `data.name` has it.
-    train: The split that is fitted; C is chosen on a part of it.
-    test: The split that is scored.
-    metric: A name in `scores.METRICS`.
-    folder: Its folder in the data directory, where TensorFlow Datasets does not
-      find it by itself.
-    remedy: How to prepare it where TensorFlow Datasets cannot.
-  """
-
-  name: str
-  train: str
-  test: str
-  metric: str = "top1"
+  name: str  # As `data.name` has it.
+  train: str  # The split that is fitted; C is chosen on a part of it.
+  test: str  # The split that is scored.
+  metric: str = "top1"  # A name in `scores.METRICS`.
+  # Its folder in the data directory, where TensorFlow Datasets does not find it
+  # by itself.
   folder: str = ""
-  remedy: str = ""
+  remedy: str = ""  # How to prepare it where TensorFlow Datasets cannot.
 
 
 TRANSFER: dict[str, TransferSet] = {
@@ -60,3 +59,21 @@ TRANSFER: dict[str, TransferSet] = {
     metric="mean_per_class",
   ),
 }
+
+
+def own_data(
+  protocol: Any, own: ConfigDict, data_dir: str
+) -> tuple[ConfigDict, str]:
+  """Returns a protocol's set, prepared as the run's data, and its remedy.
+
+  Without `data_dir` it is where TensorFlow Datasets keeps its data by default.
+  """
+  chosen = TRANSFER[protocol.data_set]
+  default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  data_dir = os.path.expanduser(data_dir or default)
+  settings = own.copy_and_resolve_references()
+  settings.num_examples = 0
+  settings.name = chosen.name
+  settings.path = os.path.join(data_dir, chosen.folder).rstrip(os.sep)
+  settings.train_split, settings.eval_split = chosen.train, chosen.test
+  return settings, chosen.remedy

@@ -24,84 +24,54 @@ SCORE_STEPS = 2.0**16
 
 
 class FeatureSums(NamedTuple):
-  """Sums of features [F].
+  """Sums of features [F]."""
 
-  Attributes:
-    shift: [F], subtracted from features before they are added.
-    first: Sums of [F].
-    second: Sums of [F, F], rows over devices; None: not asked for.
-  """
-
-  shift: jax.Array
-  first: Sums
-  second: Sums | None
+  shift: jax.Array  # [F], subtracted from features before they are added.
+  first: Sums  # Sums of [F].
+  second: Sums | None  # Sums of [F, F], rows over devices; None: not asked for.
 
 
 class CodeSums(NamedTuple):
   """Sums of the probabilities of M variables of b bins, D = M * b.
 
   Rows of D are padded to a multiple of the device count.
-
-  Attributes:
-    marginal: Sums of [D].
-    conditional_entropy: Sums of [M].
-    confidence: Sums of [M].
-    joint: Sums of [D, D], rows over devices; None: not asked for.
-    top_scores: [D, n], the n largest probabilities of each bin, rounded to
-      1 / SCORE_STEPS; -1: none.
-    top_indices: [D, n] int32, their images.
   """
 
-  marginal: Sums
-  conditional_entropy: Sums
-  confidence: Sums
-  joint: Sums | None
+  marginal: Sums  # Sums of [D].
+  conditional_entropy: Sums  # Sums of [M].
+  confidence: Sums  # Sums of [M].
+  joint: Sums | None  # Sums of [D, D], rows over devices; None: not asked for.
+  # [D, n], the n largest probabilities of each bin, rounded to 1 / SCORE_STEPS;
+  # -1: none.
   top_scores: jax.Array
-  top_indices: jax.Array
+  top_indices: jax.Array  # [D, n] int32, their images.
 
 
 class ImageSums(NamedTuple):
-  """What is carried from batch to batch of images.
+  """What is carried from batch to batch of images."""
 
-  Attributes:
-    count: [] int32, images so far.
-    invalid: [] int32, images with a value that is not finite.
-    features: Of every encoder.
-    code: None for an encoder without discrete code.
-  """
-
-  count: jax.Array
-  invalid: jax.Array
-  features: FeatureSums
-  code: CodeSums | None
+  count: jax.Array  # [] int32, images so far.
+  invalid: jax.Array  # [] int32, images with a value that is not finite.
+  features: FeatureSums  # Of every encoder.
+  code: CodeSums | None  # None for an encoder without discrete code.
 
 
 class ViewSums(NamedTuple):
-  """What is carried from batch to batch of two views.
+  """What is carried from batch to batch of two views."""
 
-  Attributes:
-    count: [] int32, images so far.
-    agreement: Sums of [M].
-    soft_agreement: Sums of [M].
-    cross_joint: Sums of [D, D], rows over devices; None: not asked for.
-  """
-
-  count: jax.Array
-  agreement: Sums
-  soft_agreement: Sums
+  count: jax.Array  # [] int32, images so far.
+  agreement: Sums  # Sums of [M].
+  soft_agreement: Sums  # Sums of [M].
+  # Sums of [D, D], rows over devices; None: not asked for.
   cross_joint: Sums | None
 
 
 class PerImage(NamedTuple):
-  """What is read back for each image of a batch.
+  """What is read back for each image of a batch."""
 
-  Attributes:
-    codes: [B, M] uint8 or uint16, the most probable bin; ties: the lowest.
-    features: [B, F] float32.
-  """
-
+  # [B, M] uint8 or uint16, the most probable bin; ties: the lowest.
   codes: jax.Array | None
-  features: jax.Array
+  features: jax.Array  # [B, F] float32.
 
 
 class Pass:

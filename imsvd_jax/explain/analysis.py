@@ -18,18 +18,12 @@ _Part = TypeVar("_Part")
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-  """The backbone's features.
+  """The backbone's features."""
 
-  Attributes:
-    feature_mean: [F] float64.
-    feature_covariance: [F, F] float64, or None when not asked for.
-    sample_indices: [S] int64, ascending, a uniform sample of the images.
-    sample_features: [S, F] float32.
-  """
-
-  feature_mean: np.ndarray
-  sample_indices: np.ndarray
-  sample_features: np.ndarray
+  feature_mean: np.ndarray  # [F] float64.
+  sample_indices: np.ndarray  # [S] int64, ascending, a uniform sample.
+  sample_features: np.ndarray  # [S, F] float32.
+  # [F, F] float64, or None when not asked for.
   feature_covariance: np.ndarray | None = None
 
   def sampled_from(self, indices: np.ndarray) -> "Features":
@@ -44,26 +38,17 @@ class Features:
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-  """The discrete code of the images.
+  """The discrete code of the images."""
 
-  Attributes:
-    codes: [N, M] uint8 or uint16, the most probable bin of each variable.
-    marginal: [M, b] float64, p(m; d), mean of q.
-    usage: [M, b] int64, images whose most probable bin it is.
-    conditional_entropy: [M] nats, mean over images of the entropy of q.
-    confidence: [M], mean over images of the largest probability.
-    top_scores: [M, b, n] float32, the largest q of each bin, rounded to
-      2^-16 so that noise does not rank certain images; -1: none.
-    top_indices: [M, b, n] int64, their images, equal scores by lower
-      index; -1: none.
-  """
-
-  codes: np.ndarray
-  marginal: np.ndarray
-  usage: np.ndarray
-  conditional_entropy: np.ndarray
-  confidence: np.ndarray
+  codes: np.ndarray  # [N, M] uint8 or uint16, the most probable bins.
+  marginal: np.ndarray  # [M, b] float64, p(m; d), mean of q.
+  usage: np.ndarray  # [M, b] int64, images whose most probable bin it is.
+  conditional_entropy: np.ndarray  # [M] nats, mean over images of H(q).
+  confidence: np.ndarray  # [M], mean over images of the largest probability.
+  # [M, b, n] float32, the largest q of each bin, rounded to 2^-16 so that noise
+  # does not rank certain images; -1: none.
   top_scores: np.ndarray
+  # [M, b, n] int64, their images, equal scores by lower index; -1: none.
   top_indices: np.ndarray
 
   @property
@@ -83,17 +68,11 @@ class Code:
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-  """What pairs of variables share.
+  """What pairs of variables share."""
 
-  Attributes:
-    joint: [D, D] float32, P.
-    mutual_information: [M, M] nats, from `joint`.
-    floor: [M, M] nats, its finite-sample floor.
-  """
-
-  joint: np.ndarray
-  mutual_information: np.ndarray
-  floor: np.ndarray
+  joint: np.ndarray  # [D, D] float32, P.
+  mutual_information: np.ndarray  # [M, M] nats, from `joint`.
+  floor: np.ndarray  # [M, M] nats, its finite-sample floor.
 
   def excess(self) -> np.ndarray:
     """Returns [M, M] nats, the mutual information above its floor."""
@@ -108,72 +87,47 @@ class Pairs:
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-  """How alike the codes of two augmented views of an image are.
+  """How alike the codes of two augmented views of an image are."""
 
-  Attributes:
-    agreement: [M], share of images whose two views have the same bin.
-    soft_agreement: [M], mean over images of sum_d q'(d) q''(d).
-    example_indices: [n] int64, a few images that are shown with their views.
-    example_views: [n, 2, S, S, C] uint8.
-    example_probabilities: [n, 2, M, b] float32.
-    cross_joint: [D, D] float32, Pc (rows: view 1), or None when not asked for.
-    cross_mutual_information: [M, M] nats, from `cross_joint`.
-  """
-
-  agreement: np.ndarray
-  soft_agreement: np.ndarray
-  example_indices: np.ndarray
-  example_views: np.ndarray
-  example_probabilities: np.ndarray
+  agreement: np.ndarray  # [M], share of images whose views share the bin.
+  soft_agreement: np.ndarray  # [M], mean over images of sum_d q'(d) q''(d).
+  example_indices: np.ndarray  # [n] int64, images shown with their views.
+  example_views: np.ndarray  # [n, 2, S, S, C] uint8.
+  example_probabilities: np.ndarray  # [n, 2, M, b] float32.
+  # [D, D] float32, Pc (rows: view 1), or None when not asked for.
   cross_joint: np.ndarray | None = None
+  # [M, M] nats, from `cross_joint`.
   cross_mutual_information: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class FactorScores:
-  """What the variables tell of labels and factors.
+  """What the variables tell of labels and factors."""
 
-  Attributes:
-    class_counts: By factor, [M, b, K] images by bin and value.
-    nmi: [M, number of factors], normalized mutual information.
-    nmi_chance: [M, number of factors], of independent variables.
-    nmi_untrained: [M, number of factors], of the same network with random
-      weights; None where that was not measured.
-  """
-
-  class_counts: Mapping[str, np.ndarray]
-  nmi: np.ndarray
-  nmi_chance: np.ndarray
+  class_counts: Mapping[str, np.ndarray]  # [M, b, K] images, by factor.
+  nmi: np.ndarray  # [M, number of factors], normalized mutual information.
+  nmi_chance: np.ndarray  # [M, number of factors], of independent variables.
+  # [M, number of factors], of the same network with random weights; None where
+  # that was not measured.
   nmi_untrained: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-  """What was found.
+  """What was found."""
 
-  Attributes:
-    indices: [N] int64, ascending; rows of codes and factors follow it.
-    features: Of every encoder.
-    code: None for an encoder without discrete code, as the parts that follow.
-    pairs: None when the joint matrix was not asked for.
-    views: None when no views were compared.
-    factors: Labels and other factors, in the order of `indices`.
-    scores: None when no factor is known.
-    flip_rates: By augmentation, [M], share of images whose bin it changes.
-    seconds: Duration of the pass over the images, compilation included.
-    images_per_second: Without the first batch, which compiles.
-  """
-
-  indices: np.ndarray
-  features: Features
+  indices: np.ndarray  # [N] int64, ascending, as rows of codes and factors.
+  features: Features  # Of every encoder.
+  # None for an encoder without discrete code, as the parts that follow.
   code: Code | None = None
-  pairs: Pairs | None = None
-  views: Views | None = None
-  factors: tuple[Factor, ...] = ()
-  scores: FactorScores | None = None
+  pairs: Pairs | None = None  # None when the joint matrix was not asked for.
+  views: Views | None = None  # None when no views were compared.
+  factors: tuple[Factor, ...] = ()  # The label first, if there is one.
+  scores: FactorScores | None = None  # None when no factor is known.
+  # By augmentation, [M], share of images whose bin it changes.
   flip_rates: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-  seconds: float = 0.0
-  images_per_second: float = 0.0
+  seconds: float = 0.0  # Of the pass over the images, with compilation.
+  images_per_second: float = 0.0  # Without the first batch, which compiles.
 
   @property
   def num_images(self) -> int:

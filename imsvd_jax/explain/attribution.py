@@ -30,10 +30,7 @@ def log_odds(
 ) -> jax.Array:
   """Returns [B] nats, the log-odds of one bin per image.
 
-  Args:
-    log_probabilities: [B, M, b].
-    variables: [B] int.
-    bins: [B] int.
+  Of log-probabilities [B, M, b]; `variables` and `bins` are int [B].
   """
   place = jnp.arange(log_probabilities.shape[0])
   chosen = log_probabilities[place, variables]  # [B, b]
@@ -141,25 +138,14 @@ def attribute(
   batch_size: int,
   mesh: Mesh,
 ) -> np.ndarray:
-  """Runs a compiled attribution over a batch, spread over the devices.
+  """Attributes n images uint8 [n, H, W, C], spread over the devices.
 
-  Args:
-    compiled: From `make_grad_cam` or `make_integrated_gradients`.
-    images: uint8 [n, H, W, C], n at most `batch_size`.
-    variables: [n] int.
-    bins: [n] int.
-    batch_size: The one compiled shape, to which the batch is padded.
-    mesh: Devices, along axis "data"; they must divide the batch size.
-
-  Returns:
-    [n, h, w] float32.
+  `compiled` is from `make_grad_cam` or `make_integrated_gradients`, `variables`
+  and `bins` are int [n]. The batch is padded to `batch_size`, the one compiled
+  shape, which the devices must divide. Returns float32 [n, h, w].
   """
-  pad = batch_size - len(images)
-  batch = (
-    np.pad(images, ((0, pad), (0, 0), (0, 0), (0, 0))),
-    np.pad(np.asarray(variables, np.int32), (0, pad)),
-    np.pad(np.asarray(bins, np.int32), (0, pad)),
-  )
+  arrays = images, np.asarray(variables, np.int32), np.asarray(bins, np.int32)
+  batch = [devices.pad_rows(array, batch_size) for array in arrays]
   placed = jax.device_put(batch, devices.batch_sharded(mesh))
   maps = compiled(subject.variables, *placed)
   return np.asarray(maps)[: len(images)]

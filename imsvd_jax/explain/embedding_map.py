@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imsvd_jax.explain.analysis import Features
+from imsvd_jax.explain.information import entropy
 
 _BLOCK = 512  # Queries per product, so that memory is _BLOCK * S.
 
@@ -45,9 +46,7 @@ def effective_rank(covariance: np.ndarray) -> float:
   0 where there is no variance.
   """
   share = spectrum(covariance)
-  if not share.any():
-    return 0.0
-  return float(np.exp(-np.sum(share * np.log(np.where(share > 0, share, 1)))))
+  return float(np.exp(entropy(share))) if share.any() else 0.0
 
 
 def neighbor_agreement(
@@ -55,12 +54,8 @@ def neighbor_agreement(
 ) -> tuple[float, float]:
   """Returns how often a neighbor has the same label, and by chance.
 
-  Args:
-    neighbors: [S, k] rows.
-    values: [S] int, -1 where unknown.
-
-  Returns:
-    (share over pairs whose labels are both known, share by chance).
+  Of the pairs whose labels are both known. `neighbors` are rows [S, k], and
+  `values` int [S], -1 where unknown.
   """
   own, other = values[:, None], values[neighbors]
   known = (own >= 0) & (other >= 0)

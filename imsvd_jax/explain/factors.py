@@ -13,17 +13,11 @@ _NUM_QUANTILES = 10  # Bins of a continuous factor.
 
 
 class Factor(NamedTuple):
-  """Something known about each image: a label, or a factor of variation.
+  """Something known about each image: a label, or a factor of variation."""
 
-  Attributes:
-    name: What it is called.
-    values: [N] int32, 0..K-1, or -1 where unknown.
-    names: K names of the values.
-  """
-
-  name: str
-  values: np.ndarray
-  names: tuple[str, ...]
+  name: str  # What it is called.
+  values: np.ndarray  # [N] int32, 0..K-1, or -1 where unknown.
+  names: tuple[str, ...]  # K names of the values.
 
 
 def make_factor(
@@ -34,11 +28,7 @@ def make_factor(
   Integers (and booleans) are categories as they are, negative ones unknown.
   Floats are cut into ten bins of equal share; NaN is unknown, and
   equal values stay together. Anything else (strings) is sorted into
-  categories.
-
-  Args:
-    values: [N].
-    names: Names of the categories; by default their numbers.
+  categories. `names` are those of the categories, by default their numbers.
   """
   values = np.asarray(values)
   if values.dtype.kind == "f":
@@ -86,10 +76,8 @@ def known_factors(
 ) -> tuple[Factor, ...]:
   """Returns the label, if there are any, and every other factor.
 
-  Args:
-    indices: [N] int64, ascending, the images.
-    labels: [N] int, -1 where unknown.
-    values: By name, values indexed by image index (see `images.Images`).
+  Of the images `indices`, [N] int64, ascending; `labels` are [N] int, -1 where
+  unknown, and `values` those of `images.Images.factors`.
 
   Raises:
     UserError: A factor has too few values.

@@ -28,6 +28,8 @@ _STYLE = {
   "font.size": 8,
   "font.family": "sans-serif",
   "axes.titlesize": 9,
+  "image.cmap": "viridis",
+  "image.interpolation": "nearest",
   "axes.linewidth": 0.6,
   "axes.spines.top": False,
   "axes.spines.right": False,
@@ -109,11 +111,7 @@ def joint_matrix(
   figure = _figure(4.4, 3.9)
   axes = figure.add_subplot()
   shown = axes.imshow(
-    np.ma.masked_less_equal(part, 0),
-    norm=norm,
-    cmap="viridis",
-    interpolation="nearest",
-    rasterized=True,
+    np.ma.masked_less_equal(part, 0), norm=norm, rasterized=True
   )
   _mark_blocks(axes, num_bins, variables)
   axes.set_title(title)
@@ -149,9 +147,7 @@ def information_matrix(pairs: Pairs) -> Figure:
   np.fill_diagonal(excess, np.nan)
   figure = _figure(4.4, 3.7)
   axes = figure.add_subplot()
-  shown = axes.imshow(
-    excess, cmap="viridis", interpolation="nearest", rasterized=True
-  )
+  shown = axes.imshow(excess, rasterized=True)
   axes.set_xlabel("variable")
   axes.set_ylabel("variable")
   axes.set_title("Mutual information above the finite-sample floor")
@@ -166,11 +162,8 @@ def embedding_vectors(
   """Draws two views of each image beside their soft codes.
 
   Columns are variables and rows are bins; a mark below each variable says
-  whether all views fall in the same bin.
-
-  Args:
-    views: [n, V, H, W, C] uint8.
-    probabilities: [n, V, M, b].
+  whether all views fall in the same bin. `views` are uint8 [n, V, H, W, C], and
+  `probabilities` [n, V, M, b].
   """
   count = min(len(views), max_images)
   num_views = views.shape[1]
@@ -184,7 +177,7 @@ def embedding_vectors(
     for view in range(num_views):
       place = row * num_views + view
       axes = figure.add_subplot(grid[place, 0])
-      axes.imshow(_rgb(views[row, view]), interpolation="nearest")
+      axes.imshow(_rgb(views[row, view]))
       _bare(axes)
       axes = figure.add_subplot(grid[place, 1])
       is_last = view == num_views - 1
@@ -204,7 +197,6 @@ def _draw_code(
     cmap="Greys",
     vmin=0,
     vmax=1,
-    interpolation="nearest",
     rasterized=True,
   )
   axes.set_yticks([])
@@ -224,7 +216,7 @@ def sample_grid(
     for column, axes in enumerate(grid[row]):
       _bare(axes)
       if column < len(pictures):
-        axes.imshow(_rgb(pictures[column]), interpolation="nearest")
+        axes.imshow(_rgb(pictures[column]))
     _set_row_title(grid[row][0], title)
   return figure
 
@@ -233,12 +225,9 @@ def sample_grid(
 def attribution_rows(
   images: np.ndarray, maps: Mapping[str, np.ndarray], titles: Sequence[str]
 ) -> Figure:
-  """Draws images beside their attribution, one row each.
+  """Draws images uint8 [n, H, W, C] beside their attribution, one row each.
 
-  Args:
-    images: uint8 [n, H, W, C].
-    maps: By method, [n, h, w]; each becomes a column of overlays.
-    titles: [n].
+  `maps` are [n, h, w] by method; each becomes a column of overlays.
   """
   colormap = matplotlib.colormaps["inferno"](np.arange(256), bytes=True)
   columns = {"image": [_rgb(image) for image in images]}
@@ -252,7 +241,7 @@ def attribution_rows(
     grid[0][column].set_title(name)
     for row, picture in enumerate(pictures):
       _bare(grid[row][column])
-      grid[row][column].imshow(picture, interpolation="nearest")
+      grid[row][column].imshow(picture)
   for row, title in enumerate(titles):
     _set_row_title(grid[row][0], title)
   return figure
@@ -274,11 +263,7 @@ def factor_table(
   for axes, (name, table) in zip(all_axes, tables.items(), strict=True):
     order = np.lexsort((-table.max(1), table.argmax(1)))
     shown = axes.imshow(
-      table[order],
-      aspect="auto",
-      cmap="viridis",
-      norm=Normalize(0, max(top, 1e-9)),
-      interpolation="nearest",
+      table[order], aspect="auto", norm=Normalize(0, max(top, 1e-9))
     )
     axes.set_xticks(range(len(factors)), factors, rotation=60, ha="right")
     axes.set_yticks([])
@@ -301,21 +286,13 @@ def embedding_map(
 ) -> Figure:
   """Draws a 2-D map of the features, colored by a factor.
 
-  Args:
-    points: [n, 2].
-    values: [n] int, 0..K-1, or -1 where unknown.
-    names: K names.
-    explained: Share of variance of each axis.
+  `points` are [n, 2], `values` int [n], 0..K-1 or -1 where unknown, `names` the
+  K names of values, and `explained` the share of variance of each axis.
   """
   figure = _figure(4.2, 3.4)
   axes = figure.add_subplot()
   size = float(np.clip(4000 / max(len(points), 1), 0.6, 9))
-  style: dict[str, Any] = {
-    "s": size,
-    "linewidths": 0,
-    "alpha": 0.8,
-    "rasterized": True,
-  }
+  style = dict[str, Any](s=size, linewidths=0, alpha=0.8, rasterized=True)
   if values is None:
     axes.scatter(*points.T, color="0.4", **style)
   else:

@@ -10,21 +10,13 @@ from imsvd_jax.explain.factors import Factor
 
 
 class Indicator(NamedTuple):
-  """One number, what it means and how it looks.
+  """One number, what it means and how it looks."""
 
-  Attributes:
-    name: Short title.
-    value: The number as text, with its unit.
-    share: 0..1, where it lies on a scale whose right end is best.
-    level: "good", "fair" or "poor".
-    meaning: One sentence.
-  """
-
-  name: str
-  value: str
-  share: float
-  level: str
-  meaning: str
+  name: str  # Short title.
+  value: str  # The number as text, with its unit.
+  share: float  # 0..1, where it lies on a scale whose right end is best.
+  level: str  # "good", "fair" or "poor".
+  meaning: str  # One sentence.
 
 
 def _level(value: float, good: float, fair: float) -> str:
@@ -141,10 +133,8 @@ def neighbor_indicator(
 ) -> Indicator:
   """Returns how often neighbors in feature space have the same label.
 
-  Args:
-    factor: The labels.
-    rows: [S], places of the images in the factor's values.
-    neighbors: [S, k], neighbors of each image, as places in `rows`.
+  `rows` [S] are places of images in the factor's values, and `neighbors` [S, k]
+  the neighbors of each, as places in `rows`.
   """
   agreement, chance = embedding_map.neighbor_agreement(
     neighbors, factor.values[rows]
@@ -176,8 +166,8 @@ def summary(analysis: Analysis) -> str:
   )
 
 
-def best_factors(analysis: Analysis, count: int = 5) -> list[dict[str, Any]]:
-  """Returns, by factor, the variables that tell most of it.
+def best_factors(analysis: Analysis) -> list[dict[str, Any]]:
+  """Returns, by factor, the five variables that tell most of it.
 
   "untrained" is the best variable's score with random weights, None where that
   was not measured.
@@ -187,7 +177,7 @@ def best_factors(analysis: Analysis, count: int = 5) -> list[dict[str, Any]]:
     return []
   table = []
   for number, factor in enumerate(analysis.factors):
-    order = np.argsort(-scores.nmi[:, number], kind="stable")[:count]
+    order = np.argsort(-scores.nmi[:, number], kind="stable")[:5]
     untrained = None
     if scores.nmi_untrained is not None:
       untrained = float(scores.nmi_untrained[:, number].max())

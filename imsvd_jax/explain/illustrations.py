@@ -15,7 +15,7 @@ import matplotlib.image
 import numpy as np
 from jax.sharding import Mesh
 
-from imsvd_jax.base import console
+from imsvd_jax.base import console, devices
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import attribution
 from imsvd_jax.explain.analysis import Analysis
@@ -32,22 +32,18 @@ _FINE_SIZE = 32  # Side of the stored maps of integrated gradients.
 
 @dataclasses.dataclass(frozen=True)
 class Illustrations:
-  """Pictures of what the analysis found.
+  """Pictures of what the analysis found."""
 
-  Attributes:
-    indices: [T] int64, ascending, the images that have a thumbnail; the
-      thumbnail's slot is the place in this array.
-    thumbnail_size: Side in pixels.
-    grad_cam: [M, b, k, h, w] uint8, maps scaled to 0..255 for the k best
-      images of each bin, or None.
-    integrated: [M, b, k', g, g] uint8, finer maps, or None.
-    kept: Whole images by index, for figures.
-  """
-
+  # [T] int64, ascending, the images that have a thumbnail; the thumbnail's slot
+  # is the place in this array.
   indices: np.ndarray
-  thumbnail_size: int
+  thumbnail_size: int  # Side in pixels.
+  # [M, b, k, h, w] uint8, maps scaled to 0..255 for the k best images of each
+  # bin, or None.
   grad_cam: np.ndarray | None = None
+  # [M, b, k', g, g] uint8, finer maps, or None.
   integrated: np.ndarray | None = None
+  # Whole images by index, for figures.
   kept: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
@@ -69,6 +65,11 @@ def shown_images(analysis: Analysis, max_images: int) -> np.ndarray:
   return np.sort(np.concatenate([best, some_of(others, room)]))
 
 
+def sheet_extension(thumbnail_size: int) -> str:
+  """Returns "png" or "jpg"; JPEG smears the few pixels of a small image."""
+  return "png" if thumbnail_size <= 32 else "jpg"
+
+
 class SheetWriter:
   """Collects thumbnails in any order and writes each sheet when it is full."""
 
@@ -78,8 +79,7 @@ class SheetWriter:
     self.directory = directory
     self.indices = indices
     self.size = thumbnail_size
-    # JPEG smears the few pixels of a small image.
-    self.extension = "png" if thumbnail_size <= 32 else "jpg"
+    self.extension = sheet_extension(thumbnail_size)
     self._open: dict[int, np.ndarray] = {}
     self._left = np.bincount(np.arange(len(indices)) // PER_SHEET)
     directory.mkdir(parents=True, exist_ok=True)
@@ -141,8 +141,8 @@ def _shrinker(size: int) -> Callable[[np.ndarray], np.ndarray]:
     # One compiled shape for any number of images.
     for start in range(0, len(images), _RESIZE_BATCH):
       part = images[start : start + _RESIZE_BATCH]
-      pad = ((0, _RESIZE_BATCH - len(part)), (0, 0), (0, 0), (0, 0))
-      parts.append(np.asarray(thumbnails(np.pad(part, pad)))[: len(part)])
+      whole = devices.pad_rows(part, _RESIZE_BATCH)
+      parts.append(np.asarray(thumbnails(whole))[: len(part)])
     return np.concatenate(parts)
 
   return shrink
@@ -235,7 +235,8 @@ def _collectors(
   subject: Subject, analysis: Analysis, options: ExplainOptions, mesh: Mesh
 ) -> dict[str, _MapCollector]:
   """Returns the wanted and possible ones of "grad_cam" and "integrated"."""
-  if analysis.code is None or not subject.has_attribution:
+  functions = subject.feature_maps, subject.bin_log_probabilities
+  if analysis.code is None or None in functions:
     return {}
   best = analysis.code.top_indices
   collectors = {}
@@ -272,10 +273,8 @@ def illustrate(
 
   Args:
     batches: The data set of the analysis, once more; any batch size.
-    analysis: What the first pass found.
     directory: Where `0.jpg`, `1.jpg`, ... of 8 x 8 thumbnails go.
     options: How many images to show, and to attribute.
-    mesh: Devices to spread the attribution over.
     keep: Indices of images to keep whole, for figures.
   """
   size = options.thumbnail_size

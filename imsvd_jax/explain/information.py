@@ -14,17 +14,13 @@ def entropy(p: np.ndarray, axis: int | None = -1) -> np.ndarray:
 
 
 def mutual_information(joint: np.ndarray, num_bins: int) -> np.ndarray:
-  """Returns the mutual information of soft variables from their joint matrix.
+  """Returns [M, M] nats from the joint matrix [D, D] of soft variables.
 
   I(m1; m2) = sum_{d1, d2} P log (P / (p(m1; d1) p(m2; d2)))
 
-  Args:
-    joint: [D, D], D = M * b, each [b, b] block sums to 1.
-    num_bins: b.
-
-  Returns:
-    [M, M] float64, nats. The diagonal is between two independent draws
-    of one variable for an image: its entropy only if it is one-hot.
+  D = M * b, and each [b, b] block of P sums to 1. The diagonal is between two
+  independent draws of one variable for an image: its entropy only if it is
+  one-hot.
   """
   dimension = joint.shape[0]
   num_variables = dimension // num_bins
@@ -66,12 +62,7 @@ def mutual_information_floor(
 
   The plug-in estimate is biased up: to first order (Miller and Madow) by
   f1 f2 / (2 N), where f is the degrees of freedom of a variable. For one-hot
-  codes that use all bins this is (b - 1)^2 / (2 N).
-
-  Args:
-    joint: [D, D].
-    num_bins: b.
-    num_images: N.
+  codes that use all bins this is (b - 1)^2 / (2 N). `joint` is [D, D].
   """
   freedom = effective_freedom(joint, num_bins)
   return np.outer(freedom, freedom) / (2 * num_images)

@@ -77,16 +77,6 @@ def crop(keys: jax.Array, images: jax.Array) -> jax.Array:
   return jax.vmap(one)(keys, _float(images))
 
 
-def roll_channels(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """Turns red to green to blue to red: another hue, the same shapes."""
-  return jnp.roll(_float(images), 1, axis=-1)
-
-
-def invert(keys: jax.Array, images: jax.Array) -> jax.Array:
-  """Returns 255 - x."""
-  return 255 - _float(images)
-
-
 def noise(keys: jax.Array, images: jax.Array) -> jax.Array:
   """Adds Gaussian noise of standard deviation 16."""
   draw = lambda key: jax.random.normal(key, images.shape[1:])
@@ -106,8 +96,9 @@ PROBES: dict[str, Probe] = {
     lambda x: pixels.adjust_contrast(x, _constant(x, 0.6))
   ),
   "grayscale": _of_planes(pixels.grayscale),
-  "channel roll": roll_channels,
-  "invert": invert,
+  # Red to green to blue to red: another hue, the same shapes.
+  "channel roll": lambda keys, images: jnp.roll(_float(images), 1, axis=-1),
+  "invert": lambda keys, images: 255 - _float(images),
   "solarize": _of_planes(lambda x: pixels.adjust_solarize(x, 127.5 / 255)),
   "blur": _of_planes(_blur),
   "noise": noise,

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from imsvd_jax.base import console, devices
-from imsvd_jax.base.errors import UserError
+from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.explain import figure_set, figures, health
 from imsvd_jax.explain.analysis import Analysis
 from imsvd_jax.explain.explain_options import FORMATS, ExplainOptions
@@ -32,17 +32,11 @@ _FIGURE = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What was written.
+  """What was written."""
 
-  Attributes:
-    analysis: The numbers.
-    index: The explorer's index.html.
-    figures: Paths of the figures.
-  """
-
-  analysis: Analysis
-  index: pathlib.Path
-  figures: list[pathlib.Path]
+  analysis: Analysis  # The numbers.
+  index: pathlib.Path  # The explorer's index.html.
+  figures: list[pathlib.Path]  # Paths of the figures.
 
 
 def explain(
@@ -121,11 +115,7 @@ def explain(
 
 def _check(subject: Subject, images: Images, options: ExplainOptions) -> None:
   """Raises UserError where the options do not fit, before any work."""
-  if options.figure_format not in FORMATS:
-    raise UserError(
-      f"Unknown figure format {options.figure_format!r}. "
-      f"Known: {', '.join(FORMATS)}."
-    )
+  lookup(dict.fromkeys(FORMATS), options.figure_format, "figure format")
   if not options.variables:
     return
   first = next(iter(images.batches()))

@@ -52,13 +52,6 @@ class Subject:
   name: str = "encoder"
   objective: str = ""
 
-  @property
-  def has_attribution(self) -> bool:
-    """Whether single bins can be attributed to pixels."""
-    return (
-      self.feature_maps is not None and self.bin_log_probabilities is not None
-    )
-
 
 def no_code_sentence(subject: Subject) -> str:
   """Returns what a run without discrete code shows, and what it cannot show."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -150,6 +151,14 @@ def abstract_batch(
   return {"views": tuple(groups), "index": numbers, "epoch": numbers}
 
 
+def random_batch(config: ConfigDict) -> dict[str, Any]:
+  """Returns a global batch of random pixels, for measurements of speed."""
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda x: rng.integers(0, 256, x.shape, x.dtype), abstract_batch(config)
+  )
+
+
 # -----------------------------------------------------------------------------
 # The check of a config.
 # -----------------------------------------------------------------------------
@@ -274,6 +283,11 @@ def _check_views(config: ConfigDict) -> None:
     raise UserError(
       f"views.view1.size={first} differs from views.view2.size={second}; the"
       " two global views need one size."
+    )
+  if config.data.crop > config.data.resize:
+    raise UserError(
+      f"data.crop is {config.data.crop}, larger than data.resize,"
+      f" {config.data.resize}; expected crop <= resize."
     )
   for key in ("mean", "std"):
     count = len(config.data[key])

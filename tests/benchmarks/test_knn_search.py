@@ -25,6 +25,6 @@ def test_table(measurements):
 
 @pytest.mark.slow
 def test_every_contender_runs_in_its_own_process():
-  found = knn_search.compare((2000, 300, 32, 20))
-  assert [m.contender for m in found] == list(knn_search.CONTENDERS)
-  assert all(m.seconds > 0 for m in found)
+  found = knn_search.benchmark(2000, 300, 32, 20).numbers
+  assert [m["contender"] for m in found] == list(knn_search.CONTENDERS)
+  assert all(m["seconds"] > 0 for m in found)

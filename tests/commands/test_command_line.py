@@ -104,7 +104,7 @@ def test_what_a_recipe_cannot_import_is_named(elsewhere, parse, capsys):
 def test_a_missing_recipe_is_one_line(words, found, parse, capsys):
   with pytest.raises(SystemExit) as stopped:
     parse(*words)
-  assert stopped.value.code == command_line.EXIT_USAGE
+  assert stopped.value.code == 2
   said = capsys.readouterr().err
   assert re.search(found, said), said
   assert said.count("\n") == 1

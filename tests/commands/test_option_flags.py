@@ -6,13 +6,13 @@ import pytest
 from absl import flags
 
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.base.options import REQUIRED, option
+from imsvd_jax.base.options import option
 from imsvd_jax.commands import option_flags
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  workdir: str = option(REQUIRED, "Directory of a run.")
+  workdir: str = option("", "Directory of a run.")
   step: int | None = option(None, "Which checkpoint.", lower_bound=0)
   share: float = option(0.5, "A share.")
   target: bool = option(False, "Whether.")
@@ -30,7 +30,7 @@ def parse(*words):
 
 
 def test_without_flags_the_options_are_the_defaults():
-  assert parse("--workdir=w") == Options("w")
+  assert parse() == Options()
 
 
 def test_every_kind_of_flag_has_the_type_of_its_field():
@@ -59,14 +59,9 @@ def test_every_kind_of_flag_has_the_type_of_its_field():
 )
 def test_a_value_that_does_not_fit_is_refused(word, message):
   with pytest.raises(flags.IllegalFlagValueError, match=message):
-    parse("--workdir=w", word)
-
-
-def test_a_required_flag_is_required():
-  with pytest.raises(flags.IllegalFlagValueError, match="workdir"):
-    parse()
+    parse(word)
 
 
 def test_numbers_that_are_none_are_one_clear_line():
   with pytest.raises(UserError, match="--variables=3,x; expected whole numb"):
-    parse("--workdir=w", "--variables=3,x")
+    parse("--variables=3,x")

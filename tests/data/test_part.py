@@ -113,6 +113,14 @@ def test_epochs_show_every_image_once_with_its_label(source):
   assert counts.max() <= 3
 
 
+def test_an_epoch_of_less_than_half_a_batch_has_a_batch(source):
+  few = part.take(source, np.arange(5))
+  epoch_of = host_pipeline.labeled_epochs(few, crop=CROP, batch_size=16, seed=3)
+  for epoch in range(3):
+    (batch,) = epoch_of(epoch)
+    assert set(batch["index"]) == set(range(5))
+
+
 def test_an_unreadable_image_teaches_nothing(bad_folder):
   source = made_sources.make("folder", path=bad_folder)
   epoch_of = host_pipeline.labeled_epochs(

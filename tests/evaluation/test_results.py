@@ -18,7 +18,6 @@ from imsvd_jax.evaluation import (
   registry,
   results,
   scores,
-  transfer,
   transfer_sets,
 )
 from imsvd_jax.evaluation.features import Features
@@ -371,7 +370,7 @@ def test_the_suite_is_complete():
 def test_a_set_is_prepared_as_the_runs_images_are(monkeypatch):
   own = {"name": "digits", "path": "", "train_split": "train"}
   own |= {"eval_split": "test", "num_examples": 9, "crop": 16}
-  prepared = lambda name, folder: transfer.own_data(
+  prepared = lambda name, folder: transfer_sets.own_data(
     PROTOCOLS[f"transfer/{name}"], ml_collections.ConfigDict(own), folder
   )
   assert prepared("voc2007", "/sets")[0].to_dict() == {

@@ -21,8 +21,8 @@ from imsvd_jax import data
 from imsvd_jax.base import devices
 from imsvd_jax.explain import run_subject
 from imsvd_jax.explain.images import Images, TwoViews
+from imsvd_jax.explain.measurement import compare_views
 from imsvd_jax.explain.scan import encoding_shapes, scan
-from imsvd_jax.explain.view_comparison import compare_views
 from imsvd_jax.runs.encoder import LoadedEncoder
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import step as step_lib

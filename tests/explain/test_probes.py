@@ -32,9 +32,9 @@ def test_probes_keep_shape_and_range_and_change_something(name, images, keys):
 
 def test_mirror_channels_and_invert(images, keys):
   np.testing.assert_array_equal(probes.flip(keys, images), images[:, :, ::-1])
-  rolled = probes.roll_channels(keys, images)
+  rolled = probes.PROBES["channel roll"](keys, images)
   np.testing.assert_array_equal(rolled[..., 1], images[..., 0])
-  inverted = probes.invert(keys, images)
+  inverted = probes.PROBES["invert"](keys, images)
   np.testing.assert_array_equal(inverted, 255.0 - images)
 
 

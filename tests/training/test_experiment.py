@@ -34,6 +34,7 @@ from tests.train_child import small_config
     ({"views.view2.crop_ratio": (0.0, 1.0)}, "crop_ratio is .*more than 0"),
     ({"views.view2.blur_sigma": (-1.0, 1.0)}, "blur_sigma is .*0 or more"),
     ({"data.mean": (0.5, 0.5)}, "data.mean has 2 values"),
+    ({"data.crop": 20}, r"data\.crop is 20, larger than data\.resize, 16"),
     ({"model.projector": (32, 60)}, "60.*num_bins.*8"),
     ({"model.dtype": "float16"}, "dtype 'float16'.*bfloat16"),
     ({"log.every_steps": 0}, r"log\.every_steps=0; expected 1 or more"),

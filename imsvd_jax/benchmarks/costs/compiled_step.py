@@ -290,7 +290,7 @@ def largest_batch(
 
   Args:
     measure_batch: From a batch size to the memory that it needs of a chip.
-    start: Where to begin.
+    start: The batch to begin with.
     unit: Batches are multiples of it.
 
   Raises:

@@ -85,8 +85,7 @@ class Instruction(NamedTuple):
   @property
   def op_name(self) -> str:
     """The place in the Python program that made it: "jit(f)/scope/add"."""
-    match = re.search(r'op_name="([^"]*)"', self.attributes)
-    return match[1] if match else ""
+    return _group(r'op_name="([^"]*)"', self.attributes, "")
 
   @property
   def called(self) -> str:
@@ -133,8 +132,7 @@ class Program:
     self._computations: dict[str, dict[str, Instruction]] = {}
     self._entry = ""
     self._parse(text)
-    match = re.search(r"num_partitions=(\d+)", text[:100_000])
-    self.num_devices = int(match[1]) if match else 1
+    self.num_devices = int(_group(r"num_partitions=(\d+)", text[:100_000], "1"))
     # Loops whose trip count is not in the text; counted as one trip.
     self.unknown_loops = 0
     # (instruction, runs, whether it is inside a fusion)
@@ -488,6 +486,12 @@ def _found(pattern: str | re.Pattern[str], text: str) -> re.Match[str]:
   return match
 
 
+def _group(pattern: str | re.Pattern[str], text: str, default: str) -> str:
+  """Returns the first group of a pattern, where the text has it."""
+  match = re.search(pattern, text)
+  return match[1] if match else default
+
+
 def _parse_shapes(text: str) -> Iterator[Shape]:
   for dtype, dims, layout in _SHAPE.findall(text):
     sizes = tuple(int(d.removeprefix("<=")) for d in dims.split(",") if d)
@@ -498,8 +502,7 @@ def _parse_shapes(text: str) -> Iterator[Shape]:
 def _bits(dtype: str) -> int:
   if dtype == "pred":
     return 8
-  match = re.match(r"(?:bf|f|s|u|c)(\d+)", dtype)
-  return int(match[1]) if match else 0  # A token, for one.
+  return int(_group(r"^(?:bf|f|s|u|c)(\d+)", dtype, "0"))  # A token has none.
 
 
 def _main_bytes(shapes: Iterable[Shape]) -> float:
@@ -507,8 +510,8 @@ def _main_bytes(shapes: Iterable[Shape]) -> float:
 
 
 def _passes(instruction: Instruction) -> int:
-  match = re.search(r"operand_precision=\{(\w+)", instruction.attributes)
-  return _PASSES.get(match[1], 1) if match else 1
+  name = _group(r"operand_precision=\{(\w+)", instruction.attributes, "")
+  return _PASSES.get(name, 1)
 
 
 # --- Arithmetic of one product -----------------------------------------------
@@ -526,13 +529,12 @@ def _convolution_flops(
   """Returns twice the number of products of an input and a weight."""
   text = instruction.attributes
   labels = _found(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
-  lhs, rhs, out = labels[1], labels[2], labels[3]
+  lhs, rhs, out = labels.groups()
   window = _window(text)
   output = instruction.shapes[0]
   total = 2.0 * left.dims[lhs.index("b")] * right.dims[rhs.index("i")]
   total *= output.dims[out.index("f")]
-  groups = re.search(r"batch_group_count=(\d+)", text)
-  total /= int(groups[1]) if groups else 1
+  total /= int(_group(r"batch_group_count=(\d+)", text, "1"))
   for number in range(len(lhs) - 2):
     spatial = str(number)
     total *= _products(
@@ -546,10 +548,10 @@ def _convolution_flops(
 
 def _window(text: str) -> dict[str, list[int]]:
   """Returns the sizes along each axis, of the padding the lower one."""
-  match = re.search(r"window=\{([^}]*)\}", text)
+  window = _group(r"window=\{([^}]*)\}", text, "")
   return {
     key: [int(part.split("_")[0]) for part in value.split("x")]
-    for key, value in re.findall(r"(\w+)=(\S+)", match[1] if match else "")
+    for key, value in re.findall(r"(\w+)=(\S+)", window)
     if key in ("stride", "pad", "lhs_dilate", "rhs_dilate")
   }
 

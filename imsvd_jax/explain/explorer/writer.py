@@ -30,7 +30,12 @@ import numpy as np
 from imsvd_jax.base import console
 from imsvd_jax.explain import embedding_map, health
 from imsvd_jax.explain.analysis import Analysis, Code, Features, Pairs, Views
-from imsvd_jax.explain.illustrations import PER_SHEET, SHEET_SIDE, Illustrations
+from imsvd_jax.explain.illustrations import (
+  PER_SHEET,
+  SHEET_SIDE,
+  Illustrations,
+  sheet_extension,
+)
 from imsvd_jax.explain.subject import Subject, no_code_sentence
 
 ASSETS = pathlib.Path(__file__).parent
@@ -86,9 +91,6 @@ def build(
 
   Args:
     directory: The folder; its "sprites" holds the sheets.
-    subject: For its name and objective.
-    analysis: The first pass.
-    illustrations: The second pass.
     title: By default the subject's name.
     names: Image index -> what to call the image, such as its path; asked for
       the shown images only.
@@ -180,7 +182,7 @@ def _core(
       "size": size,
       "side": SHEET_SIDE,
       "perSheet": PER_SHEET,
-      "extension": "png" if size <= 32 else "jpg",
+      "extension": sheet_extension(size),
     },
     "health": [i._asdict() for i in health.indicators(analysis)],
     "factors": [

@@ -15,7 +15,7 @@ import jax
 import pytest
 
 from configs import digits
-from imsvd_jax.benchmarks import compiler_process, preflight_report
+from imsvd_jax.benchmarks import compiler_process, preflight_compile
 from imsvd_jax.benchmarks.costs import chips, compiled_step, slices
 from imsvd_jax.benchmarks.text import quantity
 from imsvd_jax.training import experiment as experiment_lib
@@ -99,7 +99,7 @@ def all_reduces(figures):
 
 def test_costs_on_the_cpu(cpu_report):
   slice_ = slices.get_slice("cpu:8")
-  figures = preflight_report.as_dict(cpu_report, slice_, NUM_EXAMPLES)
+  figures = preflight_compile.as_dict(cpu_report, slice_, NUM_EXAMPLES)
   check_figures(figures)
   # The least that data parallelism must do: all-reduce every gradient.
   assert all_reduces(figures)["bytes"] > figures["memory"]["optimizer"]
@@ -149,8 +149,8 @@ def test_a_batch_that_does_not_fit_is_told_by_a_real_compilation():
 
 def test_the_text_and_the_json_say_the_same(cpu_report):
   slice_ = slices.get_slice("cpu:8")
-  text = preflight_report.as_text(cpu_report, slice_, NUM_EXAMPLES)
-  figures = preflight_report.as_dict(cpu_report, slice_, NUM_EXAMPLES)
+  text = preflight_compile.as_text(cpu_report, slice_, NUM_EXAMPLES)
+  figures = preflight_compile.as_dict(cpu_report, slice_, NUM_EXAMPLES)
   assert json.loads(json.dumps(figures)) == figures
   assert "8 chips, batch 16 (2 per chip)" in text
   assert "No bound on the time" in text
@@ -170,13 +170,13 @@ def test_a_bound_becomes_time_per_epoch(cpu_report):
   sent = sum(c.sent_bytes for c in report.collectives)
   # 10 links between 8 chips, each with two ends and 50 GB/s either way.
   assert bound.network == pytest.approx(sent / (2 * 10 / 8 * 50e9))
-  figures = preflight_report.as_dict(report, slice_, 1600)
+  figures = preflight_compile.as_dict(report, slice_, 1600)
   assert figures["bound"]["seconds_per_epoch"] == 100 * bound.seconds
   assert figures["bound"]["images_per_second"] == 16 / bound.seconds
-  text = preflight_report.as_text(report, slice_, 1600)
+  text = preflight_compile.as_text(report, slice_, 1600)
   assert "per epoch of 1,600 images" in text
   assert "<- sets the bound" in text
-  assert "per million images" in preflight_report.as_text(report, slice_, None)
+  assert "per million images" in preflight_compile.as_text(report, slice_, None)
 
 
 def test_what_does_not_fit_says_by_how_much():
@@ -184,8 +184,8 @@ def test_what_does_not_fit_says_by_how_much():
     1e9, 1e9, 1e6, peak=20 * 2**30, available=15.75 * 2**30
   )
   assert not memory.fits
-  assert "DOES NOT FIT" in preflight_report.verdict(memory)
-  assert "4.25 GiB too much" in preflight_report.verdict(memory)
+  assert "DOES NOT FIT" in preflight_compile.verdict(memory)
+  assert "4.25 GiB too much" in preflight_compile.verdict(memory)
 
 
 @pytest.mark.parametrize(
