@@ -30,21 +30,13 @@ _joining = threading.Event()  # Set once this process has or looks for peers.
 
 
 class Cluster(NamedTuple):
-  """The processes of a run, seen from one of them.
+  """The processes of a run, seen from one of them."""
 
-  Attributes:
-    source: Of this description: "SLURM", "Open MPI" or "the flags".
-    coordinator_address: "host:port" of process 0.
-    num_processes: How many processes the run has.
-    process_id: Which of them this one is, from 0.
-    local_device_ids: The GPUs of this machine that this process uses; None for
-      all visible ones.
-  """
-
-  source: str
-  coordinator_address: str
-  num_processes: int
-  process_id: int
+  source: str  # Of this description: "SLURM", "Open MPI" or "the flags".
+  coordinator_address: str  # "host:port" of process 0.
+  num_processes: int  # How many processes the run has.
+  process_id: int  # Which of them this one is, from 0.
+  # The GPUs of this machine that this process uses; None for all visible ones.
   local_device_ids: list[int] | None = None
 
 

@@ -10,11 +10,7 @@ Exit codes:
 """
 
 import difflib
-from collections.abc import (
-  Iterable,
-  Mapping,
-  Sequence,
-)
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")

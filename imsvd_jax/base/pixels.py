@@ -94,9 +94,7 @@ def adjust_hue(planes: jax.Array, shift: jax.Array) -> jax.Array:
     value == red,
     (green - blue) / divisor,
     jnp.where(
-      value == green,
-      2 + (blue - red) / divisor,
-      4 + (red - green) / divisor,
+      value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor
     ),
   )
   sixths = sixths + 6 * per_example(shift)

@@ -12,11 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from imsvd_jax.base.errors import lookup
-from imsvd_jax.objectives.collectives import (
-  AxisName,
-  batch_mean,
-  global_rows,
-)
+from imsvd_jax.objectives.collectives import AxisName, batch_mean, global_rows
 from imsvd_jax.objectives.joint_entropy_streamed import (
   Precision,
   off_diagonal_streamed,

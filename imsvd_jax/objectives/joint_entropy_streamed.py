@@ -40,11 +40,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from imsvd_jax.objectives.collectives import (
-  AxisName,
-  global_rows,
-  global_sum,
-)
+from imsvd_jax.objectives.collectives import AxisName, global_rows, global_sum
 
 Precision: TypeAlias = jax.lax.PrecisionLike
 Gradients: TypeAlias = tuple[jax.Array, jax.Array]
@@ -66,16 +62,13 @@ SIDE_MULTIPLES = {"cpu": 1, "default": 128}
 
 
 class Plan(NamedTuple):
-  """How to compute.
+  """How to compute."""
 
-  Attributes:
-    axis_name: Mapped axis over which the batch is split, or None.
-    tile_side: Longest side of a tile; None: by shape and device.
-    precision: Of the products, as in `jax.lax.dot_general`; None: by device.
-  """
-
+  # Mapped axis over which the batch is split, or None.
   axis_name: AxisName = None
+  # Longest side of a tile; None: by shape and device.
   tile_side: int | None = None
+  # Of the products, as in `jax.lax.dot_general`; None: by device.
   precision: Precision = None
 
 

@@ -15,16 +15,8 @@ from imsvd_jax.objectives.checks import (
   check_embeddings,
   check_positive,
 )
-from imsvd_jax.objectives.collectives import (
-  AxisName,
-  global_rows,
-  global_sum,
-)
-from imsvd_jax.objectives.numerics import (
-  PRECISION,
-  as_float32,
-  log_softmax,
-)
+from imsvd_jax.objectives.collectives import AxisName, global_rows, global_sum
+from imsvd_jax.objectives.numerics import PRECISION, as_float32, log_softmax
 
 
 def log_soft_discretize(

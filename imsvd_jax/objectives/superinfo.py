@@ -63,10 +63,7 @@ def gaussian(z: jax.Array, minimum_scale: float) -> Gaussian:
 
 
 def standard_noise(
-  key: jax.Array,
-  num_views: int,
-  like: jax.Array,
-  axis_name: AxisName = None,
+  key: jax.Array, num_views: int, like: jax.Array, axis_name: AxisName = None
 ) -> jax.Array:
   """Returns epsilon [V, n, D], standard normal, for `like` [n, D].
 

@@ -293,10 +293,7 @@ def features_of(
     images: As they are.
   """
   return model.apply(
-    variables,
-    normalized(images, settings),
-    train=False,
-    method=model.features,
+    variables, normalized(images, settings), train=False, method=model.features
   )
 
 

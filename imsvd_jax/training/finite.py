@@ -27,23 +27,16 @@ class Skips:
   """Updates discarded because the loss or a gradient was not finite.
 
   Part of the state, so that a resumed run continues the counts.
-
-  Attributes:
-    total: int32 scalar, like all of these; updates discarded so far.
-    in_a_row: How many of the latest updates in a row.
-    worst_in_a_row: The longest such row, even if it began and ended between two
-      logged steps.
-    first: Step of the first one; 0: none.
-    last: Step of the last one; 0: none.
-    values: Which values were not finite in any of them, a bit for each of
-      `checked_names`.
   """
 
-  total: jax.Array
-  in_a_row: jax.Array
+  total: jax.Array  # int32 scalar, like all of these; updates discarded so far.
+  in_a_row: jax.Array  # How many of the latest updates in a row.
+  # The longest such row, even if it began and ended between two logged steps.
   worst_in_a_row: jax.Array
-  first: jax.Array
-  last: jax.Array
+  first: jax.Array  # Step of the first one; 0: none.
+  last: jax.Array  # Step of the last one; 0: none.
+  # Which values were not finite in any of them, a bit for each of
+  # `checked_names`.
   values: jax.Array
 
   @classmethod
@@ -101,11 +94,7 @@ def discard_unless_finite(
     dataclasses.replace(old, rng=None),
   )
   new = dataclasses.replace(
-    kept,
-    step=step,
-    skips=skips,
-    rng=old.rng,
-    bad_images=metrics["bad_images"],
+    kept, step=step, skips=skips, rng=old.rng, bad_images=metrics["bad_images"]
   )
   return new, {**metrics, "skips": skips}
 

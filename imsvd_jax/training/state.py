@@ -11,29 +11,22 @@ from imsvd_jax.training.finite import Skips
 
 @flax.struct.dataclass
 class TrainState:
-  """The state of a run after `step` updates.
+  """The state of a run after `step` updates."""
 
-  Attributes:
-    step: int32 scalar; updates done.
-    params: {"backbone": ..., "projector": ...}, float32.
-    batch_stats: BatchNorm running statistics, the same two keys.
-    opt_state: Optax state.
-    target: {"params", "batch_stats"} of the EMA target network, or None where
-      the objective has none.
-    rng: Typed key of the run. It never changes; other keys are folded from it.
-    skips: Discarded updates. They count as steps and change nothing else.
-    bad_images: int32 scalar; images so far, of all processes, that could not
-      be read and were replaced. Part of the state, so that no step waits for
-      the host and a resumed run continues the count.
-  """
-
-  step: jax.Array
-  params: Any
-  batch_stats: Any
-  opt_state: Any
+  step: jax.Array  # int32 scalar; updates done.
+  params: Any  # {"backbone": ..., "projector": ...}, float32.
+  batch_stats: Any  # BatchNorm running statistics, the same two keys.
+  opt_state: Any  # Optax state.
+  # {"params", "batch_stats"} of the EMA target network, or None where the
+  # objective has none.
   target: Any
+  # Typed key of the run. It never changes; other keys are folded from it.
   rng: jax.Array
+  # Discarded updates. They count as steps and change nothing else.
   skips: Skips
+  # int32 scalar; images so far, of all processes, that could not be read and
+  # were replaced. Part of the state, so that no step waits for the host and a
+  # resumed run continues the count.
   bad_images: jax.Array
 
 
