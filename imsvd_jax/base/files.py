@@ -254,6 +254,8 @@ def root_cause(error: BaseException) -> str:
   while error.__cause__ is not None:
     error = error.__cause__
   first_line = (str(error).splitlines() or [""])[0][:300]
+  if isinstance(error, Passing):
+    return first_line
   return f"{type(error).__name__}: {first_line}".rstrip(".: ")
 
 

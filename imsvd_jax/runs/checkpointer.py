@@ -248,13 +248,14 @@ class Checkpointer:
     """Raises UserError unless all processes can write to one directory."""
     token = agreement.exchange(secrets.token_hex(8))[0]
     folders = (self.workdir, self._root)
-    with self._writing():
-      for folder in folders:
-        run_directory.write_probe(folder, jax.process_index(), token)
-    with self._writing():
-      for folder in folders:
-        run_directory.check_probe(folder, token)
-    with self._writing():
+    try:
+      with self._writing():
+        for folder in folders:
+          run_directory.write_probe(folder, jax.process_index(), token)
+      with self._writing():
+        for folder in folders:
+          run_directory.check_probe(folder, token)
+    finally:
       for folder in folders:
         run_directory.remove_probe(folder, jax.process_index())
 

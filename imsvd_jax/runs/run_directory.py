@@ -11,6 +11,7 @@ In the working directory:
   checkpoints/damaged-STEP   a step that failed verification, set aside
 """
 
+import contextlib
 import json
 import os
 import time
@@ -25,6 +26,7 @@ CONFIG_FILE = "config.json"
 SAVED_FILE = "saved.txt"
 RUN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"
+_PAUSE_SECONDS = 1.0  # Before another look at a file system.
 _DAMAGED = "damaged-"  # Followed by the number of the step.
 _UNFINISHED = ocp.utils.TMP_DIR_SUFFIX  # Follows the number of the step.
 
@@ -54,7 +56,7 @@ def steps_on_disk(root: epath.Path) -> list[int]:
           f"Cannot read {root}: {error.strerror}. Nothing was changed; run the"
           " same command again."
         ) from error
-      time.sleep(1.0)
+      time.sleep(_PAUSE_SECONDS)
   raise AssertionError
 
 
@@ -122,7 +124,7 @@ def check_probe(folder: epath.Path, token: str) -> None:
     path = folder / _probe_name(0)
     if path.exists() and path.read_text() == token:
       return
-    time.sleep(1.0)
+    time.sleep(_PAUSE_SECONDS)
   raise UserError(
     f"{folder} of this process is not that of process 0; all processes of a run"
     " share one --workdir."
@@ -130,8 +132,9 @@ def check_probe(folder: epath.Path, token: str) -> None:
 
 
 def remove_probe(folder: epath.Path, process: int) -> None:
-  """Removes the file of `write_probe`."""
-  (folder / _probe_name(process)).unlink()
+  """Removes the file of `write_probe`, if there is one."""
+  with contextlib.suppress(OSError):
+    (folder / _probe_name(process)).unlink()
 
 
 def read_id(workdir: epath.Path) -> str | None:

@@ -4,11 +4,13 @@ A checksum is exact, sees the order of the elements, and is computed on the
 devices that hold the leaf.
 """
 
+import asyncio
 import contextlib
 import functools
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -20,6 +22,7 @@ from etils import epath
 
 from imsvd_jax.base import files
 from imsvd_jax.base.errors import UserError, listing
+from imsvd_jax.runs import run_directory
 
 logger = logging.getLogger(__name__)
 
@@ -206,9 +209,29 @@ def check_merged(directory: epath.Path) -> None:
   ):
     raise Damage(
       "its files of each process were never merged, as happened below a path"
-      " with [ ] ? * or \\ in it; to rescue it, copy the run to a plain path and"
-      " merge the files there (docs/reliability.md has the command)"
+      " with [ ] ? * or \\ in it; to rescue it, copy the run to a plain path"
+      " and merge the files there (docs/reliability.md has the command)"
     )
+
+
+def merge(workdir: str | os.PathLike) -> None:
+  """Merges the files of each process, in all steps that lack it.
+
+  Args:
+    workdir: A run's directory, in a path without [ ] ? * and backslashes.
+  """
+  root = files.absolute(workdir) / run_directory.CHECKPOINTS
+  for step in run_directory.steps_on_disk(root):
+    directory = root / str(step)
+    try:
+      check_merged(directory)
+    except Damage:
+      context = ocp.type_handlers.get_ts_context(use_ocdbt=True)
+      asyncio.run(
+        ocp.type_handlers.merge_ocdbt_per_process_files(
+          directory / "state", context, use_zarr3=False
+        )
+      )
 
 
 @contextlib.contextmanager
