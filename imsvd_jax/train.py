@@ -56,7 +56,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   source = data.make_source(config.data, "train")
   experiment = experiment_lib.build(config, source.num_examples)
   total_steps = experiment.total_steps
-  workdir = files.make(workdir)
+  with agreement.together(workdir):
+    workdir = files.make(workdir)
 
   # --- Start or resume -------------------------------------------------------
   checkpointer = _open_checkpoints(config, source, workdir)

@@ -6,6 +6,7 @@ process that has given up, and each can say why it stops.
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 
 import jax
@@ -17,9 +18,13 @@ from imsvd_jax.base.errors import PeerError, UserError
 from imsvd_jax.runs.verification import Damage
 
 _BYTES = 512
-# What a process reports, by kind; the last one that any reports counts.
-_KINDS = {
-  "": None,
+# The end of the first process aborts the others, before they can say why they
+# stop; so it ends last.
+_LAST_SECONDS = 1.0
+# What a process reports, by kind; the last one that any reports counts. Without
+# an error nothing is raised.
+_KINDS: dict[str, type[Exception]] = {
+  "": Exception,
   "damage": Damage,
   "passing": files.Passing,
   "user": UserError,
@@ -56,6 +61,10 @@ def together(path: str | os.PathLike) -> Iterator[None]:
   reports = exchange(f"{kind}:{_text(own)}")
   kinds = [report.partition(":")[0] for report in reports]
   worst = max(kinds, key=list(_KINDS).index)
+  if (
+    worst in ("user", "other") and len(reports) > 1 and not jax.process_index()
+  ):
+    time.sleep(_LAST_SECONDS)
   if own is not None and kind == worst:
     raise own
   if worst:

@@ -114,34 +114,8 @@ class Checkpointer:
     Raises:
       UserError: The disk is full, read-only or gone.
     """
-    self.wait()
-    latest = self._latest_to_follow()
-    if latest is not None and step <= latest:
-      return _already_saved(step, latest, self.workdir)
-    leaves, non_finite = verification.describe(state)
-    if non_finite:
-      logger.error(
-        "NOT saving step %d: the state is not finite in %s.",
-        step,
-        listing(non_finite),
-      )
-      return False
-    meta = {
-      "step": step,
-      "run": self._run_id,
-      "config": self._config,
-      "facts": self._facts,
-    }
-    meta = verification.sealed(meta | {"leaves": leaves})
-    with self._within_deadline(step), self._writing():
-      self._manager.save(
-        self._root / str(step),
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
-        ),
-      )
-    self._saving = step
-    return True
+    with self._within_deadline(step):
+      return self._save(step, state)
 
   def restore(
     self, state_like: Any, *, step: int | None = None
@@ -200,6 +174,36 @@ class Checkpointer:
     self.wait()
     with self._writing():
       self._manager.close()
+
+  def _save(self, step: int, state: Any) -> bool:
+    self.wait()
+    latest = self._latest_to_follow()
+    if latest is not None and step <= latest:
+      return _already_saved(step, latest, self.workdir)
+    leaves, non_finite = verification.describe(state)
+    if non_finite:
+      logger.error(
+        "NOT saving step %d: the state is not finite in %s.",
+        step,
+        listing(non_finite),
+      )
+      return False
+    meta = {
+      "step": step,
+      "run": self._run_id,
+      "config": self._config,
+      "facts": self._facts,
+    }
+    meta = verification.sealed(meta | {"leaves": leaves})
+    with self._writing():
+      self._manager.save(
+        self._root / str(step),
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+        ),
+      )
+    self._saving = step
+    return True
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:

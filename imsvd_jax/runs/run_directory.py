@@ -77,7 +77,7 @@ def remove(root: epath.Path, step: int) -> None:
   path = root / str(step)
   if not files.is_remote(root):
     path = path.rename(root / f"{step}{_UNFINISHED}")
-  path.rmtree()
+  _delete(path)
 
 
 def remove_unfinished(root: epath.Path) -> None:
@@ -85,7 +85,15 @@ def remove_unfinished(root: epath.Path) -> None:
   for path in list(root.iterdir()):
     is_step = _is_number(path.name.partition(_UNFINISHED)[0])
     if is_step and (_UNFINISHED in path.name or _is_uncommitted(path)):
-      path.rmtree()
+      _delete(path)
+
+
+def _delete(path: epath.Path) -> None:
+  """Deletes a folder; of a link, which may lead to another disk, only it."""
+  if os.path.islink(path):
+    path.unlink()
+  else:
+    path.rmtree()
 
 
 def _is_uncommitted(path: epath.Path) -> bool:

@@ -264,9 +264,7 @@ def twice(read: Callable[[], T], directory: epath.Path) -> T:
   except Damage:
     pass
   except Exception as error:
-    if not files.is_passing(error, directory):
-      raise
-    passing = error
+    passing = _only_passing(error, directory)
     time.sleep(_PAUSE_SECONDS)
   try:
     return read()
@@ -274,13 +272,21 @@ def twice(read: Callable[[], T], directory: epath.Path) -> T:
     if passing is None:
       raise
   except Exception as error:
-    if not files.is_passing(error, directory):
-      raise
-    passing = error
+    passing = _only_passing(error, directory)
   raise UserError(
     f"Cannot read {directory}: {files.root_cause(passing)}. It may be good, and"
     " nothing was changed; run the same command again."
   ) from passing
+
+
+def _only_passing(error: Exception, directory: epath.Path) -> Exception:
+  """Returns an error that may pass; raises any other."""
+  has_lost_peer = jax.process_count() > 1 and isinstance(
+    error, jax.errors.JaxRuntimeError
+  )
+  if has_lost_peer or not files.is_passing(error, directory):
+    raise error
+  return error
 
 
 def newest_usable(

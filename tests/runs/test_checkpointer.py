@@ -296,7 +296,7 @@ def test_small_disk_and_read_only_disk(tmp_path):
 def test_a_path_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
   workdir = tmp_path / name / "run"
   for attempt in (open_run, workdirs.make):
-    with pytest.raises(UserError, match="has .* in its path") as error:
+    with pytest.raises(UserError, match=r"has .* in its path") as error:
       attempt(workdir)
     assert "\n" not in str(error.value)
   assert not (tmp_path / name).exists()
