@@ -240,8 +240,8 @@ class Checkpointer:
   def _latest_to_follow(self) -> int | None:
     # Orbax would create a removed directory again, and the run would continue
     # to write to a place where nobody looks.
-    with agreement.together(self._root):
-      if not self._root.exists():
+    with self._writing():
+      if not run_directory.is_there(self._root):
         raise UserError(
           f"{self._root} is gone: the working directory was removed while the"
           " run was writing to it. Restart with another --workdir."

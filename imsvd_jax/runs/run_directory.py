@@ -60,6 +60,17 @@ def steps_on_disk(root: epath.Path) -> list[int]:
   raise AssertionError
 
 
+def is_there(root: epath.Path) -> bool:
+  """Returns whether the directory exists; raises OSError if it is not known."""
+  if files.is_remote(root):
+    return root.exists()
+  try:
+    os.stat(root)
+  except FileNotFoundError:
+    return False
+  return True
+
+
 def _steps(root: epath.Path) -> list[int]:
   if files.is_remote(root):
     return ocp.utils.checkpoint_steps(root)

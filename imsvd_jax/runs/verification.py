@@ -248,7 +248,29 @@ def reading(directory: epath.Path) -> Iterator[None]:
   except Exception as error:
     if files.is_passing(error, directory):
       raise
+    if not files.is_remote(directory):
+      _check_accessible(directory)
     raise Damage(files.root_cause(error)) from error
+
+
+def _check_accessible(directory: epath.Path) -> None:
+  """Raises OSError if anything below may not be seen, or cannot be opened.
+
+  Orbax takes for missing what it has no permission to see.
+  """
+
+  def judge(error: OSError) -> None:
+    if files.is_passing(error, directory):
+      raise error
+
+  for folder, _, names in os.walk(directory, onerror=judge):
+    for name in names:
+      try:
+        # Without waiting for the other end of a pipe.
+        flags = os.O_RDONLY | os.O_NONBLOCK
+        os.close(os.open(os.path.join(folder, name), flags))
+      except OSError as error:
+        judge(error)
 
 
 def twice(read: Callable[[], T], directory: epath.Path) -> T:

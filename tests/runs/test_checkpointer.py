@@ -451,6 +451,33 @@ def test_an_error_that_may_pass_is_not_damage(
   run.close()
 
 
+def test_what_may_not_be_seen_is_not_missing(run_copy, monkeypatch):
+  """Without a permission os.path.exists says no, and so does Orbax."""
+  hidden = str(run_copy / "checkpoints" / "2" / "meta" / "metadata")
+  exists, os_open = os.path.exists, os.open
+
+  def refuse(path, *args, **kwargs):
+    if os.fspath(path) == hidden:
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return os_open(path, *args, **kwargs)
+
+  monkeypatch.setattr(verification, "_PAUSE_SECONDS", 0)
+  monkeypatch.setattr(os, "open", refuse)
+  monkeypatch.setattr(
+    os.path, "exists", lambda path: os.fspath(path) != hidden and exists(path)
+  )
+  before = files_of(run_copy)
+  run = open_run(run_copy)
+  for read in (
+    lambda: run.restore(make_state(0)),
+    lambda: weights.load_variables(run_copy),
+  ):
+    with pytest.raises(UserError, match="Permission denied.*may be good"):
+      read()
+  run.close()
+  assert files_of(run_copy) == before
+
+
 def test_a_listing_that_fails_does_not_begin_a_run_again(run_copy, monkeypatch):
   def fail(path):
     raise OSError(errno.EIO, os.strerror(errno.EIO))
