@@ -472,7 +472,7 @@ def test_what_may_not_be_seen_is_not_missing(run_copy, monkeypatch):
     lambda: run.restore(make_state(0)),
     lambda: weights.load_variables(run_copy),
   ):
-    with pytest.raises(UserError, match="Permission denied.*may be good"):
+    with pytest.raises(UserError, match=r"Permission denied.*may be good"):
       read()
   run.close()
   assert files_of(run_copy) == before
