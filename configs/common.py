@@ -156,6 +156,7 @@ def base() -> ConfigDict:
       every_minutes=15.0,  # Checked when metrics are logged.
       keep_last=3,
       keep_every=0,  # Also keep every m-th step permanently; 0: none.
+      deadline_minutes=30.0,  # A save that takes longer ends the process.
     )
   )
   c.not_finite = ConfigDict(

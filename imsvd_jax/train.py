@@ -16,7 +16,14 @@ from imsvd_jax.base.every import Every
 from imsvd_jax.data import host_pipeline
 from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation.online import Evaluation
-from imsvd_jax.runs import interruption, log_lines, metrics, resume, weights
+from imsvd_jax.runs import (
+  agreement,
+  interruption,
+  log_lines,
+  metrics,
+  resume,
+  weights,
+)
 from imsvd_jax.runs.checkpointer import Checkpointer
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import finite
@@ -49,7 +56,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   source = data.make_source(config.data, "train")
   experiment = experiment_lib.build(config, source.num_examples)
   total_steps = experiment.total_steps
-  workdir = files.make(workdir)
+  with agreement.together(workdir):
+    workdir = files.make(workdir)
 
   # --- Start or resume -------------------------------------------------------
   checkpointer = _open_checkpoints(config, source, workdir)
@@ -145,9 +153,11 @@ def _open_checkpoints(
     keep_every=config.checkpoint.keep_every,
     config=config.to_dict(),
     facts=facts,
+    deadline_minutes=config.checkpoint.deadline_minutes,
   )
   if checkpointer.latest_step() is not None:
-    resume.check_run(workdir, config, facts)
+    with agreement.together(workdir):
+      resume.check_run(workdir, config, facts)
   return checkpointer
 
 

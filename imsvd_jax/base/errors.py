@@ -4,7 +4,8 @@ Exit codes:
 
 2    user error: config, data, disk (one line says what)
 3    the numbers went wrong: too many non-finite updates
-4    in a run of several processes, this one or a peer failed or did not join
+4    in a run of several processes, this one or a peer failed or did not join;
+     or the storage did not answer in time
 75   SIGTERM or SIGINT: saved; the same command resumes
 130  a second SIGINT: ended at once, nothing saved
 """

@@ -13,22 +13,38 @@ from etils import epath
 
 from imsvd_jax.base.errors import UserError
 
-# Errors of this machine's file systems that the user can fix.
-_DISK_ERRNOS = (
+# Errors about a name, or about what is found under it.
+_NAME_ERRNOS = (
+  errno.ENOENT,
+  errno.ENOTDIR,
+  errno.EISDIR,
+  errno.EEXIST,
+  errno.EINVAL,
+  errno.ENAMETOOLONG,
+  errno.ELOOP,
+)
+# Errors of a machine or its disks, whatever the content of a file.
+_MACHINE_ERRNOS = (
   errno.ENOSPC,
   errno.EDQUOT,
   errno.EFBIG,
   errno.EROFS,
   errno.EACCES,
   errno.EPERM,
-  errno.ENOENT,
-  errno.ENOTDIR,
-  errno.EISDIR,
-  errno.EEXIST,
-  errno.ENAMETOOLONG,
-  errno.ELOOP,
   errno.EIO,
   errno.ESTALE,
+  errno.ENOMEM,
+  errno.EMFILE,
+  errno.ENFILE,
+  errno.EAGAIN,
+  errno.EBUSY,
+  errno.ETIMEDOUT,
+  errno.ENOLCK,
+  errno.ENODEV,
+  errno.ECONNRESET,
+  errno.ECONNREFUSED,
+  errno.ENETUNREACH,
+  errno.EHOSTUNREACH,
 )
 # Errors of a bucket that another try cannot fix, by the names that TensorFlow,
 # Google's libraries and Python give them. Any other may be the network's.
@@ -44,18 +60,42 @@ _LASTING = {
   "UnauthenticatedError",
   "UnimplementedError",
 }
-# Errors of a network or a busy service, as TensorFlow, TensorStore, Google's
-# libraries and Python write them, in the error's name or in its text.
+# Errors of a network, a busy service, an account or a device, as TensorFlow,
+# TensorStore, JAX, Google's libraries and Python write them, in the error's
+# name or in its text.
 _PASSING = (
+  "ABORTED",
+  "CANCELLED",
   "DEADLINE_EXCEEDED",
+  "PERMISSION_DENIED",
+  "RESOURCE_EXHAUSTED",
+  "UNAUTHENTICATED",
   "UNAVAILABLE",
+  "Cancelled",
   "ConnectionError",
   "DeadlineExceeded",
+  "DefaultCredentialsError",
+  "Forbidden",
+  "JaxRuntimeError",
+  "MemoryError",
+  "PermissionDenied",
+  "PermissionError",
+  "ResourceExhausted",
   "ServiceUnavailable",
   "Timeout",
   "TooManyRequests",
+  "Unauthenticated",
+  "Unauthorized",
   "UnavailableError",
+  "can't start new thread",
+  "timed out",
 )
+# Orbax and TFDS take these characters of a path for a pattern.
+_PATTERN = "[]?*\\"
+
+
+class Passing(Exception):
+  """Another process met an error that may pass."""
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -80,13 +120,30 @@ def absolute(path: str | os.PathLike) -> epath.Path:
     ) from None
 
 
+def pattern_in(path: str | os.PathLike) -> str:
+  """Returns "[ ]", say, if a library would take a path for a pattern."""
+  return " ".join(mark for mark in _PATTERN if mark in os.fspath(path))
+
+
+def check_workdir(directory: epath.Path) -> None:
+  """Raises UserError if Orbax would lose the checkpoints of a run there."""
+  if found := pattern_in(directory):
+    raise UserError(
+      f"The workdir {directory} has {found} in its path; Orbax takes that for a"
+      " pattern, and would lose every checkpoint. Use a --workdir without"
+      " [ ] ? * and \\; to continue a run, copy it to such a path"
+      " (docs/reliability.md says how to rescue its checkpoints)."
+    )
+
+
 def make(path: str) -> str:
   """Creates a run's directory; returns its absolute path.
 
   Raises:
-    UserError: It cannot be created.
+    UserError: It cannot be created, or checkpoints would be lost in it.
   """
   directory = absolute(path)
+  check_workdir(directory)
   if os.fspath(directory).startswith("gs://") and not _has_cloud_storage():
     raise UserError(
       f"Checkpoints in {directory} need the package google-cloud-storage: pip"
@@ -143,39 +200,63 @@ def refusal(error: BaseException, path: str | os.PathLike) -> str | None:
 
 def _disk_reason(error: BaseException | None) -> str | None:
   """Returns why a disk refused; None if something else failed."""
-  while error is not None:
-    if isinstance(error, OSError) and error.errno in _DISK_ERRNOS:
-      return os.strerror(error.errno)
-    for number in _DISK_ERRNOS:
+  for cause in _causes(error):
+    if isinstance(cause, OSError) and cause.errno:
+      return os.strerror(cause.errno)
+    for number in _MACHINE_ERRNOS + _NAME_ERRNOS:
       # TensorStore and TensorFlow put the system's message into their own.
-      if os.strerror(number) in str(error):
+      if os.strerror(number) in str(cause):
         return os.strerror(number)
-    error = error.__cause__ or error.__context__
   return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+  while error is not None:
+    yield error
+    error = error.__cause__ or error.__context__
 
 
 def _lasting_reason(error: BaseException | None) -> str | None:
   """Returns why a bucket will refuse another try; None if it may not."""
-  while error is not None:
-    if type(error).__name__ in _LASTING:
-      return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    error = error.__cause__ or error.__context__
+  for cause in _causes(error):
+    if type(cause).__name__ in _LASTING:
+      return (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
   return None
 
 
 def is_passing(error: BaseException | None, path: str | os.PathLike) -> bool:
-  """Returns whether a read failed because of the network, not the content.
+  """Returns whether a read failed for a reason other than the content.
+
+  Such as the network, the disk, memory, a permission: what was read may be
+  good.
 
   Args:
     error: What reading raised; its causes count.
-    path: What was read. A local path never fails because of the network.
+    path: What was read.
   """
-  while error is not None and is_remote(path):
-    text = f"{type(error).__name__}: {error}"
-    if any(word in text for word in _PASSING):
+  words = [*_PASSING, *map(os.strerror, _MACHINE_ERRNOS)]
+  for cause in _causes(error):
+    if isinstance(cause, Passing):
       return True
-    error = error.__cause__ or error.__context__
+    if isinstance(cause, OSError) and cause.errno:
+      if cause.errno not in _NAME_ERRNOS:
+        return True
+      continue
+    # The path itself may hold one of the words.
+    text = f"{type(cause).__name__}: {cause}".replace(os.fspath(path), "")
+    if any(word in text for word in words):
+      return True
   return False
+
+
+def root_cause(error: BaseException) -> str:
+  """Returns the first line of what an error came from."""
+  while error.__cause__ is not None:
+    error = error.__cause__
+  first_line = (str(error).splitlines() or [""])[0][:300]
+  if isinstance(error, Passing):
+    return first_line
+  return f"{type(error).__name__}: {first_line}".rstrip(".: ")
 
 
 def _has_cloud_storage() -> bool:

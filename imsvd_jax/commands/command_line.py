@@ -134,6 +134,19 @@ def _quiet_libraries() -> None:
   if not flags.FLAGS["verbosity"].present:
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("imsvd_jax").setLevel(logging.INFO)
+    # What Orbax logs with a traceback, or leaves behind in a closed event loop,
+    # reaches us as an exception, too.
+    absl_logging.get_absl_logger().addFilter(_is_no_traceback_of_orbax)
+    sys.unraisablehook = _print_unraisable
+
+
+def _is_no_traceback_of_orbax(record: logging.LogRecord) -> bool:
+  return not (record.exc_info and "orbax" in record.pathname)
+
+
+def _print_unraisable(unraisable: Any) -> None:
+  if "Event loop is closed" not in str(unraisable.exc_value):
+    sys.__unraisablehook__(unraisable)
 
 
 # --- Parsing -----------------------------------------------------------------

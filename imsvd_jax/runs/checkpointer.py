@@ -2,15 +2,19 @@
 
 Orbax writes a step asynchronously and puts it in place at once or not at all.
 This module stores with each step the shape, dtype and checksum of every leaf
-and the config. `restore` verifies them; when the newest step is damaged, it
-walks back to the newest good one and says so.
+and the config. A step counts as saved once it was found complete on disk; only
+then are older ones deleted. `restore` verifies every leaf; when the newest step
+is damaged, it walks back to the newest good one and says so.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import secrets
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,16 +26,23 @@ from jax.experimental import multihost_utils
 from imsvd_jax.base import files
 from imsvd_jax.base.config import as_json
 from imsvd_jax.base.errors import UserError, listing
-from imsvd_jax.runs import run_directory, verification
+from imsvd_jax.runs import (
+  agreement,
+  interruption,
+  run_directory,
+  verification,
+)
 
 logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.05  # Between two looks at a save in the background.
 
 
 class Checkpointer:
   """Saves and restores one run's train state in its working directory.
 
   With several processes every process makes one and calls the same methods in
-  the same order.
+  the same order; an error in one process is raised in all.
 
   Args:
     workdir: The run's directory, made if it is missing; may be gs://.
@@ -40,6 +51,7 @@ class Checkpointer:
     config: The run's configuration, nested dictionaries that JSON can hold.
     facts: Values outside the config that must not change on resume; see
       `resume.load_facts`.
+    deadline_minutes: A save that takes longer ends the process, with code 4.
   """
 
   def __init__(
@@ -50,27 +62,39 @@ class Checkpointer:
     keep_every: int = 0,
     config: Mapping[str, Any],
     facts: Mapping[str, Any] | None = None,
+    deadline_minutes: float = 30.0,
   ) -> None:
     self.workdir = files.absolute(workdir)
     self._root = self.workdir / run_directory.CHECKPOINTS
+    self._keep_last, self._keep_every = keep_last, keep_every
     self._config = as_json(config)
     self._facts = as_json(facts or {})
+    self._deadline_minutes = deadline_minutes
+    self._is_first = jax.process_index() == 0
     self._is_marked = False
+    self._saving: int | None = None  # The step that is being written.
     with self._writing():
+      files.check_workdir(self.workdir)
+      run_directory.check_file_names(self.workdir)
       run_directory.check_not_emptied(self.workdir, self._root)
-      self._manager = _make_manager(self._root, keep_last, keep_every)
-      # Fails here rather than at the first save an hour later.
-      self._check_writable()
-      if not run_directory.steps_on_disk(self._root):
-        self._write_config()
-      self._mark()
+      self._root.mkdir(parents=True, exist_ok=True)
+    # Fails here rather than at the first save an hour later.
+    self._check_writable()
+    self._manager = _make_manager(deadline_minutes)
+    with self._writing():
+      if self._is_first:
+        run_directory.remove_unfinished(self._root)
+        if not run_directory.steps_on_disk(self._root):
+          self._write_config()
+        self._mark()
+    self._run_id = self._find_id()
 
   def latest_step(self) -> int | None:
     """Returns the newest step on disk, damaged or not; None if there is none.
 
     A save that is still being written does not count.
     """
-    return max(run_directory.steps_on_disk(self._root), default=None)
+    return max(self._steps(), default=None)
 
   def save(self, step: int, state: Any) -> bool:
     """Starts writing `state` as `step`; returns before it is on disk.
@@ -90,29 +114,8 @@ class Checkpointer:
     Raises:
       UserError: The disk is full, read-only or gone.
     """
-    self.wait()
-    latest = self._latest_to_follow()
-    if latest is not None and step <= latest:
-      return _already_saved(step, latest, self.workdir)
-    leaves, non_finite = verification.describe(state)
-    if non_finite:
-      logger.error(
-        "NOT saving step %d: the state is not finite in %s.",
-        step,
-        listing(non_finite),
-      )
-      return False
-    meta = {"step": step, "config": self._config, "facts": self._facts}
-    meta = verification.sealed(meta | {"leaves": leaves})
-    with self._writing():
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
-        ),
-        force=True,
-      )
-    return True
+    with self._within_deadline(step):
+      return self._save(step, state)
 
   def restore(
     self, state_like: Any, *, step: int | None = None
@@ -132,102 +135,250 @@ class Checkpointer:
       (state, step), or None if no checkpoint was ever written here.
 
     Raises:
-      UserError: Every checkpoint is damaged, or a good one does not have the
-        shapes of `state_like`.
+      UserError: Every checkpoint is damaged, one cannot be read now or is of
+        another run, or a good one does not have the shapes of `state_like`.
     """
     self.wait()
-    steps = _from_first_process(run_directory.steps_on_disk(self._root))
+    steps = self._steps()
     if not steps and step is None:
       return None
+    with agreement.together(self._root):
+      if self._is_first:
+        self._check_owner(steps)
     abstract = jax.tree.map(_abstract, state_like)
     state, found, skipped = verification.newest_usable(
-      self._root, steps, step, lambda path: _read_state(path, abstract)
+      self._root, lambda: steps, step, lambda path: _read_state(path, abstract)
     )
     if skipped:
       self._set_aside(skipped)
     return state, found
 
   def wait(self) -> None:
-    """Blocks until the last save is on disk; its errors surface here."""
-    with self._writing():
-      self._manager.wait_until_finished()
-      self._mark()
+    """Blocks until the last save is on disk and complete.
+
+    Its errors surface here, those of other processes included.
+    """
+    if self._saving is None:
+      return
+    step, self._saving = self._saving, None
+    with self._within_deadline(step):
+      self._await_background(step)
+      with self._writing():
+        if self._is_first:
+          self._check_saved(step)
+          self._mark()
+          self._delete_old()
 
   def close(self) -> None:
     """Waits for the last save and frees the threads."""
+    self.wait()
     with self._writing():
       self._manager.close()
-      self._mark()
 
-  def _writing(self) -> contextlib.AbstractContextManager[None]:
-    return files.writing("a checkpoint", self.workdir)
+  def _save(self, step: int, state: Any) -> bool:
+    self.wait()
+    latest = self._latest_to_follow()
+    if latest is not None and step <= latest:
+      return _already_saved(step, latest, self.workdir)
+    leaves, non_finite = verification.describe(state)
+    if non_finite:
+      logger.error(
+        "NOT saving step %d: the state is not finite in %s.",
+        step,
+        listing(non_finite),
+      )
+      return False
+    meta = {
+      "step": step,
+      "run": self._run_id,
+      "config": self._config,
+      "facts": self._facts,
+    }
+    meta = verification.sealed(meta | {"leaves": leaves})
+    with self._writing():
+      self._manager.save(
+        self._root / str(step),
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+        ),
+      )
+    self._saving = step
+    return True
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    with (
+      agreement.together(self.workdir),
+      files.writing("a checkpoint", self.workdir),
+    ):
+      yield
+
+  def _within_deadline(
+    self, step: int
+  ) -> contextlib.AbstractContextManager[None]:
+    return interruption.deadline(
+      self._deadline_minutes,
+      f"Step {step} was not saved in {self.workdir} within"
+      f" {self._deadline_minutes:g} minutes (checkpoint.deadline_minutes): the"
+      " storage or another process does not answer. The checkpoints before it"
+      " are intact; start all processes again to resume.",
+    )
+
+  def _steps(self) -> list[int]:
+    """Returns the steps that the first process sees.
+
+    A network file system may list different files to different processes.
+    """
+    with agreement.together(self._root):
+      steps = run_directory.steps_on_disk(self._root)
+    count = multihost_utils.broadcast_one_to_all(np.int32(len(steps)))
+    padded: np.ndarray = np.zeros(int(count), np.int32)
+    if self._is_first:
+      padded[:] = steps
+    return [int(n) for n in multihost_utils.broadcast_one_to_all(padded)]
 
   def _latest_to_follow(self) -> int | None:
     # Orbax would create a removed directory again, and the run would continue
     # to write to a place where nobody looks.
-    if not self._root.exists():
-      raise UserError(
-        f"{self._root} is gone: the working directory was removed while the"
-        " run was writing to it. Restart with another --workdir."
-      )
+    with self._writing():
+      if not run_directory.is_there(self._root):
+        raise UserError(
+          f"{self._root} is gone: the working directory was removed while the"
+          " run was writing to it. Restart with another --workdir."
+        )
     return self.latest_step()
 
   def _check_writable(self) -> None:
-    if jax.process_index() == 0:
-      for folder in (self.workdir, self._root):
-        probe = folder / "write-test.tmp"
-        probe.write_text("The run checks that it may write here.")
-        probe.unlink()
+    """Raises UserError unless all processes can write to one directory."""
+    token = agreement.exchange(secrets.token_hex(8))[0]
+    folders = (self.workdir, self._root)
+    try:
+      with self._writing():
+        for folder in folders:
+          run_directory.write_probe(folder, jax.process_index(), token)
+      with self._writing():
+        for folder in folders:
+          run_directory.check_probe(folder, token)
+    finally:
+      for folder in folders:
+        run_directory.remove_probe(folder, jax.process_index())
+
+  def _await_background(self, step: int) -> None:
+    """Waits for Orbax's threads; all processes stop at the first error.
+
+    Orbax itself would let them wait for a process that has failed.
+    """
+    errors = []
+
+    def wait() -> None:
+      try:
+        self._manager.wait_until_finished()
+      except Exception as error:
+        errors.append(error)
+
+    waiter = threading.Thread(target=wait, daemon=True)
+    waiter.start()
+    busy = ["busy"]
+    while any(busy):
+      waiter.join(_POLL_SECONDS)
+      busy = agreement.exchange("busy" if waiter.is_alive() else "")
+      with self._writing():
+        if errors:
+          raise self._explained(step, errors.pop())
+
+  def _explained(self, step: int, error: Exception) -> Exception:
+    """Returns a UserError, unless `files.writing` or a retry explains more."""
+    known = files.refusal(error, self.workdir) is not None
+    if known or files.is_passing(error, self.workdir):
+      return error
+    return _not_saved(step, self._root, files.root_cause(error))
+
+  def _check_saved(self, step: int) -> None:
+    directory = self._root / str(step)
+    check = functools.partial(verification.check_complete, directory)
+    try:
+      verification.twice(check, directory)
+    except verification.Damage as damage:
+      raise _not_saved(step, self._root, str(damage)) from damage
+
+  def _delete_old(self) -> None:
+    steps = run_directory.steps_on_disk(self._root)
+    for step in steps[: -self._keep_last]:
+      if not self._keep_every or step % self._keep_every:
+        run_directory.remove(self._root, step)
 
   def _mark(self) -> None:
     """Records that steps were saved, so that a later loss is noticed."""
-    if self._is_marked or not self._root.exists():
+    if self._is_marked or not run_directory.steps_on_disk(self._root):
       return
-    if not run_directory.steps_on_disk(self._root):
-      return
-    if jax.process_index() == 0:
-      (self.workdir / run_directory.SAVED_FILE).write_text(
-        "This run has saved checkpoints. If they are gone, it stops with an"
-        " error instead of starting from scratch.\n"
-      )
+    (self.workdir / run_directory.SAVED_FILE).write_text(
+      "This run has saved checkpoints. If they are gone, it stops with an"
+      " error instead of starting from scratch.\n"
+    )
     self._is_marked = True
 
   def _write_config(self) -> None:
-    if jax.process_index() == 0:
-      text = json.dumps(self._config, indent=2, sort_keys=True) + "\n"
-      path = self.workdir / run_directory.CONFIG_FILE
-      scratch = self.workdir / f"{run_directory.CONFIG_FILE}.tmp"
-      scratch.write_text(text)
-      scratch.replace(path)
+    run_directory.write_text(
+      self.workdir / run_directory.CONFIG_FILE,
+      json.dumps(self._config, indent=2, sort_keys=True) + "\n",
+    )
+
+  def _find_id(self) -> str:
+    """Returns the run's id, from its directory, its newest step, or new."""
+    run_id = None
+    with self._writing():
+      if self._is_first:
+        run_id = run_directory.read_id(self.workdir)
+        if run_id is None:
+          run_id = self._stored_id() or secrets.token_hex(8)
+          run_directory.write_text(
+            self.workdir / run_directory.RUN_FILE,
+            json.dumps({"id": run_id}) + "\n",
+          )
+    return agreement.exchange(run_id or "")[0]
+
+  def _stored_id(self) -> str | None:
+    steps = run_directory.steps_on_disk(self._root)[::-1]
+    return next((meta.get("run") for _, meta in self._metas(steps)), None)
+
+  def _check_owner(self, steps: Sequence[int]) -> None:
+    for directory, meta in self._metas(steps):
+      verification.check_owner(meta, self._run_id, directory)
+
+  def _metas(
+    self, steps: Sequence[int]
+  ) -> Iterator[tuple[epath.Path, dict[str, Any]]]:
+    """Yields directory and meta of each step whose meta is good."""
+    for step in steps:
+      directory = self._root / str(step)
+      read = functools.partial(verification.read_meta, directory)
+      with contextlib.suppress(verification.Damage):
+        yield directory, verification.twice(read, directory)
 
   def _set_aside(self, steps: Sequence[int]) -> None:
-    if jax.process_index() == 0:
-      with self._writing():
+    with self._writing():
+      if self._is_first:
         for step in steps:
           (self._root / str(step)).rename(
             run_directory.name_for_damaged(self._root, step)
           )
-    multihost_utils.sync_global_devices("imsvd_jax: damaged steps set aside")
-    self._manager.reload()
 
 
 def _read_state(directory: epath.Path, abstract: Any) -> Any:
   """Reads and verifies a whole state; all processes succeed or none does."""
-  state, damage = None, None
-  try:
+  with agreement.together(directory):
+    if int(directory.name) not in run_directory.steps_on_disk(directory.parent):
+      # The first process sees it: the file system lags, or it was removed.
+      raise files.Passing(f"{directory} is not visible")
     meta = verification.read_meta(directory)
     verification.check_fits(
       meta["leaves"], verification.named_leaves(abstract), directory
     )
+    verification.check_merged(directory)
     with verification.reading(directory):
       state = ocp.StandardCheckpointHandler().restore(
         directory / "state", args=ocp.args.StandardRestore(abstract)
       )
-  except verification.Damage as error:
-    damage = error
-  # `verify` is a collective computation: all processes must take part.
-  if not np.all(multihost_utils.process_allgather(np.array(damage is None))):
-    raise damage or verification.Damage("another process could not read it")
   verification.verify(meta["leaves"], state)
   return state
 
@@ -236,13 +387,12 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
-def _from_first_process(steps: Sequence[int]) -> list[int]:
-  # A network file system may list different files to different processes.
-  count = multihost_utils.broadcast_one_to_all(np.int32(len(steps)))
-  padded: np.ndarray = np.zeros(int(count), np.int32)
-  if jax.process_index() == 0:
-    padded[:] = steps
-  return [int(step) for step in multihost_utils.broadcast_one_to_all(padded)]
+def _not_saved(step: int, root: epath.Path, reason: str) -> UserError:
+  return UserError(
+    f"Step {step} was not saved whole in {root}: {reason}. The checkpoints"
+    " before it are intact; repair the storage, and run the same command again"
+    " to resume."
+  )
 
 
 def _already_saved(step: int, latest: int, workdir: epath.Path) -> bool:
@@ -254,31 +404,12 @@ def _already_saved(step: int, latest: int, workdir: epath.Path) -> bool:
   )
 
 
-class _Manager(ocp.CheckpointManager):
-  """Leaves the preemption notice to the training loop.
-
-  Orbax itself asks JAX's preemption service, with the number of the saved step
-  and only after the save has ended in the background. The service takes that
-  number for the current step. A SIGTERM before the loop's next call would then
-  stop the run at a step that has passed, that is, never.
-  """
-
-  def reached_preemption(self, step: int) -> bool:
-    return False
-
-
-def _make_manager(
-  root: epath.Path, keep_last: int, keep_every: int
-) -> ocp.CheckpointManager:
-  policies = [ocp.checkpoint_managers.LatestN(keep_last)]
-  if keep_every:
-    policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
-  options = ocp.CheckpointManagerOptions(
-    preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
-    # Removes what a kill during a save has left.
-    cleanup_tmp_directories=True,
-    # A damaged step must not stop the manager from starting.
-    lightweight_initialize=True,
-    save_root_metadata=False,
+def _make_manager(deadline_minutes: float) -> ocp.AsyncCheckpointer:
+  handler = ocp.CompositeCheckpointHandler(
+    state=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
   )
-  return _Manager(root, options=options)
+  # Orbax's own deadline comes after ours, which says what to do.
+  seconds = round(60 * deadline_minutes) + 600
+  return ocp.AsyncCheckpointer(
+    handler, async_options=ocp.AsyncOptions(timeout_secs=seconds)
+  )

@@ -1,5 +1,6 @@
-"""How a run ends early: signals, and the death of a peer."""
+"""How a run ends early: signals, the death of a peer, a deadline."""
 
+import contextlib
 import functools
 import os
 import signal
@@ -7,7 +8,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, Self, TypeVar
 
 import jax
@@ -127,6 +128,28 @@ def ends_with_its_peers(run: Callable[P, T]) -> Callable[P, T]:
       os._exit(PeerError.exit_code)
 
   return wrapped
+
+
+@contextlib.contextmanager
+def deadline(minutes: float, message: str) -> Iterator[None]:
+  """Ends this process with a message if the block takes longer.
+
+  At once, with code 4: a thread that hangs in a system call or in a collective
+  cannot be stopped, and the interpreter's exit would wait for it.
+  """
+
+  def give_up() -> None:
+    _print(f"error: {message}")
+    sys.stdout.flush()
+    os._exit(PeerError.exit_code)
+
+  timer = threading.Timer(60 * minutes, give_up)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
 
 
 def _print(message: str) -> None:

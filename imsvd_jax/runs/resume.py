@@ -1,6 +1,7 @@
 """The config of a run on disk, and whether another one may continue the run."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -47,8 +48,10 @@ def _newest_meta(workdir: str | os.PathLike) -> dict[str, Any] | None:
   root = directory / run_directory.CHECKPOINTS
   steps = run_directory.steps_on_disk(root)
   for candidate in [step] if step is not None else steps[::-1]:
+    directory = root / str(candidate)
+    read = functools.partial(verification.read_meta, directory)
     with contextlib.suppress(verification.Damage):
-      return verification.read_meta(root / str(candidate))
+      return verification.twice(read, directory)
   return None
 
 

@@ -4,12 +4,16 @@ A checksum is exact, sees the order of the elements, and is computed on the
 devices that hold the leaf.
 """
 
+import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import logging
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +22,13 @@ from etils import epath
 
 from imsvd_jax.base import files
 from imsvd_jax.base.errors import UserError, listing
+from imsvd_jax.runs import run_directory
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_PAUSE_SECONDS = 1.0  # Before another try of what may pass.
 
 
 class Damage(Exception):
@@ -142,7 +151,8 @@ def read_meta(directory: epath.Path) -> dict[str, Any]:
   """Reads the leaves, checksums, config and facts of one step.
 
   Raises:
-    Damage: They cannot be read, or do not match their digest.
+    Damage: They cannot be read, do not match their digest, or are of another
+      step.
   """
   with reading(directory):
     meta = ocp.JsonCheckpointHandler().restore(
@@ -150,6 +160,8 @@ def read_meta(directory: epath.Path) -> dict[str, Any]:
     )
     if not isinstance(meta, dict) or sealed(meta["body"]) != meta:
       raise Damage("meta does not match its own digest")
+    if str(meta["body"]["step"]) != directory.name:
+      raise Damage(f"it is a copy of step {meta['body']['step']}")
   return meta["body"]
 
 
@@ -159,39 +171,158 @@ def sealed(body: Mapping[str, Any]) -> dict[str, Any]:
   return {"body": body, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
+def check_complete(directory: epath.Path) -> None:
+  """Checks a step on disk without reading its arrays.
+
+  Raises:
+    Damage: It lacks a leaf, or its list of leaves is wrong.
+  """
+  leaves = read_meta(directory)["leaves"]
+  check_merged(directory)
+  with reading(directory):
+    tree = ocp.StandardCheckpointHandler().metadata(directory / "state")
+  missing = sorted(leaves.keys() - named_leaves(tree).keys())
+  if missing:
+    raise Damage(f"{listing(missing)} missing")
+
+
+def check_owner(
+  meta: Mapping[str, Any], run_id: str | None, directory: epath.Path
+) -> None:
+  """Raises UserError if a step is of another run than the one of that id."""
+  found = meta.get("run", run_id)
+  if run_id is not None and found != run_id:
+    raise UserError(
+      f"{directory} is a checkpoint of another run, {found}; the run in this"
+      f" directory is {run_id} (run.json). Nothing was changed; move the"
+      " checkpoint away."
+    )
+
+
+def check_merged(directory: epath.Path) -> None:
+  """Raises Damage if Orbax wrote a step's arrays but no list of them."""
+  state = directory / "state"
+  with reading(directory):
+    names = {path.name for path in state.iterdir()}
+  if "manifest.ocdbt" not in names and any(
+    name.startswith("ocdbt.process_") for name in names
+  ):
+    raise Damage(
+      "its files of each process were never merged, as happened below a path"
+      " with [ ] ? * or \\ in it; to rescue it, copy the run to a plain path"
+      " and merge the files there (docs/reliability.md has the command)"
+    )
+
+
+def merge(workdir: str | os.PathLike) -> None:
+  """Merges the files of each process, in all steps that lack it.
+
+  Args:
+    workdir: A run's directory, in a path without [ ] ? * and backslashes.
+  """
+  root = files.absolute(workdir) / run_directory.CHECKPOINTS
+  for step in run_directory.steps_on_disk(root):
+    directory = root / str(step)
+    try:
+      check_merged(directory)
+    except Damage:
+      context = ocp.type_handlers.get_ts_context(use_ocdbt=True)
+      asyncio.run(
+        ocp.type_handlers.merge_ocdbt_per_process_files(
+          directory / "state", context, use_zarr3=False
+        )
+      )
+
+
 @contextlib.contextmanager
 def reading(directory: epath.Path) -> Iterator[None]:
-  """Turns any error of Orbax and TensorStore while reading into Damage."""
+  """Turns errors about the content, while reading it, into Damage.
+
+  Any other error, of the network, say, or of the disk, stays what it is: the
+  checkpoint may be good.
+  """
   try:
     yield
-  except Damage:
+  except (Damage, UserError):
     raise
-  except PermissionError as error:
-    raise UserError(f"May not read {directory}: {error}.") from error
   except Exception as error:
     if files.is_passing(error, directory):
-      raise  # The network failed; the checkpoint may be good.
-    raise Damage(_root_cause(error)) from error
+      raise
+    if not files.is_remote(directory):
+      _check_accessible(directory)
+    raise Damage(files.root_cause(error)) from error
 
 
-def _root_cause(error: BaseException) -> str:
-  while error.__cause__ is not None:
-    error = error.__cause__
-  first_line = (str(error).splitlines() or [""])[0][:300]
-  return f"{type(error).__name__}: {first_line}"
+def _check_accessible(directory: epath.Path) -> None:
+  """Raises OSError if anything below may not be seen, or cannot be opened.
+
+  Orbax takes for missing what it has no permission to see.
+  """
+
+  def judge(error: OSError) -> None:
+    if files.is_passing(error, directory):
+      raise error
+
+  for folder, _, names in os.walk(directory, onerror=judge):
+    for name in names:
+      try:
+        # Without waiting for the other end of a pipe.
+        flags = os.O_RDONLY | os.O_NONBLOCK
+        os.close(os.open(os.path.join(folder, name), flags))
+      except OSError as error:
+        judge(error)
+
+
+def twice(read: Callable[[], T], directory: epath.Path) -> T:
+  """Reads again what cannot be read; damage counts if it is there both times.
+
+  Raises:
+    Damage: The content is wrong.
+    UserError: It cannot be read now, for a reason that may pass.
+  """
+  passing = None
+  try:
+    return read()
+  except Damage:
+    pass
+  except Exception as error:
+    passing = _only_passing(error, directory)
+    time.sleep(_PAUSE_SECONDS)
+  try:
+    return read()
+  except Damage:
+    if passing is None:
+      raise
+  except Exception as error:
+    passing = _only_passing(error, directory)
+  raise UserError(
+    f"Cannot read {directory}: {files.root_cause(passing)}. It may be good, and"
+    " nothing was changed; run the same command again."
+  ) from passing
+
+
+def _only_passing(error: Exception, directory: epath.Path) -> Exception:
+  """Returns an error that may pass; raises any other."""
+  has_lost_peer = jax.process_count() > 1 and isinstance(
+    error, jax.errors.JaxRuntimeError
+  )
+  if has_lost_peer or not files.is_passing(error, directory):
+    raise error
+  return error
 
 
 def newest_usable(
   root: epath.Path,
-  steps: Sequence[int],
+  list_steps: Callable[[], Sequence[int]],
   step: int | None,
-  read: Callable[[epath.Path], Any],
-) -> tuple[Any, int, list[int]]:
+  read: Callable[[epath.Path], T],
+) -> tuple[T, int, list[int]]:
   """Reads the newest good step, walking back over the damaged ones.
 
   Args:
     root: The directory of the checkpoints.
-    steps: The steps in it.
+    list_steps: Returns the steps in it. Asked again if one cannot be read: a
+      run in progress may just have deleted it.
     step: This step and no other; None for the newest good one.
     read: Reads one step's directory; raises Damage.
 
@@ -199,23 +330,39 @@ def newest_usable(
     (what `read` returned, its step, the damaged steps that were skipped).
 
   Raises:
-    UserError: There is no such step, or none that is undamaged.
+    UserError: There is no such step, none that is undamaged, or one that cannot
+      be read now.
   """
-  if step is not None and step not in steps:
-    raise UserError(f"{root} holds no step {step}; it holds {list(steps)}.")
-  skipped: list[int] = []
-  for candidate in [step] if step is not None else sorted(steps)[::-1]:
+  skipped: dict[int, Damage] = {}
+
+  def left() -> list[int]:
+    steps = list_steps()
+    if not steps:
+      raise UserError(
+        f"{root.parent} holds no checkpoints. Expected the workdir of a"
+        " training run that has saved at least once."
+      )
+    if step is not None and step not in steps:
+      raise UserError(f"{root} holds no step {step}; it holds {list(steps)}.")
+    wanted = steps if step is None else [step]
+    return [number for number in wanted if number not in skipped]
+
+  while candidates := left():
+    candidate = max(candidates)
+    directory = root / str(candidate)
     try:
-      found = read(root / str(candidate))
+      found = twice(functools.partial(read, directory), directory)
     except Damage as damage:
-      logger.error("SKIPPING damaged checkpoint %d: %s.", candidate, damage)
-      skipped.append(candidate)
+      if candidate in list_steps():
+        logger.error("SKIPPING damaged checkpoint %d: %s.", candidate, damage)
+        skipped[candidate] = damage
       continue
     if skipped:
       logger.error("FALLING BACK to step %d of %s.", candidate, root)
-    return found, candidate, skipped
+    return found, candidate, list(skipped)
+  reason = next(iter(skipped.values()))
   raise UserError(
-    f"No usable checkpoint in {root}: {skipped} damaged (the log says how)."
-    " Nothing was changed. Put a good copy back, or use a new --workdir to"
-    " start over."
+    f"No usable checkpoint in {root}: {list(skipped)} damaged, the first"
+    f" because {reason}. Nothing was changed. Put a good copy back, or use a"
+    " new --workdir to start over."
   )

@@ -60,23 +60,25 @@ def load_variables(
   """
   directory, named_step = run_directory.locate(workdir)
   root = directory / run_directory.CHECKPOINTS
-  steps = run_directory.steps_on_disk(root)
-  if not steps:
-    raise UserError(
-      f"{directory} holds no checkpoints. Expected the workdir of a training"
-      " run that has saved at least once."
-    )
   step = named_step if step is None else step
+  run_id = run_directory.read_id(directory)
   (tree, meta), found, _ = verification.newest_usable(
-    root, steps, step, _read_variables
+    root,
+    lambda: run_directory.steps_on_disk(root),
+    step,
+    lambda path: _read_variables(path, run_id),
   )
   variables = {name: tree.get(name) for name in _VARIABLES}
   return Variables(**variables, step=found, config=meta["config"])
 
 
-def _read_variables(directory: epath.Path) -> tuple[dict[str, Any], Any]:
+def _read_variables(
+  directory: epath.Path, run_id: str | None
+) -> tuple[dict[str, Any], Any]:
   """Reads and verifies params, batch_stats and target as NumPy arrays."""
   meta = verification.read_meta(directory)
+  verification.check_owner(meta, run_id, directory)
+  verification.check_merged(directory)
   wanted = {
     name: leaf
     for name, leaf in meta["leaves"].items()

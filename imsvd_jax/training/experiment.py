@@ -199,6 +199,7 @@ _LIMITS = {
   "checkpoint.every_minutes": (0, _ANY),
   "checkpoint.keep_last": (1, _ANY),
   "checkpoint.keep_every": (0, _ANY),
+  "checkpoint.deadline_minutes": (_POSITIVE, 1e6),
   "not_finite.max_in_a_row": (0, _ANY),
   "eval.every_epochs": (0, _ANY),
   "eval.batch_size": (1, _ANY),

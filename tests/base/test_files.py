@@ -1,5 +1,6 @@
 """A run's files in a bucket, and what is said where they cannot be."""
 
+import errno
 import json
 
 import pytest
@@ -136,10 +137,15 @@ def test_what_a_bucket_needs_is_said(monkeypatch):
     (RUN, ValueError("UNAVAILABLE: socket closed"), True),
     (RUN, TimeoutError(), True),
     (RUN, ValueError("crc32c does not match"), False),
-    ("/disk/run", TimeoutError(), False),
+    ("/disk/run", TimeoutError(), True),
+    ("/disk/run", OSError(errno.EMFILE, "Too many open files"), True),
+    ("/disk/run", ValueError("reading /d: Input/output error"), True),
+    ("/disk/run", MemoryError(), True),
+    ("/disk/run", FileNotFoundError(errno.ENOENT, "no such file"), False),
+    ("/disk/TimeoutError", ValueError("/disk/TimeoutError: bad crc"), False),
   ],
 )
-def test_a_network_is_not_taken_for_damage(path, error, passing):
+def test_a_network_or_a_machine_is_not_taken_for_damage(path, error, passing):
   expected = type(error) if passing else verification.Damage
   with pytest.raises(expected), verification.reading(path):
     raise error

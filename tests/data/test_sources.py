@@ -459,3 +459,17 @@ def test_mistakes(overrides, message):
 
 def test_no_evaluation_split():
   assert make("digits", "eval", eval_split="") is None
+
+
+def test_a_path_that_tfds_takes_for_a_pattern_is_named(tfds_dir, tmp_path):
+  path = tmp_path / "[tf] ds"
+  path.symlink_to(tfds_dir)
+  with pytest.raises(UserError, match=r"has \[ \] in its path") as error:
+    make("tfds:tiny_photos", path=path)
+  assert "\n" not in str(error.value)
+
+
+def test_a_folder_may_have_any_name(photo_folder, tmp_path):
+  path = tmp_path / "[my] photos? *"
+  path.symlink_to(photo_folder)
+  assert make("folder", path=path).num_examples == 40

@@ -3,15 +3,18 @@
 Each is a process of its own: `python checkpoint_child.py NAME ARGUMENTS`.
 """
 
+import errno
 import os
 import pathlib
 import sys
+import time
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.runs import checkpointer, verification, weights
@@ -124,12 +127,79 @@ def small_disk(workdir: str) -> None:
   os._exit(0)  # A pending save cannot end well, and need not.
 
 
-def pair(workdir: str, port: str, index: str) -> None:
-  """Two processes save; the newest step fails in one of them only."""
+def hang(workdir: str) -> None:
+  """The storage does not answer while a step is written."""
+  run = checkpointer.Checkpointer(
+    workdir, keep_last=3, config=CONFIG, deadline_minutes=0.05
+  )
+  run.save(1, make_state(1))
+  run.wait()
+  run._manager.wait_until_finished = lambda: time.sleep(1000)
+  run.save(2, make_state(2))
+  run.wait()
+
+
+def _join(port: str, index: str) -> None:
   address = f"127.0.0.1:{port}"
   jax.distributed.initialize(
     address, 2, int(index), coordinator_bind_address=address
   )
+
+
+def failures(workdir: str, port: str, index: str) -> None:
+  """Process 1 fails in several ways; both say why, and go on here."""
+  _join(port, index)
+  is_faulty = jax.process_index() == 1
+  state = place(make_state(1), jax.devices())
+
+  def attempt(name, action):
+    try:
+      action()
+    except UserError as error:
+      print(name, error.exit_code, error, flush=True)
+    else:
+      print(name, "went well", flush=True)
+
+  def open_run(path):
+    return checkpointer.Checkpointer(path, keep_last=1, config=CONFIG)
+
+  attempt("SEPARATE", lambda: open_run(f"{workdir}-{index}"))
+  run = open_run(workdir)
+  run.save(1, state)
+  run.wait()
+  run.save(2, place(make_state(2), jax.devices()))
+  run.wait()
+  read_meta = verification.read_meta
+  if is_faulty:
+    verification.read_meta = _raising(OSError(errno.EIO, "I/O error"))
+  attempt("TRANSIENT", lambda: run.restore(state))
+  verification.read_meta = read_meta
+  print("RESTORED", run.restore(state)[1], flush=True)
+  handler = ocp.StandardCheckpointHandler
+  async_save = handler.async_save
+  if is_faulty:
+    handler.async_save = _raising(OSError(errno.EMFILE, "too many"))
+  attempt("SAVE", lambda: run.save(3, state))
+  handler.async_save = async_save
+  other = open_run(workdir)  # Orbax's threads of the first one wait for ever.
+  if is_faulty:
+    assert os.system(f"mount -o remount,bind,ro {workdir}") == 0
+  other.save(4, state)
+  attempt("BACKGROUND", other.wait)
+  attempt("AT START", lambda: open_run(workdir))
+  os._exit(0)
+
+
+def _raising(error: Exception) -> Any:
+  def fail(*args: Any, **kwargs: Any) -> None:
+    raise error
+
+  return fail
+
+
+def pair(workdir: str, port: str, index: str) -> None:
+  """Two processes save; the newest step fails in one of them only."""
+  _join(port, index)
   run = checkpointer.Checkpointer(workdir, keep_last=3, config=CONFIG)
   for step in (1, 2, 3):
     run.save(step, place(make_state(step), jax.devices()))

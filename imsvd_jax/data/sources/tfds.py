@@ -41,6 +41,7 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
+from imsvd_jax.base import files as base_files
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import decode, execution, stateless
 from imsvd_jax.data import source as source_lib
@@ -108,6 +109,12 @@ def _builder(settings: ConfigDict) -> Any:
     raise UserError(
       f"Cannot load {settings.name!r}: {str(error).splitlines()[0]}"
     ) from error
+  if found := base_files.pattern_in(builder.data_path):
+    raise UserError(
+      f"{builder.data_path} has {found} in its path; TFDS takes that for a"
+      " pattern, and finds no data there. Rename the folder, or give a link to"
+      " it as data.path."
+    )
   if not builder.is_prepared():
     argument = f", data_dir={data_dir!r}" if data_dir else ""
     raise UserError(
