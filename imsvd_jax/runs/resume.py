@@ -52,6 +52,8 @@ def _newest_meta(workdir: str | os.PathLike) -> dict[str, Any] | None:
     read = functools.partial(verification.read_meta, directory)
     with contextlib.suppress(verification.Damage):
       return verification.twice(read, directory)
+  if step is None and run_directory.steps_on_disk(root) != steps:
+    return _newest_meta(workdir)  # A run in progress has just deleted them.
   return None
 
 
