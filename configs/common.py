@@ -107,6 +107,9 @@ def base() -> ConfigDict:
       name="lars",  # "lars", "sgd" or "adamw".
       base_learning_rate=0.6,  # Times batch_size / 256.
       warmup_epochs=10.0,
+      # "cosine" over the whole run. Where a run is continued with other
+      # epochs: "restart" (warm-up and cosine again) or "constant" from there.
+      schedule="cosine",
       final_fraction=1e-3,  # Of the peak, at the end of the cosine.
       momentum=0.9,
       weight_decay=1e-6,

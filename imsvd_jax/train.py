@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,17 +18,20 @@ from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation.online import Evaluation
 from imsvd_jax.runs import (
   agreement,
+  environment,
   interruption,
   log_lines,
   metrics,
   resume,
   weights,
 )
+from imsvd_jax.runs import lock as lock_lib
 from imsvd_jax.runs.checkpointer import Checkpointer
+from imsvd_jax.runs.metric_lines import Mark
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import finite
 from imsvd_jax.training import step as step_lib
-from imsvd_jax.training.experiment import Experiment
+from imsvd_jax.training.experiment import BEGINNING, Experiment
 from imsvd_jax.training.state import TrainState
 
 
@@ -50,28 +53,55 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
       finite; `base.errors` lists the codes.
   """
   # --- Build: the config is checked before anything is written ---------------
+  environment.check()
   mesh = devices.make_mesh()
-  replicated = devices.replicated(mesh)
   experiment_lib.check(config, mesh.size)
   source = data.make_source(config.data, "train")
   experiment = experiment_lib.build(config, source.num_examples)
-  total_steps = experiment.total_steps
   with agreement.together(workdir):
     workdir = files.make(workdir)
+  with lock_lib.owned(workdir) as lock:
+    return _pretrain(experiment, source, mesh, workdir, lock)
 
+
+def _pretrain(
+  experiment: Experiment,
+  source: Source,
+  mesh: jax.sharding.Mesh,
+  workdir: str,
+  lock: lock_lib.Lock,
+) -> TrainState:
+  """Starts or resumes the run in a directory that nobody else writes to."""
   # --- Start or resume -------------------------------------------------------
+  config = experiment.config
+  replicated = devices.replicated(mesh)
   checkpointer = _open_checkpoints(config, source, workdir)
   init_state = functools.partial(step_lib.init_state, experiment)
-  state = jax.jit(init_state, out_shardings=replicated)()
-  state, start_step = _restore_or_init(config, checkpointer, state)
+  restored = checkpointer.restore(_abstract(init_state, replicated))
+  start_step, progress, marks = 0, BEGINNING, []
+  if restored is None:
+    state = jax.jit(init_state, out_shardings=replicated)()
+    state = _with_weights(config, state)
+  else:
+    state, start_step = restored
+    with agreement.together(workdir):
+      marks = resume.load_marks(workdir, start_step)
+      progress, changed = resume.load_progress(workdir, start_step, experiment)
+    experiment = experiment_lib.build(
+      config, source.num_examples, step=start_step, progress=progress
+    )
+    if start_step >= experiment.last_step:
+      checkpointer.close()
+      return _finished(experiment, source, state, workdir, marks)
+    log_lines.describe_change(experiment, progress, changed, state)
   log_lines.describe_run(experiment, state.params, mesh, workdir, start_step)
   log_lines.describe_data(config, source)
 
   # --- What the loop needs ---------------------------------------------------
   train_step = step_lib.jit_train_step(experiment, replicated)
-  steps = range(start_step + 1, total_steps + 1)
-  batches = _batches(config, source, mesh, steps)
-  writer = metrics.MetricWriter(workdir, start_step=start_step)
+  steps = range(start_step + 1, experiment.last_step + 1)
+  batches = _batches(experiment, source, mesh, steps)
+  writer = metrics.MetricWriter(workdir, start_step=start_step, marks=marks)
   evaluation = Evaluation(experiment, source)
   skip_limit = finite.SkipLimit(
     config.not_finite.policy,
@@ -96,11 +126,14 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   def save(
     step: int, state: TrainState, step_metrics: Mapping[str, Any]
   ) -> None:
+    lock.check()
     log.flush()
-    writer.sync()  # A resumed run finds all lines before its checkpoint.
+    mark = writer.sync()  # A resumed run finds all lines before its checkpoint.
     skips = jax.device_get(state.skips)
     skip_limit.check(skips, finite.checked_names(step_metrics))
-    if not checkpointer.save(step, state):
+    now = experiment.progress(step, step_metrics["learning_rate"], progress)
+    record = {"progress": now._asdict(), "metrics": mark._asdict()}
+    if not checkpointer.save(step, state, record):
       finite.stop(f"The state of step {step} is not finite and was not saved.")
     save_period.restart()
 
@@ -110,7 +143,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
       if start_step == 0:
         evaluation.online(0, state, writer)
       for step, batch in zip(steps, batches, strict=True):
-        is_last = step == total_steps
+        is_last = step == experiment.last_step
         state, step_metrics = train_step(state, batch)  # Returns at once.
 
         log.flush()  # Of the step before, while the devices compute this one.
@@ -118,6 +151,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
 
         if is_last or evaluation_period.due(step):
           log.flush()  # The order of the lines must not depend on the clock.
+          lock.check()
           with log.paused():
             evaluation.online(step, state, writer)
 
@@ -144,9 +178,13 @@ def _open_checkpoints(
   config: ConfigDict, source: Source, workdir: str
 ) -> Checkpointer:
   """Opens the run's checkpoints; refuses to resume a run of another config."""
-  # Data order depends on the number of images, which a folder's config does
-  # not record.
-  facts = {"images_found": source.num_examples}
+  facts = {
+    # Data order depends on the number of images, which a folder's config does
+    # not record.
+    "images_found": source.num_examples,
+    "environment": environment.settings(),
+    "versions": environment.versions(),
+  }
   checkpointer = Checkpointer(
     workdir,
     keep_last=config.checkpoint.keep_last,
@@ -158,34 +196,62 @@ def _open_checkpoints(
   if checkpointer.latest_step() is not None:
     with agreement.together(workdir):
       resume.check_run(workdir, config, facts)
+    if config.init_from:
+      console.say("init_from is ignored: this run has checkpoints of its own.")
   return checkpointer
 
 
-def _restore_or_init(
-  config: ConfigDict, checkpointer: Checkpointer, state: TrainState
-) -> tuple[TrainState, int]:
-  """Returns the run's newest state, or the initial one, and its step."""
-  restored = checkpointer.restore(state)
-  if restored is not None:
-    if config.init_from:
-      console.say("init_from is ignored: this run has checkpoints of its own.")
-    return restored
+def _abstract(
+  init_state: Callable[[], TrainState], sharding: jax.sharding.Sharding
+) -> TrainState:
+  """Returns the shapes, types and sharding of the state; compiles nothing."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    jax.eval_shape(init_state),
+  )
+
+
+def _with_weights(config: ConfigDict, state: TrainState) -> TrainState:
+  """Returns an initial state with the weights of `init_from`, if given."""
   if config.init_from:
     state, report = weights.init_from(config.init_from, state)
     console.say(f"Weights from {config.init_from}, {report}")
-  return state, 0
+  return state
+
+
+def _finished(
+  experiment: Experiment,
+  source: Source,
+  state: TrainState,
+  workdir: str,
+  marks: Sequence[Mark],
+) -> TrainState:
+  """Says how to go on; evaluates if a kill came before that was done."""
+  config, step = experiment.config, int(state.step)
+  console.say(
+    f"{workdir}: finished at step {step}; for more:"
+    f" --config.epochs={2 * config.epochs:g}"
+    " --config.allow_changes=\"('epochs',)\"."
+  )
+  is_evaluated = metrics.check_finished(workdir, step, marks)
+  if config.eval.final and not is_evaluated:
+    writer = metrics.MetricWriter(workdir, start_step=step, marks=marks)
+    Evaluation(experiment, source).final(state, writer, workdir)
+    writer.close()
+  return state
 
 
 def _batches(
-  config: ConfigDict, source: Source, mesh: jax.sharding.Mesh, steps: range
+  experiment: Experiment, source: Source, mesh: jax.sharding.Mesh, steps: range
 ) -> Iterator[dict[str, Any]]:
   """Yields the batch of each step, on the devices."""
+  config = experiment.config
   batches = host_pipeline.train_batches(
     source,
     views=config.views,
     batch_size=config.batch_size,
     seed=config.seed,
-    start_step=steps.start - 1,
+    start_step=steps.start - 1 + experiment.offset,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )

@@ -308,11 +308,18 @@ def check_directory(path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def in_place_when_done(path: str | os.PathLike[str]) -> Iterator[str]:
-  """Yields a temporary name to write to; renames it if the block succeeds."""
-  unfinished = f"{os.fspath(path)}.unfinished"
+  """Yields a temporary name to write to; renames it if the block succeeds.
+
+  After a crash of the machine, too, there is the old file or the new one,
+  whole.
+  """
+  # Two processes may write to one path at the same time.
+  unfinished = f"{os.fspath(path)}.{os.getpid()}.unfinished"
   try:
     yield unfinished
+    flush_to_disk(unfinished)
     os.replace(unfinished, path)
+    flush_to_disk(os.path.dirname(unfinished) or ".")
   except OSError as error:
     if str(error.filename) not in ("None", unfinished):
       raise  # The error is about another file.
@@ -320,3 +327,24 @@ def in_place_when_done(path: str | os.PathLike[str]) -> Iterator[str]:
   finally:
     if os.path.exists(unfinished):
       os.remove(unfinished)
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+  """Writes a file whole or not at all; it is on disk on return."""
+  if is_remote(path):
+    epath.Path(path).write_bytes(content)
+    return
+  with in_place_when_done(path) as unfinished:
+    epath.Path(unfinished).write_bytes(content)
+
+
+def flush_to_disk(path: str | os.PathLike[str]) -> None:
+  """Waits until a file, or the names in a directory, are on disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  except OSError as error:
+    if error.errno != errno.EINVAL:  # Not every directory can be flushed.
+      raise
+  finally:
+    os.close(descriptor)

@@ -6,7 +6,6 @@ another checkpoint or another crop is another file. A damaged file is replaced.
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from imsvd_jax.base import console
+from imsvd_jax.base import console, files
 from imsvd_jax.evaluation.features import Features
 
 
@@ -65,14 +64,12 @@ def _read(path: Path, text: str) -> Features | None:
 
 
 def _write(path: Path, text: str, features: Features) -> None:
-  """Writes the file whole or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
   arrays: dict[str, Any] = {"key": text, "features": features.features}
   if features.labels is not None:
     arrays["labels"] = features.labels
-  with temporary.open("wb") as file:
+  with (
+    files.in_place_when_done(path) as unfinished,
+    open(unfinished, "wb") as file,  # Given a name, NumPy would append ".npz".
+  ):
     np.savez(file, **arrays)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.replace(path)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from imsvd_jax.base import console, devices, recipe_files
+from imsvd_jax.base import console, devices, files, recipe_files
 from imsvd_jax.base.config import as_json, flatten
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import protocols, results, tables
@@ -114,7 +114,7 @@ def compare(
       runs[job.recipe.name].append(read_run(job.folder))
   timings = _time_steps(loaded, timing_steps) if timing_steps else {}
   text = report(loaded, runs, timings)
-  (root / "comparison.md").write_text(text)
+  files.write_whole(root / "comparison.md", text.encode())
   print(text)
   console.say(f"Written to {root / 'comparison.md'}.")
   for recipe, seed, _ in failed:

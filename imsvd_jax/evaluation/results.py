@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import imsvd_jax
+from imsvd_jax.base import files
 from imsvd_jax.base.errors import UserError
 
 SCHEMA = 1
@@ -70,9 +71,7 @@ def write_results(path: Path, new: Iterable[Result]) -> None:
     {"schema": SCHEMA, "results": list(known.values())}, indent=1
   )
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / f"{path.name}.tmp"
-  temporary.write_text(text + "\n")
-  temporary.replace(path)  # A reader sees the old file or the new one.
+  files.write_whole(path, f"{text}\n".encode())
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from imsvd_jax.base import files
 from imsvd_jax.explain import information
 from imsvd_jax.explain.factors import Factor
 
@@ -161,7 +162,10 @@ class Analysis:
       arrays[f"factor/{i}/names"] = np.array(factor.names, dtype=np.str_)
       if self.scores is not None:
         arrays[f"factor/{i}/counts"] = self.scores.class_counts[factor.name]
-    with open(path, "wb") as file:
+    with (
+      files.in_place_when_done(path) as unfinished,
+      open(unfinished, "wb") as file,  # Given a name, NumPy appends ".npz".
+    ):
       np.savez(file, **arrays)
 
   @classmethod

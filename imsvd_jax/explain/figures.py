@@ -18,6 +18,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from imsvd_jax.base import files
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import attribution
 from imsvd_jax.explain.analysis import Pairs
@@ -68,7 +69,10 @@ def save(figure: Figure, path: str | pathlib.Path, *, dpi: int = 200) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   # No dates: the same figure gives the same file.
   metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-  figure.savefig(path, dpi=dpi, metadata=metadata.get(suffix))
+  with files.in_place_when_done(path) as unfinished:
+    figure.savefig(
+      unfinished, format=suffix, dpi=dpi, metadata=metadata.get(suffix)
+    )
 
 
 def _panels(figure: Figure, rows: int, columns: int) -> list[list[Axes]]:

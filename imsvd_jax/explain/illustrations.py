@@ -15,7 +15,7 @@ import matplotlib.image
 import numpy as np
 from jax.sharding import Mesh
 
-from imsvd_jax.base import console, devices
+from imsvd_jax.base import console, devices, files
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import attribution
 from imsvd_jax.explain.analysis import Analysis
@@ -109,11 +109,14 @@ class SheetWriter:
     options = (
       {} if self.extension == "png" else {"quality": 90, "subsampling": 0}
     )
-    matplotlib.image.imsave(
-      self.directory / f"{number}.{self.extension}",
-      self._open.pop(number),
-      pil_kwargs=options,
-    )
+    path = self.directory / f"{number}.{self.extension}"
+    with files.in_place_when_done(path) as unfinished:
+      matplotlib.image.imsave(
+        unfinished,
+        self._open.pop(number),
+        format=self.extension,
+        pil_kwargs=options,
+      )
 
   def close(self) -> None:
     """Raises UserError unless every image came."""

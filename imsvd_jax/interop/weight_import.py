@@ -2,13 +2,16 @@
 
 import copy
 import os
+from typing import NoReturn
 
 from ml_collections import ConfigDict
 
 from imsvd_jax import formats
+from imsvd_jax.base import files
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.formats.torchvision import listed
 from imsvd_jax.objectives import OBJECTIVES
+from imsvd_jax.runs import lock
 from imsvd_jax.runs.checkpointer import Checkpointer
 from imsvd_jax.runs.weight_files import stored_config, stored_step
 from imsvd_jax.training import experiment
@@ -26,10 +29,11 @@ def import_weights(
 
   Raises:
     UserError: The file is damaged or does not fit the recipe, or the workdir
-      has a run already.
+      has a run already, or other files.
   """
   workdir = os.path.expanduser(workdir)
   file = os.path.expanduser(file)
+  _check_is_new(workdir)
   imported = formats.read_file(file)
   given, config = config, config or stored_config(file, imported)
   if config is None:
@@ -48,14 +52,31 @@ def import_weights(
       " give one with --config."
     ) from error
   step = stored_step(imported)
-  checkpointer = Checkpointer(workdir, keep_last=1, config=config.to_dict())
-  try:
-    if checkpointer.latest_step() is not None:
-      raise UserError(f"{workdir} has a run already; choose another --workdir.")
-    checkpointer.save(step, imported.variables)
-  finally:
-    checkpointer.close()
+  with lock.owned(files.make(workdir)):
+    checkpointer = Checkpointer(workdir, keep_last=1, config=config.to_dict())
+    try:
+      if checkpointer.latest_step() is not None:
+        _refuse(workdir)  # Another import was faster.
+      checkpointer.save(step, imported.variables)
+    finally:
+      checkpointer.close()
   return _notes(imported, step, changes)
+
+
+def _check_is_new(workdir: str) -> None:
+  """Raises UserError if there is anything that an import would touch."""
+  directory = files.absolute(workdir)
+  if directory.is_dir() and not any(directory.iterdir()):
+    return
+  if directory.exists():
+    _refuse(workdir)
+
+
+def _refuse(workdir: str) -> NoReturn:
+  raise UserError(
+    f"{workdir} has a run already, or other files; choose a new or an empty"
+    " --workdir."
+  )
 
 
 def _fit_config(

@@ -96,7 +96,9 @@ class Checkpointer:
     """
     return max(self._steps(), default=None)
 
-  def save(self, step: int, state: Any) -> bool:
+  def save(
+    self, step: int, state: Any, record: Mapping[str, Any] | None = None
+  ) -> bool:
     """Starts writing `state` as `step`; returns before it is on disk.
 
     Waits for the previous save, whose errors surface here. The state's buffers
@@ -105,6 +107,7 @@ class Checkpointer:
     Args:
       step: Number of finished training steps; never below `latest_step()`.
       state: Any pytree of arrays; typed keys and None are fine.
+      record: What else a resumed run has to know; see `resume.load_progress`.
 
     Returns:
       True if the state is, or will be, on disk. False if it holds a NaN or an
@@ -115,7 +118,7 @@ class Checkpointer:
       UserError: The disk is full, read-only or gone.
     """
     with self._within_deadline(step):
-      return self._save(step, state)
+      return self._save(step, state, record or {})
 
   def restore(
     self, state_like: Any, *, step: int | None = None
@@ -175,7 +178,7 @@ class Checkpointer:
     with self._writing():
       self._manager.close()
 
-  def _save(self, step: int, state: Any) -> bool:
+  def _save(self, step: int, state: Any, record: Mapping[str, Any]) -> bool:
     self.wait()
     latest = self._latest_to_follow()
     if latest is not None and step <= latest:
@@ -193,6 +196,7 @@ class Checkpointer:
       "run": self._run_id,
       "config": self._config,
       "facts": self._facts,
+      "record": as_json(record),
     }
     meta = verification.sealed(meta | {"leaves": leaves})
     with self._writing():

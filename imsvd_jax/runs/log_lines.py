@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,7 +16,8 @@ from imsvd_jax.base.console import say
 from imsvd_jax.objectives.diagnostics import collapse_warning
 from imsvd_jax.runs import metrics
 from imsvd_jax.training import finite
-from imsvd_jax.training.experiment import Experiment
+from imsvd_jax.training.experiment import Experiment, Progress
+from imsvd_jax.training.state import TrainState
 
 if TYPE_CHECKING:  # It imports TensorFlow.
   from imsvd_jax.data.source import Source
@@ -46,9 +47,28 @@ def describe_run(
   if start_step:
     say(f"Continuing from the checkpoint of step {start_step}.")
   say(
-    f"Training to step {experiment.total_steps}"
+    f"Training to step {experiment.last_step}"
     f" ({experiment.steps_per_epoch:.2f} steps per epoch)."
     " The first step compiles."
+  )
+
+
+def describe_change(
+  experiment: Experiment,
+  progress: Progress,
+  changed: Sequence[str],
+  state: TrainState,
+) -> None:
+  """Says what a changed plan does to the learning rate, if one changed."""
+  if not changed:
+    return
+  now = float(experiment.schedule(state.step - state.skips.total))
+  say(
+    f"The plan changes ({', '.join(changed)}): the learning rate was"
+    f" {progress.learning_rate:.4g} and is {now:.4g} from here on, by"
+    f" optimizer.schedule={experiment.config.optimizer.schedule!r};"
+    ' "constant" keeps it, "restart" begins a new warm-up and cosine, "cosine"'
+    " is the plan of a run of this length."
   )
 
 
@@ -115,12 +135,12 @@ class StepLog:
     values = metrics.to_floats(step_metrics)
     skips = values.pop("skips")
     if write:
-      line = {"epoch": step / self._experiment.steps_per_epoch}
+      line = {"epoch": self._experiment.epoch(step)}
       line |= {**metrics.flat(values), "skipped": skips.total}
       self._writer.write(step, line)
       self._warn(step, values["diagnostics"])
       self._skip_limit.check(skips, finite.checked_names(values))
-    if self._print_is_due() or step == self._experiment.total_steps:
+    if self._print_is_due() or step == self._experiment.last_step:
       self._print(step, values)
 
   @contextlib.contextmanager
@@ -146,7 +166,7 @@ class StepLog:
       steps_per_second, seconds_left = console.pace(
         step - self._last_step,
         now - self._last_time,
-        self._experiment.total_steps - step,
+        self._experiment.last_step - step,
       )
       batch_size = self._experiment.config.batch_size
       timing = {
@@ -163,8 +183,8 @@ class StepLog:
   ) -> str:
     terms = " ".join(f"{k} {v:.4f}" for k, v in values["terms"].items())
     parts = [
-      f"step {step}/{self._experiment.total_steps}",
-      f"epoch {step / self._experiment.steps_per_epoch:.2f}",
+      f"step {step}/{self._experiment.last_step}",
+      f"epoch {self._experiment.epoch(step):.2f}",
       f"loss {values['loss']:.4f} ({terms})",
       f"lr {values['learning_rate']:.4g}",
     ]

@@ -5,18 +5,25 @@ the clock, so a resumed run writes the same lines as one that never stopped.
 """
 
 import contextlib
-import json
+import hashlib
+import itertools
+import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clu import metric_writers, parameter_overview
 from etils import epath
+from jax.experimental import multihost_utils
 
-from imsvd_jax.base import files
+from imsvd_jax.base import console, files
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.runs import metric_lines
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -47,12 +54,21 @@ def flat(metrics: Mapping[str, Any]) -> dict[str, float]:
 class MetricWriter:
   """Writes scalars to TensorBoard and metrics.jsonl, from process 0 only."""
 
-  def __init__(self, workdir: str, *, start_step: int) -> None:
+  def __init__(
+    self,
+    workdir: str,
+    *,
+    start_step: int,
+    marks: Sequence[metric_lines.Mark] = (),
+  ) -> None:
     """Opens the files; drops lines after `start_step`, to be written again.
+
+    A damaged file is reported and kept beside.
 
     Args:
       workdir: Existing directory of the run.
       start_step: Step that the run continues from; 0 if from the beginning.
+      marks: See `metric_lines.keep`.
 
     Raises:
       UserError: The files cannot be written. The methods raise it too.
@@ -65,7 +81,10 @@ class MetricWriter:
     self._path = directory / METRICS_FILE
     lines = _Rewritten if files.is_remote(directory) else _Appended
     with self._writing():
-      self._lines = lines(self._path, start_step)
+      kept, _ = _kept_lines(self._path, start_step, marks)
+      self._lines = lines(self._path, kept)
+      self._num_lines = len(kept)
+      self._digest = hashlib.sha256("".join(kept).encode())
       self._tensorboard = metric_writers.AsyncWriter(
         metric_writers.SummaryWriter(os.fspath(directory / "tensorboard"))
       )
@@ -79,26 +98,31 @@ class MetricWriter:
     with self._writing():
       self._tensorboard.write_scalars(step, dict(scalars))
       if not timing:
-        self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
+        line = metric_lines.encode(step, scalars)
+        self._lines.write(line)
+        self._num_lines += 1
+        self._digest.update(line.encode())
 
-  def sync(self) -> None:
+  def sync(self) -> metric_lines.Mark:
     """Waits until the lines are on disk, or in the bucket.
 
     Call it before a checkpoint: after a crash of the machine, all lines before
     the checkpoint must exist.
 
+    Returns:
+      What the checkpoint has to record, in process 0.
+
     Raises:
-      UserError: Somebody removed the file.
+      UserError: Somebody removed or replaced the file.
     """
-    if self._is_main:
+    if not self._is_main:
+      return metric_lines.Mark(0, "")
+    with self._writing():
       # Checked first, because a bucket would create the file again.
-      if not self._path.exists():
-        raise UserError(
-          f"{self._path} is gone: the working directory was removed while the"
-          " run was writing to it. Restart with another --workdir."
-        )
-      with self._writing():
-        self._lines.sync()
+      if lost := self._lines.lost():
+        raise UserError(lost)
+      self._lines.sync()
+    return metric_lines.Mark(self._num_lines, self._digest.hexdigest())
 
   def close(self) -> None:
     """Flushes and closes both files."""
@@ -116,16 +140,31 @@ class MetricWriter:
 class _Appended:
   """Lines of a file on this machine, each written at once."""
 
-  def __init__(self, path: epath.Path, start_step: int) -> None:
-    if path.exists():
-      partial = path.with_suffix(".partial")
-      partial.write_text("".join(_lines_to_keep(path, start_step)))
-      partial.replace(path)  # Atomic: a kill here loses nothing.
-    self.file = path.open("a")
+  def __init__(self, path: epath.Path, kept: Sequence[str]) -> None:
+    del kept  # They are there.
+    self._path = path
+    self.file = open(path, "a+")  # noqa: SIM115
+    files.flush_to_disk(path.parent)
 
   def write(self, line: str) -> None:
     self.file.write(line)
     self.file.flush()
+
+  def lost(self) -> str:
+    """Returns what happened if the path is no longer the open file."""
+    with contextlib.suppress(FileNotFoundError):
+      if os.path.samestat(os.fstat(self.file.fileno()), os.stat(self._path)):
+        return ""
+    what = "replaced" if self._path.exists() else "removed"
+    message = f"{self._path} was {what} while the run was writing to it"
+    if not self._path.parent.exists():
+      return f"{message}, and its directory too. Restart with a new --workdir."
+    self.file.seek(0)
+    copy = _copy_beside(self._path, "saved", self.file.read().encode())
+    return (
+      f"{message}. All its lines are in {copy}. Find out who did it, then put"
+      " that file back and start the same command again to resume."
+    )
 
   def sync(self) -> None:
     os.fsync(self.file.fileno())
@@ -140,14 +179,22 @@ class _Rewritten:
   An object cannot be appended to, so each `sync` writes all of it.
   """
 
-  def __init__(self, path: epath.Path, start_step: int) -> None:
+  def __init__(self, path: epath.Path, kept: Sequence[str]) -> None:
     self._path = path
-    self._lines = _lines_to_keep(path, start_step) if path.exists() else []
+    self._lines = list(kept)
     self._path.write_text("".join(self._lines))
     self._num_written = len(self._lines)
 
   def write(self, line: str) -> None:
     self._lines.append(line)
+
+  def lost(self) -> str:
+    if self._path.exists():
+      return ""
+    return (
+      f"{self._path} is gone: the working directory was removed while the run"
+      " was writing to it. Restart with another --workdir."
+    )
 
   def sync(self) -> None:
     if self._num_written < len(self._lines):
@@ -174,26 +221,72 @@ def write_tensorboard(
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
-  """Returns the lines of a run's metrics.jsonl, oldest first."""
+  """Returns the lines of a run's metrics.jsonl, oldest first.
+
+  Numbers that were not finite are NaN. Lines that cannot be read are left out,
+  and the log says so.
+  """
   path = epath.Path(workdir) / METRICS_FILE
-  return [line for _, line in _parse(path)] if path.exists() else []
+  lines = metric_lines.split(_read(path))
+  found = [numbers for line in lines if (numbers := metric_lines.decode(line))]
+  if len(found) < len(lines):
+    count = len(lines) - len(found)
+    logger.warning("%d lines of %s cannot be read; left out.", count, path)
+  return found
 
 
-def _parse(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-  for text in path.read_text().splitlines():
-    try:
-      yield text, json.loads(text)
-    except json.JSONDecodeError:
-      continue  # A line cut short by a kill; the run writes its step again.
+def _read(path: epath.Path) -> bytes:
+  return path.read_bytes() if path.exists() else b""
 
 
-def _lines_to_keep(path: epath.Path, step: int) -> list[str]:
-  """Returns the lines up to a step, each with its line break."""
+def check_finished(
+  workdir: str | os.PathLike, step: int, marks: Sequence[metric_lines.Mark]
+) -> bool:
+  """Reports damage to the lines of a finished run, as at any other start.
 
-  def is_kept(line: Mapping[str, Any]) -> bool:
-    # A run from the beginning writes step 0 again, and every run writes the
-    # results of the final evaluation again.
-    is_final = any(name.startswith("final_") for name in line)
-    return step > 0 and line["step"] <= step and not is_final
+  Every process must call it.
 
-  return [f"{text}\n" for text, line in _parse(path) if is_kept(line)]
+  Returns:
+    Whether the numbers of the final evaluation are there.
+  """
+  final: list[str] = []
+  if jax.process_index() == 0:
+    path = epath.Path(workdir) / METRICS_FILE
+    with files.writing("the metrics", path.parent):
+      _, final = _kept_lines(path, step, marks, with_final=True)
+  return bool(multihost_utils.broadcast_one_to_all(np.bool_(bool(final))))
+
+
+def _kept_lines(
+  path: epath.Path,
+  step: int,
+  marks: Sequence[metric_lines.Mark],
+  *,
+  with_final: bool = False,
+) -> tuple[list[str], list[str]]:
+  """Drops lines after a step from the file; reports and copies damage."""
+  content = _read(path)
+  kept, final, complaint = metric_lines.keep(
+    metric_lines.split(content), step, marks
+  )
+  if complaint:
+    copy = _copy_beside(path, "damaged", content)
+    console.print_line(
+      f"WARNING: {path} is damaged: {complaint}. The damaged file is {copy}."
+    )
+  text = "".join(kept + (final if with_final else [])).encode()
+  # Also where nothing changes: a run that does not know yet that it has lost
+  # the directory appends to the old file.
+  if text != content or not with_final:
+    files.write_whole(path, text)  # A kill here loses nothing.
+  return kept, final
+
+
+def _copy_beside(path: epath.Path, kind: str, content: bytes) -> epath.Path:
+  """Writes metrics.jsonl.KIND-1, or another number where that exists."""
+  names = (path.parent / f"{path.name}.{kind}-{n}" for n in itertools.count(1))
+  copy = next(  # An earlier start may have written the same.
+    name for name in names if not name.exists() or name.read_bytes() == content
+  )
+  files.write_whole(copy, content)
+  return copy

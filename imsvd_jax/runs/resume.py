@@ -13,8 +13,13 @@ from ml_collections import ConfigDict
 from imsvd_jax.base.config import HARMLESS_KEYS, as_json, flatten
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.runs import run_directory, verification
+from imsvd_jax.runs.metric_lines import Mark
+from imsvd_jax.training.experiment import Experiment, Progress
 
 logger = logging.getLogger(__name__)
+
+# Keys on which the length of a run or its learning rate depends.
+_PLAN = ("batch_size", "epochs", "optimizer")
 
 
 def load_config(workdir: str | os.PathLike) -> dict[str, Any]:
@@ -34,6 +39,61 @@ def load_config(workdir: str | os.PathLike) -> dict[str, Any]:
       f"{directory} holds no run's configuration ({error}). Expected the"
       " workdir of a training run."
     ) from error
+
+
+def load_progress(
+  workdir: str | os.PathLike, step: int, experiment: Experiment
+) -> tuple[Progress, list[str]]:
+  """Returns how far a run has come, and the keys of its plan that changed.
+
+  Args:
+    workdir: The run's directory.
+    step: The checkpoint from which the run continues.
+    experiment: What continues it.
+
+  Raises:
+    UserError: The new plan ends before the checkpoint.
+  """
+  config, meta = experiment.config, _meta(workdir, step)
+  changes = _changes(
+    flatten(meta["config"]), flatten(as_json(config.to_dict()))
+  )
+  changed = [key for key in changes if _covered(key, _PLAN)]
+  found = meta["record"].get("progress", {"images": step * config.batch_size})
+  progress = Progress(**found)
+  planned = config.epochs * experiment.steps_per_epoch * config.batch_size
+  # The earlier plan was rounded to its own batches.
+  rounding = max(config.batch_size, meta["config"]["batch_size"]) / 2
+  if changed and progress.images > planned + rounding:
+    raise UserError(
+      f"{workdir} is at image {progress.images} of {round(planned)} planned"
+      f" (step {step}, epochs={config.epochs:g}): the plan ends before the"
+      " checkpoint. Give more epochs, or use a new --workdir."
+    )
+  if "epochs" in changed or "optimizer.schedule" in changed:
+    progress = progress._replace(
+      changed_at=progress.images, changed_from=progress.learning_rate
+    )
+  return progress, changed
+
+
+def load_marks(workdir: str | os.PathLike, step: int) -> list[Mark]:
+  """Returns what the newest checkpoints up to a step record of the metrics."""
+  directory, _ = run_directory.locate(workdir)
+  steps = run_directory.steps_on_disk(directory / run_directory.CHECKPOINTS)
+  marks: list[Mark] = []
+  for candidate in [s for s in steps if s <= step][-4:]:
+    with contextlib.suppress(verification.Damage):
+      mark = _meta(workdir, candidate)["record"].get("metrics")
+      marks = [*marks, Mark(**mark)] if mark else []
+  return marks
+
+
+def _meta(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
+  directory, _ = run_directory.locate(workdir)
+  path = directory / run_directory.CHECKPOINTS / str(step)
+  read = functools.partial(verification.read_meta, path)
+  return {"record": {}} | verification.twice(read, path)
 
 
 def load_facts(workdir: str | os.PathLike) -> dict[str, Any]:
@@ -59,7 +119,7 @@ def _newest_meta(workdir: str | os.PathLike) -> dict[str, Any] | None:
 
 def check_run(
   workdir: str | os.PathLike, config: ConfigDict, facts: Mapping[str, Any]
-) -> None:
+) -> list[str]:
   """Checks that a config may continue the run in a directory.
 
   Args:
@@ -67,17 +127,32 @@ def check_run(
     config: The config that would continue it.
     facts: As for the `Checkpointer`.
 
+  Returns:
+    The keys that differ, sorted.
+
   Raises:
     UserError: A value differs that must not change.
   """
   stored = load_facts(workdir)
-  check_config(
-    load_config(workdir) | stored,
+  return check_config(
+    load_config(workdir) | _known(stored, facts),
     # Checkpoints of earlier versions have no facts.
-    config.to_dict() | (facts if stored else {}),
+    config.to_dict() | (_known(facts, stored) if stored else {}),
     harmless=HARMLESS_KEYS,
-    allow=config.allow_changes,
+    allow=(*config.allow_changes, "versions"),
   )
+
+
+def _known(
+  facts: Mapping[str, Any], others: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns facts without the settings that another version does not know."""
+  return {
+    key: {name: value[name] for name in value.keys() & others.get(key, {})}
+    if isinstance(value, Mapping)
+    else value
+    for key, value in facts.items()
+  }
 
 
 def check_config(
@@ -118,7 +193,7 @@ def check_config(
   if refused:
     raise UserError(
       "This run was started with another configuration:"
-      f" {'; '.join(refused.values())}. Restore these keys, use a new"
+      f" {'; '.join(refused.values())}. Restore these values, use a new"
       f' --workdir, or allow them: --config.allow_changes="{tuple(refused)}".'
     )
   return list(changes)

@@ -5,9 +5,10 @@ In the working directory:
   config.json                the config at the first start, for people to read
   run.json                   the run's id, which each of its steps holds too
   saved.txt                  written with the first checkpoint
+  lock                       who trains here; see `lock`
   metrics.jsonl              a line per logged step
   checkpoints/STEP/state     the train state (Orbax)
-  checkpoints/STEP/meta      leaves, checksums, config, the run's id (JSON)
+  checkpoints/STEP/meta      leaves, checksums, config, progress, id (JSON)
   checkpoints/damaged-STEP   a step that failed verification, set aside
 """
 

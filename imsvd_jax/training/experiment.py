@@ -16,10 +16,29 @@ from imsvd_jax.base.errors import UserError, lookup, pair
 from imsvd_jax.models import BACKBONES, Encoder, Projector
 from imsvd_jax.objectives import OBJECTIVES, Objective
 from imsvd_jax.training.augment import Augmentation
-from imsvd_jax.training.optim import make_optimizer
+from imsvd_jax.training.optim import SCHEDULES, Plan, make_optimizer
 
 NUM_GLOBAL = 2  # Global views per image; local crops come after them.
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Progress(NamedTuple):
+  """How far a run has come; each checkpoint records it.
+
+  Attributes:
+    images: Images seen.
+    learning_rate: Of the last update.
+    changed_at: Images seen when epochs or schedule last changed; 0: never.
+    changed_from: Learning rate at that change.
+  """
+
+  images: int = 0
+  learning_rate: float = 0.0
+  changed_at: int = 0
+  changed_from: float = 0.0
+
+
+BEGINNING = Progress()
 
 
 class Experiment(NamedTuple):
@@ -37,8 +56,10 @@ class Experiment(NamedTuple):
     embedding_size: Dimensions of an embedding, without those of its noise.
     target_momentum: Of the EMA target network, at the first step.
     seed: Seed of weights, augmentation and noise.
-    total_steps: Length of the run.
+    total_steps: Length of the run, in batches of this size.
     steps_per_epoch: May be fractional.
+    offset: What to add to a step, which counts updates, for its position in
+      the run, in batches of this size: not 0 after a change of the batch size.
   """
 
   config: ConfigDict
@@ -54,14 +75,39 @@ class Experiment(NamedTuple):
   seed: int
   total_steps: int
   steps_per_epoch: float
+  offset: int
+
+  @property
+  def last_step(self) -> int:
+    """The step at which the run ends."""
+    return self.total_steps - self.offset
+
+  def epoch(self, step: int) -> float:
+    """Returns the epochs that a run has seen after a step."""
+    return (step + self.offset) / self.steps_per_epoch
+
+  def progress(
+    self, step: int, learning_rate: Any, start: Progress
+  ) -> Progress:
+    """Returns how far the run has come, given where it was continued."""
+    images = (step + self.offset) * self.config.batch_size
+    return start._replace(images=images, learning_rate=float(learning_rate))
 
 
-def build(config: ConfigDict, num_examples: int) -> Experiment:
+def build(
+  config: ConfigDict,
+  num_examples: int,
+  *,
+  step: int = 0,
+  progress: Progress = BEGINNING,
+) -> Experiment:
   """Checks a config and makes its model, objective and optimizer.
 
   Args:
     config: A recipe (see configs/common.py).
     num_examples: Images in the train split, which defines the epoch.
+    step: Updates of the run that is continued.
+    progress: How far it has come.
 
   Raises:
     UserError: See `check`; or the warm-up is longer than the run.
@@ -70,11 +116,18 @@ def build(config: ConfigDict, num_examples: int) -> Experiment:
   objective = OBJECTIVES[config.objective.name]
   steps_per_epoch = num_examples / config.batch_size
   total_steps = epochs_to_steps(config.epochs, steps_per_epoch)
+  offset = round(progress.images / config.batch_size) - step
   optimizer, schedule = make_optimizer(
     config.optimizer,
     batch_size=config.batch_size,
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
+    plan=Plan(
+      config.optimizer.schedule,
+      offset,
+      round(progress.changed_at / config.batch_size),
+      progress.changed_from,
+    ),
   )
   size = config.views.view1.size
   return Experiment(
@@ -91,6 +144,7 @@ def build(config: ConfigDict, num_examples: int) -> Experiment:
     seed=config.seed,
     total_steps=total_steps,
     steps_per_epoch=steps_per_epoch,
+    offset=offset,
   )
 
 
@@ -233,6 +287,11 @@ def check(config: ConfigDict, num_devices: int = 1) -> None:
     raise UserError(
       f"not_finite.policy={config.not_finite.policy!r}; expected 'skip' or"
       " 'stop'."
+    )
+  if config.optimizer.schedule not in SCHEDULES:
+    raise UserError(
+      f"optimizer.schedule={config.optimizer.schedule!r}; expected one of"
+      f" {', '.join(SCHEDULES)}."
     )
   for name, size in (
     ("batch_size", config.batch_size),

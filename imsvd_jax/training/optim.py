@@ -6,7 +6,7 @@ algorithm under a schedule.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,12 +102,59 @@ def learning_rate_schedule(
   )
 
 
+class Plan(NamedTuple):
+  """How the learning rate follows the run; by default as planned at first.
+
+  Attributes:
+    schedule: "cosine": warm-up and cosine over the whole run. "restart": both
+      again from the last change of the plan, over the rest of the run.
+      "constant": the learning rate at that change; in a run whose plan never
+      changed, the peak after the warm-up.
+    offset: What to add to the number of updates for the position in the run,
+      in batches: not 0 after a change of the batch size.
+    changed_at: Position of the last change of the plan; 0: never.
+    changed_from: Learning rate at that change.
+  """
+
+  schedule: str = "cosine"
+  offset: int = 0
+  changed_at: int = 0
+  changed_from: float = 0.0
+
+
+ORIGINAL = Plan()
+SCHEDULES = ("cosine", "constant", "restart")
+
+
+def _planned_schedule(
+  plan: Plan, peak: float, warmup_steps: int, total: int, final_fraction: float
+) -> optax.Schedule:
+  """Returns updates -> learning rate."""
+  if plan.schedule == "constant":
+    if plan.changed_at:
+      return optax.constant_schedule(plan.changed_from)
+    final_fraction = 1.0
+  start = plan.changed_at if plan.schedule == "restart" else 0
+  schedule = learning_rate_schedule(
+    peak,
+    warmup_steps=warmup_steps,
+    total_steps=total - start,
+    final_fraction=final_fraction,
+  )
+  shift = plan.offset - start
+  if not shift:
+    return schedule
+  # Below 0 for a moment where skipped updates are not counted.
+  return lambda count: schedule(jnp.maximum(count + shift, 0))
+
+
 def make_optimizer(
   settings: ConfigDict,
   *,
   batch_size: int,
   steps_per_epoch: float,
   total_steps: int,
+  plan: Plan = ORIGINAL,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """Returns the optimizer that `settings` describe, and its learning rate.
 
@@ -118,6 +165,7 @@ def make_optimizer(
     batch_size: Global batch size, in images.
     steps_per_epoch: May be fractional.
     total_steps: Length of the run.
+    plan: How the learning rate follows the run.
 
   Returns:
     The optax transformation, and step -> learning rate (for the logs).
@@ -126,10 +174,11 @@ def make_optimizer(
     UserError: Unknown optimizer, or a warm-up longer than the run.
   """
   make = lookup(OPTIMIZERS, settings.name, "optimizer")
-  schedule = learning_rate_schedule(
+  schedule = _planned_schedule(
+    plan,
     settings.base_learning_rate * batch_size / 256,
-    warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
-    total_steps=total_steps,
-    final_fraction=settings.final_fraction,
+    round(settings.warmup_epochs * steps_per_epoch),
+    total_steps,
+    settings.final_fraction,
   )
   return make(settings, schedule), schedule

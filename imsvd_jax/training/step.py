@@ -120,7 +120,7 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     if target is not None:
       momentum = target_momentum(
-        state.step,
+        state.step + experiment.offset,
         start=experiment.target_momentum,
         total_steps=experiment.total_steps,
       )

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 
 import pytest
 import tensorflow as tf
@@ -68,7 +69,8 @@ def test_results_are_in_the_bucket(bucket):
 
 
 def test_results_that_cannot_be_written_are_one_line(tmp_path):
-  (tmp_path / "results.json.tmp").symlink_to("/dev/full")
+  unfinished = f"results.json.{os.getpid()}.unfinished"
+  (tmp_path / unfinished).symlink_to("/dev/full")
   with pytest.raises(UserError, match="No space left on device") as error:
     record_results(str(tmp_path), [RESULT])
   assert "\n" not in str(error.value)

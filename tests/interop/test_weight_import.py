@@ -149,8 +149,14 @@ def test_an_exported_file_needs_no_recipe(tmp_path):
     {"params": stored.params, "batch_stats": stored.batch_stats},
     imported.variables,
   )
-  with pytest.raises(UserError, match="has a run already"):
-    import_weights(str(tmp_path / "exported"), str(tmp_path / "run"))
+  other = tmp_path / "other"
+  other.mkdir()
+  (other / "notes.txt").write_text("mine")
+  for folder in (tmp_path / "run", other, other / "notes.txt"):
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="has a run already, or other files"):
+      import_weights(str(tmp_path / "exported"), str(folder))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(("written", "step"), [("12k", 0), ("1e3", 0), (7, 7)])

@@ -56,6 +56,18 @@ def test_checksum_does_not_depend_on_the_devices():
   )
 
 
+@pytest.mark.parametrize(
+  "dtype",
+  ["float32", "bfloat16", "float16", "int32", "uint8", "bool", "complex64"],
+)
+def test_host_and_device_agree_on_a_checksum(dtype):
+  values = np.random.default_rng(0).normal(size=(5, 7, 3)) * 50
+  for array in (values, values[1:3, ::2], values[0, 0, 0], values[:0]):
+    array = np.asarray(array).astype(jnp.dtype(dtype))
+    expected = int(verification.checksum(jnp.asarray(array))[0])
+    assert verification.host_checksum(array) == expected
+
+
 def flip(position):
   def damage(path):
     data = bytearray(path.read_bytes())

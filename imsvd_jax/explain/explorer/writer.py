@@ -27,7 +27,7 @@ import matplotlib.colors
 import matplotlib.image
 import numpy as np
 
-from imsvd_jax.base import console
+from imsvd_jax.base import console, files
 from imsvd_jax.explain import embedding_map, health
 from imsvd_jax.explain.analysis import Analysis, Code, Features, Pairs, Views
 from imsvd_jax.explain.illustrations import (
@@ -70,7 +70,7 @@ def deflated(array: np.ndarray) -> str:
 
 def _write(directory: pathlib.Path, name: str, value: Any) -> None:
   text = f"receive({script_json(name)}, {script_json(value)});\n"
-  (directory / "data" / f"{name}.js").write_text(text, encoding="ascii")
+  files.write_whole(directory / "data" / f"{name}.js", text.encode("ascii"))
 
 
 def _rounded(array: np.ndarray, digits: int = 4) -> list:
@@ -130,7 +130,7 @@ def _write_page(directory: pathlib.Path, title: str) -> pathlib.Path:
   )
   page = environment.get_template("index.html.j2").render(title=title)
   path = directory / "index.html"
-  path.write_text(page, encoding="utf-8")
+  files.write_whole(path, page.encode())
   shutil.copytree(
     ASSETS / "static",
     directory / "static",
