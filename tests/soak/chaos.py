@@ -36,7 +36,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = "tests/train_child.py:chaos"
 DEADLINE = 300  # Seconds of a start, and of a second start; machines are busy.
 OPERATIONS = 5000  # Of a run; a fault beyond its end does not strike.
-SECONDS = 12.0  # Within which a fault by the clock strikes.
 STOPPED = 2.0  # Seconds of SIGSTOP of a process without peers.
 
 # The exit codes of docs/reliability.md; a negative one is a signal.
@@ -117,7 +116,7 @@ class Trial:
       for index in range(self.num_processes)
     ]
     if strike.get("by_clock"):
-      time.sleep(self.rng.uniform(0.0, SECONDS))
+      time.sleep(self.rng.uniform(0.0, self.quiet["seconds"]))
     if kind == "second start":
       self.second_start()
     elif strike.get("by_clock") and runs[victim].poll() is None:
@@ -339,9 +338,11 @@ def prepare(scratch: pathlib.Path) -> dict[str, str]:
 def quiet_run(number: int, scratch: pathlib.Path, environ) -> dict:
   """Trains without a fault; returns its outcome."""
   quiet = Trial(number, scratch / f"quiet{processes_of(number)}", {}, environ)
+  begin = time.monotonic()
   if not quiet.one_start("none"):
     sys.exit(f"The quiet run failed: {quiet.complaints}; see {scratch}.")
-  return outcome(quiet.workdir, environ)
+  seconds = time.monotonic() - begin
+  return {**outcome(quiet.workdir, environ), "seconds": seconds}
 
 
 def main() -> int:
