@@ -36,7 +36,17 @@ def get_config(mode: str = ""):
   """The same as a recipe, of more steps than any test waits for.
 
   With the mode "soak": 300 steps, saved at every second, and a target network.
+  With the mode "chaos": 36 steps like these, saved at every third.
   """
+  if mode == "chaos":
+    return small_config(
+      **{
+        "objective.name": "mveb",
+        "epochs": 12.0,
+        "eval.every_epochs": 4.0,
+        "checkpoint.every_steps": 3,
+      }
+    )
   if mode == "soak":
     return small_config(
       **{

@@ -21,6 +21,18 @@ from imsvd_jax.base.errors import (
   UserError,
 )
 
+# Words of Gloo and of JAX's coordination service when a peer has died.
+_PEER_FAILURES = (
+  "Gloo",
+  "Connection closed by peer",
+  "Connection reset by peer",
+  "Socket closed",
+  "coordination service",
+  "CoordinationService",
+  "heartbeat",
+  "barrier",
+)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -115,14 +127,17 @@ def ends_with_its_peers(run: Callable[P, T]) -> Callable[P, T]:
       return run(*args, **kwargs)
     except UserError:
       raise  # The command line prints it and exits as quickly.
-    except Exception:
+    except Exception as error:
       if jax.process_count() == 1:
         raise
-      traceback.print_exc()
+      reason = _peer_failure(error)
+      if reason is None:
+        traceback.print_exc()
+        reason = "the error above"
       _print(
         f"error: process {jax.process_index()} of {jax.process_count()} cannot"
-        " continue (a peer died, or the error above). Exiting with code"
-        f" {PeerError.exit_code}; start all processes again to resume."
+        f" continue ({reason}). Exiting with code {PeerError.exit_code}; start"
+        " all processes again to resume."
       )
       sys.stdout.flush()
       os._exit(PeerError.exit_code)
@@ -150,6 +165,16 @@ def deadline(minutes: float, message: str) -> Iterator[None]:
     yield
   finally:
     timer.cancel()
+
+
+def _peer_failure(error: BaseException | None) -> str | None:
+  """Returns what a collective says of a lost peer; None for other errors."""
+  while error is not None:
+    text = " ".join(str(error).split())
+    if any(word in text for word in _PEER_FAILURES):
+      return f"lost a peer: {text[:200]}"
+    error = error.__cause__ or error.__context__
+  return None
 
 
 def _print(message: str) -> None:
