@@ -33,14 +33,14 @@ setuptools.setup(
     "flax>=0.12",
     "importlib_resources>=6.0",  # tensorflow-datasets needs it, undeclared.
     "jax>=0.10,<0.12",
-    "jinja2>=3.1",
+    "jinja2>=3.1.6",
     "matplotlib>=3.8.4",
     "ml-collections>=1.1",
     "numpy>=2.0",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12",
     "safetensors>=0.4",
-    "scikit-learn>=1.4.2",
+    "scikit-learn>=1.5",
     "tensorboard>=2.20",  # clu needs it, undeclared.
     "tensorflow-datasets>=4.9.10",
     "tensorflow-cpu>=2.20; sys_platform == 'linux'"
@@ -52,13 +52,15 @@ setuptools.setup(
     "cuda13": ["jax[cuda13]"],
     "gcs": GCS,
     "tpu": ["jax[tpu]", *GCS],  # A pod's runs are in a bucket.
-    "torch": ["torch>=2.5"],
+    # Before 2.10 a weights file can run code, whatever `weights_only` says
+    # (CVE-2025-32434, CVE-2026-24747).
+    "torch": ["torch>=2.10"],
     "test": [
       "ipykernel>=6.29",  # With the two that follow: the Colab notebook.
       "nbclient>=0.10",
       "mypy>=1.18",
       "nbformat>=5.10",
-      "pillow>=10",
+      "pillow>=12.2",
       "pytest>=8",
       "pytest-xdist>=3.5",
       "ruff>=0.15",

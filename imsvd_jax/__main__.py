@@ -4,7 +4,7 @@ import importlib
 from typing import NamedTuple
 
 import imsvd_jax
-from imsvd_jax.commands import command_line
+from imsvd_jax.base import interrupts
 
 
 class Command(NamedTuple):
@@ -41,6 +41,10 @@ COMMANDS = {
 
 def main() -> None:
   """Runs the command that the first word names; alone, lists the commands."""
+  interrupts.listen()
+  # Imported late: it takes a while, and SIGINT must be quiet before.
+  from imsvd_jax.commands import command_line
+
   name = command_line.pick(
     "imsvd",
     {name: command.about for name, command in COMMANDS.items()},

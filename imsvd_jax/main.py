@@ -6,6 +6,11 @@ which is `python -m imsvd_jax.main --config=configs/digits.py`. The run's
 directory holds its checkpoints and metrics; the same command resumes it.
 """
 
+from imsvd_jax.base import interrupts  # isort: skip
+
+if __name__ == "__main__":
+  interrupts.listen()  # The imports below take a while.
+
 import pathlib
 
 from absl import flags

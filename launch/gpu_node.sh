@@ -17,21 +17,26 @@ if [ "${1:-}" = --dry-run ]; then
   dry_run=1
   shift
 fi
-[ $# -ge 1 ] || {
-  sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
-  exit 2
-}
-config=$1
-shift
 # The trainer's flag --config=FILE is accepted too.
+config=${1:-}
 config=${config#--config=}
 case $config in
+  --help | -h)
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+    exit 0
+    ;;
+  '')
+    echo "error: CONFIG is missing, a recipe file; usage: launch/gpu_node.sh" \
+      "[--dry-run] CONFIG [flags of imsvd train ...], see --help." >&2
+    exit 2
+    ;;
   -*)
     echo "error: found $config where CONFIG is expected, a recipe file; put" \
       "flags of imsvd train after it." >&2
     exit 2
     ;;
 esac
+shift
 python=${PYTHON:-python}
 here=$(dirname "$0")
 # No other process uses these GPUs: allocate most of the memory at once.

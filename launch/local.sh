@@ -12,18 +12,30 @@
 # Environment: PYTHON, the interpreter (default: python).
 set -euo pipefail
 
-usage() {
-  sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
-  exit 2
-}
-
 dry_run=0
 if [ "${1:-}" = --dry-run ]; then
   dry_run=1
   shift
 fi
-[ $# -ge 2 ] || usage
-count=$1 config=$2
+count=${1:-} config=${2:-}
+# The trainer's flag --config=FILE is accepted too.
+config=${config#--config=}
+case $count in
+  --help | -h)
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+    exit 0
+    ;;
+  -*)
+    echo "error: unknown option $count; see --help." >&2
+    exit 2
+    ;;
+esac
+if [ -z "$count" ] || [ -z "$config" ]; then
+  echo "error: N or CONFIG is missing, the number of processes and a recipe;" \
+    "usage: launch/local.sh [--dry-run] N CONFIG [flags of imsvd train ...]," \
+    "see --help." >&2
+  exit 2
+fi
 shift 2
 case $count in
   '' | *[!0-9]* | 0)
@@ -31,8 +43,6 @@ case $count in
     exit 2
     ;;
 esac
-# The trainer's flag --config=FILE is accepted too.
-config=${config#--config=}
 case $config in
   -*)
     echo "error: found $config where CONFIG is expected, a recipe file; put" \

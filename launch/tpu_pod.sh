@@ -39,11 +39,6 @@ RECONNECT_SECONDS=${RECONNECT_SECONDS:-10}
 name='' zone='' kind='' version='' project='' spot=0 data_dir='' dry_run=0
 actions=()
 
-usage() {
-  sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
-  exit 2
-}
-
 fail() {
   echo "error: $*" >&2
   exit 2
@@ -59,7 +54,10 @@ while [ $# -gt 0 ]; do
     --data_dir=*) data_dir=${1#*=} ;;
     --spot) spot=1 ;;
     --dry-run) dry_run=1 ;;
-    --help) usage ;;
+    --help | -h)
+      sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+      exit 0
+      ;;
     --)
       shift
       break
@@ -71,7 +69,9 @@ while [ $# -gt 0 ]; do
 done
 flags=("$@")
 
-[ "${#actions[@]}" -gt 0 ] || usage
+[ "${#actions[@]}" -gt 0 ] ||
+  fail "an action is missing, such as up; usage: launch/tpu_pod.sh" \
+    "--name=NAME --zone=ZONE --type=TYPE ACTION ... [-- flags], see --help."
 [ -n "$name" ] || fail "--name is missing: the name of the slice."
 [ -n "$zone" ] || fail "--zone is missing, such as us-west4-a."
 for action in "${actions[@]}"; do
@@ -79,7 +79,7 @@ for action in "${actions[@]}"; do
     fail "--type is missing: the slice to create, such as v5litepod-16."
   fi
   if [ "$action" = run ]; then
-    [[ " ${flags[*]} " == *" --config"[=\ ]* ]] ||
+    [[ " ${flags[*]} " == *" --config"[=\ ][!\ ]* ]] ||
       fail "run needs flags of imsvd train after --: --config and --workdir."
     [[ " ${flags[*]} " == *" --workdir"[=\ ]gs://* ]] ||
       fail "run needs --workdir=gs://BUCKET/DIR after --; a worker's own disk" \
@@ -97,6 +97,9 @@ if [ -z "$version" ]; then
 fi
 
 root=$(cd "$(dirname "$0")/.." && pwd)
+# Its name cannot be foreseen: others may write to /tmp too.
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 where=(--zone="$zone")
 [ -z "$project" ] || where+=(--project="$project")
 tpu=(gcloud compute tpus tpu-vm)
@@ -144,7 +147,7 @@ up() {
 }
 
 install() {
-  local archive=/tmp/imsvd_jax.tar.gz
+  local archive=$scratch/imsvd_jax.tar.gz
   [ -z "$(git -C "$root" status --porcelain)" ] ||
     echo "Installing the last commit; uncommitted changes are left out." >&2
   do_it git -C "$root" archive --output="$archive" HEAD || return

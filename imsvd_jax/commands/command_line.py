@@ -4,10 +4,10 @@ Every command goes through `run`, which turns a `UserError` (and a wrong flag)
 into one line on standard error and an exit code.
 """
 
-import contextlib
 import logging
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +16,11 @@ from typing import Any, NoReturn, TextIO, cast
 from absl import app, flags
 from absl import logging as absl_logging
 
-from imsvd_jax.base import cpu_devices, distributed, recipe_files
-from imsvd_jax.base.errors import UserError, suggestion
+from imsvd_jax.base import cpu_devices, distributed, interrupts, recipe_files
+from imsvd_jax.base.errors import EXIT_AT_ONCE, UserError, suggestion
 from imsvd_jax.commands import help_page
 
+EXIT_NO_READER = 141  # As shells report SIGPIPE.
 HELP = ("--help", "-h", "-help", "--helpshort", "--helpfull")
 
 
@@ -86,11 +87,15 @@ def run(
       extra = argv[1 + max_arguments]
       fail(f"Unexpected argument {extra!r}; flags start with --.")
     try:
-      return main(*argv[1:])
+      result = main(*argv[1:])
+      sys.stdout.flush()
+      return result
     except UserError as error:
       _print_error(str(error))
       distributed.leave(error.exit_code)
-    except Exception:
+    except Exception as error:
+      if isinstance(error, BrokenPipeError) and _has_no_reader():
+        distributed.leave(EXIT_NO_READER)
       if not distributed.has_peers():
         raise
       traceback.print_exc()
@@ -104,7 +109,12 @@ def run(
     _check_required(required)
     return rest
 
-  app.run(guarded, flags_parser=parse)
+  interrupts.raise_outside_imports()
+  try:
+    app.run(guarded, flags_parser=parse)
+  except KeyboardInterrupt:
+    print("Interrupted.", file=sys.stderr, flush=True)
+    distributed.leave(EXIT_AT_ONCE)
 
 
 def fail(message: str) -> NoReturn:
@@ -120,9 +130,26 @@ def print_any_name(stream: TextIO) -> None:
 
 def _print_and_exit(text: str) -> NoReturn:
   """Prints to a reader that may stop early, such as `head`."""
-  with contextlib.suppress(BrokenPipeError):
+  try:
     print(text, flush=True)
+  except BrokenPipeError:
+    _has_no_reader()
   sys.exit(0)
+
+
+def _has_no_reader() -> bool:
+  """Returns whether the reader of standard output ended, as `head` does.
+
+  If so, what is still to be printed is dropped: the interpreter would complain
+  when it exits.
+  """
+  output = sys.stdout.fileno()
+  poll = select.poll()
+  poll.register(output, 0)
+  if not any(event & select.POLLERR for _, event in poll.poll(0)):
+    return False
+  os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+  return True
 
 
 def _print_error(message: str) -> None:

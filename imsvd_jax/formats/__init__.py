@@ -15,6 +15,7 @@ from typing import Any
 import imsvd_jax
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.base.files import check_output, in_place_when_done
+from imsvd_jax.formats import untrusted
 from imsvd_jax.formats.architecture import (
   Architecture,
   architecture_of,
@@ -32,6 +33,7 @@ from imsvd_jax.formats.torchvision import (
   from_torchvision,
   to_torchvision,
 )
+from imsvd_jax.formats.untrusted import one_line
 from imsvd_jax.formats.weight_format import Content, Format, Weights
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
   "from_torchvision",
   "infer_architecture",
   "is_ready_made",
+  "one_line",
   "read_file",
   "to_torchvision",
   "write_file",
@@ -57,6 +60,14 @@ FORMATS: dict[str, Format] = {
   "detectron2": DETECTRON2,
   "safetensors": SAFETENSORS,
   "numpy": NUMPY,
+}
+
+
+# The words of messages, by the kind of a file.
+_EXPECTED = {
+  "numpy": ".npz file of plain arrays",
+  "safetensors": "safetensors file",
+  "torch": "torch file",
 }
 
 
@@ -131,12 +142,10 @@ def read_file(
       message names the keys.
   """
   path = os.fspath(path)
-  try:
-    return _read(path, _kind(path), architecture)
-  except UserError as error:
-    if path in str(error):
-      raise
-    raise UserError(f"{path}: {error}") from error
+  with untrusted.reading(path, "file of weights"):
+    kind = _kind(path)
+  with untrusted.reading(path, _EXPECTED[kind]):
+    return _read(path, kind, architecture)
 
 
 def _read(path: str, kind: str, architecture: Architecture | None) -> Imported:
@@ -158,7 +167,9 @@ def _read(path: str, kind: str, architecture: Architecture | None) -> Imported:
 def _kind(path: str) -> str:
   """Returns the reader for a file, by its first bytes."""
   if not os.path.isfile(path):
-    what = "is a folder" if os.path.isdir(path) else "does not exist"
+    what = "does not exist"
+    if os.path.exists(path):
+      what = "is a folder" if os.path.isdir(path) else "is not a regular file"
     raise UserError(f"{path} {what}; expected a file of weights.")
   with open(path, "rb") as file:
     head = file.read(512)
@@ -192,5 +203,5 @@ def _is_npz(path: str) -> bool:
   try:
     with zipfile.ZipFile(path) as archive:
       return all(name.endswith(".npy") for name in archive.namelist())
-  except zipfile.BadZipFile:
+  except Exception:  # It is damaged: the reader will say how.
     return path.endswith(".npz")

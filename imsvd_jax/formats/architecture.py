@@ -183,12 +183,14 @@ def infer_architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
   """
   counts: dict[int, int] = collections.Counter()
   for key in shapes:
-    if found := re.match(r"backbone\.layer(\d+)\.(\d+)\.", key):
+    # No network has more digits; a file from a stranger may.
+    if found := re.match(r"backbone\.layer(\d{1,2})\.(\d{1,3})\.", key):
       stage, block = int(found[1]), int(found[2])
       counts[stage] = max(counts[stage], block + 1)
   stem = shapes.get("backbone.conv1.weight", ())
   if len(stem) != 4 or not counts:
-    sample = ", ".join(repr(key.removeprefix("backbone.")) for key in shapes)
+    names = [key.removeprefix("backbone.") for key in [*shapes][:9]]
+    sample = ", ".join(map(repr, names))
     raise UserError(
       "The weights are not a ResNet's: expected conv1.weight with 4 dimensions "
       f"and layer1.0.conv1.weight, found {sample[:200] or 'nothing'}."
@@ -200,6 +202,8 @@ def infer_architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
   votes = [shapes.get(f"backbone.{key}", ()) for key in witnesses]
   filters = collections.Counter(v[0] for v in votes if v).most_common(1)[0][0]
   widths, hidden_bias = _infer_projector(shapes)
+  if not all((filters, stem[1], *widths)):
+    raise UserError("The weights have a layer without inputs or outputs.")
   return Architecture(
     backbone=_backbone_name(bottleneck, sizes),
     width_multiplier=filters / 64,
@@ -217,7 +221,7 @@ def _infer_projector(
   numbers = [
     int(found[1])
     for key in shapes
-    if (found := re.match(r"projector\.(\d+)\.", key))
+    if (found := re.match(r"projector\.(\d{1,4})\.", key))
   ]
   if not numbers:
     return (), True
@@ -254,7 +258,7 @@ def _torch_key(path: tuple[str, ...]) -> str:
   *modules, leaf = path
   if len(modules) > 1 and modules[0] == "projector":
     kind, _, number = modules[1].rpartition("_")
-    if number.isdigit():
+    if re.fullmatch(r"\d{1,4}", number):
       modules[1] = str(3 * int(number) + (kind == "bn"))
   leaf = {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
   name = ".".join([*modules, leaf])

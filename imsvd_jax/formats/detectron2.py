@@ -55,7 +55,7 @@ def _to_name(key: str) -> str:
 
 def _from_name(key: str) -> str:
   key = key.removeprefix("stem.")
-  key = re.sub(r"^res(\d+)", lambda m: f"layer{int(m[1]) - 1}", key)
+  key = re.sub(r"^res(\d{1,2})", lambda m: f"layer{int(m[1]) - 1}", key)
   key = re.sub(r"\bconv(\d)\.norm\b", r"bn\1", key)
   key = key.replace("shortcut.norm", "downsample.1")
   return re.sub(r"\bshortcut\.weight", "downsample.0.weight", key)
@@ -84,6 +84,11 @@ def from_detectron2(
 ) -> Imported:
   """Converts a backbone with detectron2's names to variables."""
   renamed = {_from_name(key): value for key, value in state.items()}
+  if len(renamed) != len(state):
+    raise UserError(
+      "The file has two names of one tensor: it mixes detectron2's names with"
+      " others."
+    )
   return from_torchvision(renamed, architecture, spell=_to_name)
 
 

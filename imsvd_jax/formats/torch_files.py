@@ -7,13 +7,14 @@ import collections
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.formats import loading_code
+from imsvd_jax.formats import loading_code, untrusted
 from imsvd_jax.formats.weight_format import Format, Weights
 
 
@@ -87,6 +88,8 @@ def read_torch(
     UserError: The file is damaged, needs code to load, or holds no state dict.
   """
   torch = _torch()
+  if zipfile.is_zipfile(path):
+    untrusted.check_archive(path)
   try:
     # TorchScript archives warn before they fail; the error says enough.
     with (
@@ -97,19 +100,7 @@ def read_torch(
       loaded = torch.load(path, map_location="cpu", weights_only=True)
   except pickle.UnpicklingError as error:
     raise UserError(_refusal(path, error)) from error
-  except MemoryError:
-    raise
-  except Exception as error:  # A damaged archive fails in a dozen ways.
-    raise UserError(
-      f"{path} is not a complete torch file ({_first_line(error)}); "
-      "download or save it again."
-    ) from error
   return _state_dict(path, loaded, torch)
-
-
-def _first_line(error: Exception) -> str:
-  lines = str(error).splitlines()
-  return lines[0][:120] if lines else type(error).__name__
 
 
 def _refusal(path: str, error: Exception) -> str:
@@ -131,23 +122,23 @@ def _state_dict(
 
   def is_state(value: Any) -> bool:
     return (
-      isinstance(value, Mapping)
+      isinstance(value, dict)
       and len(value) > 0
       and all(isinstance(key, str) for key in value)
-      and all(isinstance(v, torch.Tensor) for v in value.values())
+      and all(isinstance(v, torch.Tensor) for v in dict.values(value))
     )
 
   if is_state(loaded):
-    metadata = getattr(loaded, "metadata", None)
-    return _arrays(loaded, torch), _own(metadata) or {}, ()
-  if isinstance(loaded, Mapping):
+    metadata = _own(getattr(loaded, "metadata", None))
+    return _arrays(path, loaded, torch), metadata or {}, ()
+  if isinstance(loaded, dict):
     for name in ("model", "state_dict"):
-      if is_state(loaded.get(name)):
-        metadata = _own(loaded.get("metadata"))
+      if is_state(dict.get(loaded, name)):
+        metadata = _own(dict.get(loaded, "metadata"))
         known = (name,) if metadata is None else (name, "metadata")
-        others = tuple(str(key) for key in loaded if key not in known)
-        return _arrays(loaded[name], torch), metadata or {}, others
-    keys = ", ".join(map(repr, loaded))
+        others = tuple(str(_entry(key)) for key in loaded if key not in known)
+        return _arrays(path, loaded[name], torch), metadata or {}, others
+    keys = ", ".join(repr(_entry(key)) for key in loaded)
     held = f"entries {keys}"[:200] if loaded else "nothing"
   else:
     held = f"a {type(loaded).__name__}"
@@ -157,22 +148,41 @@ def _state_dict(
   )
 
 
+def _entry(key: Any) -> str | int:
+  """Returns a name; other keys may be large, such as nested tuples."""
+  return key if isinstance(key, str | int) else f"a {type(key).__name__}"
+
+
 def _own(metadata: Any) -> dict[str, Any] | None:
   """Returns metadata as we write it; None for another kind of entry."""
-  return dict(metadata) if isinstance(metadata, Mapping) else None
+  if not isinstance(metadata, dict):
+    return None
+  try:
+    return untrusted.plain(metadata)
+  except ValueError:
+    return None
 
 
-def _arrays(state: Mapping[str, Any], torch: Any) -> dict[str, np.ndarray]:
+def _arrays(
+  path: str, state: dict[str, Any], torch: Any
+) -> dict[str, np.ndarray]:
   """Copies tensors: `numpy()` shares the memory of the tensor."""
-  arrays = {}
-  for key, value in state.items():
-    value = value.detach()
-    if value.dtype in (torch.bfloat16, torch.float16):
-      value = value.float()
-    if value.is_quantized or value.layout != torch.strided:
-      raise UserError(f"{key} is quantized or sparse; expected a dense tensor.")
-    arrays[key] = np.array(value.numpy())
-  return arrays
+  # One stored number can be a tensor of any size.
+  tensors = dict.items(state)
+  sizes = (value.numel() * value.element_size() for _, value in tensors)
+  untrusted.check_size(path, sum(sizes))
+  return {key: _array(key, value, torch) for key, value in tensors}
+
+
+def _array(key: str, value: Any, torch: Any) -> np.ndarray:
+  if value.is_quantized or value.layout != torch.strided or value.is_meta:
+    raise UserError(f"{key} is quantized or sparse; expected a dense tensor.")
+  if value.is_complex():
+    raise UserError(f"{key} is complex; expected floating point.")
+  value = value.detach()
+  if value.is_floating_point() and value.dtype != torch.float64:
+    value = value.float()
+  return np.array(value.numpy())
 
 
 def _write(path: str, weights: Weights, metadata: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from imsvd_jax.formats.architecture import (
   entries,
   infer_architecture,
 )
+from imsvd_jax.formats.untrusted import one_line
 
 
 class Imported(NamedTuple):
@@ -131,14 +132,14 @@ def from_torchvision(
     if entry.path is None:
       found.setdefault(entry.key, entry.shape)
   _check(found, expected, architecture, shown)
-  check_values(arrays, shown)
-  variables = unflatten_dict(
-    {
-      entry.path: _from_torch(arrays[entry.key]).astype(dtype)
-      for entry in table
-      if entry.path is not None
-    }
-  )
+  floats = {
+    entry.path: as_floats(
+      shown(entry.key), _from_torch(arrays[entry.key]), dtype
+    )
+    for entry in table
+    if entry.path is not None
+  }
+  variables = unflatten_dict(floats)
   return Imported(variables, architecture, classifier, {}, ignored)
 
 
@@ -187,17 +188,17 @@ def _our_shape(entry: Entry) -> tuple[int, ...]:
 
 def _canonical_names(state: Mapping[str, Any]) -> dict[str, str]:
   """Returns the state's keys by "backbone." or "projector." name."""
-  stripped = {key.removeprefix("module."): key for key in state}
-  if len(stripped) != len(state):
-    raise UserError(
-      "The file has some names both with and without 'module.': it mixes two "
-      "networks."
-    )
-  whole = any(name.startswith("backbone.") for name in stripped)
-  names = {}
-  for name, key in stripped.items():
+  bare = {key: key.removeprefix("module.") for key in state}
+  whole = any(name.startswith("backbone.") for name in bare.values())
+  names: dict[str, str] = {}
+  for key, name in bare.items():
     name = name if whole else f"backbone.{name}"
     name = re.sub(r"\.shortcut\.([01])\.", r".downsample.\1.", name)
+    if name in names:
+      raise UserError(
+        f"The file has both {listed([names[name], key])}, two names of one"
+        " tensor: it mixes two networks."
+      )
     names[name] = key
   return names
 
@@ -216,8 +217,8 @@ def _take_classifier(
       "The classifier needs fc.weight [K, F] and fc.bias [K], found shapes "
       f"{shapes[0]} and {shapes[1]}."
     )
-  kernel = _from_torch(weight).astype(dtype)
-  return {"kernel": kernel, "bias": bias.astype(dtype)}
+  kernel = as_floats("fc.weight", _from_torch(weight), dtype)
+  return {"kernel": kernel, "bias": as_floats("fc.bias", bias, dtype)}
 
 
 def _take_loss_norm(
@@ -234,11 +235,13 @@ def _take_loss_norm(
 # ---- checks ----------------------------------------------------------------
 
 
-def listed(names: Iterable[str], limit: int = 8) -> str:
+def listed(
+  names: Iterable[str], limit: int = 8, shown: Callable[[str], str] = str
+) -> str:
   """Returns "a, b, c", and how many more there are beyond the limit."""
   names = list(names)
   more = f" and {len(names) - limit} more" if len(names) > limit else ""
-  return ", ".join(names[:limit]) + more
+  return ", ".join(one_line(shown(name), 100) for name in names[:limit]) + more
 
 
 def _shown(
@@ -265,12 +268,12 @@ def _check(
 ) -> None:
   """Raises UserError that names all missing, unexpected, misshapen arrays."""
   problems = []
-  missing = [shown(key) for key in expected if key not in found]
+  missing = [key for key in expected if key not in found]
   if missing:
-    problems.append(f"missing {listed(missing)}")
-  unexpected = [shown(key) for key in found if key not in expected]
+    problems.append(f"missing {listed(missing, shown=shown)}")
+  unexpected = [key for key in found if key not in expected]
   if unexpected:
-    problems.append(f"unexpected {listed(unexpected)}")
+    problems.append(f"unexpected {listed(unexpected, shown=shown)}")
   misshapen = [
     f"{shown(key)} is {list(found[key])} instead of {list(shape)}"
     for key, shape in expected.items()
@@ -285,25 +288,24 @@ def _check(
     )
 
 
-def check_values(
-  arrays: Mapping[str, np.ndarray], shown: Callable[[str], str] = str
-) -> None:
-  """Raises UserError for values that a trained network cannot have.
+def as_floats(
+  name: str, values: np.ndarray, dtype: Any = np.float32
+) -> np.ndarray:
+  """Returns values in another precision.
 
-  Args:
-    arrays: By name.
-    shown: Converts a name to the one that the message shows.
+  Raises:
+    UserError: A trained network cannot have these values.
   """
-  for name, value in arrays.items():
-    if name.endswith(NUM_BATCHES):
-      continue
-    if not np.issubdtype(value.dtype, np.floating):
-      raise UserError(
-        f"{shown(name)} holds {value.dtype} values; expected floating point (a "
-        "quantized network cannot be imported)."
-      )
-    if not np.isfinite(value).all():
-      raise UserError(
-        f"{shown(name)} holds values that are not finite: the file is damaged "
-        "or the training diverged."
-      )
+  if not np.issubdtype(values.dtype, np.floating):
+    raise UserError(
+      f"{name} holds {values.dtype} values; expected floating point (a "
+      "quantized network cannot be imported)."
+    )
+  with np.errstate(over="ignore"):
+    floats = values.astype(dtype, copy=False)
+  if not np.isfinite(floats).all():
+    raise UserError(
+      f"{name} holds values that are not finite: the file is damaged or the "
+      "training diverged."
+    )
+  return floats

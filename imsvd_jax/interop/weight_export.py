@@ -2,7 +2,6 @@
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,9 +12,11 @@ from ml_collections import ConfigDict
 from imsvd_jax import __version__, formats
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.base.files import check_output, in_place_when_done
+from imsvd_jax.formats import untrusted
+from imsvd_jax.formats.numpy_files import load_arrays
+from imsvd_jax.formats.torchvision import as_floats
 from imsvd_jax.interop import model_card, stablehlo
 from imsvd_jax.runs.encoder import LoadedEncoder, load_encoder
-from imsvd_jax.training import experiment
 
 PROGRAM = stablehlo.FORMAT  # A program; the other formats are weights.
 Classifier = Mapping[str, np.ndarray]
@@ -112,7 +113,8 @@ def describe(
     "num_features": architecture.network().num_features,
     "dtype": config.model.dtype,
     "objective": name,
-    "hyperparameters": experiment.hyperparameters(config) if name else {},
+    # A file from elsewhere may name an objective and no more.
+    "hyperparameters": dict(config.objective.get(name) or {}),
     "data": _data_name(data),
     "input_size": data.crop,
     "resize": data.resize,
@@ -122,17 +124,35 @@ def describe(
     "std": list(data.std),
     "license": license_name or own.get("license", ""),
     "evaluation": [row._asdict() for row in measured]
-    or own.get("evaluation", []),
+    or _stored_rows(own.get("evaluation")),
     "imsvd_jax_version": __version__,
   }
   return json.loads(json.dumps(metadata))  # Tuples become lists.
+
+
+def _stored_rows(rows: Any) -> list[Any]:
+  """Returns a file's rows of accuracies, if that is what they are."""
+
+  def is_row(row: Any) -> bool:
+    fields = set(model_card.Measured._fields)
+    if not isinstance(row, dict) or row.keys() != fields:
+      return False
+    bounds = row["interval"] or []
+    return isinstance(bounds, list) and all(
+      isinstance(number, int | float) for number in [row["value"], *bounds]
+    )
+
+  return rows if isinstance(rows, list) and all(map(is_row, rows)) else []
 
 
 def _data_name(settings: ConfigDict) -> str:
   if "name" not in settings:
     return "not stated"
   path = settings.get("path", "") if settings.name == "folder" else ""
-  return f"{settings.name} {path}".strip() + f", {settings.train_split} split"
+  return (
+    f"{settings.name} {path}".strip()
+    + f", {settings.get('train_split', '')} split"
+  )
 
 
 def _write_weights(
@@ -212,21 +232,11 @@ def read_classifier(path: str) -> Classifier | None:
   """
   if not path:
     return None
-  try:
-    with np.load(os.path.expanduser(path), allow_pickle=False) as file:
-      return {name: file[name].astype(np.float32) for name in file.files}
-  except (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    zipfile.BadZipFile,
-  ) as error:
-    raise UserError(
-      f"{path} is not an .npz file of kernel [F, K] and bias [K]"
-      f" ({(str(error).splitlines() or [type(error).__name__])[0]})."
-    ) from error
+  path = os.path.expanduser(path)
+  with untrusted.reading(path, ".npz file of kernel [F, K] and bias [K]"):
+    return {
+      name: as_floats(name, value) for name, value in load_arrays(path).items()
+    }
 
 
 def _check_classifier(classifier: Classifier, num_features: int) -> int:
@@ -240,6 +250,5 @@ def _check_classifier(classifier: Classifier, num_features: int) -> int:
       f" [{num_features}, K] and bias [K]."
     )
   for name, value in classifier.items():
-    if not np.isfinite(value).all():
-      raise UserError(f"The classifier's {name} is not finite.")
+    as_floats(f"The classifier's {name}", value)
   return bias[0]

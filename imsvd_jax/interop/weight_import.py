@@ -13,7 +13,7 @@ from imsvd_jax.formats.torchvision import listed
 from imsvd_jax.objectives import OBJECTIVES
 from imsvd_jax.runs import lock
 from imsvd_jax.runs.checkpointer import Checkpointer
-from imsvd_jax.runs.weight_files import stored_config, stored_step
+from imsvd_jax.runs.weight_files import as_config, stored_config, stored_step
 from imsvd_jax.training import experiment
 
 
@@ -41,15 +41,17 @@ def import_weights(
       f"{file} does not say how it was trained; give a recipe, such as"
       " --config=configs/imagenet_r50.py."
     )
-  config = ConfigDict(copy.deepcopy(config))
+  config = as_config(file, copy.deepcopy(config))
   try:
     changes = _fit_config(config, imported.architecture, file)
-  except (AttributeError, KeyError) as error:  # ConfigDict's, of a key.
+  except UserError:
+    raise
+  except Exception as error:  # A stranger's recipe can hold anything.
     if given is not None:
       raise
     raise UserError(
-      f"The recipe in {file} is not complete ({str(error).splitlines()[0]});"
-      " give one with --config."
+      f"The recipe in {file} is not complete"
+      f" ({formats.one_line(str(error), 100)}); give one with --config."
     ) from error
   step = stored_step(imported)
   with lock.owned(files.make(workdir)):

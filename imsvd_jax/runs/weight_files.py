@@ -1,7 +1,7 @@
 """Files of weights, and the recipe that each one was trained with."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from imsvd_jax import formats
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.models import Encoder, Projector
+from imsvd_jax.objectives import OBJECTIVES
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +24,34 @@ IMAGENET_DATA = {
   "mean": (0.485, 0.456, 0.406),
   "std": (0.229, 0.224, 0.225),
 }
-# The keys of a recipe that functions of images need.
-_RECIPE = {
-  "model": ("dtype",),
-  "data": tuple(IMAGENET_DATA),
-  "objective": ("name",),
+
+
+def _is_size(value: Any) -> bool:
+  return isinstance(value, int) and 0 < value <= _MAX_SIZE
+
+
+def _are_numbers(value: Any) -> bool:
+  return (
+    isinstance(value, list | tuple)
+    and len(value) > 0
+    and all(isinstance(number, int | float) for number in value)
+  )
+
+
+_MAX_SIZE = 2**14  # Pixels of a side; also channels.
+# The keys of a recipe that functions of images need, and what each may be: the
+# file may come from a stranger.
+_RECIPE: dict[str, dict[str, Callable[[Any], bool]]] = {
+  "model": {"dtype": lambda value: value in ("float32", "bfloat16")},
+  "data": {
+    "channels": _is_size,
+    "resize": _is_size,
+    "crop": _is_size,
+    "interpolation": lambda value: isinstance(value, str),
+    "mean": _are_numbers,
+    "std": _are_numbers,
+  },
+  "objective": {"name": lambda value: value == "" or value in [*OBJECTIVES]},
 }
 
 
@@ -62,7 +86,7 @@ def read(path: str, config: Mapping[str, Any] | None) -> WeightFile:
   imported = formats.read_file(path)
   architecture = imported.architecture
   config = config or stored_config(path, imported)
-  recipe = ConfigDict(config or _imagenet_config(path, architecture))
+  recipe = as_config(path, config or _imagenet_config(path, architecture))
   if recipe.data.channels != architecture.channels:
     raise UserError(
       f"{path} is for images of {architecture.channels} channels, the config"
@@ -83,7 +107,7 @@ def stored_config(
   """Returns the recipe that a file carries, or None.
 
   Raises:
-    UserError: The recipe is incomplete.
+    UserError: The recipe is incomplete, or one of these keys is no recipe's.
   """
   config = (imported.metadata or {}).get("config")
   if not isinstance(config, Mapping) or not _RECIPE.keys() <= config.keys():
@@ -96,7 +120,35 @@ def stored_config(
         f"The recipe in {path} lacks {', '.join(missing)}; give another one as"
         " the config."
       )
+    for key, is_valid in keys.items():
+      if not is_valid(found[key]):
+        shown = formats.one_line(repr(found[key]), 100)
+        raise UserError(
+          f"The recipe in {path} has {part}.{key} = {shown}, which is not"
+          " valid; give another one as the config."
+        )
+  data = config["data"]
+  if {len(data["mean"]), len(data["std"])} - {1, data["channels"]}:
+    raise UserError(
+      f"The recipe in {path} has another number of data.mean or data.std than"
+      f" of data.channels, {data['channels']}; give another one as the config."
+    )
   return dict(config)
+
+
+def as_config(path: str, recipe: Mapping[str, Any]) -> ConfigDict:
+  """Returns a file's recipe.
+
+  Raises:
+    UserError: It has names that no recipe has.
+  """
+  try:
+    return ConfigDict(recipe)
+  except (TypeError, ValueError) as error:
+    raise UserError(
+      f"The recipe in {path} cannot be read"
+      f" ({formats.one_line(str(error), 100)}); give another one as the config."
+    ) from error
 
 
 def stored_step(imported: formats.Imported) -> int:
@@ -105,7 +157,7 @@ def stored_step(imported: formats.Imported) -> int:
   The metadata of other projects may say "12k".
   """
   step = str((imported.metadata or {}).get("step", ""))
-  return int(step) if step.isdecimal() else 0
+  return int(step) if step.isdecimal() and len(step) < 10 else 0
 
 
 def _imagenet_config(

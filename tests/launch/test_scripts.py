@@ -7,6 +7,7 @@ nvidia-smi, so that every line of a script runs without renting anything.
 import contextlib
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -84,10 +85,54 @@ def test_scripts_say_how_they_are_used(script):
   result = run(script.name)
   assert result.returncode == 2
   assert f"launch/{script.name}" in result.stderr
-  assert "set -" not in result.stderr
+  assert result.stderr.count("\n") == 1
   assert result.stdout == ""
   if script.suffix == ".sh":
     assert os.access(script, os.X_OK)
+  for word in ("--help", "-h"):
+    result = run(script.name, word)
+    assert result.returncode == 0
+    assert f"launch/{script.name}" in result.stdout
+    assert "set -" not in result.stdout
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    (["supervise.sh", "--fast", "true"], "found '--fast'"),
+    (["supervise.sh", ""], "found ''"),
+    (["worker.sh", "--fast"], "found '--fast'"),
+    (["worker.sh", "fly"], "found 'fly'"),
+    (["worker.sh", "start"], "start needs a command"),
+    (["worker.sh", "start", "--fast"], "start needs a command"),
+    (["worker.sh", "stop", "--fast"], "unknown option '--fast'"),
+    (["gpu_node.sh", "--dry-run"], "CONFIG is missing"),
+    (["gpu_node.sh", "--config="], "CONFIG is missing"),
+    (["gpu_node.sh", "--fast"], "found --fast"),
+    (["local.sh", "--dry-run"], "CONFIG is missing"),
+    (["local.sh", "--dry-run", "2"], "CONFIG is missing"),
+    (["local.sh", "2", "--config="], "CONFIG is missing"),
+    (["local.sh", "--fast", "2"], "unknown option --fast"),
+    (["slurm.sbatch", "--dry-run"], "--config is missing"),
+    (["slurm.sbatch", "--workdir=x"], "--config is missing"),
+    (["slurm.sbatch", "--config="], "--config is missing"),
+    (["slurm.sbatch", "--config=x"], "submit it: sbatch"),
+    (["tpu_pod.sh", "--fast"], "'--fast'"),
+    (["tpu_pod.sh", "--dry-run"], "an action is missing"),
+  ],
+)
+def test_a_wrong_word_is_one_line(words, message):
+  result = run(*words)
+  assert result.returncode == 2
+  assert message in result.stderr
+  assert result.stderr.count("\n") == 1
+  assert result.stdout == ""
+
+
+def test_no_name_in_tmp_can_be_foreseen():
+  for script in SCRIPTS:
+    assert "/tmp" not in re.sub("#.*", "", script.read_text()), script
 
 
 def test_the_container_copies_what_exists():
@@ -304,6 +349,40 @@ def test_a_detached_run_is_stopped_and_may_save(worker, tmp_path):
   assert "saved" in log.read_text()
 
 
+def test_another_programs_process_is_not_stopped(worker, tmp_path):
+  """After a crash of the machine a process number belongs to anybody."""
+  (tmp_path / "run").mkdir()
+  other = subprocess.Popen(["sleep", "60"])
+  # By its words it could be the run; it started at another time.
+  alike = subprocess.Popen(
+    ["bash", "-c", "echo; sleep 60; true", "supervise.sh"],
+    stdout=subprocess.PIPE,
+  )
+  try:
+    alike.stdout.readline()
+    for process in (other, alike):
+      stat = pathlib.Path(f"/proc/{process.pid}/stat").read_text()
+      ticks = stat.rpartition(") ")[2].split()[19]
+      for started in (None, ticks if process is other else "1", ""):
+        (tmp_path / "run" / "pid").write_text(f"{process.pid}\n")
+        if started is not None:
+          (tmp_path / "run" / "started").write_text(f"{started}\n")
+        result = worker("stop")
+        assert "No run is in progress" in result.stderr
+        assert result.returncode == 0
+        time.sleep(0.05)
+        assert process.poll() is None
+    (tmp_path / "run" / "pid").write_text("-1\n")
+    assert "No run is in progress" in worker("stop").stderr
+  finally:
+    (tmp_path / "run" / "pid").unlink()
+    for process in (other, alike):
+      process.kill()
+      process.wait()
+      if process.stdout:
+        process.stdout.close()
+
+
 # --- Again after a crash -----------------------------------------------------
 
 
@@ -315,7 +394,8 @@ def test_a_detached_run_is_stopped_and_may_save(worker, tmp_path):
     ("3", 3, 1),
     ("4 1 0", 0, 3),
     ("75 0", 0, 2),  # Preempted: saved, then resumed.
-    ("9 9 9 9 9", 9, 4),
+    ("9 9 9 9 9", 9, 3),  # It cannot start.
+    ("75 75 75 75 75", 75, 4),  # Each has saved: the limit is RESTARTS.
   ],
 )
 def test_restarts(codes, result, tries, tmp_path):
@@ -331,6 +411,67 @@ exit ${{codes[$(wc -l < {count}) - 1]}}
   assert ended.returncode == result
   assert count.read_text().count("x") == tries
   assert ended.stderr.count("restart") == tries - 1
+
+
+# Saves a higher step in its first tries, as many as SAVES.
+SAVING = """
+echo x >> "$COUNT"
+tries=$(wc -l < "$COUNT")
+[ "$tries" -gt "$SAVES" ] || mkdir -p "$RUN/checkpoints/$((tries * 8))"
+exit 9
+"""
+
+
+@pytest.mark.parametrize(
+  ("words", "run_name"),
+  [
+    (["--workdir=a 'run' $x"], "a 'run' $x"),
+    (["--workdir", "run"], "run"),
+    (["--config=c/digits.py"], "runs/digits"),
+    (["--config=c/digits.py:debug"], "runs/digits-debug"),
+  ],
+)
+def test_a_new_checkpoint_is_progress(words, run_name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / run_name / "checkpoints" / "4").mkdir(parents=True)
+  (tmp_path / run_name / "checkpoints" / "99.orbax-checkpoint-tmp").mkdir()
+  ended = run(
+    *["supervise.sh", "bash", "-c", SAVING, "bash", *words],
+    COUNT=str(tmp_path / "count"),
+    RUN=str(tmp_path / run_name),
+    SAVES="4",
+    RESTART_SECONDS="0",
+  )
+  assert ended.returncode == 9
+  assert (tmp_path / "count").read_text().count("x") == 4 + 3
+  assert "3 ends in a row without a new checkpoint in " in ended.stderr
+
+
+def test_checkpoints_in_a_bucket_are_counted(path_with, tmp_path):
+  path = path_with(
+    gcloud='[ "$3" = "gs://b/a run/checkpoints/" ] &&'
+    ' printf "gs://b/a run/checkpoints/%s/\n" $(ls "$RUN/checkpoints")'
+  )
+  ended = run(
+    *["supervise.sh", "bash", "-c", SAVING, "--", "--workdir=gs://b/a run"],
+    COUNT=str(tmp_path / "count"),
+    RUN=str(tmp_path / "bucket"),
+    PATH=path,
+    SAVES="2",
+    RESTART_SECONDS="0",
+  )
+  assert ended.returncode == 9
+  assert (tmp_path / "count").read_text().count("x") == 2 + 3
+
+
+def test_the_wait_doubles(path_with, tmp_path):
+  path = path_with(sleep=f'echo "$1" >> {tmp_path}/waits')
+  ended = run("supervise.sh", "false", RESTART_SECONDS="7", PATH=path)
+  assert ended.returncode == 1
+  assert (tmp_path / "waits").read_text() == "7\n14\n"
+  ended = run("supervise.sh", "false", RESTART_SECONDS="1.5")
+  assert ended.returncode == 2
+  assert "expected a whole number" in ended.stderr
 
 
 def test_a_signal_to_the_supervisor_ends_it_with_the_commands_code():

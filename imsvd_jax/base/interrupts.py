@@ -1,0 +1,41 @@
+"""How SIGINT ends a command: one line and exit code 130, never a traceback."""
+
+import os
+import signal
+from types import FrameType
+from typing import NoReturn
+
+from imsvd_jax.base.errors import EXIT_AT_ONCE
+
+
+def end_at_once(number: int = 0, frame: FrameType | None = None) -> NoReturn:
+  """Ends the process; a handler of SIGINT."""
+  del number, frame
+  os.write(2, b"Interrupted.\n")
+  os._exit(EXIT_AT_ONCE)
+
+
+def listen() -> None:
+  """Makes SIGINT end the process while a command imports what it needs.
+
+  Call it before those imports, which take seconds. It does nothing where SIGINT
+  is ignored, as in background jobs of a shell.
+  """
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, end_at_once)
+
+
+def raise_outside_imports() -> None:
+  """Lets a command that `listen` protects clean up after SIGINT."""
+  if signal.getsignal(signal.SIGINT) is end_at_once:
+    signal.signal(signal.SIGINT, _end_or_raise)
+
+
+def _end_or_raise(number: int, frame: FrameType | None) -> NoReturn:
+  # An exception inside of an import may pass through C++, which aborts the
+  # process or reports something else.
+  while frame is not None:
+    if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+      end_at_once()
+    frame = frame.f_back
+  raise KeyboardInterrupt
