@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from imsvd_jax.base import console
-from imsvd_jax.evaluation.features import Features
+from imsvd_jax.evaluation.features import Features, together
 
 
 def cached_features(
@@ -41,10 +41,9 @@ def cached_features(
   if found is not None and np.all(everyone):
     return found
   features = compute()
-  if jax.process_index() == 0:
-    _write(path, text, features)
-  # No process looks before the file is there.
-  multihost_utils.sync_global_devices(path.name)
+  with together():  # No process looks before the file is there.
+    if jax.process_index() == 0:
+      _write(path, text, features)
   return features
 
 

@@ -28,6 +28,7 @@ from imsvd_jax.data import part
 from imsvd_jax.evaluation import (
   augmented_views,
   binder,
+  collapse,
   feature_cache,
   finetune,
   offline,
@@ -596,3 +597,37 @@ def test_two_processes_measure_what_one_does(workdir, tmp_path):
     for name, value in one.values.items():
       # Rounding may change the class of one image, or the bin of a variable.
       assert two["values"][name] == pytest.approx(value, rel=0.02, abs=0.01)
+
+
+def test_a_protocol_that_fails_does_not_take_the_others(workdir, tmp_path):
+  with pytest.raises(UserError) as raised:
+    evaluate(
+      [workdir],
+      *("knn/imsvd", "linear/online"),
+      settings=("num_neighbors=1438", "epochs=1"),
+      output=str(tmp_path),
+    )
+  assert str(raised.value).startswith("knn/imsvd: k-NN with k = 1438")
+  assert [e["protocol"] for e in entries_of(tmp_path)] == ["linear/online"]
+
+
+def test_each_failure_of_a_protocol_is_a_line(
+  workdir, tmp_path, monkeypatch, capfd
+):
+  def fails(*_, **__):
+    raise MemoryError("no room")
+
+  monkeypatch.setattr(collapse, "lidar", fails)
+  monkeypatch.setattr(binder, "extract", fails)
+  with pytest.raises(UserError) as raised:
+    evaluate(
+      [workdir],
+      *("knn/imsvd", "collapse/online"),
+      settings=("max_images=24",),
+      output=str(tmp_path),
+    )
+  assert str(raised.value).splitlines() == [
+    "knn/imsvd: MemoryError: no room",
+    "collapse/online: MemoryError: no room",
+  ]
+  assert not entries_of(tmp_path)
