@@ -21,6 +21,7 @@ from imsvd_jax.runs import (
   interruption,
   log_lines,
   metrics,
+  ownership,
   resume,
   weights,
 )
@@ -61,6 +62,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
 
   # --- Start or resume -------------------------------------------------------
   checkpointer = _open_checkpoints(config, source, workdir)
+  ownership.sign(workdir, config)
   init_state = functools.partial(step_lib.init_state, experiment)
   state = jax.jit(init_state, out_shardings=replicated)()
   state, start_step = _restore_or_init(config, checkpointer, state)

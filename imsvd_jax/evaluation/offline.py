@@ -22,7 +22,7 @@ from imsvd_jax.evaluation.data_set import DataSet
 from imsvd_jax.evaluation.evaluate_options import Options
 from imsvd_jax.evaluation.features import LostPeerError, reason_of
 from imsvd_jax.evaluation.registry import evaluator_of
-from imsvd_jax.runs import metrics
+from imsvd_jax.runs import metrics, ownership
 from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
 
 
@@ -107,6 +107,10 @@ class Run:
       workdir, options.step, use_target=options.target
     )
     self._chosen = _choose(options, _run_crops(self.encoder.config))
+    if not options.data:
+      ownership.check_data(
+        workdir, self.encoder.config, trusted=options.trust_workdir
+      )
     self._data = _data_set(self.encoder, options)
     self._binding = Binding(
       Binder(_network(self.encoder), batch_size=options.batch_size),
@@ -131,8 +135,8 @@ class Run:
         result = self._binding.measure(
           name, protocol, self._data, known=self._known
         )
-      except LostPeerError:
-        raise
+      except (LostPeerError, AssertionError):
+        raise  # The latter is a bug of ours, whose traceback is needed.
       except Exception as error:
         if jax.process_count() > 1 and evaluator_of(protocol).joint:
           raise  # The others may be waiting for this process.

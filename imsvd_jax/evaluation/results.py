@@ -118,7 +118,10 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 def as_entry(result: Result) -> dict[str, Any]:
   """Returns a result as `read_results` does."""
-  return _plain(dataclasses.asdict(result))
+  entry = _plain(dataclasses.asdict(result))
+  if not entry["failed"]:
+    del entry["failed"]
+  return entry
 
 
 def find(

@@ -27,7 +27,7 @@ from imsvd_jax.explain.explain_options import RunOptions
 from imsvd_jax.explain.images import Batch, Images, TwoViews
 from imsvd_jax.explain.subject import Encoding, Subject
 from imsvd_jax.objectives.soft_variables import log_soft_discretize
-from imsvd_jax.runs import metrics
+from imsvd_jax.runs import metrics, ownership
 from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
 from imsvd_jax.training import augment
 from imsvd_jax.training import experiment as experiment_lib
@@ -212,6 +212,8 @@ def explain_run(
   options = options or RunOptions()
   _check_local(workdir, options)
   encoder = load_encoder(workdir, options.step, use_target=options.target)
+  if not options.data:
+    ownership.check_data(workdir, encoder.config, trusted=options.trust_workdir)
   settings = data_settings(encoder, options.data)
   source = data.make_source(settings, options.split)
   if source is None:

@@ -9,6 +9,7 @@ from imsvd_jax import formats
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.formats.torchvision import listed
 from imsvd_jax.objectives import OBJECTIVES
+from imsvd_jax.runs import ownership
 from imsvd_jax.runs.checkpointer import Checkpointer
 from imsvd_jax.runs.weight_files import stored_config, stored_step
 from imsvd_jax.training import experiment
@@ -53,6 +54,8 @@ def import_weights(
     if checkpointer.latest_step() is not None:
       raise UserError(f"{workdir} has a run already; choose another --workdir.")
     checkpointer.save(step, imported.variables)
+    if given is not None:  # The recipe in the file may be a stranger's.
+      ownership.sign(workdir, config)
   finally:
     checkpointer.close()
   return _notes(imported, step, changes)
