@@ -40,8 +40,9 @@ def run(
       with np.errstate(all="ignore"):
         numbers = compute()
     except Exception as error:
-      numbers = error
-    found |= numbers if isinstance(numbers, dict) else {name: numbers}
+      found[name] = error
+    else:
+      found |= numbers if isinstance(numbers, dict) else {name: numbers}
   failures = [v for v in found.values() if isinstance(v, Exception)]
   if len(failures) == len(found):
     raise failures[0]

@@ -48,7 +48,7 @@ def cached_features(
 
 
 def _read(path: Path, text: str) -> Features | None:
-  if not path.exists():
+  if not path.is_file():
     return None
   try:
     # Opened here, because NumPy does not close a file that it cannot read.

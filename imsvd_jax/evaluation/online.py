@@ -111,16 +111,10 @@ class Evaluation:
     if binding is None:
       return
     for name, protocol in protocols.online(self._settings).items():
-      labels = evaluator_of(protocol).labels
-      if labels and not self._has_labels:
+      if evaluator_of(protocol).labels and not self._has_labels:
         continue
-      result = _tried(
-        lambda b=binding, n=name, p=protocol, of=labels: b.measure(
-          n, p, self._bank if of else self._data, online=True
-        ),
-        failed,
-        name,
-      )
+      measure = functools.partial(self._measure, binding, name, protocol)
+      result = _tried(measure, failed, name)
       if result is None:
         continue
       for number, reason in result.failed.items():
@@ -134,6 +128,13 @@ class Evaluation:
     protocol: protocols.Protocol,
     labels: bool,
   ) -> results.Result:
+    data_set = self._bank if labels else self._data
+    return binding.measure(name, protocol, data_set, online=True)
+
+  def _measure(
+    self, binding: Binding, name: str, protocol: protocols.Protocol
+  ) -> results.Result:
+    labels = evaluator_of(protocol).labels
     data_set = self._bank if labels else self._data
     return binding.measure(name, protocol, data_set, online=True)
 

@@ -98,6 +98,8 @@ def read_results(path: Path) -> list[dict[str, Any]]:
   """
   if not path.exists():
     return []
+  if not path.is_file():
+    raise UserError(f"{path} is not a regular file; move it away.")
   try:
     content = json.loads(path.read_text())
     entries, schema = content["results"], content["schema"]

@@ -71,6 +71,11 @@ class RunOptions(ExplainOptions):
     " run's own by default.",
   )
   trust_workdir: bool = TRUST_WORKDIR
+  absolute_paths: bool = option(
+    False,
+    "Write absolute paths of images into the page, not those relative to the"
+    " data's folder.",
+  )
   split: str = option(
     "train", "Which part of the data.", choices=("train", "eval")
   )

@@ -180,10 +180,13 @@ def images_of(
   settings: ml_collections.ConfigDict,
   config: ml_collections.ConfigDict,
   batch_size: int,
+  absolute_paths: bool = False,
 ) -> Images:
   """Describes a source as a data set to explain a subject by.
 
   The images are prepared by `settings`, and the views by the run's `config`.
+  Names of images are paths relative to the data, which do not tell where they
+  are on this machine, unless they shall be `absolute_paths`.
   """
 
   def some(count: int) -> Iterator[Batch]:
@@ -197,7 +200,7 @@ def images_of(
     views=two_views(source, config, batch_size) if "views" in config else None,
     factors=_factors(source),
     label_names=source.label_names or None,
-    names=source.describe,
+    names=source.describe if absolute_paths else source.relative_name,
   )
 
 
@@ -234,7 +237,9 @@ def explain_run(
   try:
     return report_lib.explain(
       subject,
-      images_of(source, settings, encoder.config, batch_size),
+      images_of(
+        source, settings, encoder.config, batch_size, options.absolute_paths
+      ),
       output,
       options,
       untrained=untrained,

@@ -80,6 +80,7 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source:
     channels=settings.channels,
     interpolation=settings.interpolation,
     on_bad_image=settings.on_bad_image,
+    max_pixels=source_lib.max_pixels_of(settings),
     stream=stream,
     describe=lambda index: f"{index} of {settings.name} {split}",
     # Versions are fixed; two preparations may still differ in their shards.
@@ -363,7 +364,7 @@ def read_into_memory(
   def pixels(index: tf.Tensor) -> tf.Tensor:
     image = fetch(index)
     if image.dtype == tf.string:
-      image = decode.decode_pixels(image, source.channels)
+      image = decode.decode_pixels(image, source.channels, source.max_pixels)
     return tf.ensure_shape(image, (height, width, source.channels))
 
   images = tf.data.Dataset.range(count)
