@@ -107,7 +107,11 @@ class Run:
       workdir, options.step, use_target=options.target
     )
     self._chosen = _choose(options, _run_crops(self.encoder.config))
-    if not options.data:
+    reads_own = any(
+      evaluator_of(protocol).own_data is None
+      for protocol in self._chosen.values()
+    )
+    if reads_own and not options.data:
       ownership.check_data(
         workdir, self.encoder.config, trusted=options.trust_workdir
       )
