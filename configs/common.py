@@ -138,6 +138,8 @@ def base() -> ConfigDict:
       mean=IMAGENET_MEAN,
       std=IMAGENET_STD,
       on_bad_image="replace",  # Or "error".
+      # An image file of more pixels is a bad image (a bomb). PIL's limit.
+      max_pixels=178_956_970,
     )
   )
 

@@ -22,6 +22,7 @@ from imsvd_jax.runs import (
   interruption,
   log_lines,
   metrics,
+  ownership,
   resume,
   weights,
 )
@@ -76,6 +77,7 @@ def _pretrain(
   config = experiment.config
   replicated = devices.replicated(mesh)
   checkpointer = _open_checkpoints(config, source, workdir)
+  ownership.sign(workdir, config)
   init_state = functools.partial(step_lib.init_state, experiment)
   restored = checkpointer.restore(_abstract(init_state, replicated))
   start_step, progress, marks = 0, BEGINNING, []

@@ -9,6 +9,7 @@ from typing import Any
 HARMLESS_KEYS = (
   "allow_changes",
   "checkpoint",
+  "data.max_pixels",  # Runs of earlier versions have none.
   "eval",
   "log",
   "init_from",

@@ -29,3 +29,11 @@ def option(
     "repeated": repeated,
   }
   return dataclasses.field(default=default, metadata=metadata)
+
+
+# `runs.ownership` says when it is needed.
+TRUST_WORKDIR = option(
+  False,
+  "Read the data that the run's recipe names, though the run is not signed as"
+  " yours.",
+)

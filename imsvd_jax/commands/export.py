@@ -35,6 +35,12 @@ _CLASSIFIER = flags.DEFINE_string(
 _LICENSE = flags.DEFINE_string(
   "license", "", "License of the weights, for the metadata and the card."
 )
+_ABSOLUTE_PATHS = flags.DEFINE_bool(
+  "absolute_paths",
+  False,
+  "Write the full path of the data into the file and the card, not the name of"
+  " its folder alone.",
+)
 
 
 def main() -> None:
@@ -50,6 +56,7 @@ def main() -> None:
     with_projector=_WITH_PROJECTOR.value,
     classifier=weight_export.read_classifier(_CLASSIFIER.value),
     license_name=_LICENSE.value,
+    absolute_paths=_ABSOLUTE_PATHS.value,
   )
   if note:
     print(note)

@@ -11,14 +11,15 @@ more than speed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import tensorflow as tf
 
-from imsvd_jax.data import crops
-from imsvd_jax.data.source import Source
+from imsvd_jax.data import crops, headers
+from imsvd_jax.data.source import MAX_PIXELS, Source
 
 _MAX_HALVINGS = 3  # libjpeg scales by 1, 1/2, 1/4 and 1/8.
 
@@ -26,6 +27,8 @@ _MAX_HALVINGS = 3  # libjpeg scales by 1, 1/2, 1/4 and 1/8.
 _DCT_METHOD = "INTEGER_ACCURATE"
 
 _KERNEL_TYPES = {"bicubic": "keyscubic", "bilinear": "triangle"}
+
+_PNG, _BMP = b"\x89PNG", b"BM"
 
 # --- Training views -----------------------------------------------------------
 
@@ -48,18 +51,14 @@ def train_views(
     uint8 [2, size, size, C] and, if V > 2, uint8 [V - 2, size, size, C].
   """
   image, boxes = decode_for_views(source, record, uniforms, view_list)
-  views = _cut(image, boxes, source.channels)
-  halvings = _halvings(boxes, view_list)
-  # One branch for all views: each costs as much as twenty small operations.
-  views = tf.cond(
-    tf.reduce_any(halvings > 0),
-    lambda: [_halve(*v) for v in zip(views, tf.unstack(halvings), strict=True)],
-    lambda: views,
-  )
   views = [
     # Rounded while the view is in the cache, which saves 9% of the time.
     crops.to_uint8(_resize(source, view, crop.size))
-    for view, crop in zip(views, view_list, strict=True)
+    for view, crop in zip(
+      _cut(image, boxes, _halvings(boxes, view_list), source.channels),
+      view_list,
+      strict=True,
+    )
   ]
   return [tf.concat(group, axis=0) for group in crops.by_size(views)]
 
@@ -83,19 +82,21 @@ def decode_for_views(
     return whole(record)
   return tf.cond(
     tf.io.is_jpeg(record),
-    lambda: _from_jpeg(record, source.channels, uniforms, view_list),
-    lambda: whole(decode_pixels(record, source.channels)),
+    lambda: _from_jpeg(record, source, uniforms, view_list),
+    lambda: whole(decode_pixels(record, source.channels, source.max_pixels)),
   )
 
 
 def _from_jpeg(
   record: tf.Tensor,
-  channels: int,
+  source: Source,
   uniforms: tf.Tensor,
   view_list: list[crops.Crop],
 ) -> tuple[tf.Tensor, crops.Box]:
   """Returns the part of a JPEG that its views need, and their boxes in it."""
-  height, width = _float_sides(tf.image.extract_jpeg_shape(record))
+  shape = tf.image.extract_jpeg_shape(record)
+  with _refused_above(source.max_pixels, shape):
+    height, width = _float_sides(tf.identity(shape))
   boxes = crops.random_boxes(uniforms, height, width, view_list)
   halvings = tf.reduce_min(_halvings(boxes, view_list))
   boxes = _shrink(boxes, halvings, height, width)
@@ -103,7 +104,7 @@ def _from_jpeg(
   bottom = tf.reduce_max(boxes.top + boxes.height)
   right = tf.reduce_max(boxes.left + boxes.width)
   window = tf.stack([top, left, bottom - top, right - left])
-  image = _decode_jpeg_window(record, window, halvings, channels)
+  image = _decode_jpeg_window(record, window, halvings, source.channels)
   return image, boxes._replace(top=boxes.top - top, left=boxes.left - left)
 
 
@@ -156,15 +157,29 @@ def _decode_jpeg_window(
   return _jpeg_channels(record, decode, channels)
 
 
-def _cut(image: tf.Tensor, boxes: crops.Box, channels: int) -> list[tf.Tensor]:
-  """Cuts and flips V views, float32 [1, h, w, C], each of its own size."""
-  corners = tf.pad(tf.stack(boxes[:2], axis=1), [[0, 0], [0, 1]])
-  sizes = tf.pad(
-    tf.stack(boxes[2:4], axis=1), [[0, 0], [0, 1]], constant_values=channels
+def _cut(
+  image: tf.Tensor, boxes: crops.Box, halvings: tf.Tensor, channels: int
+) -> list[tf.Tensor]:
+  """Cuts, flips and shrinks V views by 2**halvings, averaging blocks of pixels.
+
+  A box is never copied as float32 before it is shrunk: of a large image that
+  would take gigabytes.
+
+  Returns:
+    float32 [1, h, w, C], each of its own size.
+  """
+  factors = tf.bitwise.left_shift(1, halvings)  # [V]
+  corners, sizes = (
+    tf.cast(tf.stack(sides, axis=1), tf.int32)  # [V, 2]
+    for sides in (boxes[:2], boxes[2:4])
   )
+  whole = sizes - sizes % factors[:, tf.newaxis]  # In whole blocks.
+  # What is left over is at the end of a row after the flip.
+  over = tf.where(boxes.flip, sizes[:, 1] - whole[:, 1], 0)
+  corners += tf.stack([tf.zeros_like(over), over], axis=1)
   parts = zip(
-    tf.unstack(tf.cast(corners, tf.int32)),
-    tf.unstack(tf.cast(sizes, tf.int32)),
+    tf.unstack(tf.pad(corners, [[0, 0], [0, 1]])),
+    tf.unstack(tf.pad(whole, [[0, 0], [0, 1]], constant_values=channels)),
     tf.unstack(boxes.flip),
     strict=True,
   )
@@ -173,10 +188,29 @@ def _cut(image: tf.Tensor, boxes: crops.Box, channels: int) -> list[tf.Tensor]:
     view = tf.slice(image, corner, size)
     # A branch, because tf.reverse of no axis is slower than of one.
     view = tf.cond(flip, lambda v=view: tf.reverse(v, [1]), lambda v=view: v)
+    views.append(view[tf.newaxis])
+  # One branch for all views: each costs as much as twenty small operations.
+  views = tf.cond(
+    tf.reduce_any(factors > 1),
+    lambda: list(map(_averaged, views, tf.unstack(factors))),
     # TensorFlow's resize of integers is 1.6 times slower than of float32.
-    view = tf.cast(view, tf.float32)[tf.newaxis]
-    views.append(tf.ensure_shape(view, (1, None, None, channels)))
-  return views
+    lambda: [tf.cast(view, tf.float32) for view in views],
+  )
+  return [tf.ensure_shape(v, (1, None, None, channels)) for v in views]
+
+
+def _averaged(view: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+  """Shrinks uint8 [1, h, w, C] by a factor that divides h and w.
+
+  The means of whole blocks of integers are exact in float32.
+  """
+  return tf.cond(
+    factor > 1,
+    lambda: tf.raw_ops.ResizeArea(
+      images=view, size=tf.shape(view)[1:3] // factor
+    ),
+    lambda: tf.cast(view, tf.float32),
+  )
 
 
 def _resize(source: Source, view: tf.Tensor, size: int) -> tf.Tensor:
@@ -191,18 +225,6 @@ _RESIZE = {
   "bicubic": tf.raw_ops.ResizeBicubic,
   "bilinear": tf.raw_ops.ResizeBilinear,
 }
-
-
-def _halve(images: tf.Tensor, times: tf.Tensor) -> tf.Tensor:
-  """Shrinks float32 [1, h, w, C] by 2**times, averaging blocks of pixels."""
-  shape = tf.TensorShape([1, None, None, images.shape[-1]])
-  _, images = tf.while_loop(
-    lambda done, _: done < times,
-    lambda done, images: (done + 1, tf.nn.avg_pool2d(images, 2, 2, "VALID")),
-    (0, images),
-    shape_invariants=(tf.TensorShape([]), shape),
-  )
-  return images
 
 
 # --- Evaluation ---------------------------------------------------------------
@@ -221,7 +243,7 @@ def eval_view(
   """
   image = record
   if record.dtype == tf.string:
-    image = decode_pixels(record, source.channels)
+    image = decode_pixels(record, source.channels, source.max_pixels)
   height, width = _float_sides(tf.shape(image))
   box = crops.center_box(height, width, resize, crop)
   scale = crop / tf.stack([box.height, box.width])
@@ -245,25 +267,72 @@ def eval_view(
 # --- Decoding -----------------------------------------------------------------
 
 
-def decode_pixels(record: tf.Tensor, channels: int) -> tf.Tensor:
+def decode_pixels(
+  record: tf.Tensor, channels: int, max_pixels: int = MAX_PIXELS
+) -> tf.Tensor:
   """Decodes any image that TensorFlow reads, to uint8 [height, width, C].
 
   Args:
     record: The contents of the file, a string scalar.
     channels: 1, 3 or 4. Gray is repeated; alpha is dropped, or added where the
       file has none.
+    max_pixels: An image of more pixels, by its header, is an error.
   """
+  with _refused_above(max_pixels, _sides(record)):
+    record = tf.identity(record)
   # Only TensorFlow's decoders of PNG and, mostly, JPEG convert channels.
   return tf.case(
     [
       (tf.io.is_jpeg(record), lambda: _decode_jpeg(record, channels)),
-      (_begins(record, b"\x89PNG"), lambda: _decode_png(record, channels)),
+      (_begins(record, _PNG), lambda: _decode_png(record, channels)),
       (
-        _begins(record, b"BM"),
+        _begins(record, _BMP),
         lambda: _convert(tf.io.decode_bmp(record), channels),
       ),
     ],
     default=lambda: _decode_other(record, channels),
+  )
+
+
+def _refused_above(
+  max_pixels: int, sides: tf.Tensor
+) -> contextlib.AbstractContextManager:
+  """Returns a context whose operations run if an image is not too large.
+
+  Args:
+    max_pixels: The limit.
+    sides: Height and width, perhaps negative (BMP), and other entries.
+  """
+  pixels = tf.reduce_prod(tf.abs(tf.cast(sides[:2], tf.int64)))
+  check = tf.debugging.assert_less_equal(
+    pixels, tf.constant(max_pixels, tf.int64), "more than data.max_pixels"
+  )
+  return tf.control_dependencies([] if check is None else [check])
+
+
+def _sides(record: tf.Tensor) -> tf.Tensor:
+  """Returns height and width by the header of an image file, int64 [2]."""
+  return tf.case(
+    [
+      (
+        tf.io.is_jpeg(record),
+        lambda: tf.cast(tf.image.extract_jpeg_shape(record)[:2], tf.int64),
+      ),
+      (_begins(record, _PNG), lambda: _integers(record, 16, False)[::-1]),
+      (_begins(record, _BMP), lambda: _integers(record, 18, True)[::-1]),
+    ],
+    # Rare, and too intricate for a graph.
+    default=lambda: tf.ensure_shape(
+      tf.numpy_function(headers.sides, [record], tf.int64, stateful=False), [2]
+    ),
+  )
+
+
+def _integers(record: tf.Tensor, start: int, little_endian: bool) -> tf.Tensor:
+  """Returns the two int32 from byte `start` on, int64 [2]."""
+  part = tf.strings.substr(record, start, 8)
+  return tf.cast(
+    tf.io.decode_raw(part, tf.int32, little_endian=little_endian), tf.int64
   )
 
 

@@ -127,7 +127,13 @@ class Batches(Iterator[dict[str, Any]]):
           f"Cannot read image {name}; repair or remove it, or set"
           " data.on_bad_image='replace'."
         )
-      logging.warning("Cannot read image %s; %s.", name, self._remedy)
+      logging.warning(
+        "Cannot read image %s (damaged, or of more than data.max_pixels = %d"
+        " pixels); %s.",
+        name,
+        self._source.max_pixels,
+        self._remedy,
+      )
 
 
 def first_readable(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -26,6 +27,9 @@ from imsvd_jax.base.errors import UserError
 # Decoded pixels that a source keeps in memory at most; with more it computes or
 # reads its images one by one.
 MAX_BYTES_IN_MEMORY = 1 << 30
+
+# Pixels of an image file beyond which it is not decoded: PIL's own limit.
+MAX_PIXELS = 178_956_970
 
 # Images up to this side are cropped a batch at once, by matrix products.
 MAX_SMALL_SIDE = 64
@@ -68,6 +72,7 @@ class Source:
     channels: Channels of every image after decoding.
     interpolation: "bicubic" or "bilinear", for every resize.
     on_bad_image: "replace" or "error", for a record that cannot be decoded.
+    max_pixels: An encoded image with more of them counts as one that cannot.
     images: uint8 [num_examples, height, width, channels], or None.
     labels: int32 [num_examples]; None if there are none, or only in the stream.
       With `multi_label` [num_examples, num_classes]: 1 if the image has the
@@ -77,6 +82,7 @@ class Source:
       channels]; runs inside tf.data. None if not available.
     stream: Records in order, if they cannot be read by index.
     describe: index -> a name for messages, such as the path of a file.
+    root: Directory that the paths of `describe` lie in; "" if they are none.
     stamp: () -> text that differs for other data of the same name and size:
       versions, or sizes and times of files. Empty for images in memory.
     factors: float32 [num_examples, len(factor_names)], the generative factors
@@ -96,12 +102,14 @@ class Source:
   channels: int = 3
   interpolation: str = "bicubic"
   on_bad_image: str = "replace"
+  max_pixels: int = MAX_PIXELS
   images: np.ndarray | None = None
   labels: np.ndarray | None = None
   multi_label: bool = False
   fetch: Callable[[tf.Tensor], tf.Tensor] | None = None
   stream: Stream | None = None
   describe: Callable[[int], str] = lambda index: f"record {index}"
+  root: str = ""
   stamp: Callable[[], str] = lambda: ""
   factors: np.ndarray | None = None
   factor_names: tuple[str, ...] = ()
@@ -140,6 +148,10 @@ class Source:
     plural = "" if self.num_examples == 1 else "s"
     images = f"{self.num_examples} image{plural}, {classes}"
     return f"{self.name}: {'; '.join([images, *self.remarks])}"
+
+  def relative_name(self, index: int) -> str:
+    """Returns `describe(index)`, a path relative to the root."""
+    return self.describe(index).removeprefix(os.path.join(self.root, ""))
 
   def fingerprint(self) -> str:
     """Returns a digest that differs for another version of the data."""
@@ -190,6 +202,11 @@ def reject_num_examples(settings: ConfigDict) -> None:
       f"data.num_examples is {settings.num_examples}, but source"
       f" {settings.name!r} has a fixed size; expected 0."
     )
+
+
+def max_pixels_of(settings: ConfigDict) -> int:
+  """Returns data.max_pixels; its default for a recipe that lacks it."""
+  return getattr(settings, "max_pixels", MAX_PIXELS)
 
 
 def check_encoded_channels(settings: ConfigDict) -> None:

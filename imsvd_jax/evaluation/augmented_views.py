@@ -20,7 +20,7 @@ from imsvd_jax.base.console import Progress
 from imsvd_jax.data import host_pipeline, part
 from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation import protocols
-from imsvd_jax.evaluation.features import gather_rows
+from imsvd_jax.evaluation.features import gather_rows, together
 from imsvd_jax.models import Encoder
 from imsvd_jax.objectives import soft_discretize
 from imsvd_jax.training import augment, experiment
@@ -108,11 +108,12 @@ class ViewEmbedder:
     num_cut = 2 * num_batches * self._batch_size
     meter = Progress("Embedding views", num_cut, unit="views")
     rows = []
-    for batch in itertools.islice(batches, num_batches):
-      placed = sharding.shard_batch(batch, self._mesh)
-      pairs = np.asarray(self._apply(variables, jax.random.key(seed), placed))
-      rows.append((batch["index"], batch["epoch"], pairs))
-      meter.add(2 * len(pairs) * jax.process_count())
+    with together():
+      for batch in itertools.islice(batches, num_batches):
+        placed = sharding.shard_batch(batch, self._mesh)
+        pairs = np.asarray(self._apply(variables, jax.random.key(seed), placed))
+        rows.append((batch["index"], batch["epoch"], pairs))
+        meter.add(2 * len(pairs) * jax.process_count())
     index, epoch, pairs = (
       gather_rows(np.concatenate(column)) for column in zip(*rows, strict=True)
     )

@@ -29,7 +29,7 @@ from imsvd_jax.evaluation import (
   results,
 )
 from imsvd_jax.evaluation.data_set import DataSet, preparation
-from imsvd_jax.evaluation.features import Embed, Features, extract
+from imsvd_jax.evaluation.features import Embed, Features, extract, together
 from imsvd_jax.evaluation.inputs import (
   Backbone,
   Batches,
@@ -169,6 +169,9 @@ class Binding:
 
     Raises:
       UserError: Data and protocol do not fit each other.
+      Exception: It could not be measured. After any other than `LostPeerError`
+        all processes can measure the next protocol, if the evaluator's work is
+        not `joint`.
     """
     start = time.monotonic()
     evaluator = evaluator_of(protocol)
@@ -356,9 +359,10 @@ class _Subject:
   @functools.cached_property
   def _sample(self) -> Source:
     protocol = self._protocol
-    return self._binder.sample(
-      self._data.train, protocol.max_images, seed=protocol.seed
-    )
+    with together():  # It may read records.
+      return self._binder.sample(
+        self._data.train, protocol.max_images, seed=protocol.seed
+      )
 
   @functools.cached_property
   def _views(self) -> Mapping[str, np.ndarray]:

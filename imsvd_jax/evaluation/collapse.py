@@ -5,7 +5,7 @@ and statistics of discrete codes, where every image is M variables of b bins.
 All logarithms are natural, so entropies and informations are in nats.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -19,35 +19,69 @@ NEEDS = ("sample", "embeddings", "view_groups", "codes")
 
 def run(
   inputs: Inputs, protocol: protocols.Collapse
-) -> Iterator[tuple[str, float]]:
+) -> Iterator[tuple[str, float | Exception]]:
   """Yields the numbers that the inputs allow; at least one must be given.
 
   RankMe of the backbone's features needs `sample`; RankMe of the embeddings,
   alignment and uniformity need `embeddings`; LiDAR needs `view_groups`; the
   statistics of codes need `codes`. The entropy of each variable is
-  "codes/variable/0/entropy" and so on.
+  "codes/variable/0/entropy" and so on. A number that cannot be computed is
+  yielded as its exception.
+
+  Raises:
+    Exception: No number can be computed; the first one's.
   """
   if all(getattr(inputs, name) is None for name in NEEDS):
     inputs.need(*NEEDS)
+  found: dict[str, float | Exception] = {}
+  for name, compute in _measurements(inputs, protocol).items():
+    try:
+      # A diverged encoder overflows; what follows from it says so itself.
+      with np.errstate(all="ignore"):
+        numbers = compute()
+    except Exception as error:
+      found[name] = error
+    else:
+      found |= numbers if isinstance(numbers, dict) else {name: numbers}
+  failures = [v for v in found.values() if isinstance(v, Exception)]
+  if len(failures) == len(found):
+    raise failures[0]
+  yield from found.items()
+
+
+def _measurements(
+  inputs: Inputs, protocol: protocols.Collapse
+) -> dict[str, Callable[[], float | dict[str, float]]]:
+  """Returns the measurements by name; one that fails does not end another."""
   sample, views = inputs.sample, inputs.embeddings
   groups, codes = inputs.view_groups, inputs.codes
+  found: dict[str, Callable[[], float | dict[str, float]]] = {}
   if sample is not None:
-    yield "rank_me/features", rank_me(_some(sample.features, protocol))
+    features = sample.features
+    found["rank_me/features"] = lambda: rank_me(_some(features, protocol))
   if views is not None:
-    yield "rank_me/embeddings", rank_me(_some(views[:, 0], protocol))
+    first = views[:, 0]
+    found["rank_me/embeddings"] = lambda: rank_me(_some(first, protocol))
     if views.shape[1] > 1:
-      yield "alignment", alignment(views[:, 0], views[:, 1])
-    yield "uniformity", uniformity(_some(views[:, 0], protocol))
+      found["alignment"] = lambda: alignment(first, views[:, 1])
+    found["uniformity"] = lambda: uniformity(_some(first, protocol))
   if groups is not None:
-    yield "lidar", lidar(groups, delta=protocol.lidar_delta)
+    found["lidar"] = lambda: lidar(groups, delta=protocol.lidar_delta)
   if codes is not None:
-    statistics = code_statistics(
-      codes, saturated_share=protocol.saturated_share, seed=protocol.seed
-    )
-    for name, value in statistics.summary().items():
-      yield f"codes/{name}", value
-    for m, entropy in enumerate(statistics.entropies.tolist()):
-      yield f"codes/variable/{m}/entropy", entropy
+    found["codes"] = lambda: _code_numbers(codes, protocol)
+  return found
+
+
+def _code_numbers(
+  codes: np.ndarray, protocol: protocols.Collapse
+) -> dict[str, float]:
+  statistics = code_statistics(
+    codes, saturated_share=protocol.saturated_share, seed=protocol.seed
+  )
+  numbers = {f"codes/{k}": v for k, v in statistics.summary().items()}
+  for m, entropy in enumerate(statistics.entropies.tolist()):
+    numbers[f"codes/variable/{m}/entropy"] = entropy
+  return numbers
 
 
 def rank_me(features: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from imsvd_jax.base.options import option
+from imsvd_jax.base.options import TRUST_WORKDIR, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Options:
     "Another data set, NAME or NAME=PATH: tfds:cifar10, folder=~/images. The"
     " run's own by default.",
   )
+  trust_workdir: bool = TRUST_WORKDIR
   splits: tuple[str, ...] = option(
     (), "Its train and test split: train,test. The run's by default."
   )

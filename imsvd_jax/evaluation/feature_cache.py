@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from imsvd_jax.base import console, files
-from imsvd_jax.evaluation.features import Features
+from imsvd_jax.evaluation.features import Features, together
 
 
 def cached_features(
@@ -40,15 +40,14 @@ def cached_features(
   if found is not None and np.all(everyone):
     return found
   features = compute()
-  if jax.process_index() == 0:
-    _write(path, text, features)
-  # No process looks before the file is there.
-  multihost_utils.sync_global_devices(path.name)
+  with together():  # No process looks before the file is there.
+    if jax.process_index() == 0:
+      _write(path, text, features)
   return features
 
 
 def _read(path: Path, text: str) -> Features | None:
-  if not path.exists():
+  if not path.is_file():
     return None
   try:
     # Opened here, because NumPy does not close a file that it cannot read.

@@ -1,7 +1,8 @@
 """Features of a data set: one row per image, independent of the batches."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +20,18 @@ class Features(NamedTuple):
 
   features: np.ndarray  # float32 [N, F]
   labels: np.ndarray | None  # int32 [N], -1 where unknown; None: unlabelled
+
+
+class LostPeerError(RuntimeError):
+  """A collective failed: the run itself cannot go on, not just a number."""
+
+
+def reason_of(error: Exception) -> str:
+  """Returns one line that says why a measurement failed."""
+  text = " ".join(str(error).split())
+  if isinstance(error, UserError):
+    return text
+  return f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def extract(
@@ -45,13 +58,14 @@ def extract(
   """
   meter = console.Progress(f"Embedding {name}", None)
   rows = []
-  for batch, features in embed_ahead(embed, batches):
-    rows.append(_unpadded(features, batch))
-    meter.add(len(rows[-1][2]))
-  if not rows:
-    raise UserError(
-      f"No images in {name}: expected at least one; check the split and path."
-    )
+  with together():
+    for batch, features in embed_ahead(embed, batches):
+      rows.append(_unpadded(features, batch))
+      meter.add(len(rows[-1][2]))
+    if not rows:
+      raise UserError(
+        f"No images in {name}: expected at least one; check the split and path."
+      )
   features, labels, indices = (
     gather_rows(np.concatenate(column)) for column in zip(*rows, strict=True)
   )
@@ -89,9 +103,8 @@ def gather_rows(rows: np.ndarray) -> np.ndarray:
   """Returns the rows [n, ...] of all processes; n may differ among them."""
   if jax.process_count() == 1:
     return rows
-  gather = multihost_utils.process_allgather
-  counts = np.ravel(gather(np.int32(len(rows))))
-  everyone = np.asarray(gather(pad_rows(rows, int(counts.max()))))
+  counts = np.ravel(_of_everyone(np.int32(len(rows))))
+  everyone = _of_everyone(pad_rows(rows, int(counts.max())))
   return np.concatenate(
     [part[:count] for part, count in zip(everyone, counts, strict=True)]
   )
@@ -112,6 +125,49 @@ def in_blocks(
     for i in range(0, count, block)
   ]
   return np.concatenate(results, axis=-1)[..., :count]
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """Makes the failure of one process that of all.
+
+  Around work without collectives, which a collective follows: a process that
+  failed alone would leave the others waiting in it. Every process must enter.
+
+  Raises:
+    RuntimeError: Another process failed; the message is its reason.
+  """
+  reason = b""
+  try:
+    yield
+  except Exception as error:
+    reason = reason_of(error).encode()[:_REASON_BYTES] or b"?"
+    if jax.process_count() > 1:
+      _reasons_of_everyone(reason)
+    raise
+  if jax.process_count() == 1:
+    return
+  for process, text in enumerate(_reasons_of_everyone(reason)):
+    if text:
+      raise RuntimeError(f"process {process} failed: {text}")
+
+
+_REASON_BYTES = 256
+
+
+def _reasons_of_everyone(reason: bytes) -> list[str]:
+  padded = np.frombuffer(reason.ljust(_REASON_BYTES, b"\0"), np.uint8)
+  return [
+    row.tobytes().rstrip(b"\0").decode(errors="replace")
+    for row in _of_everyone(padded)
+  ]
+
+
+def _of_everyone(array: Any) -> np.ndarray:
+  try:
+    return np.asarray(multihost_utils.process_allgather(array))
+  except Exception as error:
+    raise LostPeerError(f"a collective failed: {error}") from error
 
 
 def _fetched(

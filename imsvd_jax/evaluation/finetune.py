@@ -259,4 +259,4 @@ def _classifier(
   return classify
 
 
-EVALUATOR = Evaluator(run, NEEDS)
+EVALUATOR = Evaluator(run, NEEDS, joint=True)

@@ -94,9 +94,12 @@ class Evaluator(NamedTuple):
 
   Attributes:
     run: From inputs and a protocol to named numbers. "final", "best", "low" and
-      "high" are the headline (see `scores.headline`).
+      "high" are the headline (see `scores.headline`). An exception in place of
+      a number says why there is none; the others count.
     needs: Fields of `Inputs`. What a run cannot provide stays None.
     labels: Whether predictions are compared with labels of a test split.
+    joint: Whether all processes compute together: then a failure of one cannot
+      be passed over.
     check: Called with the protocol and the number of training images before
       any image is read; raises UserError where they do not fit each other.
     own_data: From the protocol, the run's `config.data` and --data_dir to the
@@ -105,9 +108,10 @@ class Evaluator(NamedTuple):
       on the run's data.
   """
 
-  run: Callable[[Inputs, Any], Iterator[tuple[str, float]]]
+  run: Callable[[Inputs, Any], Iterator[tuple[str, float | Exception]]]
   needs: tuple[str, ...]
   labels: bool = True
+  joint: bool = False
   check: Callable[[Any, int], None] | None = None
   own_data: Callable[[Any, ConfigDict, str], tuple[ConfigDict, str]] | None = (
     None

@@ -150,4 +150,4 @@ def _labels_and_weights(
   return labels, weights
 
 
-EVALUATOR = Evaluator(run, NEEDS)
+EVALUATOR = Evaluator(run, NEEDS, joint=True)

@@ -20,7 +20,9 @@ from imsvd_jax.evaluation import protocols, results, tables
 from imsvd_jax.evaluation.binder import Binder, Binding, Network, Weights
 from imsvd_jax.evaluation.data_set import DataSet
 from imsvd_jax.evaluation.evaluate_options import Options
-from imsvd_jax.runs import metrics
+from imsvd_jax.evaluation.features import LostPeerError, reason_of
+from imsvd_jax.evaluation.registry import evaluator_of
+from imsvd_jax.runs import metrics, ownership
 from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
 
 
@@ -31,7 +33,8 @@ def evaluate_runs(options: Options) -> list[results.Result]:
     Every result, run by run.
 
   Raises:
-    UserError: Something does not fit; what was measured before is kept.
+    UserError: Something does not fit, or protocols failed, a line for each;
+      all that could be measured is kept.
   """
   if not options.workdir:
     raise UserError("--workdir names no run.")
@@ -42,13 +45,14 @@ def evaluate_runs(options: Options) -> list[results.Result]:
     )
   # Check the names before the first run is loaded.
   _choose(options, protocols.Crops(size=1, test_resize=1))
-  everything, compared = [], []
+  everything, compared, failures = [], [], []
   for workdir in options.workdir:
     found: list[results.Result] = []
     try:
       run = Run(workdir, options)
       for result in run.measure_all():
         found.append(result)
+      failures += run.failures
     finally:
       if found:
         _report(found, workdir, options)
@@ -57,6 +61,8 @@ def evaluate_runs(options: Options) -> list[results.Result]:
     compared.append(tables.Run(run.encoder.config.to_dict(), entries))
   if options.markdown:
     _print(tables.markdown_table(compared))
+  if failures:
+    raise UserError("\n".join(failures))
   return everything
 
 
@@ -87,7 +93,11 @@ def _print(text: str) -> None:
 
 
 class Run:
-  """A run's frozen encoder and data, and the file of its results."""
+  """A run's frozen encoder and data, and the file of its results.
+
+  Attributes:
+    failures: A line for each protocol, or number of one, that failed.
+  """
 
   def __init__(self, workdir: str, options: Options) -> None:
     """Loads the weights; raises UserError if the options do not fit them."""
@@ -97,6 +107,14 @@ class Run:
       workdir, options.step, use_target=options.target
     )
     self._chosen = _choose(options, _run_crops(self.encoder.config))
+    reads_own = any(
+      evaluator_of(protocol).own_data is None
+      for protocol in self._chosen.values()
+    )
+    if reads_own and not options.data:
+      ownership.check_data(
+        workdir, self.encoder.config, trusted=options.trust_workdir
+      )
     self._data = _data_set(self.encoder, options)
     self._binding = Binding(
       Binder(_network(self.encoder), batch_size=options.batch_size),
@@ -111,6 +129,7 @@ class Run:
     )
     written = results.read_results(self._output / results.FILE_NAME)
     self._known = written if options.reuse else []
+    self.failures: list[str] = []
 
   def measure_all(self) -> Iterator[results.Result]:
     """Measures, keeps and yields the result of each protocol in turn."""
@@ -120,13 +139,24 @@ class Run:
         result = self._binding.measure(
           name, protocol, self._data, known=self._known
         )
-      except UserError as error:
-        raise UserError(f"{name}: {error}") from error
+      except (LostPeerError, AssertionError):
+        raise  # The latter is a bug of ours, whose traceback is needed.
+      except Exception as error:
+        if jax.process_count() > 1 and evaluator_of(protocol).joint:
+          raise  # The others may be waiting for this process.
+        self._failed(name, reason_of(error))
+        continue
+      for number, reason in result.failed.items():
+        self._failed(f"{name}: {number}", reason)
       weights = self._binding.weights
       if hashing.checksum(weights.variables) != weights.checksum:
         raise RuntimeError("The frozen encoder changed during its evaluation.")
       self._keep(result)
       yield result
+
+  def _failed(self, name: str, reason: str) -> None:
+    self.failures.append(f"{name}: {reason}")
+    console.say(f"FAILED: {self.failures[-1]}")
 
   def _cache_directory(self) -> pathlib.Path:
     if self._options.cache:

@@ -5,12 +5,13 @@ reaches the encoder, and the training step needs no labels and does no work for
 it.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +30,14 @@ from imsvd_jax.evaluation.binder import (
   Weights,
 )
 from imsvd_jax.evaluation.data_set import DataSet
+from imsvd_jax.evaluation.features import LostPeerError, reason_of, together
 from imsvd_jax.evaluation.registry import evaluator_of
 from imsvd_jax.runs import metrics
 from imsvd_jax.training import step as step_lib
 from imsvd_jax.training.experiment import Experiment
 from imsvd_jax.training.state import TrainState
+
+T = TypeVar("T")
 
 
 class Evaluation:
@@ -69,53 +73,89 @@ class Evaluation:
       console.say(f"No k-NN or linear evaluation: {why}.")
     self._has_labels = not why
     self._data = DataSet(config.data, train_source, test)
+    self._failures: collections.Counter[str] = collections.Counter()
 
   # --- Online -----------------------------------------------------------------
 
   def online(
     self, step: int, state: TrainState, writer: metrics.MetricWriter
   ) -> None:
-    """Measures and logs the encoder as it is now."""
+    """Measures and logs the encoder as it is now.
+
+    No measurement ends the run: what fails is said once, and counted.
+    """
     if not self._settings.every_epochs:
       return
     start = time.monotonic()
     found = list(self._measure_online(step, state))
-    if not found:
+    if not found and not self._failures:
       return
     scalars = _scalars(found)
-    writer.write(step, {f"online/{name}": v for name, v in scalars.items()})
+    if scalars:
+      writer.write(step, {f"online/{name}": v for name, v in scalars.items()})
     try:
       record_results(writer.workdir, found)
     except UserError as error:
       console.say(f"WARNING at step {step}: {error}")
     console.say(
       f"step {step}  online{' (random init)' if step == 0 else ''}:"
-      f" {_summary(scalars)}  [{time.monotonic() - start:.1f} s]"
+      f" {_summary(scalars)}{self._failed_so_far()}"
+      f"  [{time.monotonic() - start:.1f} s]"
     )
 
   def _measure_online(
     self, step: int, state: TrainState
   ) -> Iterator[results.Result]:
-    binding = self._bind(state, step)
+    failed = functools.partial(self._failed, f"at step {step}: no online")
+    binding = _tried(lambda: self._bind(state, step), failed, "any protocol")
+    if binding is None:
+      return
     for name, protocol in protocols.online(self._settings).items():
-      labels = evaluator_of(protocol).labels
-      if labels and not self._has_labels:
+      if evaluator_of(protocol).labels and not self._has_labels:
         continue
-      data_set = self._bank if labels else self._data
-      try:
-        result = binding.measure(name, protocol, data_set, online=True)
-      except UserError as error:
-        # A measurement that cannot be made is no reason to lose the run.
-        console.say(f"WARNING at step {step}: no online evaluation: {error}")
+      measure = functools.partial(self._measure, binding, name, protocol)
+      result = _tried(measure, failed, name)
+      if result is None:
         continue
+      for number, reason in result.failed.items():
+        failed(f"{name} {number}", reason)
       yield dataclasses.replace(result, values=results.shown(result))
+
+  def _measure_one(
+    self,
+    binding: Binding,
+    name: str,
+    protocol: protocols.Protocol,
+    labels: bool,
+  ) -> results.Result:
+    data_set = self._bank if labels else self._data
+    return binding.measure(name, protocol, data_set, online=True)
+
+  def _measure(
+    self, binding: Binding, name: str, protocol: protocols.Protocol
+  ) -> results.Result:
+    labels = evaluator_of(protocol).labels
+    data_set = self._bank if labels else self._data
+    return binding.measure(name, protocol, data_set, online=True)
+
+  def _failed(self, when: str, name: str, reason: str) -> None:
+    """Says that a measurement failed, the first time; counts it always."""
+    self._failures[name] += 1
+    if self._failures[name] == 1:
+      console.say(f"WARNING {when} evaluation: {name} failed: {reason}")
+
+  def _failed_so_far(self) -> str:
+    """Returns the counts of what failed, for the log; "" if nothing did."""
+    counts = [f"{name} {n}" for name, n in self._failures.items()]
+    return f", failed so far: {', '.join(counts)}" if counts else ""
 
   @functools.cached_property
   def _bank(self) -> DataSet:
     """The data of online k-NN and probe: train is a part of all of train."""
     train = self._data.train
     count = self._settings.bank_examples or train.num_examples
-    part = self._binder.sample(train, count, seed=0)
+    with together():  # It may read records.
+      part = self._binder.sample(train, count, seed=0)
     return DataSet(self._data.settings, part, self._data.test)
 
   # --- At the end -------------------------------------------------------------
@@ -123,34 +163,63 @@ class Evaluation:
   def final(
     self, state: TrainState, writer: metrics.MetricWriter, workdir: str
   ) -> None:
-    """Prints k-NN and linear accuracy beside those of the baselines."""
+    """Prints k-NN and linear accuracy beside those of the baselines.
+
+    What fails is one line and a missing number; `evaluate` can repeat it.
+    """
     if not self._has_labels:
       return
+    reasons: list[str] = []
+    found = list(self._measure_final(state, reasons))
+    if not found:
+      console.say(f"WARNING: no final evaluation: {reasons[-1]}")
+      return
+    self._print(found)
     try:
-      found = list(self._measure_final(state))
-      self._print(found)
       record_results(workdir, found)
     except UserError as error:
-      # The encoder is trained and saved; `evaluate` can measure it.
       console.say(f"WARNING: no final evaluation: {error}")
-      return
     trained = _scalars(r for r in found if r.encoder == results.TRAINED)
-    writer.write(
-      int(state.step), {f"final_{name}": v for name, v in trained.items()}
-    )
+    if trained:
+      writer.write(
+        int(state.step), {f"final_{name}": v for name, v in trained.items()}
+      )
 
-  def _measure_final(self, state: TrainState) -> Iterator[results.Result]:
-    for binding in self._final_bindings(state):
-      console.say(f"Evaluating {binding.weights.encoder} ...")
+  def _measure_final(
+    self, state: TrainState, reasons: list[str]
+  ) -> Iterator[results.Result]:
+    """Yields what can be measured; appends why the rest cannot."""
+
+    def failed(name: str, reason: str) -> None:
+      reasons.append(reason)
+      console.say(f"WARNING: no {name} of {encoder}: {reason}")
+
+    for encoder, bind in self._final_bindings(state).items():
+      binding = _tried(bind, failed, "final evaluation")
+      if binding is None:
+        continue
+      console.say(f"Evaluating {encoder} ...")
       for name, protocol in protocols.final(self._settings).items():
-        yield binding.measure(name, protocol, self._data)
+        measure = functools.partial(binding.measure, name, protocol, self._data)
+        result = _tried(measure, failed, name)
+        if result is not None:
+          yield result
 
-  def _final_bindings(self, state: TrainState) -> Iterator[Binding]:
-    if self._settings.baselines:
-      yield Binding(self._binder, RAW_PIXELS)
-      random_init = step_lib.init_state(self._experiment)
-      yield self._bind(random_init, 0, results.RANDOM_INIT)
-    yield self._bind(state, int(state.step))
+  def _final_bindings(
+    self, state: TrainState
+  ) -> dict[str, Callable[[], Binding]]:
+    """Returns what makes each row of the closing table, by its name."""
+    found = {results.TRAINED: lambda: self._bind(state, int(state.step))}
+    if not self._settings.baselines:
+      return found
+    random_init = lambda: step_lib.init_state(self._experiment)
+    return {
+      results.RAW_PIXELS: lambda: Binding(self._binder, RAW_PIXELS),
+      results.RANDOM_INIT: lambda: self._bind(
+        random_init(), 0, results.RANDOM_INIT
+      ),
+      **found,
+    }
 
   def _print(self, found: Sequence[results.Result]) -> None:
     settings = self._settings
@@ -162,25 +231,47 @@ class Evaluation:
     )
     console.say(f"{'':14}{'k-NN':>9}{'linear':>9}")
     for name, row in itertools.groupby(found, lambda result: result.encoder):
-      cells = "".join(f"{result.final:9.2%}" for result in row)
+      final = {result.protocol: result.final for result in row}
+      cells = "".join(
+        f"{final[p]:9.2%}" if p in final else f"{'-':>9}"
+        for p in protocols.FINAL
+      )
       console.say(f"{name:14}{cells}")
 
   def _bind(
     self, state: TrainState, step: int, encoder: str = results.TRAINED
   ) -> Binding:
     """Binds the weights of a state."""
-    variables = devices.local_view(
-      {"params": state.params, "batch_stats": state.batch_stats},
-      self._binder.mesh,
-    )
-    # Of copies: on CPUs, an array that NumPy has seen cannot be donated.
-    checksum = hashing.checksum(_copies(variables))
+    with together():
+      variables = devices.local_view(
+        {"params": state.params, "batch_stats": state.batch_stats},
+        self._binder.mesh,
+      )
+      # Of copies: on CPUs, an array that NumPy has seen cannot be donated.
+      checksum = hashing.checksum(_copies(variables))
     return Binding(self._binder, Weights(encoder, step, variables, checksum))
 
 
 @jax.jit
 def _copies(variables: dict[str, Any]) -> dict[str, Any]:
   return jax.tree.map(jnp.copy, variables)
+
+
+def _tried(
+  measure: Callable[[], T], failed: Callable[[str, str], None], name: str
+) -> T | None:
+  """Returns what `measure` does; None, and calls `failed`, if it fails.
+
+  Every process fails alike (see `features.together`), so that none waits for
+  another in a collective. A lost peer is no failed measurement.
+  """
+  try:
+    return measure()
+  except LostPeerError:
+    raise
+  except Exception as error:
+    failed(name, reason_of(error))
+    return None
 
 
 def _why_not(train: Source, test: Source | None) -> str:

@@ -31,6 +31,8 @@ def evaluator_of(protocol: Protocol) -> Evaluator:
   return lookup(EVALUATORS, protocol.evaluator, "evaluator")
 
 
-def evaluate(protocol: Protocol, inputs: Inputs) -> Iterator[tuple[str, float]]:
-  """Yields the named numbers of one protocol."""
+def evaluate(
+  protocol: Protocol, inputs: Inputs
+) -> Iterator[tuple[str, float | Exception]]:
+  """Yields the named numbers of one protocol, see `Evaluator.run`."""
   return evaluator_of(protocol).run(inputs, protocol)

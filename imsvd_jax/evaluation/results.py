@@ -11,6 +11,7 @@ from typing import Any
 import imsvd_jax
 from imsvd_jax.base import files
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.evaluation.features import reason_of
 
 SCHEMA = 1
 FILE_NAME = "results.json"
@@ -37,23 +38,37 @@ class Result:
   seconds: float | None = None  # How long it took.
   online: bool = False  # Whether a training run measured it on its way.
   skipped: str | None = None  # Why there are no numbers; None if there are.
+  # Why single numbers are missing, by their names.
+  failed: Mapping[str, str] = dataclasses.field(default_factory=dict)
   version: str = imsvd_jax.__version__  # Of this package.
   encoder: str = TRAINED  # Or a baseline: RANDOM_INIT or RAW_PIXELS.
   weights: str | None = None  # The checksum of them; None for raw pixels.
 
 
 def with_values(
-  planned: Result, values: Mapping[str, float], **fields: Any
+  planned: Result, found: Mapping[str, float | Exception], **fields: Any
 ) -> Result:
   """Returns a result with an evaluator's numbers and other fields.
 
-  `values` hold "final", "best", "low" and "high" if there is a headline.
+  `found` holds numbers, or why there is none (see `Evaluator.run`), among them
+  "final", "best", "low" and "high" if there is a headline.
   """
-  values = {name: float(value) for name, value in values.items()}
+  values, failed = {}, {}
+  for name, value in found.items():
+    if isinstance(value, Exception):
+      failed[name] = reason_of(value)
+    else:
+      values[name] = float(value)
   final, best, low, high = (values.pop(name, None) for name in _HEADLINE)
   interval = None if low is None or high is None else (low, high)
   return dataclasses.replace(
-    planned, final=final, best=best, interval=interval, values=values, **fields
+    planned,
+    final=final,
+    best=best,
+    interval=interval,
+    values=values,
+    failed=failed,
+    **fields,
   )
 
 
@@ -82,6 +97,8 @@ def read_results(path: Path) -> list[dict[str, Any]]:
   """
   if not path.exists():
     return []
+  if not path.is_file():
+    raise UserError(f"{path} is not a regular file; move it away.")
   try:
     content = json.loads(path.read_text())
     entries, schema = content["results"], content["schema"]
@@ -102,7 +119,10 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 def as_entry(result: Result) -> dict[str, Any]:
   """Returns a result as `read_results` does."""
-  return _plain(dataclasses.asdict(result))
+  entry = _plain(dataclasses.asdict(result))
+  if not entry["failed"]:
+    del entry["failed"]
+  return entry
 
 
 def find(
@@ -111,8 +131,8 @@ def find(
   """Returns the result of a planned measurement that an entry has, if any."""
   key = _key(as_entry(planned))
   for entry in entries:
-    same = _key(entry) == key and not entry["skipped"]
-    if same and entry.get("version") == planned.version:
+    same = _key(entry) == key and entry.get("version") == planned.version
+    if same and not entry["skipped"] and not entry.get("failed"):
       fields = {f.name for f in dataclasses.fields(Result)}
       return Result(**{k: v for k, v in entry.items() if k in fields})
   return None

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from imsvd_jax.base.options import option
+from imsvd_jax.base.options import TRUST_WORKDIR, option
 
 FORMATS = ("pdf", "svg", "png")
 
@@ -69,6 +69,12 @@ class RunOptions(ExplainOptions):
     "",
     "Another data set, NAME or NAME=PATH: tfds:cifar10, folder=~/images. The"
     " run's own by default.",
+  )
+  trust_workdir: bool = TRUST_WORKDIR
+  absolute_paths: bool = option(
+    False,
+    "Write absolute paths of images into the page, not those relative to the"
+    " data's folder.",
   )
   split: str = option(
     "train", "Which part of the data.", choices=("train", "eval")

@@ -27,7 +27,7 @@ from imsvd_jax.explain.explain_options import RunOptions
 from imsvd_jax.explain.images import Batch, Images, TwoViews
 from imsvd_jax.explain.subject import Encoding, Subject
 from imsvd_jax.objectives.soft_variables import log_soft_discretize
-from imsvd_jax.runs import metrics
+from imsvd_jax.runs import metrics, ownership
 from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
 from imsvd_jax.training import augment
 from imsvd_jax.training import experiment as experiment_lib
@@ -180,10 +180,13 @@ def images_of(
   settings: ml_collections.ConfigDict,
   config: ml_collections.ConfigDict,
   batch_size: int,
+  absolute_paths: bool = False,
 ) -> Images:
   """Describes a source as a data set to explain a subject by.
 
   The images are prepared by `settings`, and the views by the run's `config`.
+  Names of images are paths relative to the data, which do not tell where they
+  are on this machine, unless they shall be `absolute_paths`.
   """
 
   def some(count: int) -> Iterator[Batch]:
@@ -197,7 +200,7 @@ def images_of(
     views=two_views(source, config, batch_size) if "views" in config else None,
     factors=_factors(source),
     label_names=source.label_names or None,
-    names=source.describe,
+    names=source.describe if absolute_paths else source.relative_name,
   )
 
 
@@ -212,6 +215,8 @@ def explain_run(
   options = options or RunOptions()
   _check_local(workdir, options)
   encoder = load_encoder(workdir, options.step, use_target=options.target)
+  if not options.data:
+    ownership.check_data(workdir, encoder.config, trusted=options.trust_workdir)
   settings = data_settings(encoder, options.data)
   source = data.make_source(settings, options.split)
   if source is None:
@@ -232,7 +237,9 @@ def explain_run(
   try:
     return report_lib.explain(
       subject,
-      images_of(source, settings, encoder.config, batch_size),
+      images_of(
+        source, settings, encoder.config, batch_size, options.absolute_paths
+      ),
       output,
       options,
       untrained=untrained,

@@ -20,7 +20,8 @@ def find_images(
 
   Paths are relative to the folder, sorted, with "/". Links to folders are
   followed, once each; names that begin with a dot are skipped. `extensions`
-  are in lower case.
+  are in lower case. A pipe, a device or a broken link is another file, whatever
+  its name: reading it could wait for ever.
   """
   paths: list[str] = []
   entered: set[str] = set()
@@ -33,7 +34,12 @@ def find_images(
     entered.add(real)
     folders[:] = [name for name in folders if not name.startswith(".")]
     visible = [name for name in files if not name.startswith(".")]
-    images = [n for n in visible if n.lower().endswith(tuple(extensions))]
+    images = [
+      name
+      for name in visible
+      if name.lower().endswith(tuple(extensions))
+      and os.path.isfile(os.path.join(top, name))
+    ]
     others += len(visible) - len(images)
     for name in images:
       path = os.path.relpath(os.path.join(top, name), folder)
@@ -151,17 +157,18 @@ def _batches(
   """
   import tensorflow as tf
 
+  from imsvd_jax.data import source as source_lib
   from imsvd_jax.data.evaluation_batches import eval_batches
-  from imsvd_jax.data.source import Source, check_encoded_channels
 
-  check_encoded_channels(settings)
+  source_lib.check_encoded_channels(settings)
   files = [os.path.join(folder, path) for path in paths]
   table = tf.constant([os.fsencode(path) for path in files])
-  source = Source(
+  source = source_lib.Source(
     name=f"folder:{folder}",
     num_examples=len(files),
     channels=settings.channels,
     interpolation=settings.interpolation,
+    max_pixels=source_lib.max_pixels_of(settings),
     fetch=lambda index: tf.io.read_file(table[index]),
     describe=lambda index: files[index],
   )

@@ -32,6 +32,7 @@ def export_encoder(
   with_projector: bool = False,
   classifier: Classifier | None = None,
   license_name: str = "",
+  absolute_paths: bool = False,
 ) -> tuple[list[str], str]:
   """Writes an encoder and its model card.
 
@@ -44,6 +45,8 @@ def export_encoder(
     with_projector: Write the projector too.
     classifier: {"kernel": [F, K], "bias": [K]} to write as `fc`.
     license_name: Of the weights.
+    absolute_paths: Write where the data are on this machine; by default only
+      the name of their folder.
 
   Returns:
     The paths of the files, the weights or the program first; and one line that
@@ -62,6 +65,7 @@ def export_encoder(
     model_card.measured(workdir, encoder.variables),
     use_target=use_target,
     license_name=license_name,
+    absolute_paths=absolute_paths,
   )
   files, note, language = [output], "", "python"
   if format_name == PROGRAM:
@@ -99,9 +103,12 @@ def describe(
   *,
   use_target: bool = False,
   license_name: str = "",
+  absolute_paths: bool = False,
 ) -> dict[str, Any]:
   """Returns the metadata of a file: plain values, as JSON has them."""
-  config, own = encoder.config, encoder.metadata
+  config, own = encoder.config.copy_and_resolve_references(), encoder.metadata
+  if not absolute_paths:
+    _keep_names_only(config)
   data, name = config.data, config.objective.name
   architecture = formats.architecture_of(encoder.variables)
   weights = "EMA target network" if use_target else "trained network"
@@ -143,6 +150,13 @@ def _stored_rows(rows: Any) -> list[Any]:
     )
 
   return rows if isinstance(rows, list) and all(map(is_row, rows)) else []
+
+
+def _keep_names_only(config: ConfigDict) -> None:
+  """Replaces paths of this machine by the names of their last folders."""
+  for settings, key in ((config.data, "path"), (config, "init_from")):
+    if settings.get(key):
+      settings[key] = os.path.basename(settings[key].rstrip("/"))
 
 
 def _data_name(settings: ConfigDict) -> str:
@@ -233,6 +247,8 @@ def read_classifier(path: str) -> Classifier | None:
   if not path:
     return None
   path = os.path.expanduser(path)
+  if not os.path.isfile(path):
+    raise UserError(f"{path}: no such regular file.")
   with untrusted.reading(path, ".npz file of kernel [F, K] and bias [K]"):
     return {
       name: as_floats(name, value) for name, value in load_arrays(path).items()

@@ -11,7 +11,7 @@ from imsvd_jax.base import files
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.formats.torchvision import listed
 from imsvd_jax.objectives import OBJECTIVES
-from imsvd_jax.runs import lock
+from imsvd_jax.runs import lock, ownership
 from imsvd_jax.runs.checkpointer import Checkpointer
 from imsvd_jax.runs.weight_files import as_config, stored_config, stored_step
 from imsvd_jax.training import experiment
@@ -60,6 +60,8 @@ def import_weights(
       if checkpointer.latest_step() is not None:
         _refuse(workdir)  # Another import was faster.
       checkpointer.save(step, imported.variables)
+      if given is not None:  # The recipe in the file may be a stranger's.
+        ownership.sign(workdir, config)
     finally:
       checkpointer.close()
   return _notes(imported, step, changes)

@@ -3,6 +3,7 @@
 In the working directory:
 
   config.json                the config at the first start, for people to read
+  owner.json                 who trained it: signatures of the recipe's data
   run.json                   the run's id, which each of its steps holds too
   saved.txt                  written with the first checkpoint
   lock                       who trains here; see `lock`

@@ -239,6 +239,7 @@ _LIMITS = {
   "data.channels": (1, _ANY),
   "data.resize": (1, _ANY),
   "data.crop": (1, _ANY),
+  "data.max_pixels": (1, 2**31),
   "views.num_local": (0, _ANY),
   "views.*.size": (1, _ANY),
   "views.*_prob": (0, 1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import resource
 
 import numpy as np
 import pytest
@@ -227,3 +228,84 @@ def test_evaluation_leaves_the_right_size_alone():
   contents = encode(Image.fromarray(image), "PNG")
   out = decode.eval_view(SOURCE, tf.constant(contents), 32, 32)
   np.testing.assert_array_equal(out, image)
+
+
+# --- Images that are too large ------------------------------------------------
+
+# A canvas and three frames within it.
+ANIMATION = {
+  "save_all": True,
+  "append_images": [photograph(n, WIDTH, HEIGHT).convert("P") for n in (1, 2)],
+}
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "animation"])
+def test_the_limit_is_of_the_pixels_that_the_header_has(name):
+  pixels = WIDTH * HEIGHT
+  if name == "animation":
+    photo = photograph(0, WIDTH, HEIGHT).convert("P")
+    contents = encode(photo, "GIF", **ANIMATION)
+    pixels *= 3  # All frames are decoded.
+  else:
+    contents = encoded(name)
+  record = tf.constant(contents)
+  at_limit = decode.decode_pixels(record, 3, pixels)
+  np.testing.assert_array_equal(at_limit, decode.decode_pixels(record, 3))
+  with pytest.raises(tf.errors.OpError, match=r"data\.max_pixels"):
+    decode.decode_pixels(record, 3, pixels - 1)
+  crop = crops.Crop(8, (1.0, 1.0), (1.0, 1.0), 0.0)
+  small = Source("test", 1, max_pixels=pixels - 1)
+  dataset = tf.data.Dataset.from_tensors(record).map(
+    lambda record: decode.train_views(
+      small, record, tf.fill([1, crops.NUM_UNIFORMS], 0.5), [crop]
+    )
+  )
+  with pytest.raises(tf.errors.OpError, match=r"data\.max_pixels"):
+    next(dataset.as_numpy_iterator())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_damaged_header_is_an_error_and_nothing_worse(name):
+  contents = encoded(name)
+  parts = tf.data.Dataset.from_tensor_slices(
+    [contents[:end] for end in range(40)]
+  )
+  images = parts.map(lambda record: decode.decode_pixels(record, 3))
+  assert not list(images.ignore_errors(log_warning=False))
+
+
+def png_bomb(side: int) -> bytes:
+  """A small file that announces many pixels."""
+  return encode(Image.new("1", (side, side)), "PNG")
+
+
+def test_a_bomb_costs_no_memory():
+  contents = tf.constant(png_bomb(15_000))
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  with pytest.raises(tf.errors.OpError, match=r"data\.max_pixels"):
+    decode.decode_pixels(contents, 3)
+  after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  assert after - before < 50_000  # Kilobytes; decoded it has 675 MB.
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_shrinking_is_the_mean_of_whole_blocks(flip, channels):
+  """Bit for bit what halving float32 images step by step gives."""
+  image = np.random.default_rng(0).integers(
+    0, 256, (101, 87, channels), np.uint8
+  )
+  ones = np.ones(4, np.float32)
+  boxes = crops.Box(
+    3 * ones, 5 * ones, 91 * ones, 77 * ones, tf.fill([4], flip > 0)
+  )
+  views = decode._cut(image, boxes, tf.range(4), channels)
+  cut = image[3:94, 5:82].astype(np.float32)
+  expected = cut[:, ::-1] if flip else cut
+  for view in views:
+    np.testing.assert_array_equal(view[0], expected)
+    height, width = (side // 2 * 2 for side in expected.shape[:2])
+    blocks = expected[:height, :width].reshape(
+      height // 2, 2, width // 2, 2, channels
+    )
+    expected = blocks.mean((1, 3), dtype=np.float32)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import socket
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ import tensorflow_datasets as tf_datasets
 from tensorflow_datasets import features
 
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.data import part
 from imsvd_jax.data import source as source_lib
 from imsvd_jax.data.sources import shapes, tfds
+from imsvd_jax.interop import image_embeddings
 from tests.data import made_sources
 from tests.data.made_sources import make
 
@@ -332,6 +336,46 @@ def test_folder_mistakes(tmp_path, prepare, message):
   path = str(prepare(tmp_path))
   with pytest.raises(UserError, match=message):
     make("folder", "eval" if "classes" in path else "train", path=path)
+
+
+def special_files(root: pathlib.Path) -> None:
+  """A pipe, a socket, a device and links that lead nowhere, named as images."""
+  os.mkfifo(root / "pipe.jpg")
+  (root / "device.png").symlink_to("/dev/zero")
+  (root / "broken.jpg").symlink_to("nothing")
+  (root / "loop.jpg").symlink_to("loop.jpg")
+  with socket.socket(socket.AF_UNIX) as sock, contextlib.chdir(root):
+    sock.bind("socket.jpg")
+
+
+def test_only_regular_files_are_images(tmp_path):
+  write_images(tmp_path, "1.jpg", "2.jpg")
+  special_files(tmp_path)
+  (tmp_path / "3.jpg").symlink_to("1.jpg")
+  source = make("folder", path=tmp_path)
+  assert [os.path.basename(p) for p in described(source)] == [
+    f"{n}.jpg" for n in "123"
+  ]
+  assert source.summary().endswith("5 pipes, devices or broken links skipped")
+  paths, others = image_embeddings.find_images(str(tmp_path), [".jpg", ".png"])
+  assert (paths, others) == (["1.jpg", "2.jpg", "3.jpg"], 5)
+
+
+@pytest.mark.parametrize("split", ["../secret", "/etc", "a/../../secret"])
+def test_a_split_of_a_folder_is_inside(tmp_path, split):
+  write_images(tmp_path, "secret/1.jpg", "data/train/2.jpg")
+  for settings in ({"train_split": split}, {"eval_split": split}):
+    with pytest.raises(UserError, match="is one of its subfolders"):
+      make("folder", path=tmp_path / "data", **settings)
+
+
+def test_names_of_images_are_relative_to_the_root(tmp_path):
+  write_images(tmp_path, "train/1.jpg", "train/2.jpg")
+  source = make("folder", path=tmp_path)
+  assert source.describe(0) == f"{tmp_path}/train/1.jpg"
+  assert source.relative_name(0) == "train/1.jpg"
+  second = part.take(source, np.array([1]))
+  assert second.relative_name(0) == "train/2.jpg"
 
 
 # --- TFDS ---------------------------------------------------------------------

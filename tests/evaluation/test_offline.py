@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -28,6 +29,7 @@ from imsvd_jax.data import part
 from imsvd_jax.evaluation import (
   augmented_views,
   binder,
+  collapse,
   feature_cache,
   finetune,
   offline,
@@ -38,6 +40,7 @@ from imsvd_jax.evaluation.data_set import DataSet
 from imsvd_jax.evaluation.evaluate_options import Options
 from imsvd_jax.evaluation.protocols import PROTOCOLS
 from imsvd_jax.evaluation.results import read_results
+from imsvd_jax.runs import ownership
 from imsvd_jax.runs.checkpointer import Checkpointer
 from imsvd_jax.runs.encoder import load_encoder
 from imsvd_jax.training import experiment as experiment_lib
@@ -596,3 +599,87 @@ def test_two_processes_measure_what_one_does(workdir, tmp_path):
     for name, value in one.values.items():
       # Rounding may change the class of one image, or the bin of a variable.
       assert two["values"][name] == pytest.approx(value, rel=0.02, abs=0.01)
+
+
+def test_a_protocol_that_fails_does_not_take_the_others(workdir, tmp_path):
+  with pytest.raises(UserError) as raised:
+    evaluate(
+      [workdir],
+      *("knn/imsvd", "linear/online"),
+      settings=("num_neighbors=1438", "epochs=1"),
+      output=str(tmp_path),
+    )
+  assert str(raised.value).startswith("knn/imsvd: k-NN with k = 1438")
+  assert [e["protocol"] for e in entries_of(tmp_path)] == ["linear/online"]
+
+
+def test_each_failure_of_a_protocol_is_a_line(
+  workdir, tmp_path, monkeypatch, capfd
+):
+  def fails(*_, **__):
+    raise MemoryError("no room")
+
+  monkeypatch.setattr(collapse, "lidar", fails)
+  monkeypatch.setattr(binder, "extract", fails)
+  with pytest.raises(UserError) as raised:
+    evaluate(
+      [workdir],
+      *("knn/imsvd", "collapse/online"),
+      settings=("max_images=24",),
+      output=str(tmp_path),
+    )
+  assert str(raised.value).splitlines() == [
+    "knn/imsvd: MemoryError: no room",
+    "collapse/online: MemoryError: no room",
+  ]
+  assert not entries_of(tmp_path)
+
+
+# --- Runs from elsewhere ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+  """A run that names a folder of someone's images, and was not trained here."""
+  root = tmp_path_factory.mktemp("foreign")
+  for split in ("train", "val"):
+    for number in range(8):
+      path = root / "images" / split / "ab"[number % 2] / f"{number}.png"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.new("RGB", (16, 16), (number * 20, 0, 0)).save(path)
+  named = {"data.name": "folder", "data.path": str(root / "images")}
+  config = digits_config(**named)
+  return save_run(root / "run", config), root, config
+
+
+def test_the_data_that_a_foreign_run_names_need_a_word(foreign, tmp_path):
+  run, root, _ = foreign
+  few = {"settings": ("num_neighbors=2",), "output": str(tmp_path)}
+  with pytest.raises(UserError, match="may be someone else's") as raised:
+    evaluate([run], "knn/imsvd", **few)
+  assert str(root / "images") in str(raised.value)
+  assert not entries_of(tmp_path)
+  for word in (
+    {"trust_workdir": True},
+    {"data": f"folder={root / 'images'}"},
+  ):
+    (result,) = evaluate([run], "knn/imsvd", **few, **word)
+    assert result.num_images == 8
+
+
+def test_sets_that_a_protocol_brings_need_no_word(foreign, tmp_path):
+  (result,) = evaluate(
+    [foreign[0]],
+    "transfer/aircraft",
+    output=str(tmp_path),
+    data_dir=str(tmp_path),
+  )
+  assert "has no FGVC-Aircraft" in result.skipped
+
+
+def test_a_signed_run_needs_no_word(foreign, tmp_path):
+  run, _, config = foreign
+  own = shutil.copytree(run, tmp_path / "own")
+  ownership.sign(own, config)
+  (result,) = evaluate([str(own)], "knn/imsvd", settings=("num_neighbors=2",))
+  assert result.num_images == 8

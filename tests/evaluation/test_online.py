@@ -9,8 +9,14 @@ import pytest
 from imsvd_jax import data
 from imsvd_jax.base import console, hashing
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.evaluation import augmented_views, binder, probe, results
-from imsvd_jax.evaluation.features import Features
+from imsvd_jax.evaluation import (
+  augmented_views,
+  binder,
+  collapse,
+  probe,
+  results,
+)
+from imsvd_jax.evaluation.features import Features, LostPeerError
 from imsvd_jax.evaluation.online import Evaluation
 from imsvd_jax.evaluation.protocols import PROTOCOLS
 from imsvd_jax.runs.encoder import LoadedEncoder
@@ -196,3 +202,72 @@ def test_results_that_cannot_be_written_do_not_end_the_run(
   assert "online/knn" in written.lines[5]
   assert any("WARNING at step 5" in x and "not a results" in x for x in said)
   assert (tmp_path / "results.json").read_text() == "{"
+
+
+def test_no_exception_of_a_measurement_ends_the_run(
+  digits, said, monkeypatch, evaluation_of
+):
+  def fails(*_, **__):
+    raise np.linalg.LinAlgError("Eigenvalues did not converge")
+
+  monkeypatch.setattr(collapse, "lidar", fails)
+  monkeypatch.setattr(probe, "linear_probe", fails)
+  evaluation, written = evaluation_of(collapse_images=24)
+  for step in (3, 6):
+    evaluation.online(step, digits[2], written)
+    assert "online/knn" in written.lines[step]
+    assert "online/collapse/rank_me/features" in written.lines[step]
+    assert "online/collapse/codes/entropy_mean" in written.lines[step]
+    assert "online/collapse/lidar" not in written.lines[step]
+    assert "online/linear" not in written.lines[step]
+  warnings = [line for line in said if line.startswith("WARNING")]
+  assert warnings == [
+    f"WARNING at step 3: no online evaluation: {name} failed: LinAlgError:"
+    " Eigenvalues did not converge"
+    for name in ("linear/online", "collapse/online lidar")
+  ]
+  assert "failed so far: linear/online 2, collapse/online lidar 2" in said[-1]
+
+
+def test_all_measurements_fail_and_the_run_goes_on(
+  digits, said, monkeypatch, evaluation_of
+):
+  def fails(*_, **__):
+    raise MemoryError
+
+  monkeypatch.setattr(binder, "extract", fails)
+  evaluation, written = evaluation_of()
+  evaluation.online(3, digits[2], written)
+  assert not written.lines
+  assert "failed so far: knn/online 1, linear/online 1" in said[-1]
+  assert any(line.endswith("knn/online failed: MemoryError") for line in said)
+
+
+@pytest.mark.parametrize(
+  "error", [KeyboardInterrupt, SystemExit, LostPeerError]
+)
+def test_signals_and_lost_peers_pass(
+  digits, said, monkeypatch, evaluation_of, error
+):
+  def fails(*_, **__):
+    raise error
+
+  monkeypatch.setattr(binder.Binding, "measure", fails)
+  evaluation, written = evaluation_of()
+  with pytest.raises(error):
+    evaluation.online(3, digits[2], written)
+  with pytest.raises(error):
+    evaluation.final(digits[2], written, written.workdir)
+
+
+def test_a_final_number_that_fails_is_a_missing_row(
+  digits, said, tmp_path, evaluation_of
+):
+  evaluation, written = evaluation_of(num_neighbors=1438, baselines=False)
+  evaluation.final(digits[2].replace(step=9), written, str(tmp_path))
+  (row,) = results.read_results(tmp_path / "results.json")
+  assert row["protocol"] == "linear/final"
+  assert written.lines[9] == {"final_linear": row["final"]}
+  (warning,) = (line for line in said if line.startswith("WARNING"))
+  assert warning.startswith("WARNING: no knn/final of trained: k-NN with k")
+  assert said[-1] == f"trained       {'-':>9}{row['final']:9.2%}"

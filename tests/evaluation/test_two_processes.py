@@ -47,3 +47,10 @@ def test_the_head_is_that_of_one_process(outputs):
   alone = linear.train_linear(embed, train_epoch, test, protocol, num_classes=3)
   for found in outputs:
     np.testing.assert_allclose(found["kernel"], alone.heads.kernel, atol=1e-6)
+
+
+def test_the_failure_of_one_process_is_that_of_both(outputs):
+  assert [str(found["failure"]) for found in outputs] == [
+    "RuntimeError: process 1 failed: MemoryError: no room",
+    "MemoryError: no room",
+  ]

@@ -70,6 +70,29 @@ np.testing.assert_array_equal(found.features, again.features)
 assert len(calls) == 1
 
 
+def local_double(images):
+  return images * np.float32(2)
+
+
+def breaking_batches():
+  """The same; process 1 cannot read its second batch."""
+  for number, batch in enumerate(eval_batches()):
+    if (number, index) == (1, 1):
+      raise MemoryError("no room")
+    yield batch
+
+
+# Both end, and can go on.
+try:
+  features.extract(local_double, breaking_batches())
+  failure = ""
+except Exception as error:
+  failure = features.reason_of(error)
+np.testing.assert_array_equal(
+  features.extract(embed, eval_batches()).features, found.features
+)
+
+
 def train_epoch(epoch):
   """Global batches of 12 images, six from each process."""
   order = np.random.default_rng(epoch).permutation(36)
@@ -94,4 +117,5 @@ np.savez(
   features=found.features,
   labels=found.labels,
   kernel=result.heads.kernel,
+  failure=failure,
 )

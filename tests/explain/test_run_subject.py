@@ -9,6 +9,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import shapes
 from imsvd_jax import data
@@ -23,12 +24,13 @@ from imsvd_jax.training import experiment
 from imsvd_jax.training import step as step_lib
 
 
-def make_run(workdir, objective="imsvd"):
+def make_run(workdir, objective="imsvd", **overrides):
   config = shapes.get_config("debug")
   config.data.name = "shapes"
   config.data.num_examples = 48
   config.data.image_size = config.data.resize = config.data.crop = 32
   config.objective.name = objective
+  config.update_from_flattened_dict(overrides)
   config.model.projector = (32, 16)  # Two variables of eight bins.
   state = jax.jit(lambda: step_lib.init_state(experiment.build(config, 48)))()
   checkpointer = Checkpointer(workdir, keep_last=1, config=config.to_dict())
@@ -246,3 +248,28 @@ def test_a_mistake_is_one_clear_line(run, arguments, message):
   with pytest.raises(UserError, match=message) as error:
     run_subject.explain_run(workdir, RunOptions(**arguments))
   assert "\n" not in str(error.value)
+
+
+def test_the_data_that_a_foreign_run_names_need_a_word(tmp_path, monkeypatch):
+  for number in range(2):
+    path = tmp_path / "images" / "deep" / f"{number}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (32, 32)).save(path)
+  run = make_run(
+    tmp_path / "run",
+    **{
+      "data.name": "folder",
+      "data.path": str(tmp_path / "images"),
+      "data.num_examples": 0,
+    },
+  )
+  with pytest.raises(UserError, match="may be someone else's"):
+    run_subject.explain_run(run)
+  shown = {}
+  explain = lambda subject, images, *_, **__: shown.update(images=images)
+  monkeypatch.setattr(run_subject.report_lib, "explain", explain)
+  run_subject.explain_run(run, RunOptions(trust_workdir=True, untrained=False))
+  assert shown["images"].names(1) == "deep/1.png"
+  options = RunOptions(trust_workdir=True, untrained=False, absolute_paths=True)
+  run_subject.explain_run(run, options)
+  assert shown["images"].names(1) == f"{tmp_path}/images/deep/1.png"

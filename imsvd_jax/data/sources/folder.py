@@ -11,6 +11,9 @@ used. Without a "train" subfolder, all images outside of the subfolders with
 these names are for training. If all images lie in two or more subfolders, the
 first level of subfolders names the classes; otherwise the images are unlabeled.
 
+Pipes, devices, sockets and broken links are skipped and counted: reading one
+could wait for ever.
+
 Gray, RGBA and CMYK files become RGB (alpha is dropped); an animation gives its
 first frame. Orientation tags (EXIF) are not applied, as in torchvision.
 """
@@ -22,6 +25,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Collection
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -44,8 +48,7 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source | None:
     _walk(train) if train else _walk(root, excluded=evaluation)
   )
   if split == settings.train_split:
-    files, num_others = training_files()
-    remarks = _remarks(num_others)
+    files, remarks = training_files()
     others = _folders_beside(root, [train, *evaluation]) if train else []
     if train and others:
       remarks.append(
@@ -55,16 +58,20 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source | None:
     return _source(settings, train or root, files, _classes(files), remarks)
   if not evaluation:
     return None
-  files, num_others = _walk(evaluation[0])
+  files, remarks = _walk(evaluation[0])
   classes = _classes(files)
   if classes:
     known = _classes(training_files()[0])
     classes = _training_classes(settings, known, classes)
-  return _source(settings, evaluation[0], files, classes, _remarks(num_others))
+  return _source(settings, evaluation[0], files, classes, remarks)
 
 
-def _remarks(num_others: int) -> list[str]:
-  return [f"{num_others} other files ignored"] if num_others else []
+def _remarks(num_others: int, num_special: int) -> list[str]:
+  counts = {
+    "other files ignored": num_others,
+    "pipes, devices or broken links skipped": num_special,
+  }
+  return [f"{count} {what}" for what, count in counts.items() if count]
 
 
 def _root(path: str) -> str:
@@ -87,6 +94,12 @@ def _parts(root: str, settings: ConfigDict) -> tuple[str | None, list[str]]:
 
   The first of the latter is the evaluation part.
   """
+  for name in filter(None, (settings.train_split, settings.eval_split)):
+    if os.path.isabs(name) or ".." in name.split("/"):
+      raise UserError(
+        f"data.path has no split {name!r}: a split of a folder is one of its"
+        " subfolders, such as 'train'."
+      )
   path_of = lambda name: os.path.join(root, name)
   is_there = lambda name: bool(name) and tf.io.gfile.isdir(path_of(name))
   names = dict.fromkeys((settings.eval_split, *_EVALUATION_NAMES))
@@ -97,7 +110,7 @@ def _parts(root: str, settings: ConfigDict) -> tuple[str | None, list[str]]:
 
 def _folders_beside(root: str, parts: list[str]) -> list[str]:
   """Returns the folders of `root` that have images and are not in `parts`."""
-  _, folders = _list(root)
+  folders = _list(root).folders
   paths = {name: os.path.join(root, name) for name in sorted(folders)}
   return [
     name
@@ -108,8 +121,8 @@ def _folders_beside(root: str, parts: list[str]) -> list[str]:
 
 def _walk(
   top: str, excluded: Collection[str] = (), *, first_only: bool = False
-) -> tuple[list[str], int]:
-  """Returns the images below `top`, and how many visible files are no images.
+) -> tuple[list[str], list[str]]:
+  """Returns the images below `top`, and remarks about what is left out.
 
   Paths are relative to `top`, with "/", in a fixed order. Links are followed; a
   directory that contains itself is entered once. Names that begin with a dot
@@ -120,14 +133,14 @@ def _walk(
   entered = {os.path.realpath(top)}
   pending = [""]
   found: list[str] = []
-  num_others = 0
+  num_others = num_special = 0
   while pending and not (first_only and found):
     folder = pending.pop()
     path = os.path.join(top, folder)
     if path in excluded:
       continue
     try:
-      files, folders = _list(path)
+      files, folders, special = _list(path)
     except (OSError, tf.errors.OpError) as error:
       reason = getattr(error, "strerror", None) or str(error)
       if not folder:
@@ -137,13 +150,14 @@ def _walk(
       continue
     images = [name for name in files if name.lower().endswith(EXTENSIONS)]
     num_others += len(files) - len(images)
+    num_special += special
     found += [f"{folder}/{name}".lstrip("/") for name in sorted(images)]
     for name in sorted(folders, reverse=True):
       child = os.path.realpath(os.path.join(path, name))
       if remote or child not in entered:
         entered.add(child)
         pending.append(f"{folder}/{name}".lstrip("/"))
-  return found, num_others
+  return found, _remarks(num_others, num_special)
 
 
 @functools.cache  # Every split walks the tree.
@@ -151,31 +165,45 @@ def _warn_once(path: str, reason: str) -> None:
   logging.warning("Cannot read %s: %s; it is skipped.", path, reason)
 
 
-def _list(path: str) -> tuple[list[str], list[str]]:
-  """Returns the names of the visible files and folders in a directory."""
+class _Listing(NamedTuple):
+  """The names of what is visible in a directory."""
+
+  files: list[str]
+  folders: list[str]
+  num_special: int = 0  # Neither regular files nor folders, links followed.
+
+
+def _list(path: str) -> _Listing:
   if "://" in path:
     return _list_remote(path)
   files: list[str] = []
   folders: list[str] = []
+  num_special = 0
   with os.scandir(path) as entries:
     for entry in entries:
       if entry.name.startswith("."):
         continue
       try:
-        (folders if entry.is_dir() else files).append(entry.name)
+        if entry.is_dir():
+          folders.append(entry.name)
+        elif entry.is_file():
+          files.append(entry.name)
+        else:
+          num_special += 1
       except OSError as error:  # A link to itself.
         _warn_once(entry.path, error.strerror or str(error))
-  return files, folders
+        num_special += 1
+  return _Listing(files, folders, num_special)
 
 
-def _list_remote(path: str) -> tuple[list[str], list[str]]:
+def _list_remote(path: str) -> _Listing:
   names = [name.rstrip("/") for name in tf.io.gfile.listdir(path)]
   names = [name for name in names if name and not name.startswith(".")]
   # Each isdir is a request, so files with an extension of images are not asked.
   images = [n for n in names if n.lower().endswith(EXTENSIONS)]
   others = [n for n in names if not n.lower().endswith(EXTENSIONS)]
   folders = [n for n in others if tf.io.gfile.isdir(os.path.join(path, n))]
-  return [*images, *sorted(set(others) - set(folders))], folders
+  return _Listing([*images, *sorted(set(others) - set(folders))], folders)
 
 
 def _classes(files: list[str]) -> list[str]:
@@ -222,14 +250,17 @@ def _source(
     labels = np.array(numbers, np.int32)
   paths = [os.path.join(top, name) for name in files]
   table = tf.constant([os.fsencode(path) for path in paths])
+  root = _root(settings.path)
   return source_lib.Source(
     name=f"folder:{top}",
+    root=root,
     num_examples=len(files),
     num_classes=len(classes),
     label_names=tuple(classes),
     channels=settings.channels,
     interpolation=settings.interpolation,
     on_bad_image=settings.on_bad_image,
+    max_pixels=source_lib.max_pixels_of(settings),
     labels=labels,
     fetch=lambda index: tf.io.read_file(table[index]),
     describe=lambda index: paths[index],

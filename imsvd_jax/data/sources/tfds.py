@@ -5,7 +5,9 @@ configuration or a version ("tfds:imagenet_resized/32x32"). `data.path` is
 TFDS's data_dir, empty for its default. Splits are TFDS expressions: "train",
 "train[:90%]", "train[10%:]+validation".
 
-The data set must be prepared already: this module downloads nothing.
+The data set must be prepared already: this module downloads nothing. Its files
+are data, not code: TFDS would import whatever class `features.json` names, and
+read whatever file; here it may not.
 
 Records are read undecoded. A split of at most `MAX_BYTES_IN_MEMORY` is read
 once and kept in memory, which gives access to any record: the order is exact
@@ -32,10 +34,14 @@ that is only in the first list gets -1: it is to be ignored.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, NoReturn
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -49,6 +55,11 @@ from imsvd_jax.data import source as source_lib
 MAX_BYTES_IN_MEMORY = 1 << 30  # Of undecoded records.
 FILES_PER_GROUP = 16
 SHUFFLE_BUFFER = 2048  # Records; about 230 MB of ImageNet.
+
+# A name of TFDS's own catalog, perhaps with a configuration and a version. The
+# rest of its syntax chooses code: namespaces, and arguments of the builder.
+_NAME = re.compile(r"\w+(/\w[\w.+-]*)?(:(\d+|\*)(\.(\d+|\*)){2})?", re.ASCII)
+_OWN_CLASS = re.compile(r"tensorflow_datasets(\.[A-Za-z_]\w*)+", re.ASCII)
 
 _Example = dict[str, Any]  # Of tensors; groups of files nest one in another.
 
@@ -69,6 +80,7 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source:
     channels=settings.channels,
     interpolation=settings.interpolation,
     on_bad_image=settings.on_bad_image,
+    max_pixels=source_lib.max_pixels_of(settings),
     stream=stream,
     describe=lambda index: f"{index} of {settings.name} {split}",
     # Versions are fixed; two preparations may still differ in their shards.
@@ -94,9 +106,19 @@ def _builder(settings: ConfigDict) -> Any:
       f"data.name is {settings.name!r}; expected the data set after a colon,"
       " for example 'tfds:cifar10'."
     )
+  if not _NAME.fullmatch(name):
+    raise UserError(
+      f"data.name is {settings.name!r}; expected a name of TFDS's catalog,"
+      " tfds:NAME[/CONFIG][:VERSION]."
+    )
   data_dir = settings.path or None
+  if data_dir and "://" not in data_dir:
+    _check_regular(data_dir, name.partition("/")[0].partition(":")[0])
   try:
-    builder = tfds.builder(name, data_dir=data_dir)
+    with _files_are_data(settings.name):
+      builder = tfds.builder(name, data_dir=data_dir)
+  except UserError:
+    raise
   except tfds.core.DatasetNotFoundError as error:
     base = name.partition("/")[0].partition(":")[0]
     close = difflib.get_close_matches(base, tfds.list_builders(), n=1)
@@ -124,6 +146,72 @@ def _builder(settings: ConfigDict) -> Any:
       '.download_and_prepare()"'
     )
   return builder
+
+
+def _check_regular(data_dir: str, name: str) -> None:
+  """Raises UserError where reading a file of the data set could wait for ever.
+
+  TFDS takes the folder whose name is `name` in snake case.
+  """
+  plain = lambda text: text.replace("_", "").lower()
+  folders = [data_dir] if not os.path.isdir(data_dir) else os.listdir(data_dir)
+  for folder in folders:
+    if plain(folder) != plain(name):
+      continue
+    for top, _, files in os.walk(os.path.join(data_dir, folder)):
+      for path in (os.path.join(top, file) for file in files):
+        if not os.path.isfile(path):
+          raise UserError(
+            f"{path} is not a regular file (a pipe, a device or a broken link);"
+            " expected a prepared data set: remove it."
+          )
+
+
+@contextlib.contextmanager
+def _files_are_data(data_set: str) -> Iterator[None]:
+  """Keeps TFDS from importing or reading what features.json names.
+
+  At the place where TFDS imports, rather than by reading the file before it:
+  TFDS chooses the file, and a feature can be JSON within JSON.
+  """
+  import tensorflow_datasets as tfds
+
+  connector, label = tfds.features.FeatureConnector, tfds.features.ClassLabel
+  class_of, from_json = connector.cls_from_name, connector.from_json
+  init = label.__init__
+  refused: list[str] = []
+
+  def refuse(what: str) -> NoReturn:
+    refused.append(what)
+    raise ValueError(what)
+
+  def own_class(name: str) -> Any:
+    if not _OWN_CLASS.fullmatch(name):
+      refuse(f"the class {name!r}; expected one of tensorflow_datasets")
+    return class_of(name)
+
+  def no_file(self: Any, *, names_file: Any = None, **others: Any) -> None:
+    if names_file is not None:
+      refuse(f"the file {names_file!r}; expected the names of the classes")
+    init(self, **others)
+
+  def without_files(value: Any) -> Any:
+    with mock.patch.object(label, "__init__", no_file):
+      return from_json(value)
+
+  try:
+    with (
+      mock.patch.object(connector, "cls_from_name", staticmethod(own_class)),
+      mock.patch.object(connector, "from_json", staticmethod(without_files)),
+    ):
+      yield
+  except Exception as error:
+    if not refused:
+      raise
+    raise UserError(
+      f"features.json of {data_set!r} names {refused[0]}. Nothing was imported"
+      " or read."
+    ) from error
 
 
 class _Labels(NamedTuple):
@@ -276,7 +364,7 @@ def read_into_memory(
   def pixels(index: tf.Tensor) -> tf.Tensor:
     image = fetch(index)
     if image.dtype == tf.string:
-      image = decode.decode_pixels(image, source.channels)
+      image = decode.decode_pixels(image, source.channels, source.max_pixels)
     return tf.ensure_shape(image, (height, width, source.channels))
 
   images = tf.data.Dataset.range(count)
@@ -371,13 +459,21 @@ def _instructions(builder: Any, split: str) -> list[Any]:
       " tfrecord, which download_and_prepare(file_format='tfrecord') writes."
     )
   try:
-    return builder.info.splits[split].file_instructions
+    found = builder.info.splits[split].file_instructions
   except (AssertionError, KeyError, ValueError) as error:
     known = ", ".join(builder.info.splits)
     raise UserError(
       f"Data set {name!r} has no split {split!r}; expected one of {known}, or"
       " an expression of them such as 'train[:90%]'."
     ) from error
+  root = os.path.join(os.path.normpath(builder.data_path), "")
+  for file in found:
+    if not os.path.normpath(file.filename).startswith(root):
+      raise UserError(
+        f"Data set {name!r} names the file {file.filename}; expected files in"
+        f" {root}."
+      )
+  return found
 
 
 def _skip_records(groups: tf.data.Dataset, count: tf.Tensor) -> tf.data.Dataset:
