@@ -10,14 +10,13 @@ import jax
 from ml_collections import ConfigDict
 
 from imsvd_jax import data
-from imsvd_jax.base import console, devices, files
+from imsvd_jax.base import agreement, console, devices, files
 from imsvd_jax.base.errors import EXIT_SAVED, Stopped
 from imsvd_jax.base.every import Every
 from imsvd_jax.data import host_pipeline
 from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation.online import Evaluation
 from imsvd_jax.runs import (
-  agreement,
   environment,
   interruption,
   log_lines,

@@ -44,6 +44,10 @@ class PeerError(UserError):
   exit_code = 4
 
 
+class Damage(Exception):
+  """What was read cannot be trusted; another copy may be good."""
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
   """Returns " Did you mean 'x'?" for a near miss, else an empty string."""
   close = difflib.get_close_matches(name, list(known), n=1)

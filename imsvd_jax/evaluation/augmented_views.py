@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from imsvd_jax.base import agreement, hashing
 from imsvd_jax.base import devices as sharding
-from imsvd_jax.base import hashing
 from imsvd_jax.base.console import Progress
 from imsvd_jax.data import host_pipeline, part
 from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation import protocols
-from imsvd_jax.evaluation.features import gather_rows, together
+from imsvd_jax.evaluation.features import gather_rows
 from imsvd_jax.models import Encoder
 from imsvd_jax.objectives import soft_discretize
 from imsvd_jax.training import augment, experiment
@@ -108,7 +108,7 @@ class ViewEmbedder:
     num_cut = 2 * num_batches * self._batch_size
     meter = Progress("Embedding views", num_cut, unit="views")
     rows = []
-    with together():
+    with agreement.together():
       for batch in itertools.islice(batches, num_batches):
         placed = sharding.shard_batch(batch, self._mesh)
         pairs = np.asarray(self._apply(variables, jax.random.key(seed), placed))

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import imsvd_jax
-from imsvd_jax.base import console, devices
+from imsvd_jax.base import agreement, console, devices
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import crops, evaluation_batches, host_pipeline, part
 from imsvd_jax.data.source import Source
@@ -29,7 +29,7 @@ from imsvd_jax.evaluation import (
   results,
 )
 from imsvd_jax.evaluation.data_set import DataSet, preparation
-from imsvd_jax.evaluation.features import Embed, Features, extract, together
+from imsvd_jax.evaluation.features import Embed, Features, extract
 from imsvd_jax.evaluation.inputs import (
   Backbone,
   Batches,
@@ -359,7 +359,7 @@ class _Subject:
   @functools.cached_property
   def _sample(self) -> Source:
     protocol = self._protocol
-    with together():  # It may read records.
+    with agreement.together():  # It may read records.
       return self._binder.sample(
         self._data.train, protocol.max_images, seed=protocol.seed
       )

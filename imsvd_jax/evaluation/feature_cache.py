@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from imsvd_jax.base import console, files
-from imsvd_jax.evaluation.features import Features, together
+from imsvd_jax.base import agreement, console, files
+from imsvd_jax.evaluation.features import Features
 
 
 def cached_features(
@@ -40,7 +40,7 @@ def cached_features(
   if found is not None and np.all(everyone):
     return found
   features = compute()
-  with together():  # No process looks before the file is there.
+  with agreement.together():  # No process looks before the file is there.
     if jax.process_index() == 0:
       _write(path, text, features)
   return features

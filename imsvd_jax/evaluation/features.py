@@ -1,14 +1,12 @@
 """Features of a data set: one row per image, independent of the batches."""
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from imsvd_jax.base import console
+from imsvd_jax.base import agreement, console, files
 from imsvd_jax.base.devices import pad_rows
 from imsvd_jax.base.errors import UserError
 
@@ -22,14 +20,10 @@ class Features(NamedTuple):
   labels: np.ndarray | None  # int32 [N], -1 where unknown; None: unlabelled
 
 
-class LostPeerError(RuntimeError):
-  """A collective failed: the run itself cannot go on, not just a number."""
-
-
 def reason_of(error: Exception) -> str:
   """Returns one line that says why a measurement failed."""
   text = " ".join(str(error).split())
-  if isinstance(error, UserError):
+  if isinstance(error, UserError | files.Passing):
     return text
   return f"{type(error).__name__}: {text}".removesuffix(": ")
 
@@ -58,7 +52,7 @@ def extract(
   """
   meter = console.Progress(f"Embedding {name}", None)
   rows = []
-  with together():
+  with agreement.together():
     for batch, features in embed_ahead(embed, batches):
       rows.append(_unpadded(features, batch))
       meter.add(len(rows[-1][2]))
@@ -103,8 +97,8 @@ def gather_rows(rows: np.ndarray) -> np.ndarray:
   """Returns the rows [n, ...] of all processes; n may differ among them."""
   if jax.process_count() == 1:
     return rows
-  counts = np.ravel(_of_everyone(np.int32(len(rows))))
-  everyone = _of_everyone(pad_rows(rows, int(counts.max())))
+  counts = np.ravel(agreement.of_everyone(np.int32(len(rows))))
+  everyone = agreement.of_everyone(pad_rows(rows, int(counts.max())))
   return np.concatenate(
     [part[:count] for part, count in zip(everyone, counts, strict=True)]
   )
@@ -125,49 +119,6 @@ def in_blocks(
     for i in range(0, count, block)
   ]
   return np.concatenate(results, axis=-1)[..., :count]
-
-
-@contextlib.contextmanager
-def together() -> Iterator[None]:
-  """Makes the failure of one process that of all.
-
-  Around work without collectives, which a collective follows: a process that
-  failed alone would leave the others waiting in it. Every process must enter.
-
-  Raises:
-    RuntimeError: Another process failed; the message is its reason.
-  """
-  reason = b""
-  try:
-    yield
-  except Exception as error:
-    reason = reason_of(error).encode()[:_REASON_BYTES] or b"?"
-    if jax.process_count() > 1:
-      _reasons_of_everyone(reason)
-    raise
-  if jax.process_count() == 1:
-    return
-  for process, text in enumerate(_reasons_of_everyone(reason)):
-    if text:
-      raise RuntimeError(f"process {process} failed: {text}")
-
-
-_REASON_BYTES = 256
-
-
-def _reasons_of_everyone(reason: bytes) -> list[str]:
-  padded = np.frombuffer(reason.ljust(_REASON_BYTES, b"\0"), np.uint8)
-  return [
-    row.tobytes().rstrip(b"\0").decode(errors="replace")
-    for row in _of_everyone(padded)
-  ]
-
-
-def _of_everyone(array: Any) -> np.ndarray:
-  try:
-    return np.asarray(multihost_utils.process_allgather(array))
-  except Exception as error:
-    raise LostPeerError(f"a collective failed: {error}") from error
 
 
 def _fetched(

@@ -13,14 +13,14 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from imsvd_jax.base import console, hashing
+from imsvd_jax.base import agreement, console, hashing
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.base.files import check_directory
 from imsvd_jax.evaluation import protocols, results, tables
 from imsvd_jax.evaluation.binder import Binder, Binding, Network, Weights
 from imsvd_jax.evaluation.data_set import DataSet
 from imsvd_jax.evaluation.evaluate_options import Options
-from imsvd_jax.evaluation.features import LostPeerError, reason_of
+from imsvd_jax.evaluation.features import reason_of
 from imsvd_jax.evaluation.registry import evaluator_of
 from imsvd_jax.runs import metrics, ownership
 from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
@@ -139,7 +139,7 @@ class Run:
         result = self._binding.measure(
           name, protocol, self._data, known=self._known
         )
-      except (LostPeerError, AssertionError):
+      except (agreement.LostPeerError, AssertionError):
         raise  # The latter is a bug of ours, whose traceback is needed.
       except Exception as error:
         if jax.process_count() > 1 and evaluator_of(protocol).joint:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from imsvd_jax import data
-from imsvd_jax.base import console, devices, files, hashing
+from imsvd_jax.base import agreement, console, devices, files, hashing
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation import protocols, results
@@ -30,7 +30,7 @@ from imsvd_jax.evaluation.binder import (
   Weights,
 )
 from imsvd_jax.evaluation.data_set import DataSet
-from imsvd_jax.evaluation.features import LostPeerError, reason_of, together
+from imsvd_jax.evaluation.features import reason_of
 from imsvd_jax.evaluation.registry import evaluator_of
 from imsvd_jax.runs import metrics
 from imsvd_jax.training import step as step_lib
@@ -154,7 +154,7 @@ class Evaluation:
     """The data of online k-NN and probe: train is a part of all of train."""
     train = self._data.train
     count = self._settings.bank_examples or train.num_examples
-    with together():  # It may read records.
+    with agreement.together():  # It may read records.
       part = self._binder.sample(train, count, seed=0)
     return DataSet(self._data.settings, part, self._data.test)
 
@@ -242,7 +242,7 @@ class Evaluation:
     self, state: TrainState, step: int, encoder: str = results.TRAINED
   ) -> Binding:
     """Binds the weights of a state."""
-    with together():
+    with agreement.together():
       variables = devices.local_view(
         {"params": state.params, "batch_stats": state.batch_stats},
         self._binder.mesh,
@@ -262,12 +262,12 @@ def _tried(
 ) -> T | None:
   """Returns what `measure` does; None, and calls `failed`, if it fails.
 
-  Every process fails alike (see `features.together`), so that none waits for
+  Every process fails alike (see `agreement.together`), so that none waits for
   another in a collective. A lost peer is no failed measurement.
   """
   try:
     return measure()
-  except LostPeerError:
+  except agreement.LostPeerError:
     raise
   except Exception as error:
     failed(name, reason_of(error))

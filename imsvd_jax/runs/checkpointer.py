@@ -23,11 +23,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from imsvd_jax.base import files
+from imsvd_jax.base import agreement, files
 from imsvd_jax.base.config import as_json
-from imsvd_jax.base.errors import UserError, listing
+from imsvd_jax.base.errors import Damage, UserError, listing
 from imsvd_jax.runs import (
-  agreement,
   interruption,
   run_directory,
   verification,
@@ -302,7 +301,7 @@ class Checkpointer:
     check = functools.partial(verification.check_complete, directory)
     try:
       verification.twice(check, directory)
-    except verification.Damage as damage:
+    except Damage as damage:
       raise _not_saved(step, self._root, str(damage)) from damage
 
   def _delete_old(self) -> None:
@@ -356,7 +355,7 @@ class Checkpointer:
     for step in steps:
       directory = self._root / str(step)
       read = functools.partial(verification.read_meta, directory)
-      with contextlib.suppress(verification.Damage):
+      with contextlib.suppress(Damage):
         yield directory, verification.twice(read, directory)
 
   def _set_aside(self, steps: Sequence[int]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 import jax
 from jax.experimental import multihost_utils
 
+from imsvd_jax.base.agreement import LostPeerError
 from imsvd_jax.base.errors import (
   EXIT_AT_ONCE,
   EXIT_SAVED,
@@ -171,7 +172,8 @@ def _peer_failure(error: BaseException | None) -> str | None:
   """Returns what a collective says of a lost peer; None for other errors."""
   while error is not None:
     text = " ".join(str(error).split())
-    if any(word in text for word in _PEER_FAILURES):
+    lost = isinstance(error, LostPeerError)
+    if lost or any(word in text for word in _PEER_FAILURES):
       return f"lost a peer: {text[:200]}"
     error = error.__cause__ or error.__context__
   return None

@@ -18,9 +18,8 @@ from collections.abc import Iterator
 
 import jax
 
-from imsvd_jax.base import files
+from imsvd_jax.base import agreement, files
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.runs import agreement
 
 LOCK_FILE = "lock"
 _HELD = (errno.EACCES, errno.EAGAIN)

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from imsvd_jax.base.config import HARMLESS_KEYS, as_json, flatten
-from imsvd_jax.base.errors import UserError
+from imsvd_jax.base.errors import Damage, UserError
 from imsvd_jax.runs import run_directory, verification
 from imsvd_jax.runs.metric_lines import Mark
 from imsvd_jax.training.experiment import Experiment, Progress
@@ -83,7 +83,7 @@ def load_marks(workdir: str | os.PathLike, step: int) -> list[Mark]:
   steps = run_directory.steps_on_disk(directory / run_directory.CHECKPOINTS)
   marks: list[Mark] = []
   for candidate in [s for s in steps if s <= step][-4:]:
-    with contextlib.suppress(verification.Damage):
+    with contextlib.suppress(Damage):
       mark = _meta(workdir, candidate)["record"].get("metrics")
       marks = [*marks, Mark(**mark)] if mark else []
   return marks
@@ -110,7 +110,7 @@ def _newest_meta(workdir: str | os.PathLike) -> dict[str, Any] | None:
   for candidate in [step] if step is not None else steps[::-1]:
     directory = root / str(candidate)
     read = functools.partial(verification.read_meta, directory)
-    with contextlib.suppress(verification.Damage):
+    with contextlib.suppress(Damage):
       return verification.twice(read, directory)
   if step is None and run_directory.steps_on_disk(root) != steps:
     return _newest_meta(workdir)  # A run in progress has just deleted them.

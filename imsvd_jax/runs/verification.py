@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from imsvd_jax.base import files
-from imsvd_jax.base.errors import UserError, listing
+from imsvd_jax.base.errors import Damage, UserError, listing
 from imsvd_jax.runs import run_directory
 
 logger = logging.getLogger(__name__)
@@ -31,10 +31,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _PAUSE_SECONDS = 1.0  # Before another try of what may pass.
-
-
-class Damage(Exception):
-  """This step cannot be trusted; another one may be."""
 
 
 @jax.jit

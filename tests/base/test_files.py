@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from imsvd_jax.base import files
-from imsvd_jax.base.errors import UserError
+from imsvd_jax.base.errors import Damage, UserError
 from imsvd_jax.evaluation.online import record_results
 from imsvd_jax.evaluation.results import Result
 from imsvd_jax.runs import checkpointer, metrics, verification, weights
@@ -148,7 +148,7 @@ def test_what_a_bucket_needs_is_said(monkeypatch):
   ],
 )
 def test_a_network_or_a_machine_is_not_taken_for_damage(path, error, passing):
-  expected = type(error) if passing else verification.Damage
+  expected = type(error) if passing else Damage
   with pytest.raises(expected), verification.reading(path):
     raise error
   outer = RuntimeError("restoring failed")

@@ -8,6 +8,7 @@ import pytest
 
 from imsvd_jax import data
 from imsvd_jax.base import console, hashing
+from imsvd_jax.base.agreement import LostPeerError
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import (
   augmented_views,
@@ -16,7 +17,7 @@ from imsvd_jax.evaluation import (
   probe,
   results,
 )
-from imsvd_jax.evaluation.features import Features, LostPeerError
+from imsvd_jax.evaluation.features import Features
 from imsvd_jax.evaluation.online import Evaluation
 from imsvd_jax.evaluation.protocols import PROTOCOLS
 from imsvd_jax.runs.encoder import LoadedEncoder

@@ -51,6 +51,6 @@ def test_the_head_is_that_of_one_process(outputs):
 
 def test_the_failure_of_one_process_is_that_of_both(outputs):
   assert [str(found["failure"]) for found in outputs] == [
-    "RuntimeError: process 1 failed: MemoryError: no room",
+    "Process 1: MemoryError: no room",
     "MemoryError: no room",
   ]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from imsvd_jax.base.errors import UserError
+from imsvd_jax.base.errors import Damage, UserError
 from imsvd_jax.runs import checkpointer, verification, weights
 
 CONFIG = {"data": {"seed": 1}, "log_every": 10}
@@ -221,7 +221,7 @@ def _fail_to_read(step: str) -> None:
 
   def read_meta_or_fail(directory):
     if directory.name == step:
-      raise verification.Damage("injected")
+      raise Damage("injected")
     return read_meta(directory)
 
   verification.read_meta = read_meta_or_fail

@@ -1,4 +1,4 @@
-"""How the processes of a run agree on what happened to a checkpoint.
+"""How the processes of a run agree on what happened to one of them.
 
 An error in one process is an error in all: nobody waits in a collective for a
 process that has given up, and each can say why it stops.
@@ -8,14 +8,14 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from imsvd_jax.base import files
-from imsvd_jax.base.errors import PeerError, UserError
-from imsvd_jax.runs.verification import Damage
+from imsvd_jax.base.errors import Damage, PeerError, UserError
 
 _BYTES = 512
 # The end of the first process aborts the others, before they can say why they
@@ -32,18 +32,37 @@ _KINDS: dict[str, type[Exception]] = {
 }
 
 
+class LostPeerError(Exception):
+  """A collective failed: the run itself cannot go on, not just a number."""
+
+
 def exchange(text: str) -> list[str]:
   """Returns the texts of all processes, in their order; long ones are cut."""
   if jax.process_count() == 1:
     return [text]
   own = np.frombuffer(text.encode()[:_BYTES].ljust(_BYTES, b"\0"), np.uint8)
-  rows = multihost_utils.process_allgather(own)
+  rows = of_everyone(own)
   return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
 
 
+def of_everyone(array: Any) -> np.ndarray:
+  """Returns the arrays of all processes, stacked where there are several.
+
+  Raises:
+    LostPeerError: The collective failed.
+  """
+  try:
+    return np.asarray(multihost_utils.process_allgather(array))
+  except Exception as error:
+    raise LostPeerError(f"a collective failed: {error}") from error
+
+
 @contextlib.contextmanager
-def together(path: str | os.PathLike) -> Iterator[None]:
+def together(path: str | os.PathLike = "") -> Iterator[None]:
   """Runs a block in every process; an error in one is raised in all.
+
+  For blocks without collectives, which a collective follows: a process that
+  failed alone would leave the others waiting in it.
 
   Args:
     path: What the block reads or writes.
