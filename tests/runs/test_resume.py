@@ -2,12 +2,14 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.runs import (
   resume,
+  run_directory,
   weights,
 )
 from tests.runs.checkpoint_child import make_state
@@ -70,3 +72,25 @@ def test_a_prefix_ends_at_a_dot():
   with pytest.raises(UserError, match="data\\.seed"):
     resume.check_config(OLD, NEW, allow=["dat", "gone", "new", "log_every"])
   assert resume.check_config(OLD, OLD) == []
+
+
+def test_the_config_of_a_run_in_progress_is_not_that_of_its_start(
+  run_copy, monkeypatch
+):
+  """All steps that were listed are gone before they are read."""
+  root = run_copy / "checkpoints"
+  save_run(run_copy, [3], config={"data": {"seed": 2}})
+  names = run_directory.steps_on_disk
+  aside = run_copy / "3"
+  (root / "3").rename(aside)
+
+  def list_then_change(path):
+    found = names(path)
+    if aside.exists():
+      for step in found:
+        shutil.rmtree(root / str(step))
+      aside.rename(root / "3")
+    return found
+
+  monkeypatch.setattr(run_directory, "steps_on_disk", list_then_change)
+  assert resume.load_config(run_copy) == {"data": {"seed": 2}}
