@@ -2,8 +2,8 @@
 
   python -m imsvd_jax.main --config=configs/imagenet_r50.py --workdir=WORKDIR
 
-The paper's scripts use 32 GPUs for about 6 hours. We
-have not measured a linear accuracy yet.
+The job script of the paper's code asks for 32 GPUs and at most 6 hours. We have
+not measured a linear accuracy yet.
 """
 
 from configs import common

@@ -6,8 +6,10 @@
 The commands evaluate, explain, embed and export accept the new workdir, and
 training can start from it (--config.init_from=runs/imported). Reads ResNets of
 torchvision and timm, the official files of IMSVD, VICReg and Barlow Twins, and
-every format that export writes except stablehlo. The network is recognized from
-the weights. The recipe provides the rest: data, preprocessing, objective.
+every format that export writes except stablehlo; and the backbone of files of
+MVEB, SwAV, DINO, MoCo, SimSiam, solo-learn and lightly, or below --prefix. The
+network is recognized from the weights. The recipe provides the rest: data,
+preprocessing, objective.
 """
 
 from absl import flags
@@ -15,6 +17,12 @@ from absl import flags
 from imsvd_jax.commands import command_line, shared_flags
 
 _FILE = flags.DEFINE_string("file", None, "The file of weights.")
+_PREFIX = flags.DEFINE_string(
+  "prefix",
+  "",
+  "How the names of the backbone's tensors begin, in a file of another project:"
+  " --prefix=model.encoder. The other tensors are left out.",
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The new run's directory.")
 _CONFIG = shared_flags.define_config(
   "Recipe, FILE.py[:MODE], such as configs/imagenet_r50.py. Not needed for"
@@ -26,7 +34,9 @@ def main() -> None:
   """Imports as the flags say."""
   from imsvd_jax.interop.weight_import import import_weights
 
-  notes = import_weights(_FILE.value, _WORKDIR.value, _CONFIG.value)
+  notes = import_weights(
+    _FILE.value, _WORKDIR.value, _CONFIG.value, prefix=_PREFIX.value
+  )
   print("\n".join([*notes, f"Wrote {_WORKDIR.value}"]))
 
 

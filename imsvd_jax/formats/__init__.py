@@ -124,18 +124,23 @@ def write_file(
 
 
 def read_file(
-  path: str | os.PathLike[str], architecture: Architecture | None = None
+  path: str | os.PathLike[str],
+  architecture: Architecture | None = None,
+  *,
+  prefix: str = "",
 ) -> Imported:
   """Reads weights from any file that this package or its peers write.
 
   Those are: every format of FORMATS; torchvision's and timm's ResNets; the
   official IMSVD `model.pth` (backbone and projector) and `model_final.pth`
   (backbone), and likewise VICReg's and Barlow Twins' checkpoints and
-  `resnet50.pth`.
+  `resnet50.pth`; the backbone of the projects in `layouts.LAYOUTS`.
 
   Args:
     path: The file.
     architecture: What it should hold; inferred if None.
+    prefix: How the backbone's names begin, in a torch or safetensors file of
+      another layout.
 
   Raises:
     UserError: The file is damaged or does not fit the architecture; the
@@ -145,22 +150,28 @@ def read_file(
   with untrusted.reading(path, "file of weights"):
     kind = _kind(path)
   with untrusted.reading(path, _EXPECTED[kind]):
-    return _read(path, kind, architecture)
+    return _read(path, kind, architecture, prefix)
 
 
-def _read(path: str, kind: str, architecture: Architecture | None) -> Imported:
+def _read(
+  path: str, kind: str, architecture: Architecture | None, prefix: str
+) -> Imported:
   if kind == "numpy":
+    if prefix:
+      raise UserError(
+        f"{path} has this package's own names; leave out the prefix {prefix!r}."
+      )
     imported = read_numpy(path)
     if architecture is not None:
       check_variables(imported.variables, architecture)
     return imported
   read = {"torch": read_torch, "safetensors": read_safetensors}[kind]
   state, metadata, others = read(path)
-  if any(key.startswith("stem.") for key in state):
+  if any(key.startswith("stem.") for key in state) and not prefix:
     imported = from_detectron2(state, architecture)
   else:
-    imported = from_torchvision(state, architecture)
-  ignored = (*others, *imported.ignored)
+    imported = from_torchvision(state, architecture, prefix=prefix)
+  ignored = (*imported.ignored, *others)
   return imported._replace(metadata=metadata, ignored=ignored)
 
 

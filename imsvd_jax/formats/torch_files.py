@@ -3,6 +3,7 @@
 Files are read with `weights_only=True`: nothing in them is executed.
 """
 
+import argparse
 import collections
 import pickle
 import re
@@ -29,6 +30,10 @@ def _does_nothing(*args: Any, **kwargs: Any) -> None:
 
 _does_nothing.__module__ = "__main__"
 _does_nothing.__qualname__ = "exclude_bias_and_norm"
+# What checkpoints refer to beside tensors; DINO's holds its arguments.
+_HARMLESS = [_does_nothing, argparse.Namespace]
+# Entries that hold a state dict; DINO evaluates its teacher.
+_STATES = ("model", "state_dict", "teacher")
 
 
 def _torch() -> Any:
@@ -94,7 +99,7 @@ def read_torch(
     # TorchScript archives warn before they fail; the error says enough.
     with (
       warnings.catch_warnings(),
-      torch.serialization.safe_globals([_does_nothing]),
+      torch.serialization.safe_globals(_HARMLESS),
     ):
       warnings.simplefilter("ignore")
       loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -118,7 +123,7 @@ def _refusal(path: str, error: Exception) -> str:
 def _state_dict(
   path: str, loaded: Any, torch: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], tuple[str, ...]]:
-  """Finds the state dict: the object itself, or its "model" entry."""
+  """Finds the state dict: the object itself, or an entry of _STATES."""
 
   def is_state(value: Any) -> bool:
     return (
@@ -132,7 +137,7 @@ def _state_dict(
     metadata = _own(getattr(loaded, "metadata", None))
     return _arrays(path, loaded, torch), metadata or {}, ()
   if isinstance(loaded, dict):
-    for name in ("model", "state_dict"):
+    for name in _STATES:
       if is_state(dict.get(loaded, name)):
         metadata = _own(dict.get(loaded, "metadata"))
         known = (name,) if metadata is None else (name, "metadata")
@@ -143,8 +148,8 @@ def _state_dict(
   else:
     held = f"a {type(loaded).__name__}"
   raise UserError(
-    f"{path} holds {held}; expected a state dict, or one under 'model' or "
-    "'state_dict'."
+    f"{path} holds {held}; expected a state dict, or one under 'model', "
+    "'state_dict' or 'teacher'."
   )
 
 

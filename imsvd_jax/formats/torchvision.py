@@ -23,6 +23,7 @@ from imsvd_jax.formats.architecture import (
   entries,
   infer_architecture,
 )
+from imsvd_jax.formats.layouts import read_names
 from imsvd_jax.formats.untrusted import one_line
 
 
@@ -36,6 +37,7 @@ class Imported(NamedTuple):
     classifier: {"kernel": [F, K], "bias": [K]} of the `fc` layer, if any.
     metadata: Of the file.
     ignored: Names that are not part of the encoder, left out.
+    project: Whose layout the file has, of `layouts.LAYOUTS`, if any.
   """
 
   variables: dict[str, Any]
@@ -43,6 +45,7 @@ class Imported(NamedTuple):
   classifier: dict[str, np.ndarray] | None = None
   metadata: dict[str, Any] | None = None
   ignored: tuple[str, ...] = ()
+  project: str = ""
 
 
 def to_torchvision(
@@ -97,19 +100,22 @@ def from_torchvision(
   state: Mapping[str, np.ndarray],
   architecture: Architecture | None = None,
   *,
+  prefix: str = "",
   dtype: Any = np.float32,
   spell: Callable[[str], str] = str,
 ) -> Imported:
   """Converts a state dict to variables; every tensor is used or reported.
 
-  Accepts a backbone alone, or `backbone.` and `projector.` together, both with
-  or without the `module.` that DistributedDataParallel adds, and the official
-  CIFAR code's `shortcut` for `downsample`. torch's batch counters may be
-  missing, as in files older than PyTorch 0.4.1.
+  Accepts a backbone alone, `backbone.` and `projector.` together, and the
+  backbone of the layouts in `layouts.LAYOUTS`; with or without the parts that
+  torch's wrappers add to names, and with the official CIFAR code's `shortcut`
+  for `downsample`. torch's batch counters may be missing, as in files older
+  than PyTorch 0.4.1.
 
   Args:
     state: Arrays by name.
     architecture: The network; inferred from the shapes if None.
+    prefix: How the backbone's names begin, in another layout.
     dtype: Of the variables.
     spell: Converts a key to the name that error messages show.
 
@@ -117,11 +123,11 @@ def from_torchvision(
     UserError: A key is missing, unexpected, misshapen or not finite; the
       message names it.
   """
-  names = _canonical_names(state)
+  names, project, heads = read_names(state, prefix)
   arrays = {name: np.asarray(state[key]) for name, key in names.items()}
   shown = functools.partial(_shown, names, spell)
   classifier = _take_classifier(arrays, dtype)
-  ignored = _take_loss_norm(arrays, names)
+  ignored = (*heads, *_take_loss_norm(arrays, names))
   architecture = architecture or infer_architecture(
     {name: value.shape for name, value in arrays.items()}
   )
@@ -140,7 +146,7 @@ def from_torchvision(
     if entry.path is not None
   }
   variables = unflatten_dict(floats)
-  return Imported(variables, architecture, classifier, {}, ignored)
+  return Imported(variables, architecture, classifier, {}, ignored, project)
 
 
 def check_variables(
@@ -184,23 +190,6 @@ def _our_shape(entry: Entry) -> tuple[int, ...]:
 
 
 # ---- names -----------------------------------------------------------------
-
-
-def _canonical_names(state: Mapping[str, Any]) -> dict[str, str]:
-  """Returns the state's keys by "backbone." or "projector." name."""
-  bare = {key: key.removeprefix("module.") for key in state}
-  whole = any(name.startswith("backbone.") for name in bare.values())
-  names: dict[str, str] = {}
-  for key, name in bare.items():
-    name = name if whole else f"backbone.{name}"
-    name = re.sub(r"\.shortcut\.([01])\.", r".downsample.\1.", name)
-    if name in names:
-      raise UserError(
-        f"The file has both {listed([names[name], key])}, two names of one"
-        " tensor: it mixes two networks."
-      )
-    names[name] = key
-  return names
 
 
 def _take_classifier(
@@ -247,16 +236,17 @@ def listed(
 def _shown(
   names: Mapping[str, str], spell: Callable[[str], str], name: str
 ) -> str:
-  """Returns the file's name for a canonical one, or one in the file's style."""
+  """Returns the file's name for one of ours, or one in the file's style."""
   if name in names:
     return spell(names[name])
-  keys = names.values()
-  if not any("backbone." in key for key in keys):
-    name = name.removeprefix("backbone.")
-  if any(re.search(r"\.shortcut\.[01]\.", key) for key in keys):
+  part, _, rest = name.partition(".")
+  for known, key in names.items():
+    same, _, tail = known.partition(".")
+    if same == part and key.endswith(tail):
+      name = key.removesuffix(tail) + rest
+      break
+  if any(re.search(r"\.shortcut\.[01]\.", key) for key in names.values()):
     name = name.replace(".downsample.", ".shortcut.")
-  if any(key.startswith("module.") for key in keys):
-    name = f"module.{name}"
   return spell(name)
 
 

@@ -18,11 +18,21 @@ from imsvd_jax.training import experiment
 
 
 def import_weights(
-  file: str, workdir: str, config: ConfigDict | None = None
+  file: str,
+  workdir: str,
+  config: ConfigDict | None = None,
+  *,
+  prefix: str = "",
 ) -> list[str]:
   """Writes a workdir with one checkpoint that holds a file's weights.
 
   The network of the recipe is replaced by the file's.
+
+  Args:
+    file: Of weights.
+    workdir: The new run's.
+    config: The recipe; by default the one in the file.
+    prefix: How the backbone's names begin, in a layout that is not known.
 
   Returns:
     What was read and changed, line by line.
@@ -34,7 +44,7 @@ def import_weights(
   workdir = os.path.expanduser(workdir)
   file = os.path.expanduser(file)
   _check_is_new(workdir)
-  imported = formats.read_file(file)
+  imported = formats.read_file(file, prefix=prefix)
   given, config = config, config or stored_config(file, imported)
   if config is None:
     raise UserError(
@@ -127,7 +137,8 @@ def _notes(
   architecture = imported.architecture
   widths = "-".join(map(str, architecture.projector))
   head = f"projector {widths}" if widths else "no projector"
-  notes = [f"Read {architecture.describe()}, {head}, step {step}."]
+  source = f", in {imported.project}'s layout" if imported.project else ""
+  notes = [f"Read {architecture.describe()}, {head}, step {step}{source}."]
   if not architecture.projector:
     notes.append(
       "A backbone alone has features but no embeddings and no codes; a run"
