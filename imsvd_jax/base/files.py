@@ -338,6 +338,20 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     epath.Path(unfinished).write_bytes(content)
 
 
+def read_if_there(path: str | os.PathLike[str]) -> bytes | None:
+  """Returns what a file holds; None only if it does not exist.
+
+  `exists` is also False where a disk does not answer.
+  """
+  file = epath.Path(path)
+  if is_remote(path) and not file.exists():
+    return None
+  try:
+    return file.read_bytes()
+  except FileNotFoundError:
+    return None
+
+
 def flush_to_disk(path: str | os.PathLike[str]) -> None:
   """Waits until a file, or the names in a directory, are on disk."""
   descriptor = os.open(path, os.O_RDONLY)

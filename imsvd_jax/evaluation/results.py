@@ -93,18 +93,22 @@ def read_results(path: Path) -> list[dict[str, Any]]:
   """Returns the entries of `results.json`; none if there is no file.
 
   Raises:
-    UserError: The file is not one of ours.
+    UserError: The file is not one of ours, or cannot be read.
   """
-  if not path.exists():
+  try:
+    text = files.read_if_there(path)
+  except OSError as error:
+    raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+  if text is None:
     return []
   if not path.is_file():
     raise UserError(f"{path} is not a regular file; move it away.")
   try:
-    content = json.loads(path.read_text())
+    content = json.loads(text)
     entries, schema = content["results"], content["schema"]
     for entry in entries:
       _key(entry)
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise UserError(
       f"{path} is not a results file ({type(error).__name__}); expected one "
       "that this program wrote: move it away."

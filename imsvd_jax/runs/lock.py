@@ -81,13 +81,14 @@ class Lock:
     if jax.process_index() > 0:
       return
     with files.writing("the lock", self._workdir):
-      text = self._path.read_text() if self._path.exists() else None
-      if text is None and self._workdir.exists():  # Somebody removed the file.
+      content = files.read_if_there(self._path)
+      if content is None and self._workdir.exists():  # Somebody removed it.
         self.release()
         self.take()
-      elif text is not None and text != self._text:
+      elif content not in (None, self._text.encode()):
+        owner = _who(content.decode(errors="replace"))
         raise UserError(
-          f"Another run, {_who(text)}, has taken over {self._workdir}. This one"
+          f"Another run, {owner}, has taken over {self._workdir}. This one"
           " stops before it writes anything more. Stop one of the two, or give"
           " each its own --workdir."
         )

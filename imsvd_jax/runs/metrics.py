@@ -236,7 +236,7 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
 
 
 def _read(path: epath.Path) -> bytes:
-  return path.read_bytes() if path.exists() else b""
+  return files.read_if_there(path) or b""
 
 
 def check_finished(
@@ -286,7 +286,7 @@ def _copy_beside(path: epath.Path, kind: str, content: bytes) -> epath.Path:
   """Writes metrics.jsonl.KIND-1, or another number where that exists."""
   names = (path.parent / f"{path.name}.{kind}-{n}" for n in itertools.count(1))
   copy = next(  # An earlier start may have written the same.
-    name for name in names if not name.exists() or name.read_bytes() == content
+    name for name in names if files.read_if_there(name) in (None, content)
   )
   files.write_whole(copy, content)
   return copy

@@ -1,10 +1,14 @@
 """Lines of metrics.jsonl: strict JSON, and damage that is said and mended."""
 
+import errno
 import json
 import math
+import os
 
 import pytest
+from etils import epath
 
+from imsvd_jax.base.errors import UserError
 from imsvd_jax.runs import metric_lines, metrics
 from imsvd_jax.runs.metric_lines import Mark
 
@@ -93,6 +97,21 @@ def test_the_same_damage_is_copied_once(tmp_path):
   assert names == ["metrics.jsonl.damaged-1", "metrics.jsonl.damaged-2"]
 
 
+def test_a_disk_that_does_not_answer_loses_no_lines(tmp_path, monkeypatch):
+  path = tmp_path / metrics.METRICS_FILE
+  path.write_bytes(raw(*LINES))
+  monkeypatch.setattr(os.path, "exists", lambda _: False)
+
+  def fails(*_):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+  monkeypatch.setattr(epath.Path(path).__class__, "read_bytes", fails)
+  with pytest.raises(UserError, match="Input/output error") as error:
+    metrics.MetricWriter(str(tmp_path), start_step=6, marks=MARKS)
+  assert "\n" not in str(error.value)
+  assert path.read_text() == "".join(LINES)
+
+
 def test_a_number_that_is_not_finite_is_null_and_named(tmp_path):
   writer = metrics.MetricWriter(str(tmp_path), start_step=0)
   writer.write(1, {"loss": math.nan, "norm": -math.inf, "lr": 0.5})
@@ -125,7 +144,7 @@ def test_lines_of_a_file_that_is_gone_are_saved(kind, tmp_path):
   if kind == "replaced":
     path.write_text("another run's")
   writer.write(2, {"loss": 2.0})
-  with pytest.raises(metrics.UserError, match=f"{kind} while") as error:
+  with pytest.raises(UserError, match=f"{kind} while") as error:
     writer.sync()
   assert "\n" not in str(error.value)
   saved = (tmp_path / "metrics.jsonl.saved-1").read_text()
