@@ -20,8 +20,8 @@ def find_images(
 
   Paths are relative to the folder, sorted, with "/". Links to folders are
   followed, once each; names that begin with a dot are skipped. `extensions`
-  are in lower case. A pipe, a device or a broken link is another file, whatever
-  its name: reading it could wait for ever.
+  are in lower case. A pipe or a device is another file, whatever its name:
+  reading it could wait for ever.
   """
   paths: list[str] = []
   entered: set[str] = set()
@@ -38,13 +38,18 @@ def find_images(
       name
       for name in visible
       if name.lower().endswith(tuple(extensions))
-      and os.path.isfile(os.path.join(top, name))
+      and _ends(os.path.join(top, name))
     ]
     others += len(visible) - len(images)
     for name in images:
       path = os.path.relpath(os.path.join(top, name), folder)
       paths.append(path.replace(os.sep, "/"))
   return sorted(paths), others
+
+
+def _ends(path: str) -> bool:
+  """Returns whether reading a path ends, if only with an error."""
+  return os.path.isfile(path) or not os.path.exists(path)
 
 
 def write_embeddings(

@@ -17,7 +17,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from imsvd_jax.base import console
+from imsvd_jax.base import console, files
 from imsvd_jax.base.config import as_json
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.runs import run_directory
@@ -37,10 +37,9 @@ def sign(workdir: str | os.PathLike, config: ConfigDict) -> None:
     known = _signatures(path)
     if signature in known:
       return
-    temporary = path.parent / f"{path.name}.tmp"
-    temporary.write_text(json.dumps({"signatures": [*known, signature]}) + "\n")
-    temporary.replace(path)
-  except OSError as error:
+    text = json.dumps({"signatures": [*known, signature]})
+    files.write_whole(path, f"{text}\n".encode())
+  except (OSError, UserError) as error:
     console.say(
       f"This run is not signed as yours ({error}): evaluate and explain will"
       " ask for --data or --trust_workdir."

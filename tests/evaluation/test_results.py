@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 
 import jax
@@ -389,3 +390,9 @@ def test_a_set_is_prepared_as_the_runs_images_are(monkeypatch):
   assert prepared("dtd", "")[0].path == "/somewhere"
   monkeypatch.delenv("TFDS_DATA_DIR")
   assert prepared("dtd", "")[0].path.endswith("/tensorflow_datasets")
+
+
+def test_a_pipe_is_no_results_file(tmp_path):
+  os.mkfifo(tmp_path / results.FILE_NAME)
+  with pytest.raises(UserError, match="is not a regular file; move it away"):
+    results.read_results(tmp_path / results.FILE_NAME)

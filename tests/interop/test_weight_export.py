@@ -1,9 +1,11 @@
 """A run trained here, exported, and loaded by programs other than this."""
 
+import copy
 import dataclasses
 import functools
 import importlib.util
 import json
+import os
 import pathlib
 import re
 import textwrap
@@ -554,3 +556,23 @@ def test_the_command_refuses_in_one_line(tmp_path):
     "export", "--workdir=x", "--format=onnx", f"--output={tmp_path}/x"
   )
   check_refused(result, "error: Unknown format 'onnx'.")
+
+
+def test_paths_of_this_machine_are_not_exported(encoder):
+  private = copy.copy(encoder)
+  private.config = encoder.config.copy_and_resolve_references()
+  private.config.data.update(name="folder", path="/home/me/photos/")
+  private.config.init_from = "/home/me/runs/first"
+  found = weight_export.describe(private, [])
+  assert "/home/me" not in json.dumps(found)
+  assert found["data"] == "folder photos, train split"
+  assert private.config.data.path == "/home/me/photos/"
+  found = weight_export.describe(private, [], absolute_paths=True)
+  assert found["data"] == "folder /home/me/photos/, train split"
+  assert found["config"]["init_from"] == "/home/me/runs/first"
+
+
+def test_a_pipe_is_no_classifier(tmp_path):
+  os.mkfifo(tmp_path / "head.npz")
+  with one_line_error("no such regular file"):
+    weight_export.read_classifier(str(tmp_path / "head.npz"))

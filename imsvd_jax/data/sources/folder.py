@@ -11,8 +11,8 @@ used. Without a "train" subfolder, all images outside of the subfolders with
 these names are for training. If all images lie in two or more subfolders, the
 first level of subfolders names the classes; otherwise the images are unlabeled.
 
-Pipes, devices, sockets and broken links are skipped and counted: reading one
-could wait for ever.
+Pipes, devices, sockets and looping links are skipped and counted: reading one
+could wait for ever. A broken link is a bad image.
 
 Gray, RGBA and CMYK files become RGB (alpha is dropped); an animation gives its
 first frame. Orientation tags (EXIF) are not applied, as in torchvision.
@@ -69,7 +69,7 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source | None:
 def _remarks(num_others: int, num_special: int) -> list[str]:
   counts = {
     "other files ignored": num_others,
-    "pipes, devices or broken links skipped": num_special,
+    "pipes, devices or looping links skipped": num_special,
   }
   return [f"{count} {what}" for what, count in counts.items() if count]
 
@@ -186,7 +186,8 @@ def _list(path: str) -> _Listing:
       try:
         if entry.is_dir():
           folders.append(entry.name)
-        elif entry.is_file():
+        elif entry.is_file() or not os.path.exists(entry.path):
+          # A broken link too, which is a bad image.
           files.append(entry.name)
         else:
           num_special += 1
@@ -273,6 +274,10 @@ def _stamp(files: list[str], paths: list[str]) -> str:
   """Returns a digest of the names, sizes and times of all files."""
   digest = hashlib.sha256()
   for name, path in zip(files, paths, strict=True):
-    found = tf.io.gfile.stat(path)
-    digest.update(f"{name} {found.length} {found.mtime_nsec}\n".encode())
+    try:
+      found = tf.io.gfile.stat(path)
+      facts = f"{found.length} {found.mtime_nsec}"
+    except tf.errors.OpError:  # A broken link.
+      facts = "unreadable"
+    digest.update(f"{name} {facts}\n".encode())
   return digest.hexdigest()
