@@ -12,4 +12,4 @@ from tests.objectives import oracle
 def test_value_and_gradient_equal_the_reference(name, size):
   found = oracle.worst(name, size)
   assert found.value < 1e-5
-  assert found.gradient < 1e-3
+  assert found.gradient < 3e-4
