@@ -57,9 +57,13 @@ def base() -> ConfigDict:
       stem="imagenet",  # "imagenet", "cifar" or "small".
       projector=(8192, 8160),  # Widths; the last is the embedding's.
       projector_bias=True,  # Of the hidden layers.
+      projector_last_bias=False,  # Of the last layer.
       dtype="float32",  # The network computes in "float32" or "bfloat16".
       remat=False,  # Recompute activations in the backward pass.
       zero_init_residual=True,  # Each block starts as its shortcut.
+      # Convolutions: "fan_out_normal" as torchvision's ResNets, or
+      # "torch_default", uniform within +-1 / sqrt(fan_in).
+      init="fan_out_normal",
     )
   )
 
@@ -104,7 +108,7 @@ def base() -> ConfigDict:
 
   c.optimizer = ConfigDict(
     dict(
-      name="lars",  # "lars", "sgd" or "adamw".
+      name="lars",  # "lars", "sgd", "adam" or "adamw".
       base_learning_rate=0.6,  # Times batch_size / 256.
       warmup_epochs=10.0,
       # "cosine" over the whole run. Where a run is continued with other
@@ -115,7 +119,7 @@ def base() -> ConfigDict:
       weight_decay=1e-6,
       decay_1d=False,  # Also decay biases and BatchNorm parameters.
       trust_coefficient=1e-3,  # LARS.
-      b1=0.9,  # AdamW.
+      b1=0.9,  # Adam, AdamW.
       b2=0.999,
       eps=1e-8,
     )
@@ -194,6 +198,7 @@ def cifar10() -> ConfigDict:
   c.model.backbone = "resnet18"
   c.model.stem = "cifar"
   c.model.zero_init_residual = False
+  c.model.init = "torch_default"
   c.model.projector = (1024, 1024, 1024)  # 32 variables of 32 bins.
   c.objective.imsvd.num_bins = 32
   c.objective.music.num_bins = 32

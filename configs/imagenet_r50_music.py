@@ -3,9 +3,12 @@
   python -m imsvd_jax.main --config=configs/imagenet_r50_music.py \\
     --workdir=WORKDIR
 
-IMSVD's recipe without the invariance term and the deep projector: MUSIC's
-entropy terms favor invariant codes by themselves, and the paper reports that
-neither a deep projector nor a very wide embedding is needed.
+IMSVD's recipe without the invariance term, because MUSIC's entropy terms favor
+invariant codes by themselves. The embedding is IMSVD's, 8160 wide, and the
+projector has two layers, of which the hidden one is 2048 wide instead of 8192.
+The paper reports that MUSIC needs neither a deep projector nor a very wide
+embedding; this recipe does not test that. Optimizer, schedule, batch and views
+are IMSVD's. We have not measured a linear accuracy.
 """
 
 from configs import common

@@ -4,9 +4,12 @@ import importlib
 import pathlib
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from imsvd_jax.base import devices
+from imsvd_jax.objectives import OBJECTIVES
 from imsvd_jax.runs import metrics as metrics_lib
 from imsvd_jax.train import train_and_evaluate
 from imsvd_jax.training import experiment as experiment_lib
@@ -72,6 +75,41 @@ def test_the_debug_form_trains_and_saves(recipe, tmp_path):
   assert any("loss" in line for line in lines)
   assert any("online/knn" in line for line in lines)
   assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+def test_mveb_heads_have_the_size_of_the_authors():
+  config = get_config("imagenet_r50_mveb")
+  model = experiment_lib.make_model(config.model, OBJECTIVES["mveb"])
+  images = jnp.zeros((2, 32, 32, 3))
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, False))
+  head = shapes["params"]["projector"]
+  # Three matrices, the last with a bias, and two batch norms.
+  count = sum(leaf.size for leaf in jax.tree.leaves(head))
+  assert count == 3 * 2048**2 + 2048 + 2 * 2 * 2048 == 12_593_152
+  biases = [name for name in head if "bias" in head[name] and "dense" in name]
+  assert biases == ["dense_2"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_only_cifar_recipes_start_as_torch_does(recipe):
+  init = "torch_default" if "cifar10" in recipe else "fan_out_normal"
+  assert get_config(recipe).model.init == init
+
+
+def test_superinfo_recipes_follow_infocl():
+  cifar = get_config("cifar10_r18_superinfo")
+  imagenet = get_config("imagenet_r50_superinfo")
+  rates = []
+  for config, images in ((cifar, 50_000), (imagenet, 1_281_167)):
+    assert config.epochs == 200
+    assert config.objective.superinfo.temperature == 0.5
+    assert config.optimizer.weight_decay == 1e-6
+    experiment = experiment_lib.build(config, num_examples=images)
+    ends = (0, experiment.total_steps)
+    rates.append([float(experiment.schedule(step)) for step in ends])
+  np.testing.assert_allclose(rates, [(3e-4, 3e-4), (1.2, 0)], atol=1e-9)
+  assert (cifar.optimizer.name, cifar.batch_size) == ("adam", 256)
+  assert (imagenet.optimizer.name, imagenet.batch_size) == ("lars", 1024)
 
 
 def test_the_published_recipes_say_what_the_papers_say():

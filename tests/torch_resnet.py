@@ -101,7 +101,7 @@ def torch_resnet(name, filters=64, stem="imagenet", channels=3):
   return TorchResNet(*DEPTHS[name], filters, stem, channels)
 
 
-def torch_projector(widths, hidden_bias=True):
+def torch_projector(widths, hidden_bias=True, last_bias=False):
   """Widths start with the features."""
   layers = []
   for inputs, outputs in itertools.pairwise(widths[:-1]):
@@ -110,7 +110,7 @@ def torch_projector(widths, hidden_bias=True):
       nn.BatchNorm1d(outputs),
       nn.ReLU(),
     ]
-  return nn.Sequential(*layers, nn.Linear(*widths[-2:], bias=False))
+  return nn.Sequential(*layers, nn.Linear(*widths[-2:], bias=last_bias))
 
 
 def randomize(module, seed=0):

@@ -16,6 +16,13 @@ HARMLESS_KEYS = (
   "not_finite",
 )
 
+# Keys that recipes of earlier versions lack, and what those versions did.
+ADDED_KEYS: dict[str, Any] = {
+  "model.init": "fan_out_normal",
+  "model.projector_last_bias": False,
+  "optimizer.schedule": "cosine",
+}
+
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns {"data.name": "digits", ...}.

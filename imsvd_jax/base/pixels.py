@@ -114,29 +114,23 @@ def adjust_solarize(planes: jax.Array, threshold: float) -> jax.Array:
   return jnp.where(planes >= threshold, 1 - planes, planes)
 
 
-def blur_kernel_size(size: int) -> int:
-  """Returns the odd number next to a tenth of the image: 23 at 224 pixels."""
-  return size // 10 // 2 * 2 + 1
-
-
 def gaussian_blur(
   planes: jax.Array,
   sigma: jax.Array,
   *,
-  radius: int | None = None,
+  radius: int,
   edges: str = "reflect",
 ) -> jax.Array:
   """Convolves each example with a Gaussian.
 
   Args:
     planes: float32 [C, B, H, W].
-    sigma: float32 [B], in pixels.
-    radius: Pixels on each side of the center; half of `blur_kernel_size` by
-      default.
+    sigma: float32 [B], in pixels; 0 changes nothing.
+    radius: Pixels on each side of the center: 3 sigma or more, else the image
+      is blurred less than sigma says.
     edges: How to continue the image, a mode of `jnp.pad`.
   """
-  if radius is None:
-    radius = blur_kernel_size(planes.shape[-1]) // 2
+  sigma = jnp.maximum(sigma, 1e-6)  # 0 / 0 is not a number.
   distance = jnp.arange(radius + 1, dtype=jnp.float32)
   weights = jnp.exp(-0.5 * (distance / sigma[:, None]) ** 2)
   weights = weights / (2 * weights.sum(-1, keepdims=True) - weights[:, :1])

@@ -35,6 +35,7 @@ class Architecture:
     channels: Channels of the images.
     projector: Output widths of the projector's layers; empty without one.
     hidden_bias: Whether the projector's hidden layers have a bias.
+    last_bias: Whether its last layer has one.
   """
 
   backbone: str
@@ -43,6 +44,7 @@ class Architecture:
   channels: int = 3
   projector: tuple[int, ...] = ()
   hidden_bias: bool = True
+  last_bias: bool = False
 
   def network(self) -> ResNet:
     """Returns the backbone as a module (no parameters are made)."""
@@ -127,9 +129,9 @@ def _projector(architecture: Architecture) -> Iterator[Entry]:
     # torch's Sequential counts Linear, BatchNorm and ReLU: three a layer.
     key, path = f"projector.{3 * i}", ("params", "projector", f"dense_{i}")
     yield Entry(f"{key}.weight", (*path, "kernel"), (width, inputs))
+    if architecture.hidden_bias if i < last else architecture.last_bias:
+      yield Entry(f"{key}.bias", (*path, "bias"), (width,))
     if i < last:
-      if architecture.hidden_bias:
-        yield Entry(f"{key}.bias", (*path, "bias"), (width,))
       norm = ("projector", f"bn_{i}")
       yield from _batch_norm(f"projector.{3 * i + 1}", norm, width)
     inputs = width
@@ -211,6 +213,7 @@ def infer_architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
     channels=stem[1],
     projector=widths,
     hidden_bias=hidden_bias,
+    last_bias=f"projector.{3 * len(widths) - 3}.bias" in shapes,
   )
 
 

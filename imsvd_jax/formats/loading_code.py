@@ -126,7 +126,8 @@ def _wrap(architecture: Architecture) -> str:
     ]
     inputs = width
   last = architecture.projector[-1]
-  layers.append(f"torch.nn.Linear({inputs}, {last}, bias=False)")
+  bias = "" if architecture.last_bias else ", bias=False"
+  layers.append(f"torch.nn.Linear({inputs}, {last}{bias})")
   body = "".join(f"  {layer},\n" for layer in layers)
   return (
     f"projector = torch.nn.Sequential(\n{body})\n"

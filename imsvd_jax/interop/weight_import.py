@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from imsvd_jax import formats
 from imsvd_jax.base import files
+from imsvd_jax.base.config import ADDED_KEYS
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.formats.torchvision import listed
 from imsvd_jax.objectives import OBJECTIVES
@@ -118,9 +119,11 @@ def _fit_config(
       )
     model["projector"] = (*hidden, last // factor)
     model["projector_bias"] = architecture.hidden_bias
+    model["projector_last_bias"] = architecture.last_bias
   changes = []
   for key, value in model.items():
-    old = config.model[key]
+    known = ADDED_KEYS.get(f"model.{key}")
+    old = config.model.get(key, known)
     if (tuple(old) if isinstance(old, list | tuple) else old) != value:
       changes.append(f"model.{key}: {old} -> {value}")
       with config.ignore_type():

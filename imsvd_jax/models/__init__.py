@@ -14,7 +14,8 @@ from imsvd_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 
 __all__ = ["BACKBONES", "Encoder", "Projector"]
 
-# name: f(width_multiplier, stem, dtype, remat, zero_init_residual), see ResNet.
+# name: f(width_multiplier, stem, dtype, remat, zero_init_residual,
+# kernel_init), see ResNet.
 # resnet8 has three stages: a small image has nothing left to halve after them.
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
   "resnet8": partial(ResNet, BasicBlock, (1, 1, 1)),

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.models.resnet import batch_norm
+from imsvd_jax.models.resnet import INITS, batch_norm
 
-# torch's Linear: uniform within +-1 / sqrt(fan_in).
-_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+_kernel_init = INITS["torch_default"]
 
 
 def _bias_init(fan_in: int) -> nn.initializers.Initializer:
@@ -26,18 +25,22 @@ def _bias_init(fan_in: int) -> nn.initializers.Initializer:
 
 
 class Projector(nn.Module):
-  """Dense, batch norm, ReLU for each hidden width, then Dense without bias.
+  """Dense, batch norm, ReLU for each hidden width, then Dense.
+
+  Kernels and biases start as torch's.
 
   Attributes:
     widths: Output widths of the Dense layers, the last one the embedding's:
       (8192, 8160) after 2048 features is the "2048-8192-8160" of the papers.
     hidden_bias: Whether hidden Dense layers have a bias (VICReg's and IMSVD's
       do, Barlow Twins' do not; the batch norm that follows cancels it).
+    last_bias: Whether the last Dense layer has a bias (MVEB's does).
     dtype: Type that the layers compute in; the output is float32 or wider.
   """
 
   widths: Sequence[int]
   hidden_bias: bool = True
+  last_bias: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -47,21 +50,21 @@ class Projector(nn.Module):
       raise UserError("A projector has no widths; expected at least one.")
     x = features
     for i, width in enumerate(self.widths[:-1]):
-      x = nn.Dense(
-        width,
-        use_bias=self.hidden_bias,
-        dtype=self.dtype,
-        kernel_init=_kernel_init,
-        bias_init=_bias_init(x.shape[-1]),
-        name=f"dense_{i}",
-      )(x)
+      x = self._dense(i, width, x, self.hidden_bias)
       x = batch_norm(self.dtype, f"bn_{i}")(x, use_running_average=not train)
       x = nn.relu(x)
-    x = nn.Dense(
-      self.widths[-1],
-      use_bias=False,
+    last = len(self.widths) - 1
+    x = self._dense(last, self.widths[last], x, self.last_bias)
+    return x.astype(jnp.promote_types(self.dtype, jnp.float32))
+
+  def _dense(
+    self, i: int, width: int, x: jax.Array, use_bias: bool
+  ) -> jax.Array:
+    return nn.Dense(
+      width,
+      use_bias=use_bias,
       dtype=self.dtype,
       kernel_init=_kernel_init,
-      name=f"dense_{len(self.widths) - 1}",
+      bias_init=_bias_init(x.shape[-1]),
+      name=f"dense_{i}",
     )(x)
-    return x.astype(jnp.promote_types(self.dtype, jnp.float32))

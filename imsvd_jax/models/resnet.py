@@ -23,7 +23,12 @@ STEMS: dict[str, tuple[int, int, bool]] = {
   "small": (5, 2, False),  # Early striding keeps laptops fast.
 }
 
-_kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# Of the convolutions: torchvision's, and torch's own for any kernel, which is
+# uniform within +-1 / sqrt(fan_in).
+INITS: dict[str, nn.initializers.Initializer] = {
+  "fan_out_normal": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+  "torch_default": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+}
 
 
 def _convolve(
@@ -66,7 +71,12 @@ def _convolve(
 
 
 def _conv(
-  filters: int, kernel: int, stride: int, dtype: Any, name: str | None = None
+  filters: int,
+  kernel: int,
+  stride: int,
+  dtype: Any,
+  init: str,
+  name: str | None = None,
 ) -> nn.Conv:
   pad = (kernel - 1) // 2
   return nn.Conv(
@@ -76,7 +86,7 @@ def _conv(
     padding=((pad, pad), (pad, pad)),
     use_bias=False,
     dtype=dtype,
-    kernel_init=_kernel_init,
+    kernel_init=INITS[init],
     conv_general_dilated=_convolve,
     name=name,
   )
@@ -97,12 +107,12 @@ def batch_norm(
 
 
 def _shortcut(
-  x: jax.Array, filters: int, stride: int, dtype: Any, train: bool
+  x: jax.Array, filters: int, stride: int, dtype: Any, init: str, train: bool
 ) -> jax.Array:
   """The identity where shapes allow it, else a strided 1x1 projection."""
   if stride == 1 and x.shape[-1] == filters:
     return x
-  x = _conv(filters, 1, stride, dtype, "downsample_conv")(x)
+  x = _conv(filters, 1, stride, dtype, init, "downsample_conv")(x)
   norm = batch_norm(dtype, "downsample_bn")
   return norm(x, use_running_average=not train)
 
@@ -114,6 +124,7 @@ class _Block(nn.Module):
   stride: int = 1
   dtype: Any = jnp.float32
   zero_init_residual: bool = True
+  kernel_init: str = "fan_out_normal"
 
   kernels: ClassVar[tuple[int, ...]]
   expansion: ClassVar[int]
@@ -127,13 +138,19 @@ class _Block(nn.Module):
     for i, kernel in enumerate(self.kernels, start=1):
       filters = wide if i == last else self.filters
       stride = self.stride if i == strided else 1
-      y = _conv(filters, kernel, stride, self.dtype, f"conv{i}")(y)
+      conv = _conv(
+        filters, kernel, stride, self.dtype, self.kernel_init, f"conv{i}"
+      )
+      y = conv(y)
       zero_scale = i == last and self.zero_init_residual
       norm = batch_norm(self.dtype, f"bn{i}", zero_scale=zero_scale)
       y = norm(y, use_running_average=not train)
       if i < last:
         y = nn.relu(y)
-    return nn.relu(y + _shortcut(x, wide, self.stride, self.dtype, train))
+    shortcut = _shortcut(
+      x, wide, self.stride, self.dtype, self.kernel_init, train
+    )
+    return nn.relu(y + shortcut)
 
 
 class BasicBlock(_Block):
@@ -169,9 +186,11 @@ class ResNet(nn.Module):
       about a third more time.
     zero_init_residual: Whether each block starts as its shortcut alone (the
       scale of its last batch norm is zero).
+    kernel_init: Initial convolutions: "fan_out_normal" (torchvision's ResNets)
+      or "torch_default" (torch's for any convolution).
 
   Raises:
-    UserError: Unknown stem, or a width that leaves no filters.
+    UserError: Unknown stem or init, or a width that leaves no filters.
   """
 
   block: type[_Block]
@@ -181,9 +200,11 @@ class ResNet(nn.Module):
   dtype: Any = jnp.float32
   remat: bool = False
   zero_init_residual: bool = True
+  kernel_init: str = "fan_out_normal"
 
   def __post_init__(self) -> None:
     lookup(STEMS, self.stem, "stem")
+    lookup(INITS, self.kernel_init, "init")
     if self.num_filters < 1:
       raise UserError(
         f"width_multiplier {self.width_multiplier} leaves {self.num_filters} of"
@@ -205,7 +226,9 @@ class ResNet(nn.Module):
   def setup(self) -> None:
     """Creates the stem and the stages under torchvision's names."""
     kernel, stride, _ = STEMS[self.stem]
-    self.conv1 = _conv(self.num_filters, kernel, stride, self.dtype)
+    self.conv1 = _conv(
+      self.num_filters, kernel, stride, self.dtype, self.kernel_init
+    )
     self.bn1 = batch_norm(self.dtype)
     block = self.block
     if self.remat:  # Argument 2 is `train`: self is 0 and x is 1.
@@ -217,6 +240,7 @@ class ResNet(nn.Module):
           stride=2 if i > 0 and j == 0 else 1,
           dtype=self.dtype,
           zero_init_residual=self.zero_init_residual,
+          kernel_init=self.kernel_init,
         )
         for j in range(size)
       ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from imsvd_jax.base.config import HARMLESS_KEYS, as_json, flatten
+from imsvd_jax.base.config import ADDED_KEYS, HARMLESS_KEYS, as_json, flatten
 from imsvd_jax.base.errors import Damage, UserError
 from imsvd_jax.runs import run_directory, verification
 from imsvd_jax.runs.metric_lines import Mark
@@ -201,6 +201,8 @@ def check_config(
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
   """Returns "key: old -> new" for each key that differs, sorted by key."""
+  added = {key: ADDED_KEYS[key] for key in ADDED_KEYS.keys() & new.keys()}
+  old = {**added, **old}
   return {
     key: f"{key}: {_shown(old, key)} -> {_shown(new, key)}"
     for key in sorted(old.keys() | new.keys())

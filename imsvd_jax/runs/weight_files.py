@@ -188,6 +188,7 @@ def _network(architecture: formats.Architecture, dtype: str) -> Encoder:
     projector=Projector(
       widths=architecture.projector,
       hidden_bias=architecture.hidden_bias,
+      last_bias=architecture.last_bias,
       dtype=jnp.dtype(dtype),
     ),
   )

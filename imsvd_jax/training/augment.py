@@ -21,6 +21,7 @@ could not vectorize.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -318,4 +319,9 @@ def _random_blur(
   draws: _Draws, planes: jax.Array, *, limits: Sequence[float]
 ) -> jax.Array:
   low, high = limits
-  return pixels.gaussian_blur(planes, low + (high - low) * draws["blur_sigma"])
+  side = min(planes.shape[-2:])
+  # 3 sigma, as PIL's; a twentieth of the side, as SimCLR's kernel of 23 at 224,
+  # where that is more. Beyond the side there are only repeated reflections.
+  radius = min(max(side // 20, math.ceil(3 * high)), side - 1)
+  sigma = low + (high - low) * draws["blur_sigma"]
+  return pixels.gaussian_blur(planes, sigma, radius=radius)

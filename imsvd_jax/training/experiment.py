@@ -11,7 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from imsvd_jax.base import devices
-from imsvd_jax.base.config import flatten
+from imsvd_jax.base.config import ADDED_KEYS, flatten
 from imsvd_jax.base.errors import UserError, lookup, pair
 from imsvd_jax.models import BACKBONES, Encoder, Projector
 from imsvd_jax.objectives import OBJECTIVES, Objective
@@ -179,10 +179,14 @@ def make_model(settings: ConfigDict, objective: Objective) -> Encoder:
       dtype=dtype,
       remat=settings.remat,
       zero_init_residual=settings.zero_init_residual,
+      kernel_init=settings.get("init", ADDED_KEYS["model.init"]),
     ),
     projector=Projector(
       widths=(*hidden, out * objective.embedding_factor),
       hidden_bias=settings.projector_bias,
+      last_bias=settings.get(
+        "projector_last_bias", ADDED_KEYS["model.projector_last_bias"]
+      ),
       dtype=dtype,
     ),
   )

@@ -1,6 +1,6 @@
 """Optimizers of the reference recipes, their schedule and their masks.
 
-All three apply the learning rate last, outside of the momentum buffer, like the
+All apply the learning rate last, outside of the momentum buffer, like the
 reference implementations. `optax.lars` applies it inside, which is a different
 algorithm under a schedule.
 """
@@ -67,11 +67,23 @@ def adamw(
   )
 
 
+def adam(
+  settings: ConfigDict, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """Adam: w <- w - lr adam(g + wd w) (torch's; Kingma and Ba, 2015)."""
+  return optax.chain(
+    _decay(settings),
+    optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),
+    optax.scale_by_learning_rate(schedule),
+  )
+
+
 OPTIMIZERS: dict[
   str, Callable[[ConfigDict, optax.Schedule], optax.GradientTransformation]
 ] = {
   "lars": lars,
   "sgd": sgd,
+  "adam": adam,
   "adamw": adamw,
 }
 

@@ -487,7 +487,7 @@ CASES = [
   (Architecture("resnet8", 0.375, "small", projector=(24, 12)), 0),
   (Architecture("resnet18", stem="cifar", channels=1), 0),
   (Architecture("resnet10", 0.375, "small", projector=(24, 12)), 0),
-  (Architecture("resnet50", 0.25, projector=(8,), hidden_bias=True), 0),
+  (Architecture("resnet50", 0.25, projector=(8,), last_bias=True), 0),
 ]
 
 
@@ -501,7 +501,7 @@ def export_and_execute(nets, format_name, architecture, num_classes, folder):
   features = architecture.network().num_features
   if architecture.projector:
     reference.projector = nets.torch_projector(
-      [features, *architecture.projector]
+      [features, *architecture.projector], last_bias=architecture.last_bias
     )
   nets.randomize(reference).eval()
   imported = formats.from_torchvision(nets.state_of(reference))

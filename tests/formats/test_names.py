@@ -20,7 +20,9 @@ def encoder(architecture):
   net = models.BACKBONES[architecture.backbone](
     width_multiplier=architecture.width_multiplier, stem=architecture.stem
   )
-  head = models.Projector(architecture.projector, architecture.hidden_bias)
+  head = models.Projector(
+    architecture.projector, architecture.hidden_bias, architecture.last_bias
+  )
   return models.Encoder(net, head)
 
 
@@ -96,7 +98,9 @@ def test_table_of_names_covers_the_module(backbone):
   formats.check_variables(variables, architecture)
 
 
-@pytest.mark.parametrize("hidden_bias", [True, False])
+@pytest.mark.parametrize(
+  ("hidden_bias", "last_bias"), [(True, False), (False, False), (False, True)]
+)
 @pytest.mark.parametrize(
   ("backbone", "width", "stem", "channels"),
   [
@@ -110,10 +114,10 @@ def test_table_of_names_covers_the_module(backbone):
   ],
 )
 def test_round_trip_recognises_the_network(
-  backbone, width, stem, channels, hidden_bias
+  backbone, width, stem, channels, hidden_bias, last_bias
 ):
   architecture = Architecture(
-    backbone, width, stem, channels, (24, 16, 8), hidden_bias
+    backbone, width, stem, channels, (24, 16, 8), hidden_bias, last_bias
   )
   variables = variables_of(architecture)
   assert formats.architecture_of(variables) == architecture

@@ -45,10 +45,8 @@ def save(content, path):
   torch.save({**content, "model": model}, path)
 
 
-def network(*projector, hidden_bias=True):
-  return formats.Architecture(
-    "resnet50", WIDTH, projector=projector, hidden_bias=hidden_bias
-  )
+def network(*projector, **biases):
+  return formats.Architecture("resnet50", WIDTH, projector=projector, **biases)
 
 
 def barlow():
@@ -105,6 +103,19 @@ def test_official_files_become_runs(name, tmp_path):
   assert model["projector_bias"] == ("barlow" not in name)
   if name == "imsvd model.pth":
     check_run(workdir)
+
+
+def test_a_projector_with_a_last_bias_becomes_a_run(tmp_path):
+  biases = {"hidden_bias": False, "last_bias": True}
+  state = fake(network(32, 16, **biases), "module.")
+  save({"model": state}, tmp_path / "file")
+  notes = import_weights(
+    str(tmp_path / "file"), str(tmp_path / "run"), recipe()
+  )
+  assert "projector_last_bias: False -> True" in "\n".join(notes)
+  stored = weights.load_variables(tmp_path / "run")
+  assert formats.architecture_of(stored._asdict()) == network(32, 16, **biases)
+  assert load_encoder(tmp_path / "run").model.projector.last_bias
 
 
 def check_run(workdir):

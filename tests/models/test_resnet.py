@@ -112,6 +112,8 @@ def test_the_smallest_maps_are_convolved_by_one_product(
 def test_user_mistakes():
   with pytest.raises(UserError, match=r"stem 'cifer'.*'cifar'.*Known: cifar, "):
     models.BACKBONES["resnet18"](stem="cifer")
+  with pytest.raises(UserError, match=r"init 'torch'.*Known: fan_out_normal, "):
+    models.BACKBONES["resnet18"](kernel_init="torch")
   with pytest.raises(UserError, match=r"width_multiplier 0\.001"):
     models.BACKBONES["resnet18"](width_multiplier=0.001)
   with pytest.raises(UserError, match="expected at least one"):

@@ -68,8 +68,10 @@ def test_evaluation_features_equal_torch(name, stem, sizes):
     assert_same_features(net, imported.variables, reference, shape)
 
 
-def test_projector_equals_torch():
-  reference = randomize(torch_projector([24, 32, 16, 8])).eval()
+@pytest.mark.parametrize("last_bias", [False, True])
+def test_projector_equals_torch(last_bias):
+  widths = [24, 32, 16, 8]
+  reference = randomize(torch_projector(widths, last_bias=last_bias)).eval()
   state = {
     f"projector.{key}": value for key, value in state_of(reference).items()
   }
@@ -78,10 +80,46 @@ def test_projector_equals_torch():
     state[f"backbone.{key}"] = value
   variables = part_of(from_torchvision(state).variables, "projector")
   x = images((5, 24))
-  found = models.Projector((32, 16, 8)).apply(variables, x, False)
+  found = models.Projector((32, 16, 8), last_bias=last_bias).apply(
+    variables, x, False
+  )
   with torch.no_grad():
     expected = reference(torch.from_numpy(x)).numpy()
   assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet", "small"])
+def test_initial_weights_are_spread_as_torch_defaults(stem):
+  torch.manual_seed(0)
+  filters, widths = 32, (64, 64, 32)
+  reference = torch_resnet("resnet10", filters, stem)
+  head = torch_projector([8 * filters, *widths], last_bias=True)
+  state = state_of(reference)
+  state = {f"backbone.{key}": value for key, value in state.items()}
+  state |= {f"projector.{k}": value for k, value in state_of(head).items()}
+  expected = from_torchvision(state).variables
+  net = models.BACKBONES["resnet10"](
+    width_multiplier=filters / 64,
+    stem=stem,
+    kernel_init="torch_default",
+    zero_init_residual=False,
+  )
+  encoder = models.Encoder(net, models.Projector(widths, last_bias=True))
+  init = lambda: encoder.init(jax.random.key(0), images((2, 8, 8, 3)), False)
+  found = jax.jit(init)()
+
+  def compare(path, ours, theirs):
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    rtol = 4 / np.sqrt(ours.size)  # Of two samples of a uniform distribution.
+    np.testing.assert_allclose(
+      ours.std(), theirs.std(), rtol=rtol, err_msg=str(path)
+    )
+    # The bound itself: a normal distribution would go far beyond it.
+    np.testing.assert_allclose(
+      np.abs(ours).max(), np.abs(theirs).max(), rtol=rtol, err_msg=str(path)
+    )
+
+  jax.tree.map_with_path(compare, found, expected)
 
 
 def statistics_inputs(module):

@@ -31,7 +31,8 @@ def softmax(z, num_bins, temperature):
 
 
 def plogp(p):
-  return sum(x * np.log(x) for x in np.ravel(p) if x > 0)
+  p = p[p > 0]
+  return (p * np.log(p)).sum()
 
 
 def imsvd(

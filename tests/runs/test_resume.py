@@ -68,6 +68,15 @@ def test_allowed_and_harmless_changes_are_logged(caplog, allow):
   assert "data.seed: 1 -> 2 (allowed)" in caplog.text
 
 
+def test_a_run_of_an_earlier_version_lacks_the_keys_added_since():
+  old = {"model": {"stem": "cifar"}}
+  same = {"model": {"stem": "cifar", "init": "fan_out_normal"}}
+  assert resume.check_config(old, same) == []
+  other = {"model": {"stem": "cifar", "init": "torch_default"}}
+  with pytest.raises(UserError, match=r"init: .*fan_out_normal.*torch_default"):
+    resume.check_config(old, other)
+
+
 def test_a_prefix_ends_at_a_dot():
   with pytest.raises(UserError, match="data\\.seed"):
     resume.check_config(OLD, NEW, allow=["dat", "gone", "new", "log_every"])

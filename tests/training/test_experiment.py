@@ -3,10 +3,12 @@
 import fnmatch
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs import common
 from imsvd_jax.base.config import flatten
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.objectives import OBJECTIVES
 from imsvd_jax.training import experiment
 from tests.train_child import small_config
 
@@ -36,6 +38,7 @@ from tests.train_child import small_config
     ({"data.mean": (0.5, 0.5)}, "data.mean has 2 values"),
     ({"data.crop": 20}, r"data\.crop is 20, larger than data\.resize, 16"),
     ({"model.projector": (32, 60)}, "60.*num_bins.*8"),
+    ({"model.init": "torch"}, "init 'torch'.*Known: fan_out_normal"),
     ({"model.dtype": "float16"}, "dtype 'float16'.*bfloat16"),
     ({"log.every_steps": 0}, r"log\.every_steps=0; expected 1 or more"),
     ({"checkpoint.every_steps": -1}, r"checkpoint\.every_steps=-1"),
@@ -70,3 +73,13 @@ def test_every_number_of_a_recipe_has_limits():
   unlimited = {k for k in unlimited if not k.startswith("objective.")}
   checked_otherwise = {"model.projector", "data.mean", "data.std"}
   assert unlimited == {"seed", "allow_changes", *checked_otherwise}
+
+
+def test_a_recipe_of_an_earlier_version_makes_the_network_of_then():
+  config = small_config()
+  old = config.model.to_dict()
+  for key in ("init", "projector_last_bias"):
+    del old[key]
+  imsvd = OBJECTIVES["imsvd"]
+  new = experiment.make_model(config.model, imsvd)
+  assert experiment.make_model(ConfigDict(old), imsvd) == new

@@ -110,7 +110,17 @@ class AdamW(Lars):
     self.w = self.w - lr * update
 
 
-REFERENCES = {"lars": Lars, "sgd": Sgd, "adamw": AdamW}
+class Adam(AdamW):
+  def step(self, g, lr):
+    c = self.config
+    if self.w.ndim != 1 or c.decay_1d:
+      g = g + c.weight_decay * self.w
+    self.config = types.SimpleNamespace(**vars(c) | {"weight_decay": 0.0})
+    super().step(g, lr)
+    self.config = c
+
+
+REFERENCES = {"lars": Lars, "sgd": Sgd, "adam": Adam, "adamw": AdamW}
 
 
 def run(config):
@@ -196,7 +206,7 @@ def test_one_dimensional_parameters_keep_still_without_gradient(name):
 
 
 def test_user_mistakes():
-  with pytest.raises(UserError, match=r"'lar'.*'lars'.*adamw, lars, sgd"):
+  with pytest.raises(UserError, match=r"'lar'.*'lars'.*adam, adamw, lars, sgd"):
     make(settings("lar"))
   with pytest.raises(UserError, match=r"warm-up of 60 steps.*run of 60"):
     make(settings("sgd", warmup_epochs=11))
