@@ -1,9 +1,8 @@
 """The training loop: follow a batch from the data set to the update."""
 
 import contextlib
-import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -75,13 +74,14 @@ def _pretrain(
   # --- Start or resume -------------------------------------------------------
   config = experiment.config
   replicated = devices.replicated(mesh)
-  checkpointer = _open_checkpoints(config, source, workdir)
+  checkpointer = resume.open_checkpoints(config, source.num_examples, workdir)
   ownership.sign(workdir, config)
-  init_state = functools.partial(step_lib.init_state, experiment)
-  restored = checkpointer.restore(_abstract(init_state, replicated))
+  restored = checkpointer.restore(
+    step_lib.abstract_state(experiment, replicated)
+  )
   start_step, progress, marks = 0, BEGINNING, []
   if restored is None:
-    state = jax.jit(init_state, out_shardings=replicated)()
+    state = step_lib.initial_state(experiment, replicated)
     state = _with_weights(config, state)
   else:
     state, start_step = restored
@@ -117,7 +117,7 @@ def _pretrain(
     every_seconds=config.log.progress_seconds,
   )
   log_period = Every(steps=config.log.every_steps)
-  evaluation_period = Every(steps=_evaluation_steps(experiment))
+  evaluation_period = Every(steps=experiment.evaluation_steps)
   save_period = Every(
     steps=config.checkpoint.every_steps,
     minutes=config.checkpoint.every_minutes,
@@ -175,43 +175,6 @@ def _pretrain(
   return state
 
 
-def _open_checkpoints(
-  config: ConfigDict, source: Source, workdir: str
-) -> Checkpointer:
-  """Opens the run's checkpoints; refuses to resume a run of another config."""
-  facts = {
-    # Data order depends on the number of images, which a folder's config does
-    # not record.
-    "images_found": source.num_examples,
-    "environment": environment.settings(),
-    "versions": environment.versions(),
-  }
-  checkpointer = Checkpointer(
-    workdir,
-    keep_last=config.checkpoint.keep_last,
-    keep_every=config.checkpoint.keep_every,
-    config=config.to_dict(),
-    facts=facts,
-    deadline_minutes=config.checkpoint.deadline_minutes,
-  )
-  if checkpointer.latest_step() is not None:
-    with agreement.together(workdir):
-      resume.check_run(workdir, config, facts)
-    if config.init_from:
-      console.say("init_from is ignored: this run has checkpoints of its own.")
-  return checkpointer
-
-
-def _abstract(
-  init_state: Callable[[], TrainState], sharding: jax.sharding.Sharding
-) -> TrainState:
-  """Returns the shapes, types and sharding of the state; compiles nothing."""
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-    jax.eval_shape(init_state),
-  )
-
-
 def _with_weights(config: ConfigDict, state: TrainState) -> TrainState:
   """Returns an initial state with the weights of `init_from`, if given."""
   if config.init_from:
@@ -257,14 +220,6 @@ def _batches(
     process_count=jax.process_count(),
   )
   return devices.prefetch(itertools.islice(batches, len(steps)), mesh)
-
-
-def _evaluation_steps(experiment: Experiment) -> int:
-  """Returns the steps between two online evaluations; 0: none."""
-  epochs = experiment.config.eval.every_epochs
-  if not epochs:
-    return 0
-  return experiment_lib.epochs_to_steps(epochs, experiment.steps_per_epoch)
 
 
 @contextlib.contextmanager

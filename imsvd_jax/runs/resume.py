@@ -10,9 +10,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from imsvd_jax.base import agreement, console
 from imsvd_jax.base.config import ADDED_KEYS, HARMLESS_KEYS, as_json, flatten
 from imsvd_jax.base.errors import Damage, UserError
-from imsvd_jax.runs import run_directory, verification
+from imsvd_jax.runs import environment, run_directory, verification
+from imsvd_jax.runs.checkpointer import Checkpointer
 from imsvd_jax.runs.metric_lines import Mark
 from imsvd_jax.training.experiment import Experiment, Progress
 
@@ -20,6 +22,42 @@ logger = logging.getLogger(__name__)
 
 # Keys on which the length of a run or its learning rate depends.
 _PLAN = ("batch_size", "epochs", "optimizer")
+
+
+def open_checkpoints(
+  config: ConfigDict, num_examples: int, workdir: str
+) -> Checkpointer:
+  """Opens a run's checkpoints, to start it or to continue it.
+
+  Args:
+    config: The recipe.
+    num_examples: Images in the train split.
+    workdir: The run's directory.
+
+  Raises:
+    UserError: The run there is one of another config, or may not be written.
+  """
+  facts = {
+    # Data order depends on the number of images, which a folder's config does
+    # not record.
+    "images_found": num_examples,
+    "environment": environment.settings(),
+    "versions": environment.versions(),
+  }
+  checkpointer = Checkpointer(
+    workdir,
+    keep_last=config.checkpoint.keep_last,
+    keep_every=config.checkpoint.keep_every,
+    config=config.to_dict(),
+    facts=facts,
+    deadline_minutes=config.checkpoint.deadline_minutes,
+  )
+  if checkpointer.latest_step() is not None:
+    with agreement.together(workdir):
+      check_run(workdir, config, facts)
+    if config.init_from:
+      console.say("init_from is ignored: this run has checkpoints of its own.")
+  return checkpointer
 
 
 def load_config(workdir: str | os.PathLike) -> dict[str, Any]:

@@ -82,6 +82,12 @@ class Experiment(NamedTuple):
     """The step at which the run ends."""
     return self.total_steps - self.offset
 
+  @property
+  def evaluation_steps(self) -> int:
+    """Steps between two online evaluations; 0: none."""
+    epochs = self.config.eval.every_epochs
+    return epochs_to_steps(epochs, self.steps_per_epoch) if epochs else 0
+
   def epoch(self, step: int) -> float:
     """Returns the epochs that a run has seen after a step."""
     return (step + self.offset) / self.steps_per_epoch

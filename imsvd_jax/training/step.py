@@ -5,6 +5,7 @@ on any machine.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -43,6 +44,24 @@ def init_state(experiment: Experiment) -> TrainState:
     rng=run_key,
     skips=finite.Skips.none(),
     bad_images=jnp.zeros((), jnp.int32),
+  )
+
+
+def initial_state(
+  experiment: Experiment, sharding: jax.sharding.Sharding
+) -> TrainState:
+  """Returns the state before the first step, on the devices."""
+  init = functools.partial(init_state, experiment)
+  return jax.jit(init, out_shardings=sharding)()
+
+
+def abstract_state(
+  experiment: Experiment, sharding: jax.sharding.Sharding
+) -> TrainState:
+  """Returns shapes, types and sharding of a state; compiles nothing."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    jax.eval_shape(functools.partial(init_state, experiment)),
   )
 
 
