@@ -20,7 +20,6 @@ import argparse
 import collections
 import concurrent.futures
 import dataclasses
-import json
 import os
 import pathlib
 import random
@@ -31,6 +30,10 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from etils import epath
+
+from imsvd_jax.runs import metrics, verification, weights
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = "tests/train_child.py:chaos"
@@ -239,10 +242,12 @@ class Trial:
 
   def compare(self) -> None:
     """Complains where the run differs from the quiet one."""
-    if not (self.workdir / "checkpoints").is_dir():
-      return  # Said already.
-    found = outcome(self.workdir, self.environ)
-    if found.get("leaves") != self.quiet["leaves"]:
+    try:
+      found = outcome(self.workdir)
+    except Exception as error:  # Whatever it is, the trial has failed.
+      self.complain(f"cannot be read: {type(error).__name__}: {error}")
+      return
+    if found["leaves"] != self.quiet["leaves"]:
       self.complain("the last state differs from the quiet run's")
     # What a flipped byte destroyed is kept aside, and the log says so.
     aside = list(self.workdir.glob("metrics.jsonl.damaged*"))
@@ -284,32 +289,14 @@ def free_port() -> int:
     return probe.getsockname()[1]
 
 
-_OUTCOME = """
-import json, pathlib, sys
-from imsvd_jax.runs import metrics, verification, weights
-workdir = pathlib.Path(sys.argv[1])
-folder = workdir / "checkpoints"
-step = max(int(p.name) for p in folder.glob("*") if p.name.isdigit())
-meta = verification.read_meta(folder / str(step))
-weights.load_variables(workdir, step)  # Verifies the arrays.
-lines = (workdir / "metrics.jsonl").read_text().splitlines()
-print(json.dumps({"leaves": meta["leaves"], "lines": lines}))
-"""
-
-
-def outcome(workdir: pathlib.Path, environ: dict[str, str]) -> dict:
+def outcome(workdir: pathlib.Path) -> dict:
   """Returns checksums of the last state and lines of the metrics of a run."""
-  result = subprocess.run(
-    [sys.executable, "-c", _OUTCOME, str(workdir)],
-    cwd=ROOT,
-    env={k: v for k, v in environ.items() if k != "LD_PRELOAD"},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  if result.returncode:
-    return {"leaves": None, "lines": [], "error": result.stderr}
-  return json.loads(result.stdout)
+  folder = workdir / "checkpoints"
+  step = max(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+  meta = verification.read_meta(epath.Path(folder / str(step)))
+  weights.load_variables(workdir, step)  # Verifies the arrays.
+  lines = (workdir / metrics.METRICS_FILE).read_text().splitlines()
+  return {"leaves": meta["leaves"], "lines": lines}
 
 
 def prepare(scratch: pathlib.Path) -> dict[str, str]:
@@ -342,7 +329,7 @@ def quiet_run(number: int, scratch: pathlib.Path, environ) -> dict:
   if not quiet.one_start("none"):
     sys.exit(f"The quiet run failed: {quiet.complaints}; see {scratch}.")
   seconds = time.monotonic() - begin
-  return {**outcome(quiet.workdir, environ), "seconds": seconds}
+  return {**outcome(quiet.workdir), "seconds": seconds}
 
 
 def main() -> int:
