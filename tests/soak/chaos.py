@@ -34,11 +34,11 @@ import time
 from etils import epath
 
 from imsvd_jax.runs import metrics, verification, weights
+from tests.soak import zygote
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = "tests/train_child.py:chaos"
 DEADLINE = 300  # Seconds of a start, and of a second start; machines are busy.
-OPERATIONS = 5000  # Of a run; a fault beyond its end does not strike.
 STOPPED = 2.0  # Seconds of SIGSTOP of a process without peers.
 
 # The exit codes of docs/reliability.md; a negative one is a signal.
@@ -74,13 +74,13 @@ class Trial:
     number: Also the seed.
     workdir: Of the run; logs and reports lie beside it.
     quiet: What the quiet run of as many processes left.
-    environ: Of each process.
+    trainers: Where the processes come from.
   """
 
   number: int
   workdir: pathlib.Path
   quiet: dict
-  environ: dict[str, str]
+  trainers: zygote.Starts
   complaints: list[str] = dataclasses.field(default_factory=list)
   faults: list[str] = dataclasses.field(default_factory=list)
   kinds: list[str] = dataclasses.field(default_factory=list)
@@ -149,18 +149,18 @@ class Trial:
     }
     by_clock = kind in signals and self.rng.random() < 0.5
     if kind in at_operation and not by_clock:
-      number = self.rng.randint(1, OPERATIONS)
+      number = self.rng.randint(1, self.quiet["operations"])
       return {"FAULT_ACTION": at_operation[kind], "FAULT_AT": str(number)}
     return {"by_clock": signals[kind]} if kind in signals else {}
 
-  def start(self, name, index, port, strike, is_victim) -> subprocess.Popen:
-    environ = dict(self.environ)
-    environ["FAULT_ROOT"] = str(self.workdir)
-    environ["FAULT_REPORT"] = str(self.report(name, index))
+  def start(self, name, index, port, strike, is_victim) -> zygote.Start:
+    environ = {
+      "FAULT_ROOT": str(self.workdir),
+      "FAULT_REPORT": str(self.report(name, index)),
+    }
     if is_victim and "FAULT_AT" in strike:
       environ |= strike
-    command = [sys.executable, "-m", "imsvd_jax.main", f"--config={RECIPE}"]
-    command.append(f"--workdir={self.workdir}")
+    command = [f"--config={RECIPE}", f"--workdir={self.workdir}"]
     if self.num_processes > 1:
       command += [
         f"--coordinator_address=127.0.0.1:{port}",
@@ -168,12 +168,7 @@ class Trial:
         f"--process_id={index}",
       ]
     log = self.log(name, index)
-    with log.open("w") as file:
-      process = subprocess.Popen(
-        command, cwd=ROOT, env=environ, stdout=file, stderr=file
-      )
-    process.log = log
-    return process
+    return self.trainers.start(command, environ, log)
 
   def log(self, name: str, index: int) -> pathlib.Path:
     return self.workdir.with_name(f"{self.workdir.name}.{name}.{index}.log")
@@ -203,7 +198,7 @@ class Trial:
         self.code_of(run)
     runs[victim].kill()
 
-  def code_of(self, run: subprocess.Popen) -> int:
+  def code_of(self, run: zygote.Start) -> int:
     try:
       return run.wait(DEADLINE)
     except subprocess.TimeoutExpired:
@@ -322,14 +317,29 @@ def prepare(scratch: pathlib.Path) -> dict[str, str]:
   }
 
 
-def quiet_run(number: int, scratch: pathlib.Path, environ) -> dict:
-  """Trains without a fault; returns its outcome."""
-  quiet = Trial(number, scratch / f"quiet{processes_of(number)}", {}, environ)
-  begin = time.monotonic()
-  if not quiet.one_start("none"):
-    sys.exit(f"The quiet run failed: {quiet.complaints}; see {scratch}.")
-  seconds = time.monotonic() - begin
-  return {**outcome(quiet.workdir), "seconds": seconds}
+def quiet_run(
+  number: int, scratch: pathlib.Path, trainers: zygote.Starts
+) -> dict:
+  """Trains without a fault, twice; returns the outcome, and what it took.
+
+  The first run compiles, so that only the second tells how long one takes.
+  """
+  for name in ("first", "quiet"):
+    workdir = scratch / f"{name}{processes_of(number)}"
+    quiet = Trial(number, workdir, {}, trainers)
+    begin = time.monotonic()
+    if not quiet.one_start("none"):
+      sys.exit(f"The quiet run failed: {quiet.complaints}; see {scratch}.")
+    seconds = time.monotonic() - begin
+  report = quiet.report("start1", 0).read_text()
+  operations = int(report.rpartition(":")[2])
+  print(
+    f"{quiet.num_processes} process(es): {seconds:.0f} s, {operations} file"
+    " operations in the first process of a run.",
+    flush=True,
+  )
+  taken = {"seconds": seconds, "operations": operations}
+  return {**outcome(quiet.workdir), **taken}
 
 
 def main() -> int:
@@ -342,14 +352,14 @@ def main() -> int:
   options = parser.parse_args()
   begin = time.monotonic()
   scratch = pathlib.Path(tempfile.mkdtemp(prefix="imsvd_jax_chaos_"))
-  environ = prepare(scratch)
-  quiet = {processes_of(n): quiet_run(n, scratch, environ) for n in (0, 3)}
+  trainers = zygote.Starts(prepare(scratch))
+  quiet = {processes_of(n): quiet_run(n, scratch, trainers) for n in (0, 3)}
 
   def one(number: int) -> Trial | None:
     if time.monotonic() - begin > 60 * options.minutes:
       return None
     workdir = scratch / f"trial{number}"
-    trial = Trial(number, workdir, quiet[processes_of(number)], environ)
+    trial = Trial(number, workdir, quiet[processes_of(number)], trainers)
     trial.run()
     if not trial.complaints:
       shutil.rmtree(workdir, ignore_errors=True)
@@ -372,6 +382,7 @@ def main() -> int:
         f" {'; '.join(trial.faults)}): {verdict}",
         flush=True,
       )
+  trainers.close()
   failed = [trial for trial in done if trial.complaints]
   what = ", ".join(f"{n} {kind}" for kind, n in sorted(faults.items()))
   print(

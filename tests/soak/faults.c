@@ -45,7 +45,9 @@ static void tell(const char *format, const char *name, long number) {
   syscall(SYS_close, file);
 }
 
-__attribute__((constructor)) static void start(void) {
+/* A process that was forked reads its own environment by this. */
+__attribute__((constructor)) void faults_start(void) {
+  operations = 0;
   root = getenv("FAULT_ROOT");
   root_length = root ? strlen(root) : 0;
   report = getenv("FAULT_REPORT");
