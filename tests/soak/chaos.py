@@ -177,13 +177,23 @@ class Trial:
     return self.log(name, index).with_suffix(".faults")
 
   def second_start(self) -> None:
-    """Starts the run again while it is running: refused, or it is over."""
+    """Starts the run again at the same time: one of the two is refused.
+
+    Neither is if one ends before the other begins.
+    """
     port = free_port()
     runs = [
       self.start(f"second{self.starts}", index, port, {}, False)
       for index in range(self.num_processes)
     ]
-    self.judge("none", [self.code_of(run) for run in runs], {USER_ERROR} | LOST)
+    codes = [self.code_of(run) for run in runs]
+    self.judge("second start", codes, name="second")
+    logs = self.workdir.parent.glob(f"{self.workdir.name}.*{self.starts}.0.log")
+    refused = [
+      log for log in logs if "in use by another run" in log.read_text()
+    ]
+    if len(refused) > 1:
+      self.complain(f"start {self.starts}: both were refused")
 
   def let_stopped_go_on(self, runs, victim) -> None:
     """A process alone goes on; one with peers is lost to them and killed."""
@@ -206,14 +216,16 @@ class Trial:
       self.complain(f"{run.log.name}: still running after {DEADLINE} s")
       return run.wait()
 
-  def judge(self, kind, codes, further=frozenset()) -> None:
+  def judge(self, kind, codes, name="start") -> None:
     """Complains about codes, tracebacks and ends without a word."""
     allowed = (PAIR if self.num_processes > 1 else ALONE).get(kind, {FINISHED})
-    name = "start" if not further else "second"
     for index, code in enumerate(codes):
       log = self.log(f"{name}{self.starts}", index)
       text = log.read_text(errors="replace")
-      if code not in allowed | further:
+      is_refused = kind == "second start" and "in use by another run" in text
+      if code == USER_ERROR and is_refused:
+        code = FINISHED  # The other one's code tells.
+      if code not in allowed:
         self.complain(f"{log.name}: code {code} after {kind}")
       if "Traceback (most recent" in text:
         self.complain(f"{log.name}: a traceback")
