@@ -12,7 +12,11 @@ from tests.data.made_sources import make
 
 IMAGE = {
   "pythonClassName": "tensorflow_datasets.core.features.image_feature.Image",
-  "image": {"encodingFormat": "jpeg", "shape": {"dimensions": ["-1"] * 3}},
+  "image": {
+    "dtype": "uint8",
+    "encodingFormat": "jpeg",
+    "shape": {"dimensions": ["-1"] * 3},
+  },
 }
 
 
@@ -91,6 +95,13 @@ def test_no_class_of_others_is_imported(foreign, case):
     load(foreign)
   assert not (foreign.parents[2] / "ran").exists()
   assert "evil_module" not in sys.modules
+
+
+def test_a_damaged_list_of_features_is_one_line(foreign):
+  image = {**IMAGE, "image": {"encodingFormat": "jpeg"}}  # Without a dtype.
+  (foreign / "features.json").write_text(json.dumps(new_format(image=image)))
+  with pytest.raises(UserError, match="Cannot load 'tfds:foreign_photos': "):
+    load(foreign)
 
 
 def test_no_file_is_read_for_the_names_of_classes(foreign, tmp_path):

@@ -127,10 +127,9 @@ def _builder(settings: ConfigDict) -> Any:
       f"Unknown TensorFlow data set {name!r}.{hint} See"
       " https://www.tensorflow.org/datasets/catalog for the known ones."
     ) from error
-  except (AssertionError, ValueError) as error:
-    raise UserError(
-      f"Cannot load {settings.name!r}: {str(error).splitlines()[0]}"
-    ) from error
+  except Exception as error:  # Damaged files fail in many ways.
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise UserError(f"Cannot load {settings.name!r}: {reason}") from error
   if found := base_files.pattern_in(builder.data_path):
     raise UserError(
       f"{builder.data_path} has {found} in its path; TFDS takes that for a"
