@@ -15,7 +15,7 @@ IMAGE = {
   "image": {
     "dtype": "uint8",
     "encodingFormat": "jpeg",
-    "shape": {"dimensions": ["-1"] * 3},
+    "shape": {"dimensions": ["-1", "-1", "3"]},
   },
 }
 
