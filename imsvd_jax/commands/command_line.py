@@ -6,6 +6,7 @@ into one line on standard error and an exit code.
 
 import logging
 import os
+import pathlib
 import re
 import select
 import sys
@@ -161,14 +162,15 @@ def _quiet_libraries() -> None:
   if not flags.FLAGS["verbosity"].present:
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("imsvd_jax").setLevel(logging.INFO)
-    # What Orbax logs with a traceback, or leaves behind in a closed event loop,
+    # What these log with a traceback, or leave behind in a closed event loop,
     # reaches us as an exception, too.
-    absl_logging.get_absl_logger().addFilter(_is_no_traceback_of_orbax)
+    absl_logging.get_absl_handler().addFilter(_is_news)
     sys.unraisablehook = _print_unraisable
 
 
-def _is_no_traceback_of_orbax(record: logging.LogRecord) -> bool:
-  return not (record.exc_info and "orbax" in record.pathname)
+def _is_news(record: logging.LogRecord) -> bool:
+  parts = pathlib.PurePath(record.pathname).parts
+  return not (record.exc_info and {"asyncio", "clu", "orbax"} & set(parts))
 
 
 def _print_unraisable(unraisable: Any) -> None:

@@ -1,5 +1,6 @@
 """What a command line does with --config, in this process."""
 
+import logging
 import pathlib
 import re
 import sys
@@ -108,3 +109,23 @@ def test_a_missing_recipe_is_one_line(words, found, parse, capsys):
   said = capsys.readouterr().err
   assert re.search(found, said), said
   assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  ("path", "expected"),
+  [
+    ("/x/asyncio/base_events.py", False),
+    ("/x/clu/asynclib.py", False),
+    ("/x/orbax/checkpoint/handler.py", False),
+    ("/x/imsvd_jax/train.py", True),
+    ("/x/another/library.py", True),
+  ],
+)
+def test_tracebacks_that_reach_us_as_exceptions_are_not_logged_too(
+  path, expected
+):
+  error = (ValueError, ValueError("full"), None)
+  record = logging.LogRecord("", logging.ERROR, path, 1, "text", (), error)
+  assert command_line._is_news(record) is expected
+  record.exc_info = None
+  assert command_line._is_news(record)
