@@ -22,6 +22,12 @@ from imsvd_jax.base.errors import EXIT_AT_ONCE, UserError, suggestion
 from imsvd_jax.commands import help_page
 
 EXIT_NO_READER = 141  # As shells report SIGPIPE.
+# What JAX says of a value of one of its environment variables.
+_JAX_DOES_NOT_START = (
+  "for environment 'JAX_",
+  "for JAX flag jax_",
+  "Unable to initialize backend",
+)
 HELP = ("--help", "-h", "-help", "--helpshort", "--helpfull")
 
 
@@ -97,6 +103,9 @@ def run(
     except Exception as error:
       if isinstance(error, BrokenPipeError) and _has_no_reader():
         distributed.leave(EXIT_NO_READER)
+      if any(words in str(error) for words in _JAX_DOES_NOT_START):
+        _print_error(f"JAX does not start: {_one_line(error)}")
+        distributed.leave(UserError.exit_code)
       if not distributed.has_peers():
         raise
       traceback.print_exc()

@@ -96,3 +96,8 @@ def test_the_script_is_the_module():
   text = (ROOT / "setup.py").read_text()
   assert '"imsvd = imsvd_jax.__main__:main"' in text
   assert "scripts" not in tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_a_value_that_jax_does_not_accept_is_one_line():
+  result = run_imsvd("benchmark", "loss", JAX_ENABLE_X64="maybe")
+  check_refused(result, "JAX does not start: invalid truth value")
