@@ -7,6 +7,7 @@ import contextlib
 import errno
 import importlib.util
 import os
+import stat
 from collections.abc import Iterator
 
 from etils import epath
@@ -342,11 +343,16 @@ def read_if_there(path: str | os.PathLike[str]) -> bytes | None:
   """Returns what a file holds; None only if it does not exist.
 
   `exists` is also False where a disk does not answer.
+
+  Raises:
+    UserError: It is no regular file: reading a pipe could wait for ever.
   """
   file = epath.Path(path)
-  if is_remote(path) and not file.exists():
-    return None
+  if is_remote(path):
+    return file.read_bytes() if file.exists() else None
   try:
+    if not stat.S_ISREG(os.stat(file).st_mode):
+      raise UserError(f"{file} is not a regular file; move it away.")
     return file.read_bytes()
   except FileNotFoundError:
     return None

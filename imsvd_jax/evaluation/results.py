@@ -101,8 +101,6 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     raise UserError(f"Cannot read {path}: {error.strerror}.") from error
   if text is None:
     return []
-  if not path.is_file():
-    raise UserError(f"{path} is not a regular file; move it away.")
   try:
     content = json.loads(text)
     entries, schema = content["results"], content["schema"]

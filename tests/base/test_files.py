@@ -154,3 +154,10 @@ def test_a_network_or_a_machine_is_not_taken_for_damage(path, error, passing):
   outer = RuntimeError("restoring failed")
   outer.__cause__ = error
   assert files.is_passing(outer, path) == passing
+
+
+def test_a_pipe_is_not_read(tmp_path):
+  os.mkfifo(tmp_path / "pipe")
+  with pytest.raises(UserError, match="pipe is not a regular file"):
+    files.read_if_there(tmp_path / "pipe")
+  assert files.read_if_there(tmp_path / "absent") is None
