@@ -248,7 +248,7 @@ def read_classifier(path: str) -> Classifier | None:
     return None
   path = os.path.expanduser(path)
   if not os.path.isfile(path):
-    raise UserError(f"{path}: no such regular file.")
+    raise UserError(f"Cannot read {path}: No such file, or not a regular one.")
   with untrusted.reading(path, ".npz file of kernel [F, K] and bias [K]"):
     return {
       name: as_floats(name, value) for name, value in load_arrays(path).items()
