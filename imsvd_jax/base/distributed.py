@@ -25,6 +25,7 @@ FLAGS = "--coordinator_address, --num_processes and --process_id"
 _SPARE_SECONDS = 3600
 # JAX ends this process when a peer has been silent for this long.
 _HEARTBEAT_SECONDS = 10
+_EXIT_SECONDS = 5
 _METADATA = "computeMetadata/v1/instance/attributes/worker-network-endpoints"
 _joining = threading.Event()  # Set once this process has or looks for peers.
 
@@ -403,10 +404,18 @@ def leave(code: int) -> NoReturn:
   """Ends this process at once if it has peers, else by `sys.exit`.
 
   The interpreter's own exit would wait for the peers (93 s measured), which
-  wait for this process in a collective.
+  wait for this process in a collective. It also waits for the threads of
+  libraries, and one of a save that has failed can wait for ever.
   """
   if has_peers():
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    _end(code)
+  deadline = threading.Timer(_EXIT_SECONDS, _end, [code])
+  deadline.daemon = True
+  deadline.start()
   sys.exit(code)
+
+
+def _end(code: int) -> NoReturn:
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)

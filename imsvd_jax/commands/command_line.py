@@ -106,8 +106,6 @@ def run(
       if any(words in str(error) for words in _JAX_DOES_NOT_START):
         _print_error(f"JAX does not start: {_one_line(error)}")
         distributed.leave(UserError.exit_code)
-      if not distributed.has_peers():
-        raise
       traceback.print_exc()
       distributed.leave(1)
 

@@ -13,6 +13,7 @@ import pytest
 
 from imsvd_jax.base import distributed
 from imsvd_jax.base.errors import UserError
+from tests.run_command import run_python
 
 ROOT = pathlib.Path(__file__).parents[2]
 SLURM = {
@@ -294,3 +295,14 @@ def test_a_process_that_never_joins_is_one_line_from_the_others(coordinator):
   assert_one_line(
     process, "Waited 1 s", "not all 3 processes (--process_id 0 to 2)", code=4
   )
+
+
+def test_a_thread_that_waits_for_ever_does_not_keep_the_process():
+  code = """
+import threading
+from imsvd_jax.base import distributed
+distributed._EXIT_SECONDS = 0.1
+threading.Thread(target=threading.Event().wait).start()
+distributed.leave(2)
+"""
+  assert run_python("-c", code).returncode == 2
