@@ -471,11 +471,11 @@ def test_an_error_of_the_disk_ends_the_run_and_it_goes_on(
   """The same, injected: a machine may forbid the mount that comes before."""
   save = checkpointer.Checkpointer.save
 
-  def full_at_6(self, step, state):
+  def full_at_6(self, step, *args):
     if step == 6:
       error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
       monkeypatch.setattr(self._manager, "save", mock.Mock(side_effect=error))
-    return save(self, step, state)
+    return save(self, step, *args)
 
   monkeypatch.setattr(checkpointer.Checkpointer, "save", full_at_6)
   assert "No space left on device" in fails_with_one_line(tmp_path)
