@@ -574,5 +574,5 @@ def test_paths_of_this_machine_are_not_exported(encoder):
 
 def test_a_pipe_is_no_classifier(tmp_path):
   os.mkfifo(tmp_path / "head.npz")
-  with one_line_error("no such regular file"):
+  with one_line_error("No such file, or not a regular one"):
     weight_export.read_classifier(str(tmp_path / "head.npz"))
