@@ -121,16 +121,6 @@ class Evaluation:
         failed(f"{name} {number}", reason)
       yield dataclasses.replace(result, values=results.shown(result))
 
-  def _measure_one(
-    self,
-    binding: Binding,
-    name: str,
-    protocol: protocols.Protocol,
-    labels: bool,
-  ) -> results.Result:
-    data_set = self._bank if labels else self._data
-    return binding.measure(name, protocol, data_set, online=True)
-
   def _measure(
     self, binding: Binding, name: str, protocol: protocols.Protocol
   ) -> results.Result:
