@@ -6,6 +6,7 @@ and the tests start.
 
 import atexit
 import os
+import pathlib
 import shutil
 import tempfile
 from importlib import metadata
@@ -47,6 +48,21 @@ def pytest_configure(config: pytest.Config) -> None:
   """Keeps all tests but those of `-m gpu` on the CPU."""
   if config.option.markexpr != "gpu":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def pytest_ignore_collect(
+  collection_path: pathlib.Path, config: pytest.Config
+) -> bool | None:
+  """Leaves files without a test for a GPU alone in `-m gpu`.
+
+  Many import TensorFlow, which a machine with a GPU need not have.
+  """
+  if config.option.markexpr != "gpu":
+    return None
+  files = [collection_path]
+  if collection_path.is_dir():
+    files = list(collection_path.rglob("test_*.py"))
+  return not any("mark.gpu" in file.read_text() for file in files) or None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -283,6 +283,8 @@ def _compare(results: dict[str, Result], answers: dict[str, Any]) -> None:
     if reference is not None and name != "plain":
       value = float(reference[0])
       result.loss_error = abs(result.loss - value) / abs(value)
+      if name == "PyTorch":
+        gradients = [gradient.cpu() for gradient in gradients]
       result.gradient_error = _gradient_error(gradients, reference[1])
 
 

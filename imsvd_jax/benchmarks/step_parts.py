@@ -8,9 +8,11 @@ the step and their sum; it is negative if XLA saves time by fusing parts.
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -26,7 +28,7 @@ from imsvd_jax.base.devices import (
   replicated,
   shard_batch,
 )
-from imsvd_jax.benchmarks import machine, timing
+from imsvd_jax.benchmarks import machine, step_profile, timing
 from imsvd_jax.benchmarks.costs import compiled_step, hlo, slices
 from imsvd_jax.benchmarks.text import Findings, quantity, size, spread
 from imsvd_jax.training import experiment as experiment_lib
@@ -50,7 +52,7 @@ class Result:
   dtype: str  # What the model computes in.
   step: timing.Spread  # Seconds of a step.
   images_per_second: float  # At the step's median.
-  parts: dict[str, timing.Spread]  # Seconds of each part.
+  parts: dict[str, timing.Spread]  # Seconds of each part, if measured.
   # Their medians over the step's; with "rest" they add up to one.
   shares: dict[str, float]
   flops: float  # Per device and step, of matrix products and convolutions.
@@ -64,10 +66,21 @@ class Result:
   memory_share: float  # Bytes/s of the step over the ceiling.
   state_bytes: float  # Weights, optimizer, targets, per device.
   temporary_bytes: float  # Activations, gradients and buffers, per device.
+  compile_seconds: float  # Of the whole step.
+  # From a profile: the operations of a device that take longest.
+  profile: list[step_profile.Operation] = dataclasses.field(
+    default_factory=list
+  )
 
 
 def benchmark(
-  config: ConfigDict, *, name: str, devices: int, rounds: int
+  config: ConfigDict,
+  *,
+  name: str,
+  devices: int,
+  rounds: int,
+  parts: bool,
+  profile: str,
 ) -> Findings:
   """Measures the recipe called `name` on this machine; see `measure`.
 
@@ -77,14 +90,26 @@ def benchmark(
     cpu_devices.make(devices)
   used = machine.devices(devices or len(jax.devices()))
   about = machine.describe(used)
-  result = measure(config, used, rounds=rounds)
+  result = measure(config, used, rounds=rounds, parts=parts, profile=profile)
   return Findings(as_text(name, result, about), as_dict(name, result, about))
 
 
 def measure(
-  config: ConfigDict, used: list[jax.Device], *, rounds: int
+  config: ConfigDict,
+  used: list[jax.Device],
+  *,
+  rounds: int,
+  parts: bool = True,
+  profile: str = "",
 ) -> Result:
-  """Times the config's step and its parts on random images.
+  """Times the config's step on random images.
+
+  Args:
+    config: The recipe.
+    used: The devices.
+    rounds: How often to run each contender.
+    parts: Whether to time the step's parts too, each as a program of its own.
+    profile: Folder for a profile of three steps; empty for none.
 
   Raises:
     UserError: The config contradicts itself, or its batch does not divide.
@@ -95,13 +120,21 @@ def measure(
   state = _state(experiment, mesh)
   batch = shard_batch(experiment_lib.random_batch(config), mesh)
 
-  console.print_line("Compiling the step.")
-  train_step = step_lib.jit_train_step(experiment, replicated(mesh))
-  compiled = train_step.lower(state, batch).compile()
-  runs: dict[str, Callable[[], Any]] = {
-    "step": _steps(compiled, state, batch),
-    **_parts(experiment, mesh, batch),
-  }
+  with concurrent.futures.ThreadPoolExecutor() as threads:
+    on_gpu = used[0].platform == "gpu"
+    # Products on a GPU are calls of libraries, whose FLOP the text hides. The
+    # step for the CPU has the same products; it compiles beside the GPU's.
+    counting = threads.submit(_flops_on_cpu, config, used) if on_gpu else None
+    console.print_line("Compiling the step.")
+    start = time.perf_counter()
+    train_step = step_lib.jit_train_step(experiment, replicated(mesh))
+    compiled = train_step.lower(state, batch).compile()
+    compile_seconds = time.perf_counter() - start
+    flops_on_cpu = counting.result() if counting else None
+  step = _steps(compiled, state, batch)
+  runs: dict[str, Callable[[], Any]] = {"step": step}
+  if parts:
+    runs |= _parts(experiment, mesh, batch)
   device, dtype = used[0], config.model.dtype
   limits = _ceilings(device, jnp.dtype(dtype))
   runs |= {name: run for name, (run, _) in limits.items()}
@@ -109,32 +142,42 @@ def measure(
   times = timing.race(runs, rounds=rounds)
 
   best = {n: limits[n][1] / min(times[n].seconds) for n in limits}
-  both = times.pop("both")
-  times["backward"] = both.minus(times["forward"])
+  if parts:
+    both = times.pop("both")
+    times["backward"] = both.minus(times["forward"])
   spreads = {name: timing.Spread.of(t.seconds) for name, t in times.items()}
-  step = spreads["step"]
-  parts = {name: spreads[name] for name in PARTS if name in spreads}
-  shares = {name: part.median / step.median for name, part in parts.items()}
-  flops, moved = _costs(compiled, config, used)
+  whole = spreads["step"]
+  measured = {name: spreads[name] for name in PARTS if name in spreads}
+  shares = {name: part.median / whole.median for name, part in measured.items()}
+  if parts:
+    shares["rest"] = 1 - sum(shares.values())
+  work = hlo.Program(compiled.as_text()).work()
+  flops = flops_on_cpu or _flops(work)
+  moved = sum(one.bytes for one in work)
   stats = compiled.memory_analysis()
-  return Result(
+  result = Result(
     batch_size=config.batch_size,
     devices=len(used),
     dtype=dtype,
-    step=step,
-    images_per_second=config.batch_size / step.median,
-    parts=parts,
-    shares={**shares, "rest": 1 - sum(shares.values())},
+    step=whole,
+    images_per_second=config.batch_size / whole.median,
+    parts=measured,
+    shares=shares,
     flops=sum(flops.values()),
     flops_by_part=flops,
     bytes=moved,
     matmul_ceiling=best["matmul"],
     memory_ceiling=best["memory"],
-    matmul_share=sum(flops.values()) / step.median / best["matmul"],
-    memory_share=moved / step.median / best["memory"],
+    matmul_share=sum(flops.values()) / whole.median / best["matmul"],
+    memory_share=moved / whole.median / best["memory"],
     state_bytes=stats.alias_size_in_bytes,
     temporary_bytes=stats.temp_size_in_bytes,
+    compile_seconds=compile_seconds,
   )
+  if profile:
+    operations = step_profile.record(step, compiled.as_text(), profile)
+    result = dataclasses.replace(result, profile=operations)
+  return result
 
 
 def _ceilings(
@@ -239,24 +282,22 @@ def _parts(
   }
 
 
-def _costs(
-  compiled: Any, config: ConfigDict, used: list[jax.Device]
-) -> tuple[dict[str, float], float]:
-  """Returns the FLOP of each part and the bytes of main memory traffic."""
-  work = hlo.Program(compiled.as_text()).work()
-  moved = sum(one.bytes for one in work)
-  if used[0].platform == "gpu":
-    # On a GPU, products are calls of libraries, whose FLOP the text hides. The
-    # step for the CPU has the same products.
-    console.print_line("Compiling for the CPU, to count the arithmetic.")
-    cpus = slices.get_slice(f"cpu:{len(used)}")
-    report = compiled_step.measure(config, cpus, _NUM_EXAMPLES)
-    return {name: part.flops for name, part in report.parts.items()}, moved
+def _flops_on_cpu(
+  config: ConfigDict, used: list[jax.Device]
+) -> dict[str, float]:
+  """Returns the FLOP of each part, from the step compiled for CPUs."""
+  cpus = slices.get_slice(f"cpu:{len(used)}")
+  report = compiled_step.measure(config, cpus, _NUM_EXAMPLES)
+  return {name: part.flops for name, part in report.parts.items()}
+
+
+def _flops(work: Iterable[hlo.Work]) -> dict[str, float]:
+  """Returns the FLOP of each part."""
   flops: dict[str, float] = collections.defaultdict(float)
   for one in work:
     if one.flops:
       flops[compiled_step.part_of(one.op_name)] += one.flops
-  return dict(flops), moved
+  return dict(flops)
 
 
 def as_dict(name: str, result: Result, about: dict[str, Any]) -> dict[str, Any]:
@@ -278,9 +319,12 @@ def as_text(name: str, result: Result, about: dict[str, Any]) -> str:
     "",
     f"{result.images_per_second:,.0f} images/s; a step takes"
     f" {spread(result.step)} s",
-    "",
-    f"{'':13}{'seconds: median [min, max]':>32}{'of the step':>13}",
   ]
+  if result.shares:
+    lines += [
+      "",
+      f"{'':13}{'seconds: median [min, max]':>32}{'of the step':>13}",
+    ]
   for part, share in result.shares.items():
     seconds = spread(result.parts.get(part))
     lines.append(f"  {part:11}{seconds:>32}{share:>13.1%}")
@@ -298,9 +342,15 @@ def as_text(name: str, result: Result, about: dict[str, Any]) -> str:
     f" {result.memory_share:.0%} of {size(result.memory_ceiling)}/s measured"
     " for a pass over an array",
     f"Memory per device: {size(result.state_bytes)} of state,"
-    f" {size(result.temporary_bytes)} of temporaries",
-    "",
-    "Each part is a separate program. backward: forward and backward minus"
-    " forward; rest: the step minus its parts.",
+    f" {size(result.temporary_bytes)} of temporaries; compiled in"
+    f" {result.compile_seconds:.0f} s",
   ]
+  if result.shares:
+    lines += [
+      "",
+      "Each part is a separate program. backward: forward and backward minus"
+      " forward; rest: the step minus its parts.",
+    ]
+  if result.profile:
+    lines += ["", *step_profile.as_lines(result.profile)]
   return "\n".join(lines)

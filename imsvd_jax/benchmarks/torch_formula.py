@@ -23,7 +23,10 @@ def is_installed() -> bool:
 def loss_and_gradients(
   z1: np.ndarray, z2: np.ndarray, num_bins: int, *, on_gpu: bool
 ) -> Callable[[], tuple[float, list[Any]]]:
-  """Returns `() -> (loss, gradients)` for embeddings [N, M*b] on the device."""
+  """Returns `() -> (loss, gradients)` for embeddings [N, M*b] on the device.
+
+  The gradients stay on the device, as PyTorch's tensors.
+  """
   import torch
 
   on_gpu = on_gpu and torch.cuda.is_available()
@@ -31,17 +34,18 @@ def loss_and_gradients(
   views = [torch.tensor(z, device=device, requires_grad=True) for z in (z1, z2)]
 
   def run() -> tuple[float, list[Any]]:
-    loss = _loss(*views, b=num_bins)
-    gradients = torch.autograd.grad(loss, views)
+    value = loss(*views, num_bins)
+    gradients = torch.autograd.grad(value, views)
     if on_gpu:
       torch.cuda.synchronize()
-    return loss.item(), [gradient.cpu() for gradient in gradients]
+    return value.item(), list(gradients)
 
   return run
 
 
-def _loss(z1: Any, z2: Any, *, b: int) -> Any:
-  n = z1.shape[0]
+def loss(z1: Any, z2: Any, num_bins: int) -> Any:
+  """Returns the loss of two views' embeddings [N, M*b], a scalar in nats."""
+  n, b = z1.shape[0], num_bins
   q1, q2 = (z.reshape(n, -1, b).softmax(-1) for z in (z1, z2))  # [N, M, b]
   m = q1.shape[1]
   joint = q1.reshape(n, -1).T @ q2.reshape(n, -1) / n  # [D, D]

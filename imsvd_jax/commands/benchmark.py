@@ -110,6 +110,15 @@ def _step() -> Measure:
     "Devices to split over; 0 takes all. A CPU makes as many.",
     lower_bound=0,
   )
+  parts = flags.DEFINE_bool(
+    "parts", True, "Also time the parts of the step; each is compiled."
+  )
+  profile = flags.DEFINE_string(
+    "profile",
+    "",
+    "Folder for a profile of three steps, for TensorBoard or Perfetto; the"
+    " report then lists the operations that take longest.",
+  )
   rounds = _define_rounds()
 
   def measure() -> Findings:
@@ -120,6 +129,69 @@ def _step() -> Measure:
       name=shared_flags.config_name(),
       devices=devices.value,
       rounds=rounds.value,
+      parts=parts.value,
+      profile=profile.value,
+    )
+
+  return measure
+
+
+def _torch_step() -> Measure:
+  """Times a recipe's training step in PyTorch, to compare with `step`.
+
+    imsvd benchmark torch_step --config=configs/imagenet_r50.py
+
+  Two views through the network and IMSVD's loss, without augmentation, and an
+  update by SGD: channels last, autocast to the recipe's type.
+  """
+  config = shared_flags.define_config()
+  compiled = flags.DEFINE_bool(
+    "compile", False, "Compile the network by torch.compile."
+  )
+  rounds = _define_rounds()
+
+  def measure() -> Findings:
+    from imsvd_jax.benchmarks import torch_step
+
+    return torch_step.benchmark(
+      config.value,
+      name=shared_flags.config_name(),
+      rounds=rounds.value,
+      compiled=compiled.value,
+    )
+
+  return measure
+
+
+def _gpu() -> Measure:
+  """Measures what matters on a GPU, the most valuable first.
+
+    imsvd benchmark gpu --minutes=8 --output=gpu
+
+  The ResNet-50 step with its parts and a profile, the loss, PyTorch's step, the
+  precisions, XLA's flags, and the tests for GPUs. Ends in time with what it
+  has; every part's numbers and log, and a report in Markdown, are in --output.
+  """
+  config = shared_flags.define_config(
+    "Recipe; its batch size is the largest that is measured."
+  )
+  minutes = flags.DEFINE_float(
+    "minutes", 8.0, "When to end, at the latest.", lower_bound=0.1
+  )
+  output = flags.DEFINE_string("output", "gpu", "Folder for the results.")
+  only = flags.DEFINE_list(
+    "only", [], "Names of the parts to run; all if none."
+  )
+
+  def measure() -> Findings:
+    from imsvd_jax.benchmarks import gpu_suite
+
+    return gpu_suite.benchmark(
+      shared_flags.config_arguments(),
+      batch_size=config.value.batch_size,
+      seconds=60 * minutes.value,
+      output=output.value,
+      only=only.value,
     )
 
   return measure
@@ -203,6 +275,14 @@ BENCHMARKS = {
   "step": _Benchmark(
     "a recipe's training step: images/s, and where the time goes",
     _step,
+    shared_flags.REQUIRED_CONFIG,
+  ),
+  "torch_step": _Benchmark(
+    "the same step in PyTorch", _torch_step, shared_flags.REQUIRED_CONFIG
+  ),
+  "gpu": _Benchmark(
+    "all that matters on a GPU, within some minutes",
+    _gpu,
     shared_flags.REQUIRED_CONFIG,
   ),
   "data": _Benchmark(

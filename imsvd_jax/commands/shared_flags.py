@@ -38,6 +38,16 @@ def config_name() -> str:
   return config_flags.get_config_filename(flags.FLAGS["config"])
 
 
+def config_arguments() -> list[str]:
+  """Returns the flags that name the recipe and change its keys."""
+  flag = flags.FLAGS["config"]
+  changes = config_flags.get_override_values(flag)
+  return [
+    f"--config={config_flags.get_config_filename(flag)}",
+    *(f"--config.{key}={value}" for key, value in changes.items()),
+  ]
+
+
 def define_step() -> flags.FlagHolder[int | None]:
   """Defines --step, the checkpoint to take."""
   return flags.DEFINE_integer(

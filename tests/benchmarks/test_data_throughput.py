@@ -13,7 +13,9 @@ from imsvd_jax.base.errors import UserError
 from imsvd_jax.benchmarks import data_throughput, host_stages, pil_reference
 from imsvd_jax.data import host_pipeline
 from tests.data import made_sources
+from tests.data.conftest import bad_folder, photo_folder
 
+__all__ = ["bad_folder", "photo_folder"]  # Fixtures of these tests too.
 STAGES = ("reading", "decode", "crop", "batching")
 
 
