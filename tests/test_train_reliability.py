@@ -43,13 +43,6 @@ CHILD = ROOT / "tests" / "train_child.py"
 SECONDS = 900  # A busy machine compiles slowly; each wait ends long before.
 
 
-# When one array cannot be written, Orbax abandons the others, and they complain
-# to an event loop that is closed by then.
-pytestmark = pytest.mark.filterwarnings(
-  "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
-)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def no_abandoned_writes_left():
   """Lets the last of them complain here, where the filter holds."""

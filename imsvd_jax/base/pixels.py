@@ -6,8 +6,16 @@ because three channels next to each other would defeat vectorization.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
+
+# An array [C, ...], or a list of planes: operations on such a list that follow
+# each other compile into one pass over the image on a GPU.
+Planes = TypeVar("Planes", jax.Array, Sequence[jax.Array])
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601, what "L" means in PIL.
 
@@ -18,43 +26,47 @@ def per_example(values: jax.Array) -> jax.Array:
 
 
 def blend(
-  planes: jax.Array,
+  planes: Planes,
   factor: jax.Array,
-  with_mean: jax.Array | None = None,
+  mean: jax.Array | None = None,
   with_gray: jax.Array | None = None,
-) -> jax.Array:
+) -> Planes:
   """Returns clip(factor x + (1 - factor) base, 0, 1).
 
   Args:
-    planes: float32 [C, B, H, W], x.
+    planes: float32 [C, B, H, W] or [B, H, W] of each channel, x.
     factor: float32 [B], the weight of the image.
-    with_mean: bool [B], whose base is the image's mean luminance.
-    with_gray: bool [B], whose base is the gray image; black for the others.
+    mean: float32 [B], the base of each image; black by default.
+    with_gray: bool [B], whose base is the gray image instead.
   """
-  base = 0.0
-  if with_mean is not None or with_gray is not None:
-    gray = luminance(planes)  # [B, H, W]
+  base: jax.Array | float = 0.0
   if with_gray is not None:
+    gray = luminance(planes)  # [B, H, W]
     base = jnp.where(per_example(with_gray), gray, base)
-  if with_mean is not None:
-    mean = gray.mean(axis=(1, 2), keepdims=True)
-    base = jnp.where(per_example(with_mean), mean, base)
+  if mean is not None:
+    base += per_example(mean)
   factor = per_example(factor)
-  return jnp.clip(factor * planes + (1 - factor) * base, 0.0, 1.0)
+  mix = lambda x: jnp.clip(factor * x + (1 - factor) * base, 0.0, 1.0)
+  return jax.tree.map(mix, planes)
 
 
-def luminance(planes: jax.Array) -> jax.Array:
+def luminance(planes: Planes) -> jax.Array:
   """Returns PIL's L of three channels, the plain mean of any other number.
 
   Args:
-    planes: [C, ...].
+    planes: [C, ...] or [...] of each channel.
 
   Returns:
     [...].
   """
-  if planes.shape[0] != 3:
-    return sum(planes) / planes.shape[0]
+  if len(planes) != 3:
+    return sum(planes) / len(planes)
   return sum(w * p for w, p in zip(_LUMINANCE, planes, strict=True))
+
+
+def mean_luminance(planes: Planes) -> jax.Array:
+  """Returns each image's mean luminance: [B]."""
+  return luminance(planes).mean(axis=(1, 2))
 
 
 def grayscale(planes: jax.Array) -> jax.Array:
@@ -69,7 +81,7 @@ def adjust_brightness(planes: jax.Array, factor: jax.Array) -> jax.Array:
 
 def adjust_contrast(planes: jax.Array, factor: jax.Array) -> jax.Array:
   """Blends with the mean luminance of the whole image."""
-  return blend(planes, factor, with_mean=jnp.ones_like(factor, bool))
+  return blend(planes, factor, mean_luminance(planes))
 
 
 def adjust_saturation(planes: jax.Array, factor: jax.Array) -> jax.Array:
@@ -77,12 +89,15 @@ def adjust_saturation(planes: jax.Array, factor: jax.Array) -> jax.Array:
   return blend(planes, factor, with_gray=jnp.ones_like(factor, bool))
 
 
-def adjust_hue(planes: jax.Array, shift: jax.Array) -> jax.Array:
+def adjust_hue(planes: Planes, shift: jax.Array) -> list[jax.Array]:
   """Turns the hue of HSV and keeps value and saturation.
 
   Args:
-    planes: float32 [3, B, H, W] in [0, 1].
+    planes: float32 in [0, 1], [3, B, H, W] or [B, H, W] of each channel.
     shift: float32 [B]; 1 is the whole circle.
+
+  Returns:
+    float32 [B, H, W] of each channel.
   """
   red, green, blue = planes
   # Not planes.max(axis=0): XLA's CPU backend does not vectorize a reduction of
@@ -106,7 +121,7 @@ def adjust_hue(planes: jax.Array, shift: jax.Array) -> jax.Array:
     k = k - 6 * jnp.floor(k / 6)
     return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0.0, 1.0)
 
-  return jnp.stack([channel(5), channel(3), channel(1)])
+  return [channel(5), channel(3), channel(1)]
 
 
 def adjust_solarize(planes: jax.Array, threshold: float) -> jax.Array:
@@ -136,25 +151,29 @@ def gaussian_blur(
   weights = weights / (2 * weights.sum(-1, keepdims=True) - weights[:, :1])
   weights = [per_example(weights[:, k]) for k in range(radius + 1)]
 
-  def blur(plane: jax.Array) -> jax.Array:
-    for axis in (1, 2):
-      plane = _convolve(plane, weights, axis, edges)
-    return plane
+  def blur(planes: jax.Array) -> jax.Array:
+    for axis in (-2, -1):
+      planes = _convolve(planes, weights, axis, edges)
+    return planes
 
-  # A loop over channels, so that what came before is computed once and not for
-  # every tap (XLA's CPU backend would fuse it).
-  return jax.lax.map(blur, planes)
+  # What came before is computed once, and not again for every tap: a GPU stores
+  # it. Elsewhere a loop over channels does the same in less memory.
+  return jax.lax.platform_dependent(
+    planes,
+    cuda=lambda planes: blur(jax.lax.optimization_barrier(planes)),
+    default=functools.partial(jax.lax.map, blur),
+  )
 
 
 def _convolve(
-  plane: jax.Array, weights: list[jax.Array], axis: int, edges: str
+  planes: jax.Array, weights: list[jax.Array], axis: int, edges: str
 ) -> jax.Array:
   """Convolves one axis with a symmetric kernel, given from its center out."""
-  radius, length = len(weights) - 1, plane.shape[axis]
-  padding = [(0, 0)] * plane.ndim
+  radius, length = len(weights) - 1, planes.shape[axis]
+  padding = [(0, 0)] * planes.ndim
   padding[axis] = (radius, radius)
   # The barrier keeps XLA from computing the padding again for every tap.
-  padded = jax.lax.optimization_barrier(jnp.pad(plane, padding, mode=edges))
+  padded = jax.lax.optimization_barrier(jnp.pad(planes, padding, mode=edges))
   at = lambda shift: jax.lax.slice_in_dim(
     padded, radius + shift, radius + shift + length, axis=axis
   )

@@ -94,7 +94,7 @@ def parts(
       command("loss", _ROUNDS, "--noalternatives", "--precision=TF32_TF32_F32"),
       50,
     ),
-    Part("tests", ("pytest", "-q", "-m", "gpu", str(tests)), 150, _MEMORY),
+    Part("tests", ("pytest", "-q", "-m", "gpu", str(tests)), 250, _MEMORY),
     *(
       Part(
         f"flag_{name}",

@@ -232,7 +232,9 @@ def _compile(
     cpus = jax.devices("cpu")[: problem.devices]
     if len(cpus) < problem.devices:
       return Result(kernel, temporary_bytes=temporary_bytes), program
-    counted = _program(problem, kernel, make_mesh(cpus))
+    # In full precision, because a CPU does not know all others.
+    exact = dataclasses.replace(problem, precision="highest")
+    counted = _program(exact, kernel, make_mesh(cpus))
   costs = hlo.Program(counted.as_text())
   moved, work = costs.collectives(), costs.work()
   result = Result(

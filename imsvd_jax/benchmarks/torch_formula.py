@@ -34,7 +34,7 @@ def loss_and_gradients(
   views = [torch.tensor(z, device=device, requires_grad=True) for z in (z1, z2)]
 
   def run() -> tuple[float, list[Any]]:
-    value = loss(*views, num_bins)
+    value = loss(views[0], views[1], num_bins)
     gradients = torch.autograd.grad(value, views)
     if on_gpu:
       torch.cuda.synchronize()

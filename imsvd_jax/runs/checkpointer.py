@@ -29,6 +29,7 @@ from imsvd_jax.base.errors import Damage, UserError, listing
 from imsvd_jax.runs import (
   interruption,
   run_directory,
+  unfinished_io,
   verification,
 )
 
@@ -79,6 +80,7 @@ class Checkpointer:
       self._root.mkdir(parents=True, exist_ok=True)
     # Fails here rather than at the first save an hour later.
     self._check_writable()
+    unfinished_io.ignore()
     self._manager = _make_manager(deadline_minutes)
     with self._writing():
       if self._is_first:

@@ -24,7 +24,7 @@ from etils import epath
 
 from imsvd_jax.base import files
 from imsvd_jax.base.errors import Damage, UserError, listing
-from imsvd_jax.runs import run_directory
+from imsvd_jax.runs import run_directory, unfinished_io
 
 logger = logging.getLogger(__name__)
 
@@ -364,6 +364,7 @@ def newest_usable(
       be read now.
   """
   skipped: dict[int, Damage] = {}
+  unfinished_io.ignore()
 
   def left() -> list[int]:
     steps = list_steps()

@@ -226,7 +226,53 @@ def _strengths(settings: Any, channels: int) -> dict[str, float]:
 def _jitter(
   draws: _Draws, planes: jax.Array, *, strengths: dict[str, float]
 ) -> jax.Array:
-  """Brightness, contrast, saturation and hue in a random order per example.
+  """Brightness, contrast, saturation and hue in a random order per example."""
+  return jax.lax.platform_dependent(
+    draws,
+    planes,
+    cuda=functools.partial(_jitter_pixels, strengths=strengths),
+    default=functools.partial(
+      _in_turns, strengths=strengths, make_blends=_blend_images
+    ),
+  )
+
+
+def _jitter_pixels(
+  draws: _Draws, planes: jax.Array, *, strengths: dict[str, float]
+) -> jax.Array:
+  """The jitter in two passes over the images, for GPUs.
+
+  Contrast needs the mean of an image as the operations before it leave it. The
+  first pass computes those and stores only the mean. Then every operation works
+  on single pixels, so the second pass makes all of them. CPUs and TPUs are
+  slower this way.
+  """
+  mean = jnp.zeros(planes.shape[1])
+  if "contrast" in strengths:
+    others = {n: value for n, value in strengths.items() if n != "contrast"}
+    make = functools.partial(_blend_pixels, mean=mean)
+    before = lambda name: draws[f"{name}_turn"] < draws["contrast_turn"]
+    mean = pixels.mean_luminance(
+      _in_turns(draws, planes, strengths=others, make_blends=make, who=before)
+    )
+  make = functools.partial(_blend_pixels, mean=mean)
+  return _in_turns(draws, planes, strengths=strengths, make_blends=make)
+
+
+# From random numbers, planes, strengths of the blends by name, and whether each
+# example makes the blend of a name, to planes.
+_MakeBlends = Callable[..., Any]
+
+
+def _in_turns(
+  draws: _Draws,
+  planes: jax.Array,
+  *,
+  strengths: dict[str, float],
+  make_blends: _MakeBlends,
+  who: Callable[[str], jax.Array | bool] = lambda name: True,
+) -> jax.Array:
+  """Makes each operation on the examples `who` tells, in their turns.
 
   Evaluating all four in each of four turns would cost sixteen operations per
   pixel, four of them hue, the slowest. Brightness, contrast and saturation are
@@ -235,15 +281,16 @@ def _jitter(
   each example makes a blend in the first round if its turn is before hue's,
   else in the second, and blends with weight 1 (nothing) in the other.
   """
-  blends = [name for name in _BLENDS if name in strengths]
-  factors = {name: _factor(draws[name], strengths[name]) for name in blends}
+  blends = {name: strengths[name] for name in _BLENDS if name in strengths}
   if "hue" not in strengths:
-    return _round_of_blends(draws, planes, factors, lambda name: True)
+    return jnp.stack(list(make_blends(draws, planes, blends, who)))
   before = lambda name: draws[f"{name}_turn"] < draws["hue_turn"]
-  planes = _round_of_blends(draws, planes, factors, before)
+  first = make_blends(draws, planes, blends, lambda n: who(n) & before(n))
   shift = (2 * draws["hue"] - 1) * strengths["hue"]
-  planes = pixels.adjust_hue(planes, shift)
-  return _round_of_blends(draws, planes, factors, lambda name: ~before(name))
+  turned = pixels.adjust_hue(first, jnp.where(who("hue"), shift, 0.0))
+  return jnp.stack(
+    list(make_blends(draws, turned, blends, lambda n: who(n) & ~before(n)))
+  )
 
 
 def _factor(draw: jax.Array, strength: float) -> jax.Array:
@@ -251,34 +298,64 @@ def _factor(draw: jax.Array, strength: float) -> jax.Array:
   return low + (high - low) * draw
 
 
-def _round_of_blends(
+def _blend_images(
   draws: _Draws,
-  planes: jax.Array,
-  factors: dict[str, jax.Array],
-  takes_part: Callable[[str], jax.Array | bool],
+  planes: jax.Array | list[jax.Array],
+  strengths: dict[str, float],
+  who: Callable[[str], jax.Array],
 ) -> jax.Array:
-  """Makes the blends that take part, in the order of their turns.
-
-  Args:
-    draws: Random numbers by name.
-    planes: float32 [C, B, H, W].
-    factors: Weight of the image by name of the blend, each [B].
-    takes_part: Name of a blend -> whether each example makes it now, [B].
-  """
-  if not factors:
+  """Makes blends in their turns, each on whole images."""
+  planes = jnp.stack(list(planes))
+  if not strengths:
     return planes
-  turns = {name: _rank(draws, name, factors) for name in factors}
 
   def blend(planes: jax.Array, turn: jax.Array) -> tuple[jax.Array, None]:
-    now = {n: (turns[n] == turn) & takes_part(n) for n in factors}
-    factor = sum(jnp.where(now[n], factors[n] - 1, 0.0) for n in factors) + 1
-    return pixels.blend(
-      planes, factor, now.get("contrast"), now.get("saturation")
-    ), None
+    factor, now = _blend_of_turn(draws, strengths, who, turn)
+    mean = None
+    if "contrast" in now:
+      mean = jnp.where(now["contrast"], pixels.mean_luminance(planes), 0.0)
+    return pixels.blend(planes, factor, mean, now.get("saturation")), None
 
   # A loop, so that each blend is computed once: unrolled, XLA's CPU backend
   # fuses every blend into all later ones and computes it again for each.
-  return jax.lax.scan(blend, planes, jnp.arange(len(factors)))[0]
+  return jax.lax.scan(blend, planes, jnp.arange(len(strengths)))[0]
+
+
+def _blend_pixels(
+  draws: _Draws,
+  planes: jax.Array | list[jax.Array],
+  strengths: dict[str, float],
+  who: Callable[[str], jax.Array],
+  *,
+  mean: jax.Array,
+) -> Sequence[jax.Array]:
+  """Makes blends in their turns, where the mean for contrast [B] is known."""
+  planes = list(planes)
+  for turn in range(len(strengths)):
+    factor, now = _blend_of_turn(draws, strengths, who, turn)
+    base = None
+    if "contrast" in now:
+      base = jnp.where(now["contrast"], mean, 0.0)
+    planes = pixels.blend(planes, factor, base, now.get("saturation"))
+  return planes
+
+
+def _blend_of_turn(
+  draws: _Draws,
+  strengths: dict[str, float],
+  who: Callable[[str], jax.Array],
+  turn: jax.Array | int,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns the image's weight [B], and who makes which blend now, bool [B]."""
+  now = {
+    name: (_rank(draws, name, strengths) == turn) & who(name)
+    for name in strengths
+  }
+  factor = 1.0 + sum(
+    jnp.where(now[name], _factor(draws[name], strength) - 1, 0.0)
+    for name, strength in strengths.items()
+  )
+  return factor, now
 
 
 def _rank(draws: _Draws, name: str, names: Iterable[str]) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,6 +108,47 @@ def test_the_smallest_maps_are_convolved_by_one_product(
   assert_close(value_and_gradients(resnet._convolve), plain, atol=2e-5)
   program = str(jax.make_jaxpr(bind(resnet._convolve))(x, kernel))
   assert ("conv_general_dilated" not in program) == product
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+  monkeypatch.setattr(
+    jax.lax, "platform_dependent", lambda *a, cuda, default: cuda(*a)
+  )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_gpu_convolves_neighbors_in_the_stem(as_on_a_gpu, channels):
+  keys = jax.random.split(jax.random.key(0), 3)
+  x = jax.random.normal(keys[0], (2, 12, 8, channels))
+  kernel = jax.random.normal(keys[1], (7, 7, channels, 5))
+
+  def value_and_gradients(convolve):
+    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    bound = lambda x, kernel: convolve(
+      x, kernel, (2, 2), ((3, 3), (3, 3)), **layout
+    )
+    y, transpose = jax.vjp(bound, x, kernel)
+    return y, transpose(jax.random.normal(keys[2], y.shape))
+
+  plain = value_and_gradients(jax.lax.conv_general_dilated)
+  assert_close(value_and_gradients(resnet._convolve), plain, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+  ("height", "width"), [(8, 8), (7, 9), (6, 5), (1, 1), (2, 3)]
+)
+def test_a_gpu_gathers_the_gradient_of_the_maximum(as_on_a_gpu, height, width):
+  draw = jax.random.normal(jax.random.key(0), (2, height, width, 3))
+  x = jnp.round(4 * jnp.maximum(draw, -0.5)) / 4  # Many are equal.
+  plain = lambda x: nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+  y, transpose = jax.vjp(resnet.max_pool, x)
+  expected, transpose_plain = jax.vjp(plain, x)
+  gradient = jax.random.normal(jax.random.key(1), y.shape)
+  np.testing.assert_array_equal(y, expected)
+  np.testing.assert_array_equal(
+    transpose(gradient)[0], transpose_plain(gradient)[0]
+  )
 
 
 def test_user_mistakes():

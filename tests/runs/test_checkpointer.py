@@ -33,13 +33,6 @@ from tests.runs.made_runs import files_of, open_run, save_run
 CHILD = pathlib.Path(__file__).with_name("checkpoint_child.py")
 
 
-# When one array cannot be read, Orbax abandons the reads of the others, and
-# they complain to an event loop that is closed by then.
-pytestmark = pytest.mark.filterwarnings(
-  "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
-)
-
-
 @pytest.mark.parametrize("target", [False, True])
 def test_restores_every_bit_with_its_sharding(tmp_path, target):
   state = place(make_state(7, target=target), jax.devices())

@@ -4,6 +4,8 @@ import logging
 import pathlib
 import re
 import shutil
+import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +13,9 @@ import numpy as np
 import pytest
 
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.runs import (
-  verification,
-)
+from imsvd_jax.runs import unfinished_io, verification
 from tests.runs.checkpoint_child import make_state, same
 from tests.runs.made_runs import files_of, open_run
-
-# When one array cannot be read, Orbax abandons the reads of the others, and
-# they complain to an event loop that is closed by then.
-pytestmark = pytest.mark.filterwarnings(
-  "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
-)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +89,8 @@ def kind_of(path, step_directory):
   return re.sub("[0-9a-f]{32}", "*", str(path.relative_to(step_directory)))
 
 
+# Where one leaf cannot be read, those of the others end as they may.
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("how", DAMAGE)
 def test_damage_to_the_newest_step(saved, tmp_path, how):
   """Any file: the state that comes back is right, or it is the older one."""
@@ -209,3 +205,17 @@ def test_another_shape_is_not_damage(run_copy, change, message):
     run.restore(change(make_state(0)))
   run.close()
   assert files_of(run_copy) == before
+
+
+def test_only_unfinished_reads_are_ignored(monkeypatch):
+  shown = []
+  monkeypatch.setattr(sys, "unraisablehook", shown.append)
+  unfinished_io.ignore()
+  unfinished_io.ignore()
+  closed = SimpleNamespace(
+    object=None, exc_value=RuntimeError("Event loop is closed")
+  )
+  other = SimpleNamespace(object=None, exc_value=RuntimeError("another"))
+  for unraisable in (closed, other):
+    sys.unraisablehook(unraisable)
+  assert shown == [other]

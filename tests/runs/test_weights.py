@@ -14,12 +14,6 @@ from imsvd_jax.runs import (
 from tests.runs.checkpoint_child import CONFIG, make_state, place, same
 from tests.runs.made_runs import files_of, open_run
 
-# When one array cannot be read, Orbax abandons the reads of the others, and
-# they complain to an event loop that is closed by then.
-pytestmark = pytest.mark.filterwarnings(
-  "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
-)
-
 
 @pytest.mark.parametrize("target", [False, True])
 def test_variables_load_without_the_optimizer(tmp_path, target):

@@ -270,6 +270,25 @@ def test_jitter_applies_four_operations_in_the_drawn_order(images):
     np.testing.assert_allclose(from_planes(planes)[i], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+  "off", [(), ("hue",), ("contrast",), ("contrast", "hue")]
+)
+def test_a_gpu_computes_the_same_views(images, monkeypatch, off):
+  everything = settings(
+    jitter_prob=0.8,
+    **dict.fromkeys({"brightness", "contrast", "saturation"} - {*off}, 0.4),
+    hue=0.0 if "hue" in off else 0.1,
+    gray_prob=0.2,
+    blur_prob=0.5,
+    solarize_prob=0.1,
+  )
+  here = run(images, everything)
+  monkeypatch.setattr(
+    jax.lax, "platform_dependent", lambda *a, cuda, default: cuda(*a)
+  )
+  np.testing.assert_allclose(run(images, everything), here, atol=2e-6)
+
+
 def test_orders_and_factors_are_uniform():
   keys = jax.random.split(jax.random.key(0), 4800)
   draws = jax.jit(lambda k: augment._draw(k, 3))(keys)
