@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from typing import Literal, overload
 
 import tensorflow as tf
@@ -54,4 +55,13 @@ def make_source(settings: ConfigDict, split: str) -> Source | None:
   split_name = errors.lookup(splits, split, "split")
   if split == "eval" and not split_name:
     return None
-  return make(settings, split_name)
+  source = make(settings, split_name)
+  if source is None:
+    return None
+  # Recipes of earlier versions lack these.
+  kept = {
+    key: settings[key]
+    for key in ("train_interpolation", "antialias")
+    if key in settings
+  }
+  return dataclasses.replace(source, **kept)

@@ -262,6 +262,7 @@ class Binding:
         "data": [source.fingerprint() for source in sources],
         "splits": [source.name for source in sources],
         "preprocessing": preparation(data_set.settings),
+        "train_crops": [data_set.train.train_kernel, data_set.train.antialias],
         "evaluator": protocol.evaluator,
         "protocol": dataclasses.asdict(protocol),
       }

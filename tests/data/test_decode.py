@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from sklearn import datasets
 
 from imsvd_jax.data import crops, decode
 from imsvd_jax.data.source import Source
@@ -168,6 +169,62 @@ def test_views_of_a_photograph_are_close_to_pil(file_format):
   assert mean < 3
 
 
+def gradient_energy(view):
+  view = np.asarray(view, np.float64)
+  return sum((np.diff(view, axis=axis) ** 2).mean() for axis in (0, 1))
+
+
+def energy_beside_pil(file_format, interpolation, size, antialias, draws):
+  """Gradient energy of views relative to PIL's, over two photographs.
+
+  docs/data.md has a table of 6 draws (24 views).
+  """
+  source = Source(
+    "test",
+    1,
+    interpolation="bicubic",
+    train_interpolation=interpolation,
+    antialias=antialias,
+  )
+  method = getattr(Image.Resampling, interpolation.upper())
+  scale = (0.05, 0.4) if size == 96 else (0.08, 1.0)
+  view_list = [crops.Crop(size, scale, (3 / 4, 4 / 3), 0.5)] * 2
+  rng = np.random.default_rng(0)
+  energy = np.zeros(2)
+  for pixels in datasets.load_sample_images().images:  # 640 x 427.
+    contents = encode(Image.fromarray(pixels), file_format)
+    for _ in range(draws):
+      uniforms = rng.random((2, crops.NUM_UNIFORMS), np.float32)
+      record = tf.constant(contents)  # Eager: tracing takes longer.
+      (ours,) = decode.train_views(source, record, uniforms, view_list)
+      theirs = pil_views(contents, uniforms, view_list, method)
+      energy += [sum(map(gradient_energy, views)) for views in (ours, theirs)]
+  return energy[0] / energy[1]
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [224, 96, 32])
+def test_antialiased_views_are_as_sharp_as_pil(interpolation, size):
+  ratio = energy_beside_pil("JPEG", interpolation, size, True, draws=2)
+  assert 0.98 < ratio < 1.02
+
+
+def test_without_antialiasing_views_are_sharper():
+  assert energy_beside_pil("JPEG", "bilinear", 224, False, draws=2) > 1.3
+
+
+@pytest.mark.parametrize(
+  ("size", "interpolation"),
+  [(24, "bicubic"), (60, "bilinear"), (60, "bicubic"), (128, "bilinear")],
+)
+def test_antialiased_views_equal_pil(interpolation, size):
+  """Shrunk by up to 5, enlarged, and one after the other along the axes."""
+  source = Source("test", 1, interpolation=interpolation, antialias=True)
+  view_list = [crops.Crop(size, (0.1, 1.0), (0.3, 3.0), 0.5)] * 3
+  _, worst = compare(pale(photograph(0, 120, 90)), "PNG", view_list, source)
+  assert worst <= 1
+
+
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
 @pytest.mark.parametrize("side", [1600, 401])
 def test_large_images_are_decoded_or_averaged_down(file_format, side):
@@ -178,22 +235,26 @@ def test_large_images_are_decoded_or_averaged_down(file_format, side):
   assert mean < 5
 
 
-def test_partial_decoding_is_used(monkeypatch):
-  """A quarter of the pixels when every view shrinks by more than 2."""
+@pytest.mark.parametrize(
+  ("antialias", "sides"), [(False, (375, 188, 47)), (True, (375, 375, 94))]
+)
+def test_partial_decoding_is_used(monkeypatch, antialias, sides):
+  """A quarter of the pixels when every view shrinks by more than 2, or 4."""
   sizes = []
-  cut = decode._cut
+  cut = decode._parts
 
   def spy(image, *arguments):
     sizes.append(tuple(tf.shape(image).numpy()))
     return cut(image, *arguments)
 
-  monkeypatch.setattr(decode, "_cut", spy)
+  monkeypatch.setattr(decode, "_parts", spy)
+  source = Source("test", 1, antialias=antialias)
   contents = encode(photograph(0, 500, 375))
   uniforms = tf.fill([1, crops.NUM_UNIFORMS], 0.5)
-  for size, expected in ((375, (375, 375)), (150, (188, 188)), (40, (47, 47))):
+  for size, side in zip((375, 150, 40), sides, strict=True):
     crop = crops.Crop(size, (0.75, 0.75), (1.0, 1.0), 0.0)
-    decode.train_views(SOURCE, tf.constant(contents), uniforms, [crop])
-    assert sizes.pop()[:2] == expected
+    decode.train_views(source, tf.constant(contents), uniforms, [crop])
+    assert sizes.pop()[:2] == (side, side)
 
 
 def test_arrays_are_records_too():
