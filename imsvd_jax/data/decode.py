@@ -7,7 +7,8 @@ of 2 or more is averaged over blocks of pixels. The last resampling, by less
 than 2, is not antialiased.
 
 With data.antialias a view is resized at once with PIL's weights, from a JPEG
-that is decoded at no less than twice its size.
+that is decoded at no less than three times its size: the decoder's own
+averaging then takes less than 2% of the gradient energy.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def _from_jpeg(
   with _refused_above(source.max_pixels, shape):
     height, width = _float_sides(tf.identity(shape))
   boxes = crops.random_boxes(uniforms, height, width, view_list)
-  halvings = _halvings(boxes, view_list, 2 if source.antialias else 1)
+  halvings = _halvings(boxes, view_list, 3 if source.antialias else 1)
   halvings = tf.reduce_min(halvings)
   boxes = _shrink(boxes, halvings, height, width)
   top, left = tf.reduce_min(boxes.top), tf.reduce_min(boxes.left)
