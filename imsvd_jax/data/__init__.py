@@ -58,10 +58,9 @@ def make_source(settings: ConfigDict, split: str) -> Source | None:
   source = make(settings, split_name)
   if source is None:
     return None
-  # Recipes of earlier versions lack these.
-  kept = {
-    key: settings[key]
-    for key in ("train_interpolation", "antialias")
-    if key in settings
-  }
-  return dataclasses.replace(source, **kept)
+  return dataclasses.replace(
+    source,
+    # Recipes of earlier versions lack these.
+    train_interpolation=getattr(settings, "train_interpolation", ""),
+    antialias=getattr(settings, "antialias", False),
+  )
