@@ -138,7 +138,11 @@ def base() -> ConfigDict:
       channels=3,
       resize=256,  # Evaluation: shorter side before the center crop.
       crop=224,
-      interpolation="bicubic",  # Or "bilinear".
+      interpolation="bicubic",  # Evaluation; or "bilinear".
+      train_interpolation="",  # Training views; "": as `interpolation`.
+      # Training views that shrink are antialiased, as PIL's. Those of images
+      # of at most 64 pixels in memory, and evaluation, always are.
+      antialias=False,
       mean=IMAGENET_MEAN,
       std=IMAGENET_STD,
       on_bad_image="replace",  # Or "error".

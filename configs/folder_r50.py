@@ -26,6 +26,8 @@ def get_config(mode: str = ""):
   c.objective.music.num_bins = 32
   c.data.name = "folder"
   c.data.eval_split = "val"
+  c.data.train_interpolation = "bilinear"
+  c.data.antialias = True
   c.checkpoint.every_steps = 500
   c.eval.batch_size = 256
   return common.finish(c, mode)

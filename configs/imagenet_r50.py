@@ -20,4 +20,6 @@ def get_config(mode: str = ""):
   c.optimizer.name = "lars"
   c.optimizer.base_learning_rate = 0.6
   c.optimizer.weight_decay = 1e-6
+  c.data.train_interpolation = "bilinear"
+  c.data.antialias = True
   return common.finish(c, mode)

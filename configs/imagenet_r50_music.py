@@ -20,4 +20,6 @@ def get_config(mode: str = ""):
   c.objective.music.num_bins = 80
   c.model.projector = (2048, 8160)  # 102 variables of 80 bins.
   c.model.dtype = "bfloat16"
+  c.data.train_interpolation = "bilinear"
+  c.data.antialias = True
   return common.finish(c, mode)

@@ -28,6 +28,8 @@ def get_config(mode: str = ""):
   c.optimizer.name = "lars"
   c.optimizer.base_learning_rate = 0.3
   c.optimizer.weight_decay = 1e-6
+  c.data.train_interpolation = "bicubic"
+  c.data.antialias = True
   wide = dict(size=224, crop_scale=(0.4, 1.0))
   c.views.view1 = common.view(**wide, blur_prob=1.0)
   c.views.view2 = common.view(**wide, blur_prob=0.1, solarize_prob=0.2)

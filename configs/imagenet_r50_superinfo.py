@@ -26,4 +26,6 @@ def get_config(mode: str = ""):
   c.optimizer.base_learning_rate = 0.3
   c.optimizer.warmup_epochs = 0.0
   c.optimizer.final_fraction = 0.0
+  c.data.train_interpolation = "bilinear"
+  c.data.antialias = True
   return common.finish(c, mode)

@@ -18,6 +18,8 @@ HARMLESS_KEYS = (
 
 # Keys that recipes of earlier versions lack, and what those versions did.
 ADDED_KEYS: dict[str, Any] = {
+  "data.antialias": False,
+  "data.train_interpolation": "",
   "model.init": "fan_out_normal",
   "model.projector_last_bias": False,
   "optimizer.schedule": "cosine",

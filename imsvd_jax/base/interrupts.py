@@ -32,10 +32,19 @@ def raise_outside_imports() -> None:
 
 
 def _end_or_raise(number: int, frame: FrameType | None) -> NoReturn:
-  # An exception inside of an import may pass through C++, which aborts the
-  # process or reports something else.
+  if in_import(frame):
+    end_at_once()
+  raise KeyboardInterrupt
+
+
+def in_import(frame: FrameType | None) -> bool:
+  """Returns whether a module is being imported.
+
+  There an exception may pass through C++, which aborts the process or reports
+  something else.
+  """
   while frame is not None:
     if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-      end_at_once()
+      return True
     frame = frame.f_back
-  raise KeyboardInterrupt
+  return False

@@ -90,7 +90,9 @@ def _measure(
     "batch_size": batch_size,
     "view_sizes": [config.views.view1.size] * experiment.NUM_GLOBAL
     + [config.views.local.size] * config.views.num_local,
-    "interpolation": config.data.interpolation,
+    "interpolation": config.data.train_interpolation
+    or config.data.interpolation,
+    "antialias": config.data.antialias,
     **_host(config, batch_size, seconds, reference),
     "device": jax.devices()[0].device_kind,
     # Milliseconds of the device for all views of an image.
@@ -160,8 +162,9 @@ def _as_text(results: dict[str, Any]) -> str:
   sizes = results["view_sizes"]
   counts = ", ".join(f"{sizes.count(s)} of {s}" for s in dict.fromkeys(sizes))
   lines = [
-    f"Views per image (pixels): {counts}; {results['interpolation']};"
-    f" {results['threads']} thread(s), batches of {results['batch_size']}",
+    f"Views per image (pixels): {counts}; {results['interpolation']}"
+    f"{', antialiased' * results['antialias']}; "
+    f"{results['threads']} thread(s), batches of {results['batch_size']}",
     "",
     _row("images/s", results["images_per_second"]),
     _row("views/s", results["views_per_second"]),

@@ -42,7 +42,7 @@ def beside_pil(
   work = list(_work(source, view_list, _IMAGES))
   if not work:
     return {}
-  num_views = len(view_list)
+  num_views, kernel = len(view_list), source.train_kernel.upper()
   pil = {"once": 0.0, "per_view": 0.0}
   images = turns = 0
   host_stages.settle()
@@ -53,10 +53,10 @@ def beside_pil(
     start = time.thread_time()
     for turn in range(turns * _TURN, (turns + 1) * _TURN):
       contents, boxes = work[turn % len(work)]
-      _views(contents, boxes, view_list)
+      _views(contents, boxes, view_list, kernel)
       middle = time.thread_time()
       for box, crop in zip(boxes, view_list, strict=True):
-        _views(contents, [box], [crop])
+        _views(contents, [box], [crop], kernel)
       end = time.thread_time()
       pil["once"] += middle - start
       pil["per_view"] += end - middle
@@ -97,7 +97,10 @@ def _work(
 
 
 def _views(
-  contents: bytes, boxes: list[tuple[int, ...]], view_list: list[crops.Crop]
+  contents: bytes,
+  boxes: list[tuple[int, ...]],
+  view_list: list[crops.Crop],
+  kernel: str,
 ) -> list[np.ndarray]:
   """Returns the crops of an image, cut by PIL."""
   from PIL import Image
@@ -108,7 +111,7 @@ def _views(
     boxes, view_list, strict=True
   ):
     view = image.crop((left, top, left + width, top + height))
-    view = view.resize((crop.size, crop.size), Image.Resampling.BICUBIC)
+    view = view.resize((crop.size, crop.size), Image.Resampling[kernel])
     if flip:
       view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     views.append(np.asarray(view))

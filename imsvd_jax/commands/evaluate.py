@@ -26,8 +26,10 @@ def main() -> None:
     return
   _join_cluster()
   from imsvd_jax.evaluation import offline
+  from imsvd_jax.runs import interruption
 
-  offline.evaluate_runs(options)
+  with interruption.sigterm_stops():
+    offline.evaluate_runs(options)
 
 
 def run() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from typing import Literal, overload
 
 import tensorflow as tf
@@ -54,4 +55,12 @@ def make_source(settings: ConfigDict, split: str) -> Source | None:
   split_name = errors.lookup(splits, split, "split")
   if split == "eval" and not split_name:
     return None
-  return make(settings, split_name)
+  source = make(settings, split_name)
+  if source is None:
+    return None
+  return dataclasses.replace(
+    source,
+    # Recipes of earlier versions lack these.
+    train_interpolation=getattr(settings, "train_interpolation", ""),
+    antialias=getattr(settings, "antialias", False),
+  )

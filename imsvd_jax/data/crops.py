@@ -161,6 +161,10 @@ KERNELS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
 }
 
 
+# The same by TensorFlow's names.
+KERNEL_TYPES = {"bicubic": "keyscubic", "bilinear": "triangle"}
+
+
 def _resample_weights(
   start: tf.Tensor,
   length: tf.Tensor,
@@ -222,6 +226,41 @@ def resample(
   out = tf.matmul(columns, tf.reshape(out, [-1, width, size * channels]))
   out = tf.reshape(out, [-1, size, size, channels])
   return to_uint8(tf.transpose(out, [0, 2, 1, 3]))
+
+
+def antialiased(image: tf.Tensor, size: int, kernel: str) -> tf.Tensor:
+  """Resizes one image with PIL's weights, rows and columns in turn.
+
+  ScaleAndTranslate is fast along long rows and slow along columns of three
+  channels. So each pass sees an image of one column, whose pixels are whole
+  rows of the image or, after a transposition, whole columns. This takes half
+  the time of one call for both.
+
+  Args:
+    image: uint8 or float32 [1, height, width, C].
+    size: Height and width of the result.
+    kernel: "bicubic" or "bilinear".
+
+  Returns:
+    float32 [1, size, size, C].
+  """
+  channels = image.shape[3]
+
+  def resize_rows(image: tf.Tensor) -> tf.Tensor:
+    """Resizes [height, width, C]; returns the transposed [width, size, C]."""
+    height, width = tf.unstack(tf.shape(image)[:2])
+    scale = size / tf.cast(height, tf.float32)
+    rows = tf.raw_ops.ScaleAndTranslate(
+      images=tf.reshape(image, [1, height, 1, width * channels]),
+      size=[size, 1],
+      scale=tf.stack([scale, 1.0]),
+      translation=[0.0, 0.0],
+      kernel_type=KERNEL_TYPES[kernel],
+      antialias=True,
+    )
+    return tf.transpose(tf.reshape(rows, [size, width, channels]), [1, 0, 2])
+
+  return resize_rows(resize_rows(image[0]))[tf.newaxis]
 
 
 def to_uint8(images: tf.Tensor) -> tf.Tensor:

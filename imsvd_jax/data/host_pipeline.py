@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -86,7 +87,7 @@ def labeled_epochs(
   seed: int,
   process_index: int = 0,
   process_count: int = 1,
-) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+) -> Callable[..., Iterator[dict[str, np.ndarray]]]:
   """Returns epochs of images in one crop each, with their labels.
 
   The order is that of `train_batches`. A batch may reach from one epoch into
@@ -105,9 +106,18 @@ def labeled_epochs(
     A function to be called with 0, 1, 2, ... in turn. It gives the batches of
     that epoch: {"image": uint8 [b, S, S, C], "label": int32 [b], "index": int32
     [b], "epoch": int32 [b], "mask": bool [b]}, b = B / P; mask is False where
-    an image is unreadable.
+    an image is unreadable. The first call may ask for a later epoch, and for
+    its batches but the first `done`; earlier batches cost nothing.
   """
-  batches = _cropped_batches(
+
+  def size(epoch: int) -> int:
+    first, end = (
+      round(e * source.num_examples / batch_size) for e in (epoch, epoch + 1)
+    )
+    return max(1, end - first)
+
+  open_at = functools.partial(
+    _cropped_batches,
     source,
     [crop],
     "it is masked out",
@@ -117,12 +127,13 @@ def labeled_epochs(
     process_index=process_index,
     process_count=process_count,
   )
+  batches: Batches | None = None
 
-  def epoch_of(epoch: int) -> Iterator[dict[str, np.ndarray]]:
-    ends = [
-      round(e * source.num_examples / batch_size) for e in (epoch, epoch + 1)
-    ]
-    for batch in itertools.islice(batches, max(1, ends[1] - ends[0])):
+  def epoch_of(epoch: int, done: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    nonlocal batches
+    if batches is None:
+      batches = open_at(start_step=sum(map(size, range(epoch))) + done)
+    for batch in itertools.islice(batches, size(epoch) - done):
       views = batch.pop("views")
       batch.pop("bad", None)  # The same as ~mask.
       yield {"image": views[0][:, 0], **batch}
@@ -185,7 +196,7 @@ def _crop_arrays(
         chosen,
         crops.Box._make(side[:, number] for side in boxes),
         size=crop.size,
-        kernel=source.interpolation,
+        kernel=source.train_kernel,
         clip_to_box=True,
       )
       for number, crop in enumerate(view_list)

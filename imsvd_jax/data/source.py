@@ -38,6 +38,7 @@ _NAMES_SHOWN = 5  # Class names in the log of a run.
 
 _CHOICES = {
   "interpolation": ("bicubic", "bilinear"),
+  "train_interpolation": ("", "bicubic", "bilinear"),
   "on_bad_image": ("replace", "error"),
 }
 
@@ -70,7 +71,10 @@ class Source:
     num_classes: Number of classes; 0 if there are no labels.
     label_names: A name for every class; may be empty.
     channels: Channels of every image after decoding.
-    interpolation: "bicubic" or "bilinear", for every resize.
+    interpolation: "bicubic" or "bilinear", for evaluation.
+    train_interpolation: The same for training views; "": as `interpolation`.
+    antialias: Whether training views that shrink are antialiased. Images that
+      are cropped a batch at once, and those of evaluation, always are.
     on_bad_image: "replace" or "error", for a record that cannot be decoded.
     max_pixels: An encoded image with more of them counts as one that cannot.
     images: uint8 [num_examples, height, width, channels], or None.
@@ -101,6 +105,8 @@ class Source:
   label_names: tuple[str, ...] = ()
   channels: int = 3
   interpolation: str = "bicubic"
+  train_interpolation: str = ""
+  antialias: bool = False
   on_bad_image: str = "replace"
   max_pixels: int = MAX_PIXELS
   images: np.ndarray | None = None
@@ -131,6 +137,11 @@ class Source:
           f"data.{key} is {getattr(self, key)!r}; expected one of"
           f" {', '.join(map(repr, known))}."
         )
+
+  @property
+  def train_kernel(self) -> str:
+    """The interpolation of training views."""
+    return self.train_interpolation or self.interpolation
 
   @property
   def small_images(self) -> bool:

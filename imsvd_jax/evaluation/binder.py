@@ -23,6 +23,7 @@ from imsvd_jax.data import crops, evaluation_batches, host_pipeline, part
 from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation import (
   augmented_views,
+  epochs,
   feature_cache,
   input_checks,
   protocols,
@@ -133,6 +134,7 @@ class Binding:
     *,
     cache: pathlib.Path | None = None,
     data_dir: str = "",
+    keep: Callable[[dict[str, Any]], epochs.Keeper] | None = None,
   ) -> None:
     """Computes nothing yet.
 
@@ -141,12 +143,15 @@ class Binding:
       weights: What to measure.
       cache: Directory that keeps features; they stay in memory by default.
       data_dir: Where the data sets are that protocols bring along.
+      keep: From all that a training is a function of to its keeper; nothing is
+        kept by default.
     """
     self.binder = binder
     self.weights = weights
     self.embed: Embed = functools.partial(binder.embed, weights)
     self._cache = cache
     self._data_dir = data_dir
+    self._keep = keep
     self._features: dict[tuple[int, int, int], tuple[Source, Features]] = {}
 
   def measure(
@@ -235,16 +240,40 @@ class Binding:
       else:
         prepared = preparation(settings) | {"resize": resize, "crop": crop}
         stored_as = {
-          "weights": self.weights.checksum,
+          **self._weights_key(),
           "data": source.fingerprint(),
           "split": source.name,
           "preprocessing": prepared,
-          "dtype": str(self.binder.network.config.model.dtype),
-          "version": imsvd_jax.__version__,
         }
         found = feature_cache.cached_features(self._cache, stored_as, compute)
       self._features[key] = (source, found)  # The source, to keep its id.
     return self._features[key][1]
+
+  def keeper(
+    self, data_set: DataSet, protocol: protocols.Protocol
+  ) -> epochs.Keeper | None:
+    """Returns what keeps the training of a protocol, if anything does."""
+    if self._keep is None:
+      return None
+    sources = (data_set.train, data_set.test)
+    return self._keep(
+      {
+        **self._weights_key(),
+        "data": [source.fingerprint() for source in sources],
+        "splits": [source.name for source in sources],
+        "preprocessing": preparation(data_set.settings),
+        "train_crops": [data_set.train.train_kernel, data_set.train.antialias],
+        "evaluator": protocol.evaluator,
+        "protocol": dataclasses.asdict(protocol),
+      }
+    )
+
+  def _weights_key(self) -> dict[str, Any]:
+    return {
+      "weights": self.weights.checksum,
+      "dtype": str(self.binder.network.config.model.dtype),
+      "version": imsvd_jax.__version__,
+    }
 
 
 class _Subject:
@@ -312,7 +341,7 @@ class _Subject:
         f" run's own {own}; --set=crops=run takes the run's."
       )
 
-    def epochs(chosen: np.ndarray | None) -> TrainEpoch:
+    def epochs_of(chosen: np.ndarray | None) -> TrainEpoch:
       train = self._data.train
       return host_pipeline.labeled_epochs(
         train if chosen is None else part.take(train, chosen),
@@ -323,13 +352,16 @@ class _Subject:
         process_count=jax.process_count(),
       )
 
-    return epochs
+    return epochs_of
 
   def test_batches(self) -> Callable[[], Batches]:
     wanted = self._protocol.crops
     return lambda: self._binder.eval_batches(
       self._data.test, wanted.test_resize, wanted.size
     )
+
+  def keeper(self) -> epochs.Keeper | None:
+    return self._binding.keeper(self._data, self._protocol)
 
   # --- The network ------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from the checkpoint every time.
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,13 @@ import optax
 
 from imsvd_jax.base import console, devices
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.evaluation import input_checks, protocols, scores, subsets
+from imsvd_jax.evaluation import (
+  epochs,
+  input_checks,
+  protocols,
+  scores,
+  subsets,
+)
 from imsvd_jax.evaluation.features import extract
 from imsvd_jax.evaluation.inputs import (
   Apply,
@@ -24,7 +30,6 @@ from imsvd_jax.evaluation.inputs import (
   Batches,
   Evaluator,
   Inputs,
-  TrainEpoch,
 )
 
 NEEDS = (
@@ -69,16 +74,26 @@ def run(
   mesh = devices.make_mesh()
   _check(num_images, protocol, mesh)
   input_checks.check_classes(labels, test_labels())
-  history, loss = _train(
-    backbone.apply,
+  classify = _classifier(backbone.apply, test)
+
+  def finish(state: State, epoch: int, loss: float) -> np.ndarray:
+    if not math.isfinite(loss):
+      raise UserError(
+        f"Fine-tuning diverged in epoch {epoch} (loss {loss}); use smaller"
+        " learning rates."
+      )
+    return classify(state)
+
+  found = epochs.train(
     _initial_state(backbone, num_classes, protocol, mesh),
-    train_epochs(chosen),
-    _classifier(backbone.apply, test),
-    protocol,
-    mesh,
-    console.Progress("Fine-tuning", protocol.epochs * num_images),
+    protocol.epochs,
+    batches=train_epochs(chosen),
+    step=_step(backbone.apply, protocol, mesh),
+    finish=finish,
+    meter=console.Progress("Fine-tuning", protocol.epochs * num_images),
+    keeper=inputs.keeper,
   )
-  yield from scores.epochs_headline(history, loss)
+  yield from scores.epochs_headline(found.history, found.mean_losses[-1])
   yield "train_images", num_images
 
 
@@ -101,37 +116,23 @@ def labelled_part(
   return subsets.subset(labels, protocol.fraction, seed=protocol.seed)
 
 
-def _train(
-  apply: Apply,
-  state: State,
-  train_epoch: TrainEpoch,
-  classify: Callable[[State], np.ndarray],
-  protocol: protocols.FineTune,
-  mesh: jax.sharding.Mesh,
-  meter: console.Progress,
-) -> tuple[list[np.ndarray], float]:
-  """Returns the ranks of the test images per epoch and the last mean loss."""
-  step = jax.jit(
+def _step(
+  apply: Apply, protocol: protocols.FineTune, mesh: jax.sharding.Mesh
+) -> Callable[[State, Mapping[str, Any], int], tuple[State, jax.Array, int]]:
+  """Returns the step of `epochs.train`."""
+  train_step = jax.jit(
     functools.partial(_train_step, apply, protocol), donate_argnums=0
   )
-  history, loss = [], math.nan
-  for epoch in range(protocol.epochs):
+
+  def step(
+    state: State, batch: Mapping[str, Any], epoch: int
+  ) -> tuple[State, jax.Array, int]:
     decay = 0.5 * (1 + math.cos(math.pi * epoch / protocol.epochs))
-    losses = []
-    for batch in train_epoch(epoch):
-      wanted = {name: batch[name] for name in ("image", "label", "mask")}
-      placed = devices.shard_batch(wanted, mesh)
-      state, batch_loss = step(state, placed, np.float32(decay))
-      losses.append(batch_loss)
-      meter.add(protocol.batch_size)
-    loss = float(np.mean([np.asarray(value) for value in losses]))
-    if not math.isfinite(loss):
-      raise UserError(
-        f"Fine-tuning diverged in epoch {epoch} (loss {loss}); use smaller"
-        " learning rates."
-      )
-    history.append(classify(state))
-  return history, loss
+    wanted = {name: batch[name] for name in ("image", "label", "mask")}
+    placed = devices.shard_batch(wanted, mesh)
+    return *train_step(state, placed, np.float32(decay)), protocol.batch_size
+
+  return step
 
 
 def _check(
@@ -259,4 +260,4 @@ def _classifier(
   return classify
 
 
-EVALUATOR = Evaluator(run, NEEDS, joint=True)
+EVALUATOR = Evaluator(run, (*NEEDS, "keeper"), joint=True)

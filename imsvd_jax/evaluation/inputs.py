@@ -2,21 +2,29 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.evaluation.epochs import Keeper
 from imsvd_jax.evaluation.features import Embed, Features
 
 # Batches of this process: "image" uint8 [B, S, S, C] and perhaps "label" int32
 # [B], "index" int32 [B] and "mask" bool [B], which is False for padding.
 Batches = Iterable[Mapping[str, np.ndarray]]
 
-# From an epoch, counted from 0 and called in turn, to its batches.
-TrainEpoch = Callable[[int], Batches]
+
+class TrainEpoch(Protocol):
+  """The batches of training epochs, asked for in turn."""
+
+  def __call__(self, epoch: int, done: int = 0) -> Batches:
+    """Returns the batches of an epoch, counted from 0, but the first `done`.
+
+    The first epoch to be asked for may be any, and alone may have some done.
+    """
 
 
 # (params, batch_stats, images uint8 [B, S, S, C], train) -> (features float32
@@ -57,6 +65,7 @@ class Inputs:
     view_groups: float32 [n, V, D]: `lidar_views` views of `lidar_groups` images
       of the sample.
     codes: float32 [N, V, M, b]: the probabilities of M variables of b bins.
+    keeper: Keeps long training on disk; without it nothing is kept.
   """
 
   train: Features | None = None
@@ -73,6 +82,7 @@ class Inputs:
   embeddings: np.ndarray | None = None
   view_groups: np.ndarray | None = None
   codes: np.ndarray | None = None
+  keeper: Keeper | None = None
 
   def need(self, *names: str) -> tuple[Any, ...]:
     """Returns the named fields.

@@ -5,6 +5,7 @@ sees the backbone, so it cannot change it. Test features do not change either:
 they are extracted once and scored after every epoch.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -13,9 +14,15 @@ import numpy as np
 
 from imsvd_jax.base import console, devices
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.evaluation import input_checks, linear_heads, protocols, scores
+from imsvd_jax.evaluation import (
+  epochs,
+  input_checks,
+  linear_heads,
+  protocols,
+  scores,
+)
 from imsvd_jax.evaluation.features import Embed, Features, embed_ahead
-from imsvd_jax.evaluation.inputs import Batches, Evaluator, Inputs, TrainEpoch
+from imsvd_jax.evaluation.inputs import Evaluator, Inputs, TrainEpoch
 
 
 class LinearResult(NamedTuple):
@@ -35,7 +42,12 @@ def run(
   """Yields the accuracy on test, after the last and the best epoch."""
   embed, train_epochs, test, num_classes = inputs.need(*NEEDS)
   result = train_linear(
-    embed, train_epochs(None), test, protocol, num_classes=num_classes
+    embed,
+    train_epochs(None),
+    test,
+    protocol,
+    num_classes=num_classes,
+    keeper=inputs.keeper,
   )
   yield from scores.epochs_headline(result.history, result.train_loss[-1])
 
@@ -47,6 +59,7 @@ def train_linear(
   protocol: protocols.Linear,
   *,
   num_classes: int,
+  keeper: epochs.Keeper | None = None,
 ) -> LinearResult:
   """Trains one linear head as `protocol` says.
 
@@ -58,6 +71,7 @@ def train_linear(
     train_epoch: Gives the batches of an epoch.
     test: Features of the test images, from `features.extract`.
     num_classes: C of the head.
+    keeper: Keeps what is done on disk.
 
   Raises:
     UserError: Labels or features are unusable.
@@ -78,62 +92,52 @@ def train_linear(
     deviation=protocol.initial_deviation,
     mesh=mesh,
   )
-  history, losses = [], []
-  meter = console.Progress("Linear", None)
-  for epoch in range(protocol.epochs):
-    state, loss, seen = _train_epoch(
-      state, embed, train_epoch(epoch), protocol, epoch, mesh, meter
-    )
-    if epoch == 0:
-      meter.expect(seen * protocol.epochs)
-    losses.append(loss)
-    history.append(
-      linear_heads.rank_classes(state.heads, test_features, labels)[0]
-    )
-  heads = jax.tree.map(np.asarray, state.heads)
-  return LinearResult(history, losses, heads)
+
+  def finish(
+    state: linear_heads.HeadsState, epoch: int, loss: float
+  ) -> np.ndarray:
+    if not np.isfinite(loss):
+      raise UserError(
+        f"The linear head diverged in epoch {epoch} (loss {loss}): check the "
+        "features, or use a smaller learning rate."
+      )
+    return linear_heads.rank_classes(state.heads, test_features, labels)[0]
+
+  found = epochs.train(
+    state,
+    protocol.epochs,
+    batches=lambda epoch, done: embed_ahead(
+      embed, train_epoch(epoch, done) if done else train_epoch(epoch)
+    ),
+    step=functools.partial(_step, protocol, mesh),
+    finish=finish,
+    meter=console.Progress("Linear", None),
+    keeper=keeper,
+  )
+  heads = jax.tree.map(np.asarray, found.state.heads)
+  return LinearResult([*found.history], [*found.mean_losses], heads)
 
 
-def _train_epoch(
-  state: linear_heads.HeadsState,
-  embed: Embed,
-  batches: Batches,
+def _step(
   protocol: protocols.Linear,
-  epoch: int,
   mesh: jax.sharding.Mesh,
-  meter: console.Progress,
-) -> tuple[linear_heads.HeadsState, float, int]:
-  """Returns the state after an epoch, its mean loss and its images."""
-  num_classes = state.heads.bias.shape[1]
-  rate: np.ndarray = np.full(1, protocol.learning_rate_at(epoch), np.float32)
-  losses, seen = [], 0
-  for batch, embedded in embed_ahead(embed, batches):
-    labels, weights = _labels_and_weights(batch, num_classes)
-    placed = linear_heads.place_batch(mesh, embedded, labels, weights)
-    state, loss = linear_heads.train_step(
-      state,
-      *placed,
-      rate,
-      momentum=protocol.momentum,
-      weight_decay=protocol.weight_decay,
-      optimizer=protocol.optimizer,
-      trust_coefficient=protocol.trust_coefficient,
-    )
-    losses.append(loss)
-    seen += len(labels)
-    meter.add(len(labels))
-  if not losses:
-    raise UserError(
-      f"Epoch {epoch} of the linear protocol has no batch; expected one or "
-      f"more: use a batch size below the {protocol.batch_size} of the protocol."
-    )
-  loss = float(np.mean([np.asarray(value)[0] for value in losses]))
-  if not np.isfinite(loss):
-    raise UserError(
-      f"The linear head diverged in epoch {epoch} (loss {loss}): check the "
-      "features, or use a smaller learning rate."
-    )
-  return state, loss, seen
+  state: linear_heads.HeadsState,
+  batch: tuple[Mapping[str, np.ndarray], np.ndarray],
+  epoch: int,
+) -> tuple[linear_heads.HeadsState, jax.Array, int]:
+  """Returns the new state, the loss [1] and the number of images."""
+  images, embedded = batch
+  labels, weights = _labels_and_weights(images, state.heads.bias.shape[1])
+  state, loss = linear_heads.train_step(
+    state,
+    *linear_heads.place_batch(mesh, embedded, labels, weights),
+    np.full(1, protocol.learning_rate_at(epoch), np.float32),
+    momentum=protocol.momentum,
+    weight_decay=protocol.weight_decay,
+    optimizer=protocol.optimizer,
+    trust_coefficient=protocol.trust_coefficient,
+  )
+  return state, loss, len(labels)
 
 
 def _labels_and_weights(
@@ -150,4 +154,4 @@ def _labels_and_weights(
   return labels, weights
 
 
-EVALUATOR = Evaluator(run, NEEDS, joint=True)
+EVALUATOR = Evaluator(run, (*NEEDS, "keeper"), joint=True)

@@ -1,13 +1,16 @@
 """The command `evaluate`: loads runs, measures them and keeps the results.
 
 Features are shared by all protocols that look at the same images, and kept on
-disk under what they are a function of. The encoder is frozen: its weights and
-BatchNorm statistics are compared before and after every protocol.
+disk under what they are a function of. So is where a long training stands,
+until everything is measured. The encoder is frozen: its weights and BatchNorm
+statistics are compared before and after every protocol.
 """
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 from etils import epath
@@ -19,11 +22,14 @@ from imsvd_jax.base.files import check_directory
 from imsvd_jax.evaluation import protocols, results, tables
 from imsvd_jax.evaluation.binder import Binder, Binding, Network, Weights
 from imsvd_jax.evaluation.data_set import DataSet
+from imsvd_jax.evaluation.epochs import Keeper
 from imsvd_jax.evaluation.evaluate_options import Options
 from imsvd_jax.evaluation.features import reason_of
 from imsvd_jax.evaluation.registry import evaluator_of
-from imsvd_jax.runs import metrics, ownership
+from imsvd_jax.runs import interruption, metrics, ownership
 from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
+
+UNFINISHED = "unfinished"  # Directory beside the results.
 
 
 def evaluate_runs(options: Options) -> list[results.Result]:
@@ -116,6 +122,8 @@ class Run:
         workdir, self.encoder.config, trusted=options.trust_workdir
       )
     self._data = _data_set(self.encoder, options)
+    self._keepers: list[Keeper] = []
+    self._stop: interruption.StopRequest | None = None
     self._binding = Binding(
       Binder(_network(self.encoder), batch_size=options.batch_size),
       Weights(
@@ -126,6 +134,7 @@ class Run:
       ),
       cache=self._cache_directory(),
       data_dir=options.data_dir,
+      keep=self._keeper,
     )
     written = results.read_results(self._output / results.FILE_NAME)
     self._known = written if options.reuse else []
@@ -153,6 +162,26 @@ class Run:
         raise RuntimeError("The frozen encoder changed during its evaluation.")
       self._keep(result)
       yield result
+    for keeper in self._keepers:
+      keeper.remove()
+
+  def _keeper(self, key: Mapping[str, Any]) -> Keeper:
+    directory = self._output / UNFINISHED
+    self._keepers.append(Keeper(directory, self._stopping, key))
+    return self._keepers[-1]
+
+  def _stopping(
+    self,
+  ) -> contextlib.AbstractContextManager[interruption.StopRequest]:
+    """Listens for signals; with peers until the command ends.
+
+    JAX's service, which then owns SIGTERM, cannot be switched on again.
+    """
+    if jax.process_count() == 1:
+      return interruption.StopRequest()
+    if self._stop is None:
+      self._stop = interruption.StopRequest().__enter__()
+    return contextlib.nullcontext(self._stop)
 
   def _failed(self, name: str, reason: str) -> None:
     self.failures.append(f"{name}: {reason}")

@@ -15,6 +15,7 @@ import numpy as np
 
 from imsvd_jax.base import console, devices
 from imsvd_jax.evaluation import (
+  epochs,
   input_checks,
   linear_heads,
   logistic,
@@ -41,7 +42,7 @@ def run(
 ) -> Iterator[tuple[str, float]]:
   """Yields the accuracy on test, the learning rate and its alternatives."""
   train, test = inputs.need("train", "test")
-  result = linear_probe(train, test, protocol)
+  result = linear_probe(train, test, protocol, inputs.keeper)
   yield from scores.headline(result.accuracy, result.best_top1)
   yield "learning_rate", result.learning_rate
   for rate, top1 in result.test_top1.items():
@@ -49,13 +50,16 @@ def run(
 
 
 def linear_probe(
-  train: Features, test: Features, protocol: protocols.Probe
+  train: Features,
+  test: Features,
+  protocol: protocols.Probe,
+  keeper: epochs.Keeper | None = None,
 ) -> ProbeResult:
   """Trains a linear head per learning rate; cosine per epoch to zero.
 
   The protocol has the learning rates to choose from (not scaled), the share of
   each class of train that chooses, and the settings of SGD. The last batch of
-  an epoch may be smaller than the others.
+  an epoch may be smaller than the others. The keeper keeps what is done.
 
   Raises:
     UserError: Features or labels are unusable.
@@ -78,10 +82,13 @@ def linear_probe(
       x_train[away],
       y_train[away],
       every_epoch=False,
+      keeper=keeper and keeper.part("held out"),
     )
     held_out_top1 = _top1(rates, ranks)
     chosen = int(np.argmax(list(held_out_top1.values())))
-  history = fit(x_train, y_train, x_test, y_test, every_epoch=True)
+  history = fit(
+    x_train, y_train, x_test, y_test, every_epoch=True, keeper=keeper
+  )
   return ProbeResult(
     accuracy=scores.accuracy(history[-1][chosen]),
     best_top1=max(float((r[chosen] == 0).mean()) for r in history),
@@ -105,6 +112,7 @@ def _fit(
   protocol: protocols.Probe,
   num_classes: int,
   every_epoch: bool,
+  keeper: epochs.Keeper | None,
 ) -> list[np.ndarray]:
   """Trains on `train` and ranks `features`: one [G, Q] per epoch, or the last.
 
@@ -113,7 +121,7 @@ def _fit(
   """
   mesh = devices.make_mesh(jax.local_devices())
   rates = np.asarray(protocol.learning_rates, np.float32)
-  batch_size, epochs = protocol.batch_size, protocol.epochs
+  batch_size = protocol.batch_size
   state = linear_heads.create_heads(
     len(rates),
     train.shape[1],
@@ -123,27 +131,49 @@ def _fit(
     mesh=mesh,
   )
   generator = np.random.default_rng(protocol.seed)
-  meter = console.Progress("Linear probe", epochs * len(train))
-  history = []
-  for epoch in range(epochs):
-    decay = 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-    order = generator.permutation(len(train))
-    for start in range(0, len(train), batch_size):
-      rows = order[start : start + batch_size]
-      weights: np.ndarray = np.ones(len(rows), np.float32)
-      batch = (train[rows], train_labels[rows], weights)
-      batch = linear_heads.place_batch(mesh, *batch, size=batch_size)
-      state, _ = linear_heads.train_step(
-        state,
-        *batch,
-        rates * np.float32(decay),
-        momentum=protocol.momentum,
-        weight_decay=protocol.weight_decay,
-      )
-      meter.add(len(rows))
-    if every_epoch or epoch == epochs - 1:
-      history.append(linear_heads.rank_classes(state.heads, features, labels))
-  return history
+  num_drawn = 0  # Orders; the one of each epoch depends on those before.
+
+  def batches(epoch: int, done: int) -> Iterator[np.ndarray]:
+    nonlocal num_drawn
+    while num_drawn <= epoch:
+      order = generator.permutation(len(train))
+      num_drawn += 1
+    for start in range(done * batch_size, len(train), batch_size):
+      yield order[start : start + batch_size]
+
+  def step(
+    state: linear_heads.HeadsState, rows: np.ndarray, epoch: int
+  ) -> tuple[linear_heads.HeadsState, jax.Array, int]:
+    decay = 0.5 * (1 + math.cos(math.pi * epoch / protocol.epochs))
+    weights: np.ndarray = np.ones(len(rows), np.float32)
+    batch = (train[rows], train_labels[rows], weights)
+    batch = linear_heads.place_batch(mesh, *batch, size=batch_size)
+    state, losses = linear_heads.train_step(
+      state,
+      *batch,
+      rates * np.float32(decay),
+      momentum=protocol.momentum,
+      weight_decay=protocol.weight_decay,
+    )
+    return state, losses, len(rows)
+
+  def finish(
+    state: linear_heads.HeadsState, epoch: int, _: float
+  ) -> np.ndarray | None:
+    if not every_epoch and epoch < protocol.epochs - 1:
+      return None
+    return linear_heads.rank_classes(state.heads, features, labels)
+
+  found = epochs.train(
+    state,
+    protocol.epochs,
+    batches=batches,
+    step=step,
+    finish=finish,
+    meter=console.Progress("Linear probe", protocol.epochs * len(train)),
+    keeper=keeper,
+  )
+  return [*found.history]
 
 
-EVALUATOR = Evaluator(run, needs=("train", "test"))
+EVALUATOR = Evaluator(run, needs=("train", "test", "keeper"))

@@ -9,16 +9,19 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, ParamSpec, Self, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
 
+from imsvd_jax.base import interrupts
 from imsvd_jax.base.agreement import LostPeerError
 from imsvd_jax.base.errors import (
   EXIT_AT_ONCE,
   EXIT_SAVED,
   PeerError,
+  Stopped,
   UserError,
 )
 
@@ -113,6 +116,32 @@ class StopRequest:
     self._request.set()
     if self._has_peers:
       os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def sigterm_stops() -> Iterator[None]:
+  """Makes SIGTERM end the block at once, with the code of what is saved.
+
+  For work that is saved piece by piece. It does nothing outside of the main
+  thread, and with peers, where JAX's service owns SIGTERM.
+  """
+
+  def stop(number: int, frame: FrameType | None) -> None:
+    del number
+    _print(f"SIGTERM: results so far are kept; exiting with code {EXIT_SAVED}.")
+    if interrupts.in_import(frame):
+      os._exit(EXIT_SAVED)
+    raise Stopped(EXIT_SAVED)
+
+  in_main = threading.current_thread() is threading.main_thread()
+  if not in_main or jax.process_count() > 1:
+    yield
+    return
+  before = signal.signal(signal.SIGTERM, stop)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def ends_with_its_peers(run: Callable[P, T]) -> Callable[P, T]:

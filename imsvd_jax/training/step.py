@@ -180,8 +180,11 @@ def embed_views(
   """Embeds each view in training mode.
 
   Each global view goes through the network by itself, one after the other, so
-  that BatchNorm sees one view's statistics, as in the reference recipes. Local
-  crops of one image go through together, as one larger batch.
+  that BatchNorm sees one view's statistics, as in the reference recipes. All
+  local crops go through together, as one batch, unlike in MVEB's reference:
+  there each goes through alone, so that six of them have 82% of the weight in
+  the running statistics, by which evaluation normalizes whole images; here they
+  have 37%.
 
   Returns:
     Embeddings [B, D] per view, and the running statistics after all of them.

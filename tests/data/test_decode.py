@@ -12,6 +12,7 @@ from PIL import Image
 
 from imsvd_jax.data import crops, decode
 from imsvd_jax.data.source import Source
+from tests.data import sharpness
 from tests.data.made_sources import encode, pale, photograph
 
 WIDTH, HEIGHT = 30, 20
@@ -168,6 +169,32 @@ def test_views_of_a_photograph_are_close_to_pil(file_format):
   assert mean < 3
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [224, 96, 32])
+def test_antialiased_views_are_as_sharp_as_pil(interpolation, size):
+  views_of = sharpness.ours(interpolation, size, True)
+  ratio = sharpness.energy(views_of, size, 2)
+  ratio /= sharpness.energy(sharpness.pil(interpolation), size, 2)
+  assert 0.98 < ratio < 1.02
+
+
+def test_without_antialiasing_views_are_sharper():
+  plain = sharpness.energy(sharpness.ours("bilinear", 224, False), 224, 2)
+  assert plain > 1.3 * sharpness.energy(sharpness.pil("bilinear"), 224, 2)
+
+
+@pytest.mark.parametrize(
+  ("size", "interpolation"),
+  [(24, "bicubic"), (60, "bilinear"), (60, "bicubic"), (128, "bilinear")],
+)
+def test_antialiased_views_equal_pil(interpolation, size):
+  """Shrunk by up to 5, enlarged, and one after the other along the axes."""
+  source = Source("test", 1, interpolation=interpolation, antialias=True)
+  view_list = [crops.Crop(size, (0.1, 1.0), (0.3, 3.0), 0.5)] * 3
+  _, worst = compare(pale(photograph(0, 120, 90)), "PNG", view_list, source)
+  assert worst <= 1
+
+
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
 @pytest.mark.parametrize("side", [1600, 401])
 def test_large_images_are_decoded_or_averaged_down(file_format, side):
@@ -178,22 +205,26 @@ def test_large_images_are_decoded_or_averaged_down(file_format, side):
   assert mean < 5
 
 
-def test_partial_decoding_is_used(monkeypatch):
-  """A quarter of the pixels when every view shrinks by more than 2."""
+@pytest.mark.parametrize(
+  ("antialias", "sides"), [(False, (375, 188, 47)), (True, (375, 375, 188))]
+)
+def test_partial_decoding_is_used(monkeypatch, antialias, sides):
+  """A quarter of the pixels when every view shrinks by more than 2, or 6."""
   sizes = []
-  cut = decode._cut
+  cut = decode._parts
 
   def spy(image, *arguments):
     sizes.append(tuple(tf.shape(image).numpy()))
     return cut(image, *arguments)
 
-  monkeypatch.setattr(decode, "_cut", spy)
+  monkeypatch.setattr(decode, "_parts", spy)
+  source = Source("test", 1, antialias=antialias)
   contents = encode(photograph(0, 500, 375))
   uniforms = tf.fill([1, crops.NUM_UNIFORMS], 0.5)
-  for size, expected in ((375, (375, 375)), (150, (188, 188)), (40, (47, 47))):
+  for size, side in zip((375, 150, 40), sides, strict=True):
     crop = crops.Crop(size, (0.75, 0.75), (1.0, 1.0), 0.0)
-    decode.train_views(SOURCE, tf.constant(contents), uniforms, [crop])
-    assert sizes.pop()[:2] == expected
+    decode.train_views(source, tf.constant(contents), uniforms, [crop])
+    assert sizes.pop()[:2] == (side, side)
 
 
 def test_arrays_are_records_too():

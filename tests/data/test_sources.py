@@ -490,6 +490,10 @@ def test_tfds_mistakes(tfds_dir, name, split, message):
     ({"name": "shapes"}, "num_examples is 0; .* expected their number"),
     ({"name": "synthetic", "num_examples": -1}, "num_examples is -1"),
     ({"interpolation": "cubic"}, "data.interpolation is 'cubic'"),
+    (
+      {"train_interpolation": "cubic"},
+      "data.train_interpolation is 'cubic'; expected one of '', 'bicubic'",
+    ),
     ({"on_bad_image": "skip"}, "data.on_bad_image is 'skip'"),
     (
       {"name": "folder", "channels": 5, "path": "."},
@@ -501,6 +505,20 @@ def test_mistakes(overrides, message):
   with pytest.raises(UserError, match=message) as error:
     make(**({"name": "digits"} | overrides))
   assert "\n" not in str(error.value)
+
+
+def test_training_and_evaluation_have_filters_of_their_own():
+  both = make("digits")
+  apart = make("digits", train_interpolation="bilinear")
+  assert (apart.interpolation, apart.train_kernel) == ("bicubic", "bilinear")
+  views = lambda source: next(made_sources.train_batches(source, 8))["views"][0]
+  images = lambda source: made_sources.evaluated(
+    source, batch_size=99, resize=12, crop=12
+  )
+  assert (views(both) != views(apart)).any()
+  of_bilinear = views(make("digits", interpolation="bilinear"))
+  np.testing.assert_array_equal(of_bilinear, views(apart))
+  np.testing.assert_array_equal(images(both)["image"], images(apart)["image"])
 
 
 def test_no_evaluation_split():
