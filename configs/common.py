@@ -48,13 +48,26 @@ def base() -> ConfigDict:
   c.batch_size = 2048  # Images per step over all devices.
   c.epochs = 100.0
   c.allow_changes = ()  # Keys that may differ from the run being continued.
-  c.init_from = ""  # Workdir of another run whose weights start this one.
+  # Workdir of another run, or file of weights, from which this one starts; its
+  # head is taken only where it fits.
+  c.init_from = ""
 
   c.model = ConfigDict(
     dict(
       backbone="resnet50",
       width_multiplier=1.0,
-      stem="imagenet",  # "imagenet", "cifar" or "small".
+      # "imagenet", "cifar" or "small". For a ViT patches of 16, 4 and 4 pixels;
+      # for a ConvNeXt of 4, 1 and 2.
+      stem="imagenet",
+      patch_size=0,  # ViT, ConvNeXt: side of a patch in pixels; 0: the stem's.
+      pool="token",  # ViT: features of the class token; "mean": of the patches.
+      registers=0,  # ViT: tokens beside the class token that have no output.
+      # ViT, ConvNeXt: start of a learned factor on each residual branch; 0: a
+      # ViT has none, a ConvNeXt starts at 1e-6.
+      layer_scale=0.0,
+      # ViT, ConvNeXt: share of images that skip the last block in training,
+      # less for the blocks before it (stochastic depth).
+      drop_path=0.0,
       projector=(8192, 8160),  # Widths; the last is the embedding's.
       projector_bias=True,  # Of the hidden layers.
       projector_last_bias=False,  # Of the last layer.

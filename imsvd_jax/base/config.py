@@ -19,6 +19,11 @@ HARMLESS_KEYS = (
 # Keys that recipes of earlier versions lack, and what those versions did.
 ADDED_KEYS: dict[str, Any] = {
   "model.init": "fan_out_normal",
+  "model.patch_size": 0,
+  "model.pool": "token",
+  "model.registers": 0,
+  "model.layer_scale": 0.0,
+  "model.drop_path": 0.0,
   "model.projector_last_bias": False,
   "optimizer.schedule": "cosine",
 }

@@ -131,7 +131,8 @@ def read_file(
 ) -> Imported:
   """Reads weights from any file that this package or its peers write.
 
-  Those are: every format of FORMATS; torchvision's and timm's ResNets; the
+  Those are: every format of FORMATS; torchvision's and timm's ResNets, ViTs and
+  ConvNeXts; the
   official IMSVD `model.pth` (backbone and projector) and `model_final.pth`
   (backbone), and likewise VICReg's and Barlow Twins' checkpoints and
   `resnet50.pth`; the backbone of the projects in `layouts.LAYOUTS`.
@@ -167,7 +168,7 @@ def _read(
     return imported
   read = {"torch": read_torch, "safetensors": read_safetensors}[kind]
   state, metadata, others = read(path)
-  if any(key.startswith("stem.") for key in state) and not prefix:
+  if any(key.startswith("stem.conv1.") for key in state) and not prefix:
     imported = from_detectron2(state, architecture)
   else:
     imported = from_torchvision(state, architecture, prefix=prefix)

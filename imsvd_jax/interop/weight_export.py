@@ -230,7 +230,8 @@ def _note(encoder: LoadedEncoder, format_name: str) -> str:
   architecture = formats.architecture_of(encoder.variables)
   ready_made = formats.is_ready_made(architecture)
   ready_made = ready_made and architecture.stem == "imagenet"
-  if ready_made or not formats.FORMATS[format_name].has_names:
+  has_names = formats.FORMATS[format_name].has_names and architecture.is_resnet
+  if ready_made or not has_names:
     return ""
   return (
     f"{format_name} has no ready-made {architecture.describe()}, but its class"

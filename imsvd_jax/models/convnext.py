@@ -105,6 +105,15 @@ class ConvNeXt(nn.Module):
     """F, the size of the pooled features."""
     return self.widths[-1]
 
+  def check_size(self, height: int, width: int) -> None:
+    """Raises UserError for images of which nothing is left in the end."""
+    least = self.patch * 2 ** (len(self.depths) - 1)
+    if min(height, width) < least:
+      raise UserError(
+        f"Images of {height}x{width} pixels are too small: with patches of"
+        f" {self.patch} this ConvNeXt needs {least}; lower model.patch_size."
+      )
+
   def setup(self) -> None:
     """Creates stem, stages and the norm of the head under timm's names."""
     self.stem_0 = layers.patches(self.widths[0], self.patch, self.dtype)
@@ -127,13 +136,7 @@ class ConvNeXt(nn.Module):
 
   def _maps(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [B, H, W, C] to the last stage's output [B, h, w, F]."""
-    least = self.patch * 2 ** (len(self.depths) - 1)
-    if min(images.shape[1:3]) < least:
-      raise UserError(
-        f"Images of {images.shape[1]}x{images.shape[2]} pixels are too small:"
-        f" with patches of {self.patch} this ConvNeXt needs {least}; lower"
-        " model.patch_size."
-      )
+    self.check_size(*images.shape[1:3])
     x = self.stem_1(self.stem_0(images))
     for stage in self.stages:
       x = stage(x, train)

@@ -1,7 +1,5 @@
 """Layers that ViT and ConvNeXt share, with timm's names and constants."""
 
-import inspect
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -99,16 +97,3 @@ def patch_size(
       " stem's."
     )
   return given or sizes[stem]
-
-
-def check_options(
-  make: Callable[..., nn.Module], names: Sequence[str], backbone: str
-) -> None:
-  """Raises UserError for options that a backbone does not have."""
-  known = inspect.signature(make).parameters
-  unknown = [f"model.{name}" for name in names if name not in known]
-  if unknown:
-    raise UserError(
-      f"{backbone} has no {', '.join(unknown)}; leave out what is an option of"
-      " other backbones."
-    )

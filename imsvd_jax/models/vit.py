@@ -140,6 +140,15 @@ class ViT(nn.Module):
     """F, the size of the pooled features."""
     return self.heads * self.head_size
 
+  def check_size(self, height: int, width: int) -> None:
+    """Raises UserError for images that do not divide into patches."""
+    if height % self.patch or width % self.patch:
+      raise UserError(
+        f"Images of {height}x{width} pixels do not divide into patches of"
+        f" {self.patch}x{self.patch}; choose the sizes of views and data.crop"
+        " as multiples, or another model.patch_size."
+      )
+
   def setup(self) -> None:
     """Creates the norm, which timm calls fc_norm where it follows a mean."""
     norm = layers.layer_norm(self.dtype)
@@ -181,12 +190,7 @@ class ViT(nn.Module):
   def _embedded(self, images: jax.Array) -> jax.Array:
     """Maps images [B, H, W, 3] to patches [B, h, w, C]."""
     height, width, channels = images.shape[1:]
-    if height % self.patch or width % self.patch:
-      raise UserError(
-        f"Images of {height}x{width} pixels do not divide into patches of"
-        f" {self.patch}x{self.patch}; choose the sizes of views and data.crop"
-        " as multiples, or another model.patch_size."
-      )
+    self.check_size(height, width)
     init = _torch_uniform(channels * self.patch**2)
     return _PatchEmbed(
       self.num_features, self.patch, init, self.dtype, name="patch_embed"
@@ -211,12 +215,7 @@ class ViT(nn.Module):
     if with_class:
       cls, table = cls + table[:, :1], table[:, 1:]
     if (side, side) != (height, width):
-      table = jax.image.resize(
-        table.astype(jnp.float32).reshape(1, side, side, channels),
-        (1, height, width, channels),
-        method="cubic",
-        antialias=True,
-      ).reshape(1, height * width, channels)
+      table = _resized(table, height, width)
     return cls, table.astype(self.dtype)
 
   def feature_maps(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -260,6 +259,37 @@ def grid(length: int) -> tuple[int, bool]:
       " more for the class token."
     )
   return side, length > side**2
+
+
+def _resized(table: jax.Array, height: int, width: int) -> jax.Array:
+  """Interpolates the positions of a square [1, n * n, C] to [1, h * w, C]."""
+  side, channels = math.isqrt(table.shape[1]), table.shape[2]
+  return jax.image.resize(
+    table.astype(jnp.float32).reshape(1, side, side, channels),
+    (1, height, width, channels),
+    method="cubic",
+    antialias=True,
+  ).reshape(1, height * width, channels)
+
+
+def resized_positions(table: jax.Array, length: int) -> jax.Array:
+  """Interpolates pos_embed [1, N, C] to [1, length, C], as for other images.
+
+  A class token keeps its position, or gets one of 0.
+
+  Raises:
+    UserError: Either is not a square of patches, with or without a class.
+  """
+  (_, has_class), (side, wants_class) = grid(table.shape[1]), grid(length)
+  if has_class and not wants_class:
+    raise UserError(
+      "The class token has a position there and none here (model.registers)."
+    )
+  if table.shape[1] == length:
+    return table
+  first = table[:, :1] if has_class else jnp.zeros_like(table[:, :1])
+  rest = _resized(table[:, int(has_class) :], side, side)
+  return jnp.concatenate([first, rest], axis=1) if wants_class else rest
 
 
 def vit(
