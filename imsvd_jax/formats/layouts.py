@@ -20,7 +20,9 @@ _PLAIN = ("conv1", "bn1", "fc")
 # What a network's names have first: a ResNet's, a ViT's, a ConvNeXt's.
 _FIRST = {"conv1", "patch_embed", "stem"}
 # Beside the classifier, what a network's module holds that gives no features.
-_NOT_FEATURES = re.compile(r"(?:fc|head_dist|mask_token)(?:\.|$)|head\.(?!norm\.)")
+_NOT_FEATURES = re.compile(
+  r"(?:fc|head_dist|mask_token)(?:\.|$)|head\.(?!norm\.)"
+)
 
 
 class Layout(NamedTuple):

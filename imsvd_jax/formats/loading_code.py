@@ -44,9 +44,7 @@ def safetensors_code(content: Content) -> str:
 
 def _torch_code(content: Content, imports: str, load: str) -> str:
   architecture = content.architecture
-  if not architecture.is_resnet:
-    imports += "import torchvision\n"
-  elif is_ready_made(architecture):
+  if not architecture.is_resnet or is_ready_made(architecture):
     imports += "import torchvision\n"
   else:
     block = _block(architecture)

@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.models.convnext import ConvNeXt, convnext
@@ -105,3 +106,21 @@ class Encoder(nn.Module):
   def feature_maps(self, images: jax.Array, train: bool = False) -> jax.Array:
     """Maps images [B, H, W, C] to [B, h, w, F], before pooling."""
     return self.backbone.feature_maps(images, train)
+
+  def spatial(self, images: jax.Array) -> Any:
+    """Returns what the features are computed from, for attribution.
+
+    The first leaf is a map [B, h, w, C]: the last one with a place in the
+    image that matters.
+    """
+    if isinstance(self.backbone, ViT | ConvNeXt):
+      return self.backbone.spatial(images)
+    return self.backbone.feature_maps(images, False)
+
+  def embed_spatial(self, state: Any) -> jax.Array:
+    """Maps what `spatial` returns to embeddings [B, D], in evaluation mode."""
+    if isinstance(self.backbone, ViT | ConvNeXt):
+      features = self.backbone.pooled(state)
+    else:
+      features = jnp.mean(state, axis=(1, 2))
+    return self.projector(features, False)

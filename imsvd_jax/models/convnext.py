@@ -154,7 +154,15 @@ class ConvNeXt(nn.Module):
 
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [B, H, W, C] to pooled features [B, F]."""
-    return self._normed(jnp.mean(self._maps(images, train), axis=(1, 2)))
+    return self.pooled(self._maps(images, train))
+
+  def spatial(self, images: jax.Array) -> jax.Array:
+    """Maps images [B, H, W, C] to maps [B, h, w, F] as they are pooled."""
+    return self._maps(images, False)
+
+  def pooled(self, maps: jax.Array) -> jax.Array:
+    """Maps what `spatial` returns to the pooled features [B, F]."""
+    return self._normed(jnp.mean(maps, axis=(1, 2)))
 
 
 def convnext(

@@ -150,7 +150,13 @@ class ViT(nn.Module):
       )
 
   def setup(self) -> None:
-    """Creates the norm, which timm calls fc_norm where it follows a mean."""
+    """Creates blocks and the norm, which timm calls fc_norm after a mean."""
+    # Argument 2 is `train`: self is 0 and x is 1.
+    block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+    self.blocks = [
+      block(self.heads, self.layer_scale, rate, self.dtype)
+      for rate in layers.drop_rates(self.drop_path, self.depth)
+    ]
     norm = layers.layer_norm(self.dtype)
     if self.pool == "mean":
       self.fc_norm = norm
@@ -162,10 +168,8 @@ class ViT(nn.Module):
     return x.astype(jnp.promote_types(self.dtype, jnp.float32))
 
   @nn.compact
-  def _tokens(
-    self, images: jax.Array, train: bool
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns the last block's class token [B, C] and patches [B, h, w, C]."""
+  def _tokens(self, images: jax.Array) -> jax.Array:
+    """Returns the class token, registers and patches before the first block."""
     x = self._embedded(images)  # [B, h, w, C]
     batch, height, width, channels = x.shape
     cls, positions = self._positions(height, width)
@@ -177,15 +181,14 @@ class ViT(nn.Module):
       prefix.append(self.param("reg_token", near_zero, shape, jnp.float32))
     first = jnp.concatenate(prefix, axis=1).astype(x.dtype)
     first = jnp.broadcast_to(first, (batch, *first.shape[1:]))
-    x = jnp.concatenate([first, x], axis=1)
-    # Argument 2 is `train`: self is 0 and x is 1.
-    block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-    for i, rate in enumerate(layers.drop_rates(self.drop_path, self.depth)):
-      x = block(
-        self.heads, self.layer_scale, rate, self.dtype, name=f"blocks_{i}"
-      )(x, train)
-    maps = x[:, -height * width :].reshape(batch, height, width, channels)
-    return x[:, 0], maps
+    return jnp.concatenate([first, x], axis=1)
+
+  def _patches(self, tokens: jax.Array, images: jax.Array) -> jax.Array:
+    """Returns the tokens of the patches as a map [B, h, w, C]."""
+    height, width = (side // self.patch for side in images.shape[1:3])
+    return tokens[:, 1 + self.registers :].reshape(
+      tokens.shape[0], height, width, self.num_features
+    )
 
   def _embedded(self, images: jax.Array) -> jax.Array:
     """Maps images [B, H, W, 3] to patches [B, h, w, C]."""
@@ -196,9 +199,7 @@ class ViT(nn.Module):
       self.num_features, self.patch, init, self.dtype, name="patch_embed"
     )(images)
 
-  def _positions(
-    self, height: int, width: int
-  ) -> tuple[jax.Array, jax.Array]:
+  def _positions(self, height: int, width: int) -> tuple[jax.Array, jax.Array]:
     """Returns the class token [1, 1, C] and positions [1, h * w, C]."""
     channels = self.num_features
     if self.is_initializing():
@@ -223,14 +224,39 @@ class ViT(nn.Module):
 
     They are normed one by one; the pooled features are not their mean.
     """
-    return self._normed(self._tokens(images, train)[1])
+    x = self._tokens(images)
+    for block in self.blocks:
+      x = block(x, train)
+    return self._normed(self._patches(x, images))
 
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [B, H, W, C] to pooled features [B, F]."""
-    token, maps = self._tokens(images, train)
+    x = self._tokens(images)
+    for block in self.blocks:
+      x = block(x, train)
+    return self._pooled(x)
+
+  def _pooled(self, tokens: jax.Array) -> jax.Array:
     if self.pool == "mean":
-      token = jnp.mean(maps, axis=(1, 2))
-    return self._normed(token)
+      return self._normed(jnp.mean(tokens[:, 1 + self.registers :], axis=1))
+    return self._normed(tokens[:, 0])
+
+  def spatial(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns patches [B, h, w, C] and other tokens before the last block.
+
+    Behind it the class token has read them, and they have no more influence.
+    """
+    x = self._tokens(images)
+    for block in self.blocks[:-1]:
+      x = block(x, False)
+    return self._patches(x, images), x[:, : 1 + self.registers]
+
+  def pooled(self, state: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Maps what `spatial` returns to the pooled features [B, F]."""
+    maps, first = state
+    x = maps.reshape(first.shape[0], -1, first.shape[2])
+    x = self.blocks[-1](jnp.concatenate([first, x], axis=1), False)
+    return self._pooled(x)
 
 
 class _PatchEmbed(nn.Module):
