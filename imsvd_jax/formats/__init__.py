@@ -196,7 +196,9 @@ def _kind(path: str) -> str:
       f"{path} contains no named weights: it seems to be a StableHLO program,"
       " which jax.export.deserialize runs; export the run in another format."
     )
-  if not head:
+  if os.fspath(path).endswith(".onnx"):
+    found = "is an ONNX program, without named weights"
+  elif not head:
     found = "is empty"
   elif head.lstrip()[:1] == b"<":
     found = "is a web page"

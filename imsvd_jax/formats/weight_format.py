@@ -22,7 +22,7 @@ class Weights(NamedTuple):
   num_batches_tracked: int  # torch's counter of training steps.
 
   def to_torchvision(self) -> dict[str, np.ndarray]:
-    """Returns the state dict: a ResNet's names are torchvision's, else timm's."""
+    """Returns the state dict; see `torchvision`."""
     return to_torchvision(
       self.variables,
       self.architecture,

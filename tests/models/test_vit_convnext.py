@@ -152,6 +152,8 @@ TIMM = {
 @pytest.mark.proof
 @pytest.mark.parametrize("name", TIMM)
 def test_features_are_those_of_timm(name, references):
+  from tests.torch_resnet import import_or_skip
+
   timm, torch = import_or_skip("timm"), references.torch
   ours, options, theirs = TIMM[name]
   torch.manual_seed(0)
