@@ -41,9 +41,9 @@ def make_model(encoder: LoadedEncoder, *, projector: bool = False) -> Any:
   try:
     from jax2onnx import to_onnx
   except ImportError as error:
-    raise UserError(f"Writing ONNX needs jax2onnx ({error}): {_INSTALL}.") from (
-      error
-    )
+    raise UserError(
+      f"Writing ONNX needs jax2onnx ({error}): {_INSTALL}."
+    ) from (error)
   variables = jax.tree.map(jnp.asarray, jax.device_get(encoder.variables))
   names = ["features"]
   if projector:

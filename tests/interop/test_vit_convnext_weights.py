@@ -103,9 +103,7 @@ def test_a_run_without_batch_norm_is_exported_and_read(
   assert_same(stored.params, original.params)
 
 
-def test_a_run_starts_from_a_file_with_a_new_head(
-  workdir, tmp_path, capsys
-):
+def test_a_run_starts_from_a_file_with_a_new_head(workdir, tmp_path, capsys):
   path = str(tmp_path / "vit.safetensors")
   weight_export.export_encoder(workdir, "safetensors", path)
   changes = {
@@ -120,7 +118,7 @@ def test_a_run_starts_from_a_file_with_a_new_head(
     "views.view2.size": 24,
   }
   state = train_and_evaluate(recipe(**changes), str(tmp_path / "run"))
-  said = capsys.readouterr().out
+  said = "".join(capsys.readouterr())
   assert "left as initialized: params/projector/dense_0/kernel" in said
   assert "pos_embed" not in said  # It is interpolated.
   old = load_variables(workdir).params["backbone"]
