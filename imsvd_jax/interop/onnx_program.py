@@ -22,8 +22,8 @@ from imsvd_jax.runs.encoder import LoadedEncoder
 FORMAT = "onnx"
 # jax2onnx asks for an Orbax older than ours, which it needs for nothing here.
 _INSTALL = (
-  "pip install onnx onnx-ir onnxruntime equinox dm-pix einops orbax-export, then"
-  " pip install --no-deps jax2onnx"
+  "pip install onnx onnx-ir onnxruntime equinox dm-pix einops orbax-export,"
+  " then pip install --no-deps jax2onnx"
 )
 
 
@@ -41,9 +41,8 @@ def make_model(encoder: LoadedEncoder, *, projector: bool = False) -> Any:
   try:
     from jax2onnx import to_onnx
   except ImportError as error:
-    raise UserError(
-      f"Writing ONNX needs jax2onnx ({error}): {_INSTALL}."
-    ) from (error)
+    message = f"Writing ONNX needs jax2onnx ({error}): {_INSTALL}."
+    raise UserError(message) from error
   variables = jax.tree.map(jnp.asarray, jax.device_get(encoder.variables))
   names = ["features"]
   if projector:

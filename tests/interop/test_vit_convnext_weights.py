@@ -120,7 +120,7 @@ def test_a_run_starts_from_a_file_with_a_new_head(workdir, tmp_path, capsys):
   state = train_and_evaluate(recipe(**changes), str(tmp_path / "run"))
   said = "".join(capsys.readouterr())
   assert "left as initialized: params/projector/dense_0/kernel" in said
-  assert "pos_embed" not in said  # It is interpolated.
+  assert "params/backbone" not in said  # Positions are interpolated.
   old = load_variables(workdir).params["backbone"]
   table = state.params["backbone"].pop("pos_embed")
   assert table.shape == (1, 37, 32)
