@@ -41,9 +41,6 @@ LAYOUTS = (
   Layout("MVEB", "encoder.", "momentum_encoder", r"(?:momentum_)?projector"),
   Layout("SwAV", "", "prototypes", r"projection_head"),
   Layout("DINO", "backbone.", "head", r"(?!)"),
-  Layout("MAE", "", "decoder_embed", r"decoder_\w+|mask_token"),
-  Layout("DINOv2", "", "mask_token", r"(?!)"),
-  Layout("DINOv2", "backbone.", "dino_head", r"ibot_head"),
   Layout("MoCo v2", "encoder_q.", "encoder_k", r"queue|queue_ptr"),
   Layout("MoCo v3", "base_encoder.", "momentum_encoder", r"predictor"),
   Layout("SimSiam", "encoder.", "predictor", r"(?!)"),
@@ -59,6 +56,12 @@ LAYOUTS = (
   Layout(
     "lightly", "teacher_backbone.", "teacher_head", r"student_\w+|criterion"
   ),
+)
+
+VIT_LAYOUTS = (
+  Layout("MAE", "", "decoder_embed", r"decoder_\w+|mask_token"),
+  Layout("DINOv2", "", "mask_token", r"(?!)"),
+  Layout("DINOv2", "backbone.", "dino_head", r"ibot_head"),
 )
 
 
@@ -142,7 +145,7 @@ def _given(names: Collection[str], prefix: str) -> Layout:
 def _known(names: Collection[str]) -> Layout | None:
   """Returns the layout of a file's names, if it has one of the table."""
   first = {name.partition(".")[0] for name in names}
-  for layout in LAYOUTS:
+  for layout in (*VIT_LAYOUTS, *LAYOUTS):
     rest = {part for part in first if not _is_head(part, layout)}
     start = layout.backbone.removesuffix(".")
     found = rest == {start} if start else bool(rest & _FIRST)
