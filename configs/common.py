@@ -48,13 +48,26 @@ def base() -> ConfigDict:
   c.batch_size = 2048  # Images per step over all devices.
   c.epochs = 100.0
   c.allow_changes = ()  # Keys that may differ from the run being continued.
-  c.init_from = ""  # Workdir of another run whose weights start this one.
+  # Workdir of another run, or file of weights, from which this one starts; its
+  # head is taken only where it fits.
+  c.init_from = ""
 
   c.model = ConfigDict(
     dict(
       backbone="resnet50",
       width_multiplier=1.0,
-      stem="imagenet",  # "imagenet", "cifar" or "small".
+      # "imagenet", "cifar" or "small". For a ViT patches of 16, 4 and 4 pixels;
+      # for a ConvNeXt of 4, 1 and 2.
+      stem="imagenet",
+      patch_size=0,  # ViT, ConvNeXt: side of a patch in pixels; 0: the stem's.
+      pool="token",  # ViT: features of the class token; "mean": of the patches.
+      registers=0,  # ViT: tokens beside the class token that have no output.
+      # ViT, ConvNeXt: start of a learned factor on each residual branch; 0: a
+      # ViT has none, a ConvNeXt starts at 1e-6.
+      layer_scale=0.0,
+      # ViT, ConvNeXt: share of images that skip the last block in training,
+      # less for the blocks before it (stochastic depth).
+      drop_path=0.0,
       projector=(8192, 8160),  # Widths; the last is the embedding's.
       projector_bias=True,  # Of the hidden layers.
       projector_last_bias=False,  # Of the last layer.
@@ -224,6 +237,49 @@ def cifar10() -> ConfigDict:
   return c
 
 
+def digits() -> ConfigDict:
+  """Returns the settings of all digits recipes: IMSVD with ResNet-8."""
+  c = base()
+  c.batch_size = 512
+  c.epochs = 107.0  # About 300 steps.
+  c.model.backbone = "resnet8"
+  c.model.width_multiplier = 0.375
+  c.model.stem = "small"
+  c.model.zero_init_residual = False
+  c.model.projector = (512, 256)  # 16 variables of 16 bins.
+  c.objective.imsvd.num_bins = 16
+  c.objective.music.num_bins = 16
+  c.optimizer.name = "sgd"
+  c.optimizer.base_learning_rate = 0.4
+  c.optimizer.weight_decay = 5e-4
+  c.data.name = "digits"
+  c.data.eval_split = "test"
+  c.data.image_size = 16
+  c.data.resize = 16
+  c.data.crop = 16
+  c.data.mean = (0.5, 0.5, 0.5)
+  c.data.std = (0.5, 0.5, 0.5)
+  both = dict(
+    size=16,
+    crop_scale=(0.4, 1.0),
+    flip_prob=0.0,  # A mirrored digit is another symbol.
+    jitter_prob=0.8,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.0,
+    hue=0.0,
+    gray_prob=0.0,
+  )
+  c.views.view1 = view(**both)
+  c.views.view2 = view(**both)
+  c.log.every_steps = 10
+  c.checkpoint.every_steps = 100
+  c.eval.every_epochs = 25.0
+  c.eval.collapse_images = 512
+  c.eval.final = True
+  return c
+
+
 def finish(c: ConfigDict, mode: str) -> ConfigDict:
   """Applies the mode ("" or "debug") and locks the keys.
 
@@ -241,7 +297,10 @@ def finish(c: ConfigDict, mode: str) -> ConfigDict:
 def _shrink(c: ConfigDict) -> None:
   """Shrinks a recipe to one step on tiny synthetic data, seconds long."""
   c.batch_size = 16
-  c.model.backbone = "resnet8"  # A few layers compile fast.
+  family = c.model.backbone.partition("_")[0]
+  small = {"vit": ("vit_micro", 4), "convnext": ("convnext_micro", 2)}
+  # A few layers compile fast.
+  c.model.backbone, c.model.patch_size = small.get(family, ("resnet8", 0))
   c.model.width_multiplier = 0.125
   c.model.dtype = "float32"
   c.model.projector = (*(32 for _ in c.model.projector[:-1]), 64)

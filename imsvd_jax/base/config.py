@@ -21,6 +21,11 @@ ADDED_KEYS: dict[str, Any] = {
   "data.antialias": False,
   "data.train_interpolation": "",
   "model.init": "fan_out_normal",
+  "model.patch_size": 0,
+  "model.pool": "token",
+  "model.registers": 0,
+  "model.layer_scale": 0.0,
+  "model.drop_path": 0.0,
   "model.projector_last_bias": False,
   "optimizer.schedule": "cosine",
 }

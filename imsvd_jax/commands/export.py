@@ -15,7 +15,7 @@ _WORKDIR = flags.DEFINE_string(
 _FORMAT = flags.DEFINE_string(
   "format",
   None,
-  "torchvision, timm, detectron2, safetensors, numpy or stablehlo.",
+  "torchvision, timm, detectron2, safetensors, numpy, stablehlo or onnx.",
 )
 _OUTPUT = flags.DEFINE_string(
   "output",
@@ -30,7 +30,7 @@ _WITH_PROJECTOR = flags.DEFINE_bool(
 _CLASSIFIER = flags.DEFINE_string(
   "classifier",
   "",
-  ".npz with kernel [F, K] and bias [K], to write as the layer fc.",
+  ".npz with kernel [F, K] and bias [K], to write as the last layer.",
 )
 _LICENSE = flags.DEFINE_string(
   "license", "", "License of the weights, for the metadata and the card."

@@ -4,10 +4,11 @@
     --config=configs/imagenet_r50.py --workdir=runs/imported
 
 The commands evaluate, explain, embed and export accept the new workdir, and
-training can start from it (--config.init_from=runs/imported). Reads ResNets of
-torchvision and timm, the official files of IMSVD, VICReg and Barlow Twins, and
-every format that export writes except stablehlo; and the backbone of files of
-MVEB, SwAV, DINO, MoCo, SimSiam, solo-learn and lightly, or below --prefix. The
+training can start from it (--config.init_from=runs/imported). Reads ResNets,
+ViTs and ConvNeXts of torchvision and timm, the official files of IMSVD, VICReg
+and Barlow Twins, and every format that export writes except stablehlo and onnx;
+and the backbone of files of MVEB, SwAV, DINO, DINOv2, MAE, MoCo, SimSiam,
+solo-learn and lightly, or below --prefix. The
 network is recognized from the weights. The recipe provides the rest: data,
 preprocessing, objective.
 """

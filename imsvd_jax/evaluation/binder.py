@@ -374,7 +374,7 @@ class _Subject:
       return None
     network = self._binder.network
     params, batch_stats = (
-      variables[name]["backbone"] for name in ("params", "batch_stats")
+      variables[name].get("backbone", {}) for name in ("params", "batch_stats")
     )
     apply = functools.partial(_apply_backbone, network.model, network.data)
     side = self._protocol.crops.size
@@ -429,7 +429,7 @@ def _apply_backbone(
     method=model.features,
     mutable=["batch_stats"],
   )
-  return features, updated["batch_stats"]["backbone"]
+  return features, updated.get("batch_stats", {}).get("backbone", {})
 
 
 def _check_before_the_work(

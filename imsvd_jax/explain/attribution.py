@@ -65,13 +65,15 @@ def make_grad_cam(subject: Subject) -> Callable[..., jax.Array]:
   def grad_cam(
     weights: Any, images: jax.Array, variables: jax.Array, bins: jax.Array
   ) -> jax.Array:
-    maps = feature_maps(weights, images)  # [B, h, w, K]
+    state = feature_maps(weights, images)
 
-    def score(maps: jax.Array) -> jax.Array:
-      log_q = log_probabilities(weights, maps)
+    def score(state: Any) -> jax.Array:
+      log_q = log_probabilities(weights, state)
       return log_odds(log_q, variables, bins).sum()
 
-    gradient = jax.grad(score)(maps)
+    # Of a ViT's state, the patches alone have a place.
+    maps = jax.tree.leaves(state)[0]  # [B, h, w, K]
+    gradient = jax.tree.leaves(jax.grad(score)(state))[0]
     weight = gradient.mean((1, 2), keepdims=True)  # [B, 1, 1, K]
     return jax.nn.relu((weight * maps).sum(-1)).astype(jnp.float32)
 

@@ -57,17 +57,11 @@ def subject_of(encoder: LoadedEncoder, name: str) -> Subject:
       return Encoding(features)
     return Encoding(features, jnp.exp(log_probabilities(embeddings)))
 
-  def feature_maps(variables: Any, images: jax.Array) -> jax.Array:
-    return model.apply(
-      variables, normalize(images), train=False, method=model.feature_maps
-    )
+  def feature_maps(variables: Any, images: jax.Array) -> Any:
+    return model.apply(variables, normalize(images), method=model.spatial)
 
-  def bin_log_probabilities(variables: Any, maps: jax.Array) -> jax.Array:
-    embeddings = model.apply(
-      variables,
-      jnp.mean(maps, axis=(1, 2)),
-      method=lambda network, h: network.projector(h, False),
-    )
+  def bin_log_probabilities(variables: Any, maps: Any) -> jax.Array:
+    embeddings = model.apply(variables, maps, method=model.embed_spatial)
     return log_probabilities(embeddings)
 
   return Subject(

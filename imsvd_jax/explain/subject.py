@@ -37,7 +37,8 @@ class Subject:
   Attributes:
     encode: (variables, images) -> Encoding; one forward pass.
     feature_maps: (variables, images) -> [B, h, w, C], the last spatial
-      features; differentiable in float images. None: no attribution.
+      features, or a tuple that begins with them; differentiable in float
+      images. None: no attribution.
     bin_log_probabilities: (variables, feature maps) -> [B, M, b], log q as a
       differentiable function of the maps. None: no attribution.
     variables: Pytree of arrays handed to the three functions.
@@ -46,8 +47,8 @@ class Subject:
   """
 
   encode: Callable[[Any, jax.Array], Encoding]
-  feature_maps: Callable[[Any, jax.Array], jax.Array] | None = None
-  bin_log_probabilities: Callable[[Any, jax.Array], jax.Array] | None = None
+  feature_maps: Callable[[Any, jax.Array], Any] | None = None
+  bin_log_probabilities: Callable[[Any, Any], jax.Array] | None = None
   variables: Any = ()
   name: str = "encoder"
   objective: str = ""

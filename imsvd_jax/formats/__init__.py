@@ -131,7 +131,8 @@ def read_file(
 ) -> Imported:
   """Reads weights from any file that this package or its peers write.
 
-  Those are: every format of FORMATS; torchvision's and timm's ResNets; the
+  Those are: every format of FORMATS; torchvision's and timm's ResNets, ViTs and
+  ConvNeXts; the
   official IMSVD `model.pth` (backbone and projector) and `model_final.pth`
   (backbone), and likewise VICReg's and Barlow Twins' checkpoints and
   `resnet50.pth`; the backbone of the projects in `layouts.LAYOUTS`.
@@ -167,7 +168,7 @@ def _read(
     return imported
   read = {"torch": read_torch, "safetensors": read_safetensors}[kind]
   state, metadata, others = read(path)
-  if any(key.startswith("stem.") for key in state) and not prefix:
+  if any(key.startswith("stem.conv1.") for key in state) and not prefix:
     imported = from_detectron2(state, architecture)
   else:
     imported = from_torchvision(state, architecture, prefix=prefix)
@@ -195,7 +196,9 @@ def _kind(path: str) -> str:
       f"{path} contains no named weights: it seems to be a StableHLO program,"
       " which jax.export.deserialize runs; export the run in another format."
     )
-  if not head:
+  if os.fspath(path).endswith(".onnx"):
+    found = "is an ONNX program, without named weights"
+  elif not head:
     found = "is empty"
   elif head.lstrip()[:1] == b"<":
     found = "is a web page"

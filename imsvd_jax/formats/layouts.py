@@ -1,6 +1,6 @@
 """Where a torch file's backbone is: the names of other projects.
 
-Every project wraps a ResNet in a module of its own, with heads beside it. A
+Every project wraps a network in a module of its own, with heads beside it. A
 layout says how the backbone's names begin there, and which names belong to the
 heads. A new project is one row of LAYOUTS.
 """
@@ -10,12 +10,19 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.formats.other_names import to_timm
 from imsvd_jax.formats.untrusted import one_line
 
 # Parts of names that torch's wrappers add: DistributedDataParallel and compile.
 _WRAPPERS = ("module", "_orig_mod")
 # The children of a ResNet that have tensors, in order, beside its stages.
 _PLAIN = ("conv1", "bn1", "fc")
+# What a network's names have first: a ResNet's, a ViT's, a ConvNeXt's.
+_FIRST = {"conv1", "patch_embed", "stem"}
+# Beside the classifier, what a network's module holds that gives no features.
+_NOT_FEATURES = re.compile(
+  r"(?:fc|head_dist|mask_token)(?:\.|$)|head\.(?!norm\.)"
+)
 
 
 class Layout(NamedTuple):
@@ -49,6 +56,12 @@ LAYOUTS = (
   Layout(
     "lightly", "teacher_backbone.", "teacher_head", r"student_\w+|criterion"
   ),
+)
+
+VIT_LAYOUTS = (
+  Layout("MAE", "", "decoder_embed", r"decoder_\w+|mask_token"),
+  Layout("DINOv2", "", "mask_token", r"(?!)"),
+  Layout("DINOv2", "backbone.", "dino_head", r"ibot_head"),
 )
 
 
@@ -102,8 +115,10 @@ def _bare(key: str) -> str:
 
 
 def _starts(names: Iterable[str]) -> str:
-  """Returns how the names of the ResNets in a file begin, as a list."""
-  first = re.compile(r"(.*\.)(?:layer1|\d)\.0\.conv1\.weight")
+  """Returns how the names of the networks in a file begin, as a list."""
+  first = re.compile(
+    r"(.*\.)(?:(?:layer1|\d)\.0\.conv1|patch_embed\.proj|stem\.0)\.weight"
+  )
   found = {match[1] for match in map(first.fullmatch, names) if match}
   return ", ".join(one_line(start, 100) for start in sorted(found)[:3])
 
@@ -130,10 +145,10 @@ def _given(names: Collection[str], prefix: str) -> Layout:
 def _known(names: Collection[str]) -> Layout | None:
   """Returns the layout of a file's names, if it has one of the table."""
   first = {name.partition(".")[0] for name in names}
-  for layout in LAYOUTS:
+  for layout in (*VIT_LAYOUTS, *LAYOUTS):
     rest = {part for part in first if not _is_head(part, layout)}
     start = layout.backbone.removesuffix(".")
-    found = rest == {start} if start else "conv1" in rest
+    found = rest == {start} if start else bool(rest & _FIRST)
     if found and layout.head in first:
       return layout
   return None
@@ -148,18 +163,21 @@ def _head(name: str, layout: Layout) -> str:
   parts, start = name.split("."), layout.backbone.split(".")[:-1]
   depth = max(n for n in range(len(start) + 1) if parts[:n] == start[:n])
   inside = depth == len(start) and not _is_head(parts[0], layout)
-  if inside and parts[depth : depth + 1] != ["fc"]:
+  if inside and not _NOT_FEATURES.match(".".join(parts[depth:])):
     return ""
   head = ".".join(parts[: depth + 1])
   return head if head == name else f"{head}.*"
 
 
 def _by_our_name(names: dict[str, str]) -> dict[str, str]:
-  """Returns the file's keys by our names, which torchvision's parts make."""
+  """Returns the file's keys by our names."""
   children = _children(names.values())
+  inner = {name.removeprefix("backbone.") for name in names.values()}
+  known = to_timm(inner)
   keys: dict[str, str] = {}
   for key, name in names.items():
     start, _, rest = name.partition(".")
+    rest = known.get(rest, rest)
     child, dot, rest = rest.partition(".")
     if start == "backbone":
       name = f"{start}.{children.get(child, child)}{dot}{rest}"

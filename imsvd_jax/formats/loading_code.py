@@ -1,8 +1,11 @@
 """Python that loads an exported file where this package is not installed."""
 
+from typing import Any
+
 from imsvd_jax.formats.architecture import Architecture
 from imsvd_jax.formats.weight_format import Content
 from imsvd_jax.models.resnet import STEMS
+from imsvd_jax.models.vit import grid
 
 _MODULE = """
 class Encoder(torch.nn.Module):
@@ -25,19 +28,31 @@ def torchvision_code(content: Content) -> str:
 
 
 def safetensors_code(content: Content) -> str:
-  """Returns Python that loads a safetensors file into torchvision's network."""
+  """Returns Python that loads a safetensors file: torchvision's, or timm's."""
+  if not content.architecture.is_resnet:
+    if content.projector:
+      return (
+        "import timm\nimport torch\nfrom safetensors.torch import load_file\n"
+        f"{_MODULE}{_create_model(content)}{_wrap(content.architecture)}"
+        f'model.load_state_dict(load_file("{content.file_name}"))\n'
+        "model.eval()\n"
+      )
+    return timm_code(content)
   imports = "import torch\nfrom safetensors.torch import load_file\n"
   return _torch_code(content, imports, f'load_file("{content.file_name}")')
 
 
 def _torch_code(content: Content, imports: str, load: str) -> str:
   architecture = content.architecture
-  if is_ready_made(architecture):
+  if not architecture.is_resnet or is_ready_made(architecture):
     imports += "import torchvision\n"
   else:
     block = _block(architecture)
     imports += f"from torchvision.models.resnet import {block}, ResNet\n"
-  network = _network(architecture, content.num_classes)
+  if architecture.is_resnet:
+    network = _network(architecture, content.num_classes)
+  else:
+    network = _torchvision_network(architecture, content.num_classes)
   wrap = _wrap(architecture) if content.projector else ""
   module = _MODULE if content.projector else "\n"
   return (
@@ -46,8 +61,50 @@ def _torch_code(content: Content, imports: str, load: str) -> str:
   )
 
 
-# The backbones that torchvision and timm have a function for.
+# The ResNets that torchvision and timm have a function for.
 READY_MADE = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+
+def _convolution(inputs: int, outputs: int, patch: int) -> str:
+  return f"torch.nn.Conv2d({inputs}, {outputs}, {patch}, {patch})"
+
+
+def _torchvision_network(architecture: Architecture, num_classes: int) -> str:
+  """Returns code that builds torchvision's ViT or ConvNeXt."""
+  net, channels = architecture.network(), architecture.channels
+  if architecture.is_vit:
+    image_size = net.patch * grid(architecture.positions)[0]
+    code = (
+      "model = torchvision.models.VisionTransformer(\n"
+      f"  image_size={image_size}, patch_size={net.patch},"
+      f" num_layers={net.depth},\n  num_heads={net.heads},"
+      f" hidden_dim={net.num_features}, mlp_dim={4 * net.num_features},\n"
+      f"  num_classes={num_classes or 1},\n)\n"
+    )
+    if channels != 3:
+      conv = _convolution(channels, net.num_features, net.patch)
+      code += f"model.conv_proj = {conv}\n"
+    head = "heads"
+  else:
+    following = [*net.widths[1:], None]
+    blocks = "".join(
+      f"  CNBlockConfig({width}, {after}, {depth}),\n"
+      for width, after, depth in zip(
+        net.widths, following, net.depths, strict=True
+      )
+    )
+    code = (
+      "from torchvision.models.convnext import CNBlockConfig\n\n"
+      f"model = torchvision.models.ConvNeXt([\n{blocks}],"
+      f" num_classes={num_classes or 1})\n"
+    )
+    if (channels, net.patch) != (3, 4):
+      conv = _convolution(channels, net.widths[0], net.patch)
+      code += f"model.features[0][0] = {conv}\n"
+    head = "classifier[2]"
+  if not num_classes:
+    code += f"model.{head} = torch.nn.Identity()  # features, not classes\n"
+  return code
 
 
 def is_ready_made(architecture: Architecture) -> bool:
@@ -139,6 +196,11 @@ def timm_code(content: Content) -> str:
   """Returns Python that loads a torch file into timm's network."""
   architecture, num_classes = content.architecture, content.num_classes
   file_name = content.file_name
+  if not architecture.is_resnet:
+    return (
+      f"import timm\nimport torch\n\n{_create_model(content)}"
+      f'timm.models.load_checkpoint(model, "{file_name}")\nmodel.eval()\n'
+    )
   arguments = f"num_classes={num_classes}, in_chans={architecture.channels}"
   if is_ready_made(architecture) and architecture.stem == "imagenet":
     return (
@@ -158,3 +220,40 @@ def timm_code(content: Content) -> str:
     f'model.load_state_dict(torch.load("{file_name}", weights_only=True))\n'
     "model.eval()\n"
   )
+
+
+def _create_model(content: Content) -> str:
+  """Returns code that builds timm's ViT or ConvNeXt of any size."""
+  architecture = content.architecture
+  net, channels = architecture.network(), architecture.channels
+  arguments: dict[str, Any] = {"num_classes": content.num_classes}
+  stem = ""
+  if architecture.is_vit:
+    name = "vit_small_patch16_224"
+    arguments |= _vit_arguments(architecture) | {"in_chans": channels}
+  else:
+    name = "convnext_tiny"
+    arguments |= {"depths": net.depths, "dims": net.widths}
+    # timm would halve the resolution once more after a stem of patches of 2.
+    if (channels, net.patch) != (3, 4):
+      conv = _convolution(channels, net.widths[0], net.patch)
+      stem = f"model.stem[0] = {conv}\n"
+  lines = "".join(f"  {key}={value!r},\n" for key, value in arguments.items())
+  return f'model = timm.create_model(\n  "{name}",\n{lines})\n{stem}'
+
+
+def _vit_arguments(architecture: Architecture) -> dict[str, Any]:
+  net = architecture.network()
+  side, with_class = grid(architecture.positions)
+  arguments = {
+    "img_size": side * net.patch,
+    "patch_size": net.patch,
+    "embed_dim": net.num_features,
+    "depth": net.depth,
+    "num_heads": net.heads,
+    "global_pool": "avg" if net.pool == "mean" else None,
+    "reg_tokens": net.registers,
+    "no_embed_class": not with_class,
+    "init_values": net.layer_scale,
+  }
+  return {key: value for key, value in arguments.items() if value}

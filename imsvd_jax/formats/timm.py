@@ -1,7 +1,8 @@
 """timm's names, which are torchvision's for the ResNets that both have.
 
-Its ResNets always have 64 filters in the first stage. `num_classes=0` removes
-the classifier and `in_chans` sets the channels.
+Its ResNets always have 64 filters in the first stage; its ViTs and ConvNeXts
+have any width. `num_classes=0` removes the classifier and `in_chans` sets the
+channels.
 """
 
 from collections.abc import Mapping
@@ -15,9 +16,10 @@ from imsvd_jax.formats.weight_format import Format, Weights
 
 def _write(path: str, weights: Weights, metadata: Mapping[str, Any]) -> None:
   weights.check_backbone_only("timm")
-  if weights.architecture.width_multiplier != 1:
+  architecture = weights.architecture
+  if architecture.is_resnet and architecture.width_multiplier != 1:
     raise UserError(
-      f"timm has no {weights.architecture.describe()}: its ResNets have width "
+      f"timm has no {architecture.describe()}: its ResNets have width "
       "1; use --format=torchvision."
     )
   write_torch(path, weights.to_torchvision(), metadata)

@@ -16,7 +16,10 @@ import numpy as np
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.formats import loading_code, untrusted
+from imsvd_jax.formats.architecture import Architecture
+from imsvd_jax.formats.other_names import to_torchvision_names
 from imsvd_jax.formats.weight_format import Format, Weights
+from imsvd_jax.models.vit import grid
 
 
 def _does_nothing(*args: Any, **kwargs: Any) -> None:
@@ -191,7 +194,32 @@ def _array(key: str, value: Any, torch: Any) -> np.ndarray:
 
 
 def _write(path: str, weights: Weights, metadata: Mapping[str, Any]) -> None:
-  write_torch(path, weights.to_torchvision(), metadata)
+  state = weights.to_torchvision()
+  if not weights.architecture.is_resnet:
+    _check_torchvision(weights.architecture)
+    state = dict(_torchvisions(key, value) for key, value in state.items())
+  write_torch(path, state, metadata)
+
+
+def _check_torchvision(architecture: Architecture) -> None:
+  """Raises UserError for what torchvision's ViT lacks."""
+  plain = not architecture.is_vit or grid(architecture.positions)[1]
+  if set(architecture.options()) - {"patch_size"} or not plain:
+    raise UserError(
+      f"torchvision has no {architecture.describe()}: its ViT has a class token"
+      " with a position, and neither registers, layer scale nor mean pooling;"
+      " use --format=timm or safetensors."
+    )
+
+
+def _torchvisions(key: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+  """Returns a ViT's or a ConvNeXt's tensor as torchvision has it."""
+  start = "backbone." if key.startswith("backbone.") else ""
+  if key.startswith("projector."):
+    return key, value
+  if key.endswith(".gamma"):
+    value = value.reshape(-1, 1, 1)
+  return start + to_torchvision_names(key.removeprefix(start)), value
 
 
 TORCHVISION = Format(_write, loading_code.torchvision_code, has_names=True)

@@ -1,6 +1,7 @@
-"""Our variables as a torchvision state dict, and back: NumPy only.
+"""Our variables as a torch state dict, and back: NumPy only.
 
-A backbone alone has torchvision's own names (`layer1.0.conv1.weight`). With a
+A backbone alone has torchvision's own names (`layer1.0.conv1.weight`), or where
+it is a ViT or a ConvNeXt timm's (`blocks.0.attn.qkv.weight`). With a
 projector the names are those of a torch module that has a `backbone` and a
 `projector` (a Sequential of Linear, BatchNorm1d and ReLU), as the official
 IMSVD, VICReg and Barlow Twins code writes them.
@@ -25,6 +26,7 @@ from imsvd_jax.formats.architecture import (
 )
 from imsvd_jax.formats.layouts import read_names
 from imsvd_jax.formats.untrusted import one_line
+from imsvd_jax.models.vit import grid
 
 
 class Imported(NamedTuple):
@@ -89,11 +91,19 @@ def to_torchvision(
     else:
       state[key] = _to_torch(np.asarray(leaves[entry.path]))
   if classifier is not None:
-    prefix = "backbone." if projector else ""
+    name = classifier_name(architecture)
+    name = f"backbone.{name}" if projector else name
     kernel = np.asarray(classifier["kernel"])
-    state[f"{prefix}fc.weight"] = _to_torch(kernel)
-    state[f"{prefix}fc.bias"] = np.array(classifier["bias"])
+    state[f"{name}.weight"] = _to_torch(kernel)
+    state[f"{name}.bias"] = np.array(classifier["bias"])
   return state
+
+
+def classifier_name(architecture: Architecture) -> str:
+  """Returns the name of a network's last layer in torch."""
+  if architecture.is_resnet:
+    return "fc"
+  return "head" if architecture.is_vit else "head.fc"
 
 
 def from_torchvision(
@@ -124,13 +134,15 @@ def from_torchvision(
       message names it.
   """
   names, project, heads = read_names(state, prefix)
-  arrays = {name: np.asarray(state[key]) for name, key in names.items()}
+  arrays = {name: _plain(name, state[key]) for name, key in names.items()}
   shown = functools.partial(_shown, names, spell)
+  _fold_class_position(arrays)
   classifier = _take_classifier(arrays, dtype)
   ignored = (*heads, *_take_loss_norm(arrays, names))
   architecture = architecture or infer_architecture(
     {name: value.shape for name, value in arrays.items()}
   )
+  _check_heads(project, architecture)
   table = entries(architecture)
   expected = {e.key: e.shape for e in table}
   found = {name: value.shape for name, value in arrays.items()}
@@ -145,7 +157,7 @@ def from_torchvision(
     for entry in table
     if entry.path is not None
   }
-  variables = unflatten_dict(floats)
+  variables = {"batch_stats": {}, **unflatten_dict(floats)}
   return Imported(variables, architecture, classifier, {}, ignored, project)
 
 
@@ -170,15 +182,23 @@ def check_variables(
 # ---- arrays ----------------------------------------------------------------
 
 
+def _plain(name: str, value: Any) -> np.ndarray:
+  """Returns an array; torchvision's layer scales are [C, 1, 1]."""
+  array = np.asarray(value)
+  if name.endswith(".gamma") and array.shape[1:] == (1, 1):
+    return array.reshape(-1)
+  return array
+
+
 def _to_torch(value: np.ndarray) -> np.ndarray:
   """HWIO -> OIHW, Dense kernels transposed; a contiguous copy."""
-  axes = (3, 2, 0, 1) if value.ndim == 4 else None
+  axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim, range(value.ndim))
   return np.array(np.transpose(value, axes), order="C")
 
 
 def _from_torch(value: np.ndarray) -> np.ndarray:
   """OIHW -> HWIO, Linear weights transposed; a contiguous copy."""
-  axes = (2, 3, 1, 0) if value.ndim == 4 else None
+  axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(value.ndim, range(value.ndim))
   return np.array(np.transpose(value, axes), order="C")
 
 
@@ -186,7 +206,7 @@ def _our_shape(entry: Entry) -> tuple[int, ...]:
   shape = entry.shape
   if len(shape) == 4:
     return (shape[2], shape[3], shape[1], shape[0])
-  return tuple(reversed(shape))
+  return tuple(reversed(shape)) if len(shape) == 2 else shape
 
 
 # ---- names -----------------------------------------------------------------
@@ -195,19 +215,44 @@ def _our_shape(entry: Entry) -> tuple[int, ...]:
 def _take_classifier(
   arrays: dict[str, np.ndarray], dtype: Any
 ) -> dict[str, np.ndarray] | None:
-  """Removes `fc` from arrays and returns it, if it is there."""
-  weight = arrays.pop("backbone.fc.weight", None)
-  bias = arrays.pop("backbone.fc.bias", None)
+  """Removes the classifier from arrays and returns it, if it is there."""
+  for name in ("fc", "head.fc", "head"):
+    weight = arrays.pop(f"backbone.{name}.weight", None)
+    bias = arrays.pop(f"backbone.{name}.bias", None)
+    if weight is not None or bias is not None:
+      break
   if weight is None and bias is None:
     return None
   if weight is None or bias is None or weight.shape[:1] != bias.shape:
     shapes = [None if v is None else v.shape for v in (weight, bias)]
     raise UserError(
-      "The classifier needs fc.weight [K, F] and fc.bias [K], found shapes "
-      f"{shapes[0]} and {shapes[1]}."
+      f"The classifier needs {name}.weight [K, F] and {name}.bias [K], found"
+      f" shapes {shapes[0]} and {shapes[1]}."
     )
-  kernel = as_floats("fc.weight", _from_torch(weight), dtype)
-  return {"kernel": kernel, "bias": as_floats("fc.bias", bias, dtype)}
+  kernel = as_floats(f"{name}.weight", _from_torch(weight), dtype)
+  return {"kernel": kernel, "bias": as_floats(f"{name}.bias", bias, dtype)}
+
+
+def _fold_class_position(arrays: dict[str, np.ndarray]) -> None:
+  """Adds the position of a ViT with registers to its class token, as timm."""
+  token, table = (
+    arrays.get(f"backbone.{name}") for name in ("cls_token", "pos_embed")
+  )
+  if "backbone.reg_token" not in arrays or token is None or table is None:
+    return
+  if table.ndim == token.ndim == 3 and grid(table.shape[1])[1]:
+    arrays["backbone.cls_token"] = token + table[:, :1]
+    arrays["backbone.pos_embed"] = table[:, 1:]
+
+
+def _check_heads(project: str, architecture: Architecture) -> None:
+  """Raises UserError for heads of another size, which the names do not show."""
+  is_small = architecture.is_vit and architecture.network().heads == 6
+  if project == "MoCo v3" and is_small:
+    raise UserError(
+      "MoCo v3's ViT-S has 12 heads of 32 channels; expected heads of 64, as"
+      " timm's, DINO's and MAE's. Its ViT-B can be imported."
+    )
 
 
 def _take_loss_norm(

@@ -17,12 +17,12 @@ class Weights(NamedTuple):
   variables: Mapping[str, Any]
   architecture: Architecture  # Of the variables.
   projector: bool  # Whether to write the projector too.
-  # {"kernel": [F, K], "bias": [K]} to write as `fc`.
+  # {"kernel": [F, K], "bias": [K]} to write as its last layer.
   classifier: Mapping[str, Any] | None
   num_batches_tracked: int  # torch's counter of training steps.
 
   def to_torchvision(self) -> dict[str, np.ndarray]:
-    """Returns torchvision's state dict."""
+    """Returns the state dict; see `torchvision`."""
     return to_torchvision(
       self.variables,
       self.architecture,

@@ -15,10 +15,14 @@ from imsvd_jax.base.files import check_output, in_place_when_done
 from imsvd_jax.formats import untrusted
 from imsvd_jax.formats.numpy_files import load_arrays
 from imsvd_jax.formats.torchvision import as_floats
-from imsvd_jax.interop import model_card, stablehlo
+from imsvd_jax.interop import model_card, onnx_program, stablehlo
 from imsvd_jax.runs.encoder import LoadedEncoder, load_encoder
 
-PROGRAM = stablehlo.FORMAT  # A program; the other formats are weights.
+# Programs; the other formats are weights.
+PROGRAMS = {
+  stablehlo.FORMAT: stablehlo.write_stablehlo,
+  onnx_program.FORMAT: onnx_program.write_onnx,
+}
 Classifier = Mapping[str, np.ndarray]
 
 
@@ -38,7 +42,7 @@ def export_encoder(
 
   Args:
     workdir: A run's directory, or a file of weights to convert.
-    format_name: A key of `formats.FORMATS`, or PROGRAM.
+    format_name: A key of `formats.FORMATS`, or of PROGRAMS.
     output: The file; an existing one is replaced.
     step: Which checkpoint; the newest good one by default.
     use_target: Take the EMA target network's weights.
@@ -55,7 +59,7 @@ def export_encoder(
   Raises:
     UserError: The run has no such weights, or the format cannot hold them.
   """
-  lookup(dict.fromkeys([*formats.FORMATS, PROGRAM]), format_name, "format")
+  lookup(dict.fromkeys([*formats.FORMATS, *PROGRAMS]), format_name, "format")
   output = check_output(output)
   encoder = load_encoder(workdir, step, use_target=use_target)
   if with_projector and not encoder.has_projector:
@@ -68,12 +72,12 @@ def export_encoder(
     absolute_paths=absolute_paths,
   )
   files, note, language = [output], "", "python"
-  if format_name == PROGRAM:
+  if format_name in PROGRAMS:
     if classifier is not None:
       raise UserError(
-        "A StableHLO program ends in features; leave out --classifier."
+        "A StableHLO or ONNX program ends in features; leave out --classifier."
       )
-    code = stablehlo.write_stablehlo(
+    code = PROGRAMS[format_name](
       output, encoder, metadata, projector=with_projector
     )
   else:
@@ -91,7 +95,7 @@ def export_encoder(
     metadata=metadata,
     loading=code,
     language=language,
-    again=format_name != PROGRAM,
+    again=format_name not in PROGRAMS,
   )
   _write_text(files[-1], card)
   return files, note
@@ -230,7 +234,8 @@ def _note(encoder: LoadedEncoder, format_name: str) -> str:
   architecture = formats.architecture_of(encoder.variables)
   ready_made = formats.is_ready_made(architecture)
   ready_made = ready_made and architecture.stem == "imagenet"
-  if ready_made or not formats.FORMATS[format_name].has_names:
+  has_names = formats.FORMATS[format_name].has_names and architecture.is_resnet
+  if ready_made or not has_names:
     return ""
   return (
     f"{format_name} has no ready-made {architecture.describe()}, but its class"

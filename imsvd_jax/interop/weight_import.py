@@ -11,6 +11,7 @@ from imsvd_jax.base import files
 from imsvd_jax.base.config import ADDED_KEYS
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.formats.torchvision import listed
+from imsvd_jax.models import OPTIONS
 from imsvd_jax.objectives import OBJECTIVES
 from imsvd_jax.runs import lock, ownership
 from imsvd_jax.runs.checkpointer import Checkpointer
@@ -108,7 +109,11 @@ def _fit_config(
     "backbone": architecture.backbone,
     "width_multiplier": float(architecture.width_multiplier),
     "stem": architecture.stem,
+    **{name: ADDED_KEYS[f"model.{name}"] for name in OPTIONS},
+    **architecture.options(),
   }
+  # The weights do not say where layer scales started, nor how to train.
+  model["drop_path"] = config.model.get("drop_path", 0.0)
   if architecture.projector:
     *hidden, last = architecture.projector
     factor = objective.embedding_factor

@@ -400,7 +400,7 @@ def load_encoder(
         " none."
       )
     params = stored.target["params"]
-    batch_stats = stored.target["batch_stats"]
+    batch_stats = stored.target.get("batch_stats", {})
   return LoadedEncoder(
     ml_collections.ConfigDict(stored.config),
     {"params": params, "batch_stats": batch_stats},

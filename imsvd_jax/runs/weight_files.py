@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from imsvd_jax import formats
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.models import Encoder, Projector
+from imsvd_jax.models.vit import grid
 from imsvd_jax.objectives import OBJECTIVES
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def _are_numbers(value: Any) -> bool:
   )
 
 
+_LEAST_SIZE = 96  # Nobody trains for ImageNet with smaller images.
 _MAX_SIZE = 2**14  # Pixels of a side; also channels.
 # The keys of a recipe that functions of images need, and what each may be: the
 # file may come from a stranger.
@@ -164,7 +166,10 @@ def _imagenet_config(
   path: str, architecture: formats.Architecture
 ) -> dict[str, Any]:
   """Returns the part of a recipe that functions of images need."""
-  if (architecture.stem, architecture.channels) != ("imagenet", 3):
+  settings, size = dict(IMAGENET_DATA), _image_size(architecture)
+  if size:  # Positions were learned for it.
+    settings |= {"crop": size, "resize": round(size * 256 / 224)}
+  if not _is_imagenets(architecture, size):
     raise UserError(
       f"{path} does not say how to prepare its images, and"
       f" {architecture.describe()} is not ImageNet's; give config=, or import"
@@ -172,19 +177,34 @@ def _imagenet_config(
     )
   logger.info(
     "%s does not say how to prepare its images: taking ImageNet's mean and"
-    " standard deviation, shorter side 256, center crop 224.",
+    " standard deviation, shorter side %d, center crop %d.",
     path,
+    settings["resize"],
+    settings["crop"],
   )
   return {
     "model": {"dtype": "float32"},
-    "data": IMAGENET_DATA,
+    "data": settings,
     "objective": {"name": ""},
   }
 
 
+def _image_size(architecture: formats.Architecture) -> int:
+  """Returns for what images a ViT has positions; 0 for other networks."""
+  if not architecture.is_vit:
+    return 0
+  return architecture.patch_size * grid(architecture.positions)[0]
+
+
+def _is_imagenets(architecture: formats.Architecture, size: int) -> bool:
+  if (architecture.stem, architecture.channels) != ("imagenet", 3):
+    return False
+  return size >= _LEAST_SIZE if size else architecture.patch_size in (0, 4)
+
+
 def _network(architecture: formats.Architecture, dtype: str) -> Encoder:
   return Encoder(
-    backbone=architecture.network().clone(dtype=jnp.dtype(dtype)),
+    backbone=architecture.network(dtype=jnp.dtype(dtype)),
     projector=Projector(
       widths=architecture.projector,
       hidden_bias=architecture.hidden_bias,

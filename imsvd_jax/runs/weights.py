@@ -10,9 +10,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from imsvd_jax import formats
 from imsvd_jax.base.errors import UserError, listing
-from imsvd_jax.runs import run_directory, verification
+from imsvd_jax.models.vit import resized_positions
+from imsvd_jax.runs import run_directory, verification, weight_files
 
+_POSITIONS = "params/backbone/pos_embed"
 _VARIABLES = ("params", "batch_stats", "target")
 
 
@@ -68,8 +71,14 @@ def load_variables(
     step,
     lambda path: _read_variables(path, run_id),
   )
-  variables = {name: tree.get(name) for name in _VARIABLES}
-  return Variables(**variables, step=found, config=meta["config"])
+  # An empty tree, as of networks without BatchNorm, is not stored.
+  return Variables(
+    tree.get("params", {}),
+    tree.get("batch_stats", {}),
+    tree.get("target"),
+    step=found,
+    config=meta["config"],
+  )
 
 
 def _read_variables(
@@ -115,12 +124,14 @@ def init_from(
 ) -> tuple[Any, InitReport]:
   """Starts a new run from another run's weights.
 
-  Takes params and batch statistics where name and shape agree. Everything else
-  (step, optimizer, key) stays as it is. A target network starts as a copy of
-  the new weights, as at the start of any run.
+  Takes params and batch statistics where name and shape agree; a ViT's
+  positions are interpolated. Everything else (step, optimizer, key) stays as it
+  is. A target network starts as a copy of the new weights, as at the start of
+  any run.
 
   Args:
-    source: A run's directory, or one step's directory in it.
+    source: A run's directory, or one step's directory in it; or a file of
+      weights, in any format that `formats.read_file` reads.
     state_like: A train state of concrete arrays with the attributes params,
       batch_stats and target, and the method `replace`.
 
@@ -130,12 +141,10 @@ def init_from(
   Raises:
     UserError: Nothing could be loaded.
   """
-  stored = load_variables(source)
+  variables, step = _variables_and_step(source)
   own = {"params": state_like.params, "batch_stats": state_like.batch_stats}
-  found = verification.named_leaves(
-    {"params": stored.params or {}, "batch_stats": stored.batch_stats or {}}
-  )
-  new, report = _take_what_fits(own, found, stored.step)
+  found = verification.named_leaves(variables)
+  new, report = _take_what_fits(own, found, step)
   if not report.loaded:
     raise UserError(
       f"Nothing in {source} fits this model: {listing(report.not_loaded)}."
@@ -144,6 +153,20 @@ def init_from(
   target = state_like.target
   new_target = None if target is None else jax.tree.map(jnp.copy, new)
   return state_like.replace(**new, target=new_target), report
+
+
+def _variables_and_step(
+  source: str | os.PathLike,
+) -> tuple[dict[str, Any], int]:
+  path = os.path.expanduser(os.fspath(source))
+  if os.path.isfile(path):
+    imported = formats.read_file(path)
+    return imported.variables, weight_files.stored_step(imported)
+  stored = load_variables(source)
+  return {
+    "params": stored.params,
+    "batch_stats": stored.batch_stats,
+  }, stored.step
 
 
 def _take_what_fits(
@@ -155,9 +178,12 @@ def _take_what_fits(
 
   def choose(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
     name = verification.leaf_name(path)
-    if name in found and found[name].shape == leaf.shape:
+    value = found.get(name)
+    if name == _POSITIONS and value is not None:
+      value = np.asarray(resized_positions(value, leaf.shape[1]))
+    if value is not None and value.shape == leaf.shape:
       report.loaded.append(name)
-      return _placed_like(found[name], leaf)
+      return _placed_like(value, leaf)
     reason = f" {list(found[name].shape)}" if name in found else " absent"
     report.not_loaded.append(f"{name} {list(leaf.shape)}, there{reason}")
     return leaf

@@ -13,7 +13,13 @@ from ml_collections import ConfigDict
 from imsvd_jax.base import devices
 from imsvd_jax.base.config import ADDED_KEYS, flatten
 from imsvd_jax.base.errors import UserError, lookup, pair
-from imsvd_jax.models import BACKBONES, Encoder, Projector
+from imsvd_jax.models import (
+  OPTIONS,
+  Encoder,
+  Projector,
+  check_size,
+  make_backbone,
+)
 from imsvd_jax.objectives import OBJECTIVES, Objective
 from imsvd_jax.training.augment import Augmentation
 from imsvd_jax.training.optim import SCHEDULES, Plan, make_optimizer
@@ -179,7 +185,9 @@ def make_model(settings: ConfigDict, objective: Objective) -> Encoder:
   dtype = lookup(_DTYPES, settings.dtype, "dtype")
   *hidden, out = settings.projector
   return Encoder(
-    backbone=lookup(BACKBONES, settings.backbone, "backbone")(
+    backbone=make_backbone(
+      settings.backbone,
+      changed_options(settings),
       width_multiplier=settings.width_multiplier,
       stem=settings.stem,
       dtype=dtype,
@@ -196,6 +204,13 @@ def make_model(settings: ConfigDict, objective: Objective) -> Encoder:
       dtype=dtype,
     ),
   )
+
+
+def changed_options(settings: ConfigDict) -> dict[str, Any]:
+  """Returns the options in `config.model` that only some backbones have."""
+  defaults = {name: ADDED_KEYS[f"model.{name}"] for name in OPTIONS}
+  given = {name: settings.get(name, old) for name, old in defaults.items()}
+  return {name: v for name, v in given.items() if v != defaults[name]}
 
 
 def abstract_batch(
@@ -236,6 +251,10 @@ _LIMITS = {
   "epochs": (_POSITIVE, 1e9),
   "target_momentum": (0, 1),
   "model.width_multiplier": (_POSITIVE, _ANY),
+  "model.patch_size": (0, _ANY),
+  "model.registers": (0, _ANY),
+  "model.layer_scale": (0, _ANY),
+  "model.drop_path": (0, 1 - math.ulp(0.5)),  # Less than all.
   "optimizer.base_learning_rate": (0, _ANY),
   "optimizer.warmup_epochs": (0, _ANY),
   "optimizer.final_fraction": (0, 1),
@@ -314,7 +333,7 @@ def check(config: ConfigDict, num_devices: int = 1) -> None:
   objective = lookup(OBJECTIVES, config.objective.name, "objective")
   if objective.discrete:
     _check_bins(config)
-  make_model(config.model, objective)
+  _check_sizes(config, make_model(config.model, objective))
   jax.eval_shape(lambda: _trace_objective(config, objective))
 
 
@@ -368,6 +387,13 @@ def _check_views(config: ConfigDict) -> None:
         f" {config.data.channels}; expected one value per channel, or a single"
         " one for all."
       )
+
+
+def _check_sizes(config: ConfigDict, model: Encoder) -> None:
+  views = config.views
+  local = {views.local.size} if views.num_local else set()
+  for size in {views.view1.size, config.data.crop} | local:
+    check_size(model.backbone, size)
 
 
 def _check_widths(widths: Any) -> None:

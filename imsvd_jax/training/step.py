@@ -13,14 +13,17 @@ import jax.numpy as jnp
 import optax
 
 from imsvd_jax.models import Encoder
+from imsvd_jax.models.layers import DROP_PATH
 from imsvd_jax.objectives.diagnostics import diagnostics, off_diagonal_floor
 from imsvd_jax.training import finite
 from imsvd_jax.training.augment import augment_views
 from imsvd_jax.training.experiment import NUM_GLOBAL, Experiment
 from imsvd_jax.training.state import TrainState, target_momentum, update_target
 
-# Folded in where the augmentation folds in the epoch: no epoch has this number.
+# Folded in where the augmentation folds in the epoch: no epoch has such a
+# number. Of the objective's noise, and of stochastic depth.
 _NOISE = 2**32 - 1
+_DEPTH = 2**32 - 2
 
 
 def init_state(experiment: Experiment) -> TrainState:
@@ -28,7 +31,8 @@ def init_state(experiment: Experiment) -> TrainState:
   init_key, run_key = jax.random.split(jax.random.key(experiment.seed))
   images = jnp.zeros((1, *experiment.image_shape), jnp.float32)
   variables = experiment.model.init(init_key, images, train=False)
-  params, batch_stats = variables["params"], variables["batch_stats"]
+  params = variables["params"]
+  batch_stats = variables.get("batch_stats", {})  # A ViT has no BatchNorm.
   target = None
   if experiment.objective.uses_target:
     # A copy: donated buffers must not be shared between two leaves.
@@ -116,7 +120,11 @@ def train_step(
 
   def loss_fn(params: Any) -> tuple[jax.Array, Any]:
     embeddings, batch_stats = embed_views(
-      experiment.model, params, state.batch_stats, views
+      experiment.model,
+      params,
+      state.batch_stats,
+      views,
+      noise_key(state.rng, state.step, _DEPTH),
     )
     with jax.named_scope("objective"):
       loss, terms = experiment.objective.loss(
@@ -169,15 +177,21 @@ def train_step(
     return finite.discard_unless_finite(state, new_state, metrics)
 
 
-def noise_key(rng: jax.Array, step: jax.Array) -> jax.Array:
-  """Returns the key of a step's objective; augmentation never uses it."""
-  return jax.random.fold_in(jax.random.fold_in(rng, _NOISE), step)
+def noise_key(
+  rng: jax.Array, step: jax.Array, purpose: int = _NOISE
+) -> jax.Array:
+  """Returns a key of a step, the objective's; augmentation never uses it."""
+  return jax.random.fold_in(jax.random.fold_in(rng, purpose), step)
 
 
 def embed_views(
-  model: Encoder, params: Any, batch_stats: Any, views: list[jax.Array]
+  model: Encoder,
+  params: Any,
+  batch_stats: Any,
+  views: list[jax.Array],
+  key: jax.Array | None = None,
 ) -> tuple[list[jax.Array], Any]:
-  """Embeds each view in training mode.
+  """Embeds each view in training mode, with stochastic depth if given a key.
 
   Each global view goes through the network by itself, one after the other, so
   that BatchNorm sees one view's statistics, as in the reference recipes. All
@@ -192,15 +206,19 @@ def embed_views(
   params = _in_compute_type(model, params)
 
   def apply(images: jax.Array, batch_stats: Any) -> tuple[jax.Array, Any]:
+    rngs = None
+    if key is not None:  # Another one for every view.
+      rngs = {DROP_PATH: jax.random.fold_in(key, len(embeddings))}
     (_, z), updated = model.apply(
       {"params": params, "batch_stats": batch_stats},
       images,
       train=True,
       mutable=["batch_stats"],
+      rngs=rngs,
     )
-    return z, updated["batch_stats"]
+    return z, updated.get("batch_stats", {})
 
-  embeddings = []
+  embeddings: list[jax.Array] = []
   for images in views[0]:
     z, batch_stats = apply(images, batch_stats)
     embeddings.append(z)

