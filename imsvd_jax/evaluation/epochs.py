@@ -92,8 +92,13 @@ class Keeper:
         self._directory.rmdir()
 
   def restore(self, start: Standing) -> Standing:
-    """Returns where an interrupted training stood, or `start`."""
-    found = self._read(start)
+    """Returns where an interrupted training stood, or `start`.
+
+    Raises:
+      UserError: The file is there and cannot be read.
+    """
+    with agreement.together(self.path):
+      found = self._read(start)
     mark = [-1, -1] if found is None else [found.epoch, len(found.losses)]
     marks = np.reshape(agreement.of_everyone(np.asarray(mark)), (-1, 2))
     if found is None or (marks != marks[0]).any():
@@ -133,13 +138,16 @@ class Keeper:
   def _read(self, start: Standing) -> Standing | None:
     try:
       content = files.read_if_there(self.path)
-      if content is None:
-        return None
+    except OSError as error:  # It may pass, and the file may be good.
+      raise UserError(
+        f"Cannot read {self.path}: {reason_of(error)}. Repair that, or remove"
+        " the file to start again."
+      ) from error
+    if content is None:
+      return None
+    try:
       return _from_bytes(content, self._key, start)
-    except (
-      *(OSError, ValueError, KeyError, EOFError),
-      zipfile.BadZipFile,
-    ) as error:
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
       console.print_line(
         f"{self.path} is damaged ({reason_of(error)}); starting again."
       )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from imsvd_jax.base.errors import Stopped
+from imsvd_jax.base.errors import Stopped, UserError
 from imsvd_jax.evaluation import epochs, linear, offline, probe, protocols
 from imsvd_jax.evaluation.evaluate_options import Options
 from imsvd_jax.evaluation.features import Features
@@ -126,6 +126,22 @@ def test_a_damaged_file_starts_again(tmp_path, capfd, damage):
   )
   assert_same(train_linear(keeper_in(tmp_path)), train_linear(None))
   assert "is damaged (" in capfd.readouterr().err
+
+
+def test_a_file_that_cannot_be_read_is_kept(tmp_path, monkeypatch):
+  keeper = keeper_in(tmp_path, 3)
+  with pytest.raises(Stopped):
+    train_linear(keeper)
+  before = keeper.path.read_bytes()
+
+  def fails(path):
+    raise OSError(5, "Input/output error")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(epochs.files, "read_if_there", fails)
+    with pytest.raises(UserError, match=r"Cannot read .*Input/output error"):
+      train_linear(keeper_in(tmp_path))
+  assert keeper.path.read_bytes() == before
 
 
 def test_a_disk_that_refuses_does_not_end_the_training(
