@@ -147,12 +147,15 @@ def test_a_file_that_cannot_be_read_is_kept(tmp_path, monkeypatch):
 def test_a_disk_that_refuses_does_not_end_the_training(
   tmp_path, monkeypatch, capfd
 ):
-  (tmp_path / "file").touch()
+  def full(path, content):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(epochs.files, "write_whole", full)
   monkeypatch.setattr(epochs, "EVERY_SECONDS", 0.0)
-  assert_same(train_linear(keeper_in(tmp_path / "file")), train_linear(None))
+  assert_same(train_linear(keeper_in(tmp_path)), train_linear(None))
   assert "Cannot keep what is done so far" in capfd.readouterr().err
   with pytest.raises(Stopped) as stopped:
-    train_linear(keeper_in(tmp_path / "file", 3))
+    train_linear(keeper_in(tmp_path, 3))
   assert stopped.value.code == 2
 
 
@@ -242,7 +245,8 @@ def wait_for(happened, process):
 @pytest.mark.proof
 def test_signals_and_kills_lose_nothing(workdir, tmp_path):
   whole = start(workdir, tmp_path / "whole", 1000)
-  assert whole.wait() == 0, whole.communicate()
+  _, said = whole.communicate()
+  assert whole.returncode == 0, said
   parts = tmp_path / "parts"
   kept = lambda: sorted((parts / "unfinished").glob("*.npz"))
   for number, code in (
@@ -284,4 +288,5 @@ def test_sigterm_before_the_training_has_the_code_of_what_is_kept(
   while "linear/imsvd ..." not in line:
     line = process.stderr.readline()
   process.send_signal(signal.SIGTERM)
-  assert process.wait() == 75
+  _, said = process.communicate()
+  assert process.returncode == 75, said
