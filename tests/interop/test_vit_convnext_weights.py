@@ -170,6 +170,41 @@ def test_onnx_computes_the_same(workdir, encoder, images, tmp_path):
     load_encoder(path)
 
 
+@pytest.mark.proof
+@pytest.mark.parametrize("architecture", [VIT, CONVNEXT, OPTIONS])
+@pytest.mark.parametrize(
+  ("format_name", "projector"),
+  [("timm", False), ("safetensors", True), ("torchvision", True)],
+)
+def test_the_cards_code_loads_the_file(
+  architecture, format_name, projector, tmp_path, monkeypatch
+):
+  nets = pytest.importorskip("tests.torch_resnet")
+  nets.import_or_skip("timm")
+  monkeypatch.chdir(tmp_path)
+  whole = variables_of(dataclasses.replace(architecture, projector=(8, 4)))
+  inferred = formats.architecture_of(whole)
+  name = f"encoder.{'safetensors' if format_name == 'safetensors' else 'pth'}"
+  options = {"format_name": format_name, "projector": projector, "metadata": {}}
+  if format_name == "torchvision" and architecture is OPTIONS:
+    with pytest.raises(UserError, match="torchvision has no vit_micro"):
+      formats.write_file(name, whole, **options)
+    return
+  formats.write_file(name, whole, **options)
+  content = formats.Content(name, inferred, projector=projector)
+  loaded = {}
+  exec(formats.FORMATS[format_name].loading_code(content), loaded)
+  channels = architecture.channels
+  x = np.random.default_rng(0).normal(size=(2, 32, 32, channels))
+  x = x.astype(np.float32)
+  with nets.torch.no_grad():
+    found = loaded["model"](nets.torch.from_numpy(np.moveaxis(x, -1, 1).copy()))
+  variables = {"params": whole["params"]["backbone"]}
+  expected = inferred.network().apply(variables, x, False)
+  found = (found[0] if projector else found).numpy()
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 # ---- names -----------------------------------------------------------------
 
 
