@@ -39,10 +39,12 @@ setuptools.setup(
     "numpy>=2.0",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12",
+    "pillow>=12.2",
     "safetensors>=0.4",
     "scikit-learn>=1.5",
     "tensorboard>=2.20",  # clu needs it, undeclared.
     "tensorflow-datasets>=4.9.10",
+    "tifffile>=2024.8.30",  # TIFF of more than 8 bits or 4 channels.
     "tensorflow-cpu>=2.20; sys_platform == 'linux'"
     " and platform_machine == 'x86_64'",
     "tensorflow>=2.20; sys_platform != 'linux' or platform_machine != 'x86_64'",
@@ -50,6 +52,7 @@ setuptools.setup(
   extras_require={
     "cuda12": ["jax[cuda12]"],
     "cuda13": ["jax[cuda13]"],
+    "formats": ["imagecodecs>=2024.6.1", "pillow-heif>=0.18"],
     "gcs": GCS,
     "tpu": ["jax[tpu]", *GCS],  # A pod's runs are in a bucket.
     # Before 2.10 a weights file can run code, whatever `weights_only` says
@@ -60,7 +63,7 @@ setuptools.setup(
       "nbclient>=0.10",
       "mypy>=1.18",
       "nbformat>=5.10",
-      "pillow>=12.2",
+      "pyarrow>=17",
       "pytest>=8",
       "pytest-xdist>=3.5",
       "ruff>=0.15",

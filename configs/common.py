@@ -140,7 +140,7 @@ def base() -> ConfigDict:
 
   c.data = ConfigDict(
     dict(
-      # "digits", "shapes", "synthetic", "folder", or "tfds:NAME" for a
+      # "digits", "shapes", "synthetic", "folder", "tar", or "tfds:NAME" for a
       # prepared TFDS data set.
       name="tfds:imagenet2012",
       path="",  # The folder; for TFDS its data_dir ("": TFDS's default).
@@ -161,6 +161,17 @@ def base() -> ConfigDict:
       on_bad_image="replace",  # Or "error".
       # An image file of more pixels is a bad image (a bomb). PIL's limit.
       max_pixels=178_956_970,
+      # What is black and white where numbers are not 8 bits: "0,4095", or
+      # "auto" for the range of their type. "": such an image is a bad image.
+      value_range="",
+      exif=False,  # Turn image files as their EXIF orientation says.
+      # folder: share of each class that is held out for evaluation, where there
+      # is no evaluation part; chosen by the seed and the files' names.
+      holdout=0.0,
+      holdout_seed=0,
+      labels="",  # folder: CSV or Parquet file of (file, label).
+      image_key="",  # TFDS: feature of the images; "": "image" or the only one.
+      label_key="",  # TFDS: feature of the labels; "": "label" or the only one.
     )
   )
 
@@ -197,6 +208,7 @@ def base() -> ConfigDict:
       batch_size=1024,
       num_neighbors=20,
       temperature=0.07,
+      bank_split="",  # Labelled train images, if data.train_split has none.
       bank_examples=0,  # Train images of the online k-NN and linear; 0: all.
       linear_epochs=10,  # Of the online linear head; 0: none.
       collapse_images=1024,  # Of the online RankMe, LiDAR, entropies; 0: none.

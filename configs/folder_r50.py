@@ -28,6 +28,7 @@ def get_config(mode: str = ""):
   c.data.eval_split = "val"
   c.data.train_interpolation = "bilinear"
   c.data.antialias = True
+  c.data.exif = True  # Phones store photos as the sensor lies.
   c.checkpoint.every_steps = 500
   c.eval.batch_size = 256
   return common.finish(c, mode)

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import importlib.util
 import os
+import re
 import stat
 from collections.abc import Iterator
 
@@ -102,6 +103,20 @@ class Passing(Exception):
 def is_remote(path: str | os.PathLike) -> bool:
   """True of gs://BUCKET/DIR and the like."""
   return "://" in os.fspath(path)
+
+
+def printable(name: str) -> str:
+  """Returns a name of a file as text that any encoding and any line can hold.
+
+  Bytes that are not UTF-8 and control characters, such as new lines, are
+  escaped.
+  """
+  text = os.fsencode(name).decode("utf-8", "backslashreplace")
+  return re.sub(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029]",
+    lambda match: match[0].encode("unicode_escape").decode(),
+    text,
+  )
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:

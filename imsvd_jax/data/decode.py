@@ -20,15 +20,18 @@ from functools import partial
 import numpy as np
 import tensorflow as tf
 
-from imsvd_jax.data import crops, headers
-from imsvd_jax.data.source import MAX_PIXELS, Source
+from imsvd_jax.data import crops, image_files
+from imsvd_jax.data.source import MAX_PIXELS, Decoding, Source, ValueRange
 
 _MAX_HALVINGS = 3  # libjpeg scales by 1, 1/2, 1/4 and 1/8.
 
 # PIL's method. TensorFlow's default is off by up to 9 levels and no faster.
 _DCT_METHOD = "INTEGER_ACCURATE"
 
-_PNG, _BMP = b"\x89PNG", b"BM"
+_PNG = b"\x89PNG"
+# Where EXIF data begin, if there are any; a text that RE2 can search bytes for.
+_EXIF_WITHIN = 1 << 12
+_HAS_EXIF = r"\C*(Exif\x00\x00|eXIf)\C*"
 
 # --- Training views -----------------------------------------------------------
 
@@ -43,12 +46,13 @@ def train_views(
 
   Args:
     source: Where the record is from.
-    record: An encoded image (string scalar) or uint8 [height, width, C].
+    record: An encoded image (string scalar) or pixels [height, width, C].
     uniforms: float32 [V, NUM_UNIFORMS].
     view_list: V crops; local ones are of one size.
 
   Returns:
-    uint8 [2, size, size, C] and, if V > 2, uint8 [V - 2, size, size, C].
+    [2, size, size, C] and, if V > 2, [V - 2, size, size, C], both of
+    `source.pixel_type`.
   """
   image, boxes = decode_for_views(source, record, uniforms, view_list)
   halvings = _halvings(boxes, view_list)
@@ -58,7 +62,7 @@ def train_views(
     parts = _cut(image, boxes, halvings, source.channels)
   views = [
     # Rounded while the view is in the cache, which saves 9% of the time.
-    crops.to_uint8(_resize(source, part, crop.size))
+    _as_pixels(source, _resize(source, part, crop.size))
     for part, crop in zip(parts, view_list, strict=True)
   ]
   return [tf.concat(group, axis=0) for group in crops.by_size(views)]
@@ -79,13 +83,22 @@ def decode_for_views(
     sides = _float_sides(tf.shape(image))
     return image, crops.random_boxes(uniforms, *sides, view_list)
 
-  if record.dtype == tf.uint8:
+  if record.dtype != tf.string:
     return whole(record)
+  if not _is_fast(source.decoding):
+    return whole(_decoded(record, source.decoding))
   return tf.cond(
     tf.io.is_jpeg(record),
     lambda: _from_jpeg(record, source, uniforms, view_list),
-    lambda: whole(decode_pixels(record, source.channels, source.max_pixels)),
+    lambda: whole(_decoded(record, source.decoding)),
   )
+
+
+def _as_pixels(source: Source, levels: tf.Tensor) -> tf.Tensor:
+  """Returns levels of 0 to 255 as the type of the source's pixels."""
+  if source.value_range is None:
+    return crops.to_uint8(levels)
+  return tf.clip_by_value(levels, 0.0, 255.0)  # Bicubic filters overshoot.
 
 
 def _from_jpeg(
@@ -98,6 +111,11 @@ def _from_jpeg(
   shape = tf.image.extract_jpeg_shape(record)
   with _refused_above(source.max_pixels, shape):
     height, width = _float_sides(tf.identity(shape))
+  turn = _orientation(record) if source.exif else None
+  if turn is not None:  # Boxes are drawn in the image as it is seen.
+    height, width = tf.cond(
+      turn >= 5, lambda: (width, height), lambda: (height, width)
+    )
   boxes = crops.random_boxes(uniforms, height, width, view_list)
   halvings = _halvings(boxes, view_list, 3 if source.antialias else 1)
   halvings = tf.reduce_min(halvings)
@@ -106,7 +124,12 @@ def _from_jpeg(
   bottom = tf.reduce_max(boxes.top + boxes.height)
   right = tf.reduce_max(boxes.left + boxes.width)
   window = tf.stack([top, left, bottom - top, right - left])
+  if turn is not None:
+    window = _stored_window(window, turn, halvings, height, width)
   image = _decode_jpeg_window(record, window, halvings, source.channels)
+  if turn is not None:
+    image = _turned(image, turn)
+  image = tf.cast(image, source.pixel_type)
   return image, boxes._replace(top=boxes.top - top, left=boxes.left - left)
 
 
@@ -131,9 +154,8 @@ def _shrink(
   boxes: crops.Box, halvings: tf.Tensor, height: tf.Tensor, width: tf.Tensor
 ) -> crops.Box:
   """Returns the boxes in an image decoded at 1 / 2**halvings of its size."""
+  height, width = (_shrunk_side(side, halvings) for side in (height, width))
   factor = 2.0 ** tf.cast(halvings, tf.float32)
-  # libjpeg rounds the sides up.
-  height, width = tf.math.ceil(height / factor), tf.math.ceil(width / factor)
   box_height = tf.minimum(tf.round(boxes.height / factor), height)
   box_width = tf.minimum(tf.round(boxes.width / factor), width)
   return crops.Box(
@@ -143,6 +165,11 @@ def _shrink(
     box_width,
     boxes.flip,
   )
+
+
+def _shrunk_side(side: tf.Tensor, halvings: tf.Tensor) -> tf.Tensor:
+  """Returns a side after halvings, which libjpeg rounds up."""
+  return tf.math.ceil(side / 2.0 ** tf.cast(halvings, tf.float32))
 
 
 def _decode_jpeg_window(
@@ -253,17 +280,19 @@ _RESIZE = {
 def eval_view(
   source: Source, record: tf.Tensor, resize: int, crop: int
 ) -> tf.Tensor:
-  """Returns the resized center of one image, uint8 [crop, crop, C].
+  """Returns the resized center of one image, [crop, crop, C].
+
+  It is of `source.pixel_type`.
 
   Args:
     source: Where the record is from.
-    record: An encoded image (string scalar) or uint8 [height, width, C].
+    record: An encoded image (string scalar) or pixels [height, width, C].
     resize: Size of the shorter side before the crop.
     crop: Height and width of the result.
   """
   image = record
   if record.dtype == tf.string:
-    image = decode_pixels(record, source.channels, source.max_pixels)
+    image = _decoded(record, source.decoding)
   height, width = _float_sides(tf.shape(image))
   box = crops.center_box(height, width, resize, crop)
   scale = crop / tf.stack([box.height, box.width])
@@ -281,37 +310,63 @@ def eval_view(
   has_size = tf.reduce_all(tf.shape(image)[:2] == crop) & (resize == crop)
   out = tf.cond(has_size, lambda: tf.cast(image, tf.float32), resample)
   out = tf.ensure_shape(out, (crop, crop, source.channels))
-  return crops.to_uint8(out)
+  return _as_pixels(source, out)
 
 
 # --- Decoding -----------------------------------------------------------------
 
 
 def decode_pixels(
-  record: tf.Tensor, channels: int, max_pixels: int = MAX_PIXELS
+  record: tf.Tensor,
+  channels: int,
+  max_pixels: int = MAX_PIXELS,
+  value_range: ValueRange = None,
+  exif: bool = False,
 ) -> tf.Tensor:
-  """Decodes any image that TensorFlow reads, to uint8 [height, width, C].
+  """Decodes an image file to uint8 [height, width, C].
 
   Args:
     record: The contents of the file, a string scalar.
-    channels: 1, 3 or 4. Gray is repeated; alpha is dropped, or added where the
-      file has none.
+    channels: C. Between 1, 3 and 4 gray is repeated; alpha is dropped, or added
+      where the file has none. Other numbers are the file's own.
     max_pixels: An image of more pixels, by its header, is an error.
+    value_range: See `Source`; the result is float32 if there is one. Without
+      one, an image that is not of 8 bits is an error.
+    exif: Whether to turn the image as its EXIF orientation says.
   """
-  with _refused_above(max_pixels, _sides(record)):
-    record = tf.identity(record)
-  # Only TensorFlow's decoders of PNG and, mostly, JPEG convert channels.
+  return _decoded(record, Decoding(channels, max_pixels, value_range, exif))
+
+
+def _decoded(record: tf.Tensor, how: Decoding) -> tf.Tensor:
+  """Decodes JPEG and PNG by TensorFlow, other files by `image_files`."""
+  if not _is_fast(how):
+    return _decode_other(record, how)
   return tf.case(
     [
-      (tf.io.is_jpeg(record), lambda: _decode_jpeg(record, channels)),
-      (_begins(record, _PNG), lambda: _decode_png(record, channels)),
-      (
-        _begins(record, _BMP),
-        lambda: _convert(tf.io.decode_bmp(record), channels),
-      ),
+      (tf.io.is_jpeg(record), lambda: _fast(record, how, _decode_jpeg)),
+      (_is_png(record), lambda: _fast(record, how, _decode_png)),
     ],
-    default=lambda: _decode_other(record, channels),
+    default=lambda: _decode_other(record, how),
   )
+
+
+def _is_fast(how: Decoding) -> bool:
+  """Returns whether TensorFlow's decoders give this number of channels."""
+  return how.channels in (1, 3, 4)
+
+
+def _fast(
+  record: tf.Tensor,
+  how: Decoding,
+  decode: Callable[[tf.Tensor, Decoding], tf.Tensor],
+) -> tf.Tensor:
+  """Decodes a file of 8 bits, and turns it."""
+  with _refused_above(how.max_pixels, _sides(record)):
+    record = tf.identity(record)
+  image = decode(record, how)
+  if how.value_range is not None:
+    image = tf.cast(image, tf.float32)
+  return _turned(image, _orientation(record)) if how.exif else image
 
 
 def _refused_above(
@@ -321,9 +376,9 @@ def _refused_above(
 
   Args:
     max_pixels: The limit.
-    sides: Height and width, perhaps negative (BMP), and other entries.
+    sides: Height and width, and other entries.
   """
-  pixels = tf.reduce_prod(tf.abs(tf.cast(sides[:2], tf.int64)))
+  pixels = tf.reduce_prod(tf.cast(sides[:2], tf.int64))
   check = tf.debugging.assert_less_equal(
     pixels, tf.constant(max_pixels, tf.int64), "more than data.max_pixels"
   )
@@ -331,40 +386,29 @@ def _refused_above(
 
 
 def _sides(record: tf.Tensor) -> tf.Tensor:
-  """Returns height and width by the header of an image file, int64 [2]."""
-  return tf.case(
-    [
-      (
-        tf.io.is_jpeg(record),
-        lambda: tf.cast(tf.image.extract_jpeg_shape(record)[:2], tf.int64),
-      ),
-      (_begins(record, _PNG), lambda: _integers(record, 16, False)[::-1]),
-      (_begins(record, _BMP), lambda: _integers(record, 18, True)[::-1]),
-    ],
-    # Rare, and too intricate for a graph.
-    default=lambda: tf.ensure_shape(
-      tf.numpy_function(headers.sides, [record], tf.int64, stateful=False), [2]
-    ),
+  """Returns height and width by the header of a JPEG or PNG, int64 [2]."""
+  return tf.cond(
+    tf.io.is_jpeg(record),
+    lambda: tf.cast(tf.image.extract_jpeg_shape(record)[:2], tf.int64),
+    lambda: _png_sides(record),
   )
 
 
-def _integers(record: tf.Tensor, start: int, little_endian: bool) -> tf.Tensor:
-  """Returns the two int32 from byte `start` on, int64 [2]."""
-  part = tf.strings.substr(record, start, 8)
-  return tf.cast(
-    tf.io.decode_raw(part, tf.int32, little_endian=little_endian), tf.int64
-  )
+def _png_sides(record: tf.Tensor) -> tf.Tensor:
+  part = tf.strings.substr(record, 16, 8)
+  width_height = tf.io.decode_raw(part, tf.int32, little_endian=False)
+  return tf.cast(width_height[::-1], tf.int64)
 
 
-def _begins(record: tf.Tensor, with_: bytes) -> tf.Tensor:
-  return tf.strings.substr(record, 0, len(with_)) == with_
+def _is_png(record: tf.Tensor) -> tf.Tensor:
+  return tf.strings.substr(record, 0, len(_PNG)) == _PNG
 
 
-def _decode_jpeg(record: tf.Tensor, channels: int) -> tf.Tensor:
+def _decode_jpeg(record: tf.Tensor, how: Decoding) -> tf.Tensor:
   decode = lambda components: tf.io.decode_jpeg(
     record, components, dct_method=_DCT_METHOD
   )
-  return _jpeg_channels(record, decode, channels)
+  return _jpeg_channels(record, decode, how.channels)
 
 
 def _jpeg_channels(
@@ -378,25 +422,123 @@ def _jpeg_channels(
   return tf.cond(is_cmyk, lambda: _convert(decode(3), 1), lambda: decode(1))
 
 
-def _decode_png(record: tf.Tensor, channels: int) -> tf.Tensor:
-  if channels != 4:
-    return tf.io.decode_png(record, channels)
-  # With less than 8 bits per level, TensorFlow's opaque alpha is 1, not 255.
+def _decode_png(record: tf.Tensor, how: Decoding) -> tf.Tensor:
   bits = tf.io.decode_raw(tf.strings.substr(record, 24, 1), tf.uint8)[0]
   return tf.cond(
-    bits < 8,
-    lambda: _add_alpha(tf.io.decode_png(record, 3), 4),
-    lambda: tf.io.decode_png(record, 4),
+    bits == 16,
+    lambda: _decode_deep_png(record, how),
+    lambda: _decode_shallow_png(record, bits, how),
   )
 
 
-def _decode_other(record: tf.Tensor, channels: int) -> tf.Tensor:
-  """Decodes GIF, and WebP with or without alpha."""
-  image = tf.io.decode_image(record, expand_animations=False)
-  if channels != 4:
-    return _convert(image, channels)
-  has_alpha = tf.shape(image)[-1] == 4
-  return tf.cond(has_alpha, lambda: image, lambda: _convert(image, 4))
+def _decode_deep_png(record: tf.Tensor, how: Decoding) -> tf.Tensor:
+  """Decodes 16 bits per level, to levels of 0 to 255."""
+  if how.value_range is None:
+    return _decode_other(record, how)  # Says why it does not.
+  image = tf.io.decode_png(record, how.channels, dtype=tf.uint16)
+  low, high = image_files.limits(np.dtype(np.uint16), how.value_range)
+  levels = (tf.cast(image, tf.float32) - low) * (255 / (high - low))
+  return tf.clip_by_value(levels, 0.0, 255.0)
+
+
+def _decode_shallow_png(
+  record: tf.Tensor, bits: tf.Tensor, how: Decoding
+) -> tf.Tensor:
+  channels = how.channels
+  image = tf.io.decode_png(record, channels)
+  if channels == 4:
+    # With less than 8 bits per level, TensorFlow's opaque alpha is 1, not 255.
+    image = tf.cond(
+      bits < 8,
+      lambda: _add_alpha(tf.io.decode_png(record, 3), 4),
+      lambda: image,
+    )
+  return image if how.value_range is None else tf.cast(image, tf.float32)
+
+
+def _decode_other(record: tf.Tensor, how: Decoding) -> tf.Tensor:
+  """Decodes what Pillow, tifffile or NumPy read; they check the size."""
+  dtype = tf.uint8 if how.value_range is None else tf.float32
+
+  def read(contents: np.ndarray | bytes) -> np.ndarray:
+    # Outside of a graph, TensorFlow gives an array.
+    as_bytes = contents.item() if isinstance(contents, np.ndarray) else contents
+    try:
+      return np.ascontiguousarray(image_files.read(as_bytes, how))
+    except ValueError as error:  # As TensorFlow's own decoders.
+      raise tf.errors.InvalidArgumentError(None, None, str(error)) from error
+
+  image = tf.numpy_function(read, [record], dtype, stateful=False)
+  return tf.ensure_shape(image, (None, None, how.channels))
+
+
+# --- EXIF ---------------------------------------------------------------------
+
+
+def _orientation(record: tf.Tensor) -> tf.Tensor:
+  """Returns the EXIF orientation of a JPEG or PNG: 1 to 8, int32."""
+
+  def read(contents: np.ndarray | bytes) -> np.ndarray:
+    as_bytes = contents.item() if isinstance(contents, np.ndarray) else contents
+    return np.int32(image_files.orientation(as_bytes))
+
+  beginning = tf.strings.substr(record, 0, _EXIF_WITHIN)
+  turn = tf.cond(
+    tf.strings.regex_full_match(beginning, _HAS_EXIF),
+    lambda: tf.numpy_function(read, [beginning], tf.int32, stateful=False),
+    lambda: tf.constant(1),
+  )
+  return tf.ensure_shape(turn, [])
+
+
+def _turned(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
+  """Returns a stored image as it is seen (EXIF's eight ways)."""
+
+  def turned() -> tf.Tensor:
+    out = tf.cond(
+      turn >= 5, lambda: tf.transpose(image, [1, 0, 2]), lambda: image
+    )
+    mirrored, flipped = _flips(turn)
+    out = tf.cond(mirrored, lambda: tf.reverse(out, [1]), lambda: out)
+    return tf.cond(flipped, lambda: tf.reverse(out, [0]), lambda: out)
+
+  out = tf.cond(turn == 1, lambda: image, turned)
+  return tf.ensure_shape(out, (None, None, image.shape[-1]))
+
+
+def _flips(turn: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns whether left and right, top and bottom change places."""
+  is_one_of = lambda *turns: tf.reduce_any(tf.equal(turn, turns))
+  return is_one_of(2, 3, 6, 7), is_one_of(3, 4, 7, 8)
+
+
+def _stored_window(
+  window: tf.Tensor,
+  turn: tf.Tensor,
+  halvings: tf.Tensor,
+  height: tf.Tensor,
+  width: tf.Tensor,
+) -> tf.Tensor:
+  """Returns where a window of the image as it is seen lies in the stored one.
+
+  Args:
+    window: [top, left, height, width], after halvings.
+    turn: The EXIF orientation.
+    halvings: How often the image is halved.
+    height: Of the image as it is seen, before halvings.
+    width: The same.
+  """
+  top, left, window_height, window_width = tf.unstack(window)
+  mirrored, flipped = _flips(turn)
+  right = _shrunk_side(width, halvings) - left - window_width
+  bottom = _shrunk_side(height, halvings) - top - window_height
+  top = tf.where(flipped, bottom, top)
+  left = tf.where(mirrored, right, left)
+  window = tf.stack([top, left, window_height, window_width])
+  return tf.where(turn >= 5, tf.gather(window, [1, 0, 3, 2]), window)
+
+
+# --- Channels -----------------------------------------------------------------
 
 
 def _add_alpha(image: tf.Tensor, channels: int) -> tf.Tensor:

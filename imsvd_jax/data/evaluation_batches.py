@@ -37,11 +37,11 @@ def eval_batches(
     process_count: Number of processes (P).
 
   Returns:
-    Batches {"image": uint8 [b, crop, crop, C], "label": int32 [b] (absent when
-    the source has none; [b, classes] where an image may have several),
-    "index": int32 [b], "mask": bool [b]}. Padding has mask False, label -1 and
-    index -1. An unreadable image has mask False, and "bad", bool [b], True;
-    "bad" is absent where the source holds its images decoded.
+    Batches {"image": [b, crop, crop, C] of `source.pixel_type`, "label": int32
+    [b] (absent when the source has none; [b, classes] where an image may have
+    several), "index": int32 [b], "mask": bool [b]}. Padding has mask False,
+    label -1 and index -1. An unreadable image has mask False, and "bad", bool
+    [b], True; "bad" is absent where the source holds its images decoded.
   """
   if crop > resize:
     raise UserError(
@@ -121,7 +121,7 @@ def _eval_records(
   careful: bool,
 ) -> tf.data.Dataset:
   """Reads, resizes and crops images one by one."""
-  blank = tf.zeros([crop, crop, source.channels], tf.uint8)
+  blank = tf.zeros([crop, crop, source.channels], source.pixel_type)
   no_label = tf.fill([source.num_classes] if source.multi_label else [], -1)
   read, stream = source.reader(), source.stream
   view_of = lambda record: decode.eval_view(source, read(record), resize, crop)

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.data import execution
+from imsvd_jax.data import execution, image_files
 from imsvd_jax.data.source import Source
 
 # Records to try in place of an unreadable one, itself included.
@@ -104,7 +104,8 @@ class Batches(Iterator[dict[str, Any]]):
     exhausted = black.any() and self._source.stream is None
     if not exhausted and self._bad_in_a_row < NUM_PROBES:
       return
-    name = self._source.describe(int(indices[black if exhausted else bad][0]))
+    index = int(indices[black if exhausted else bad][0])
+    name = self._source.describe(index)
     others = (
       f"the {min(NUM_PROBES, self._source.num_examples)} images from it on"
       if exhausted
@@ -112,7 +113,7 @@ class Batches(Iterator[dict[str, Any]]):
     )
     raise UserError(
       f"Cannot read image {name} or any of {others}; repair or remove the"
-      " unreadable images."
+      f" unreadable images. The first one: {why_bad(self._source, index)}."
     )
 
   def _report(self, indices: np.ndarray) -> None:
@@ -125,15 +126,35 @@ class Batches(Iterator[dict[str, Any]]):
       if self._source.on_bad_image == "error":
         raise UserError(
           f"Cannot read image {name}; repair or remove it, or set"
-          " data.on_bad_image='replace'."
+          " data.on_bad_image='replace'. The reason:"
+          f" {why_bad(self._source, index)}."
         )
       logging.warning(
-        "Cannot read image %s (damaged, or of more than data.max_pixels = %d"
-        " pixels); %s.",
+        "Cannot read image %s (%s); %s.",
         name,
-        self._source.max_pixels,
+        why_bad(self._source, index),
         self._remedy,
       )
+
+
+def why_bad(source: Source, index: int) -> str:
+  """Returns why an image cannot be read, in a few words.
+
+  Reads it once more: a pipeline only knows that it failed.
+  """
+  if source.fetch is None:
+    return "damaged, or more pixels than data.max_pixels"
+  try:
+    record = source.fetch(tf.constant(index, tf.int64))
+  except tf.errors.NotFoundError:
+    return "there is no such file; a broken link?"
+  except tf.errors.PermissionDeniedError:
+    return "permission denied"
+  except tf.errors.OpError as error:
+    return error.message.splitlines()[0].rpartition("}} ")[2]
+  if record.dtype != tf.string:
+    return "its pixels cannot be resized"
+  return image_files.why_unreadable(record.numpy(), source.decoding)
 
 
 def first_readable(

@@ -62,10 +62,10 @@ def train_batches(
     process_count: Number of processes (P).
 
   Returns:
-    Batches {"views": (uint8 [B / P, 2, S, S, C], and with local views uint8
-    [B / P, L, s, s, C]), "index": int32 [B / P], "epoch": int32 [B / P]}, and
-    "bad": bool [B / P], whether an image was unreadable and has been replaced;
-    absent where the source holds its images decoded.
+    Batches {"views": ([B / P, 2, S, S, C], and with local views [B / P, L, s,
+    s, C]), "index": int32 [B / P], "epoch": int32 [B / P]}, and "bad": bool
+    [B / P], whether an image was unreadable and has been replaced; absent where
+    the source holds its images decoded. Views are of `source.pixel_type`.
   """
   return _cropped_batches(
     source,
@@ -221,7 +221,7 @@ def _crop_records(
 ) -> tf.data.Dataset:
   """Reads images one by one, cuts their views, and batches them again."""
   blank = [  # Shaped like the views of `decode.train_views`.
-    tf.zeros([len(g), g[0].size, g[0].size, source.channels], tf.uint8)
+    tf.zeros([len(g), g[0].size, g[0].size, source.channels], source.pixel_type)
     for g in crops.by_size(view_list)
   ]
   read = source.reader()

@@ -17,11 +17,13 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
+from imsvd_jax.base.config import ADDED_KEYS
 from imsvd_jax.base.errors import UserError
 
 # Decoded pixels that a source keeps in memory at most; with more it computes or
@@ -29,7 +31,7 @@ from imsvd_jax.base.errors import UserError
 MAX_BYTES_IN_MEMORY = 1 << 30
 
 # Pixels of an image file beyond which it is not decoded: PIL's own limit.
-MAX_PIXELS = 178_956_970
+MAX_PIXELS: int = ADDED_KEYS["data.max_pixels"]
 
 # Images up to this side are cropped a batch at once, by matrix products.
 MAX_SMALL_SIDE = 64
@@ -43,6 +45,23 @@ _CHOICES = {
 }
 
 
+# The values that become black and white; "auto": those of the numbers' type.
+ValueRange = tuple[float, float] | Literal["auto"] | None
+
+
+# See `Source.fetch`.
+Fetch = Callable[[tf.Tensor], tf.Tensor]
+
+
+class Decoding(NamedTuple):
+  """How image files become pixels, see `Source`."""
+
+  channels: int = 3
+  max_pixels: int = MAX_PIXELS
+  value_range: ValueRange = None
+  exif: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
 class Stream:
   """Records of a source that reads its files sequentially.
@@ -52,8 +71,9 @@ class Stream:
       endless dataset of {"serialized", "index", "epoch"}, less its first `skip`
       records.
     evaluate: (first, last) -> dataset of {"serialized", "index"}, in order.
-    parse: serialized -> {"image": string scalar or uint8 [height, width,
-      channels], "label": int32, if there are labels (see `Source.labels`)}.
+    parse: serialized -> {"image": string scalar, or pixels as of
+      `Source.fetch`, "label": int32, if there are labels (see
+      `Source.labels`)}.
   """
 
   train: Callable[[tf.Tensor, int, int, int], tf.data.Dataset]
@@ -77,13 +97,18 @@ class Source:
       are cropped a batch at once, and those of evaluation, always are.
     on_bad_image: "replace" or "error", for a record that cannot be decoded.
     max_pixels: An encoded image with more of them counts as one that cannot.
+    value_range: The values that become 0 and 255, for numbers that are not of 8
+      bits; "auto": those of their type. None: all images have 8 bits. With a
+      range, pixels are float32 levels of 0 to 255, which are not rounded.
+    exif: Whether image files are turned as their EXIF orientation says.
     images: uint8 [num_examples, height, width, channels], or None.
     labels: int32 [num_examples]; None if there are none, or only in the stream.
       With `multi_label` [num_examples, num_classes]: 1 if the image has the
       class, 0 if it does not, -1 if the class is to be ignored.
     multi_label: Whether an image may have several classes.
-    fetch: (index, int64 scalar) -> string scalar, or uint8 [height, width,
-      channels]; runs inside tf.data. None if not available.
+    fetch: (index, int64 scalar) -> string scalar, or pixels [height, width,
+      channels], uint8 or, with a value range, float32; runs inside tf.data.
+      None if not available.
     stream: Records in order, if they cannot be read by index.
     describe: index -> a name for messages, such as the path of a file.
     root: Directory that the paths of `describe` lie in; "" if they are none.
@@ -97,6 +122,7 @@ class Source:
     factor_values: Class names of each column that holds class numbers, by the
       name of the column.
     remarks: Facts about the data for the log, without a full stop.
+    why_unlabeled: Why there are no labels, where that may surprise.
   """
 
   name: str
@@ -109,10 +135,12 @@ class Source:
   antialias: bool = False
   on_bad_image: str = "replace"
   max_pixels: int = MAX_PIXELS
+  value_range: ValueRange = None
+  exif: bool = False
   images: np.ndarray | None = None
   labels: np.ndarray | None = None
   multi_label: bool = False
-  fetch: Callable[[tf.Tensor], tf.Tensor] | None = None
+  fetch: Fetch | None = None
   stream: Stream | None = None
   describe: Callable[[int], str] = lambda index: f"record {index}"
   root: str = ""
@@ -124,6 +152,7 @@ class Source:
     default_factory=dict
   )
   remarks: tuple[str, ...] = ()
+  why_unlabeled: str = ""
 
   def __post_init__(self) -> None:
     if self.num_examples < 1:
@@ -144,6 +173,16 @@ class Source:
     return self.train_interpolation or self.interpolation
 
   @property
+  def decoding(self) -> Decoding:
+    """How image files become pixels."""
+    return Decoding(self.channels, self.max_pixels, self.value_range, self.exif)
+
+  @property
+  def pixel_type(self) -> tf.DType:
+    """The type of the pixels of views."""
+    return tf.uint8 if self.value_range is None else tf.float32
+
+  @property
   def small_images(self) -> bool:
     """Whether a whole batch can be cropped at once."""
     images = self.images
@@ -152,6 +191,8 @@ class Source:
   def summary(self) -> str:
     """Returns one line for the log: images, classes and remarks."""
     classes = "unlabeled"
+    if self.why_unlabeled:
+      classes = f"unlabeled: {self.why_unlabeled}"
     if self.num_classes:
       names = list(self.label_names[:_NAMES_SHOWN])
       names += ["..."] * (self.num_classes > len(names))
@@ -215,9 +256,46 @@ def reject_num_examples(settings: ConfigDict) -> None:
     )
 
 
-def max_pixels_of(settings: ConfigDict) -> int:
-  """Returns data.max_pixels; its default for a recipe that lacks it."""
-  return getattr(settings, "max_pixels", MAX_PIXELS)
+def setting(settings: ConfigDict, name: str) -> Any:
+  """Returns a key of config.data that recipes of earlier versions lack."""
+  return getattr(settings, name, ADDED_KEYS[f"data.{name}"])
+
+
+def decoding_of(settings: ConfigDict) -> dict[str, Any]:
+  """Returns how config.data has image files decoded, for `Source`."""
+  return {
+    "channels": settings.channels,
+    "interpolation": settings.interpolation,
+    "on_bad_image": settings.on_bad_image,
+    "max_pixels": setting(settings, "max_pixels"),
+    "value_range": value_range_of(settings),
+    "exif": setting(settings, "exif"),
+  }
+
+
+def value_range_of(settings: ConfigDict) -> ValueRange:
+  """Returns data.value_range, which a command line gives as text.
+
+  Raises:
+    UserError: It is none of "", "auto", and two numbers.
+  """
+  given = setting(settings, "value_range")
+  if not given:
+    return None
+  if given == "auto":
+    return "auto"
+  try:
+    if isinstance(given, str):
+      given = given.strip("()[] ").split(",")
+    low, high = map(float, given)
+    if low < high < float("inf") and low > -float("inf"):
+      return low, high
+  except (TypeError, ValueError):
+    pass
+  raise UserError(
+    f"data.value_range is {given!r}; expected 'auto' or the values of black and"
+    " white, such as 0,4095 or -1,1."
+  )
 
 
 def check_encoded_channels(settings: ConfigDict) -> None:
@@ -225,7 +303,8 @@ def check_encoded_channels(settings: ConfigDict) -> None:
   if settings.channels not in (1, 3, 4):
     raise UserError(
       f"data.channels is {settings.channels}; expected 1, 3 or 4 for image"
-      " files (other numbers need a TFDS data set of arrays)."
+      " files (other numbers need a TFDS data set of arrays, or a folder of"
+      " TIFF or .npy files)."
     )
 
 

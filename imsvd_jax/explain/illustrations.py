@@ -20,7 +20,7 @@ from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import attribution
 from imsvd_jax.explain.analysis import Analysis
 from imsvd_jax.explain.explain_options import ExplainOptions
-from imsvd_jax.explain.images import Batches, some_of
+from imsvd_jax.explain.images import Batches, as_shown, some_of
 from imsvd_jax.explain.subject import Subject
 
 SHEET_SIDE = 8  # Thumbnails along a side: small sheets decode as needed.
@@ -293,11 +293,11 @@ def illustrate(
     images = np.asarray(batch["image"])[mask]
     slots = writer.slots(index)
     shown = slots >= 0
-    writer.add(slots[shown], shrink(images[shown]))
+    writer.add(slots[shown], shrink(as_shown(images[shown])))
     for collector in collectors.values():
       collector.add(images, index)
     for i in np.flatnonzero(np.isin(index, keep)):
-      kept[int(index[i])] = images[i].copy()
+      kept[int(index[i])] = as_shown(images[i]).copy()
     meter.add(len(index))
   writer.close()
   maps = {name: collector.result() for name, collector in collectors.items()}

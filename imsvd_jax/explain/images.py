@@ -103,6 +103,22 @@ def padded_batches(
     yield _padded(batch, wanted)
 
 
+def as_shown(images: np.ndarray) -> np.ndarray:
+  """Returns pixels [..., C] as uint8 of one or three channels, for pictures.
+
+  Of four channels the last one is left out; of any other number the mean is
+  taken.
+  """
+  channels = images.shape[-1]
+  if channels == 4:
+    images = images[..., :3]
+  elif channels not in (1, 3):
+    images = images.mean(axis=-1, keepdims=True)
+  if images.dtype == np.uint8:
+    return images
+  return np.clip(np.rint(images), 0, 255).astype(np.uint8)
+
+
 def some_of(indices: np.ndarray, count: int) -> np.ndarray:
   """Returns at most `count` of the indices, ascending, chosen by their hash.
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -20,6 +19,7 @@ from imsvd_jax.explain.factors import Factor
 from imsvd_jax.explain.images import (
   Images,
   TwoViews,
+  as_shown,
   only,
   padded_batches,
   some_of,
@@ -233,10 +233,9 @@ def _view_examples(
   pixels = jax.jit(views.augment)(stacked, indices.astype(np.int32))
   encode = jax.jit(subject.encode)
   codes = [encode(subject.variables, x).probabilities for x in pixels]
-  shown = jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
   return {
     "example_indices": indices,
-    "example_views": np.asarray(shown).swapaxes(0, 1),
+    "example_views": as_shown(np.asarray(pixels)).swapaxes(0, 1),
     "example_probabilities": np.stack([np.asarray(q) for q in codes], 1),
   }
 

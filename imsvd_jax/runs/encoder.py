@@ -17,6 +17,7 @@ import ml_collections
 import numpy as np
 
 from imsvd_jax.base import devices
+from imsvd_jax.base.config import ADDED_KEYS
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.models import Encoder
 from imsvd_jax.objectives import OBJECTIVES, soft_discretize
@@ -239,7 +240,10 @@ class LoadedEncoder:
       raise UserError(
         f"Images have shape {images.shape}; expected {expected}, B >= 1."
       )
-    if images.dtype != np.uint8:
+    has_range = self.config.data.get("value_range")
+    if images.dtype != np.uint8 and not (
+      has_range and images.dtype == np.float32
+    ):
       raise UserError(
         f"Images are {images.dtype}; expected {expected} with values 0 to 255."
       )
@@ -325,6 +329,9 @@ def data_settings(
   if chosen:
     name, _, path = chosen.partition("=")
     settings.name, settings.path, settings.num_examples = name, path, 0
+    for key in ("holdout", "image_key", "label_key", "labels"):
+      if key in settings:  # They belong to the run's own data.
+        settings[key] = ADDED_KEYS[f"data.{key}"]
   return settings
 
 
@@ -335,14 +342,15 @@ def fit_images(
 
   Args:
     variables: Ignored; every function of an encoder takes them.
-    images: uint8 [B, H, W, C].
+    images: uint8 or float32 levels [B, H, W, C].
     resize: Shorter side after resizing, in pixels.
     crop: Side of the result, in pixels.
 
   Returns:
-    uint8 [B, crop, crop, C].
+    [B, crop, crop, C] of the same type.
   """
   del variables
+  dtype = images.dtype
   batch, height, width, channels = images.shape
   scale = resize / min(height, width)
   if scale != 1:
@@ -355,7 +363,8 @@ def fit_images(
     )
   top, left = (height - crop) // 2, (width - crop) // 2
   images = images[:, top : top + crop, left : left + crop]
-  return jnp.clip(jnp.round(images), 0, 255).astype(jnp.uint8)
+  images = jnp.clip(images, 0, 255)
+  return images if dtype != jnp.uint8 else jnp.round(images).astype(jnp.uint8)
 
 
 def load_encoder(
