@@ -230,14 +230,14 @@ def test_no_evaluation_part_is_trained_on(tmp_path):
 def test_what_a_folder_has_is_summed_up(tmp_path):
   names = [f"train/{letter}/1.png" for letter in "abcdefg"]
   write_images(tmp_path, *names, "more/deep/2.jpg", "val/a/3.jpg")
-  (tmp_path / "train" / "a" / "x.tiff").write_bytes(b"")
+  (tmp_path / "train" / "a" / "x.psd").write_bytes(b"")
   (tmp_path / "train" / "notes.txt").write_text("")
   (tmp_path / "notes").mkdir()
   summary = make("folder", path=tmp_path).summary()
   assert summary == (
     f"folder:{tmp_path}/train: 7 images, 7 classes (a, b, c, d, e, ...);"
-    " 2 other files ignored; training uses only 'train' and ignores the folders"
-    " of images beside it: more"
+    " 2 other files ignored (.psd 1, .txt 1); training uses only 'train' and"
+    " ignores the folders of images beside it: more"
   )
   remote = make("folder", path=f"file://{tmp_path}").summary()
   assert remote == summary.replace("folder:", "folder:file://")
@@ -496,7 +496,7 @@ def test_tfds_mistakes(tfds_dir, name, split, message):
     ),
     ({"on_bad_image": "skip"}, "data.on_bad_image is 'skip'"),
     (
-      {"name": "folder", "channels": 5, "path": "."},
+      {"name": "folder", "channels": 5, "path": "docs"},
       "expected 1, 3 or 4 for image files",
     ),
   ],
