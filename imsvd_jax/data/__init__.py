@@ -10,8 +10,16 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from imsvd_jax.base import errors
+from imsvd_jax.data import source as source_lib
 from imsvd_jax.data.source import Source
-from imsvd_jax.data.sources import digits, folder, shapes, synthetic, tfds
+from imsvd_jax.data.sources import (
+  digits,
+  folder,
+  shapes,
+  synthetic,
+  tar,
+  tfds,
+)
 
 # The accelerators are JAX's; TensorFlow would reserve their memory. It raises
 # if the caller has already used them, and then the choice is the caller's.
@@ -25,6 +33,7 @@ SOURCES = {
   "folder": folder.make,
   "shapes": shapes.make,
   "synthetic": synthetic.make,
+  "tar": tar.make,
   "tfds": tfds.make,
 }
 
@@ -55,6 +64,11 @@ def make_source(settings: ConfigDict, split: str) -> Source | None:
   split_name = errors.lookup(splits, split, "split")
   if split == "eval" and not split_name:
     return None
+  if name != "folder" and source_lib.setting(settings, "holdout"):
+    raise errors.UserError(
+      f"data.holdout holds a part of a folder out, and data.name is"
+      f" {settings.name!r}; use its splits, such as 'train[:90%]' of TFDS."
+    )
   source = make(settings, split_name)
   if source is None:
     return None
