@@ -26,10 +26,15 @@ and the same for any number of processes. A larger one is a stream:
 
 A record's index is its position in the split, the same in both cases.
 
-Labels are the feature "label", or the only one of type ClassLabel. Without one,
-a list of classes ("labels", or the only one of its kind) gives every image a 1
-or 0 for each class. If there is also "labels_no_difficult", as in VOC, a class
-that is only in the first list gets -1: it is to be ignored.
+Images are the feature `data.image_key`, or "image", or the only Image or Tensor
+of rank 3. Numbers that are not uint8 need `data.value_range`; "auto" is the
+range that the data set declares, or that of the type.
+
+Labels are the feature `data.label_key`, or "label", or the only ClassLabel; of
+a split in memory also integers or text, whose values in train are the classes.
+Without a label, a list of classes ("labels", or the only one of its kind) gives
+every image a 1 or 0 for each class. If there is also "labels_no_difficult", as
+in VOC, a class that is only in the first list gets -1: it is to be ignored.
 """
 
 from __future__ import annotations
@@ -49,7 +54,7 @@ from ml_collections import ConfigDict
 
 from imsvd_jax.base import files as base_files
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.data import decode, execution, stateless
+from imsvd_jax.data import decode, execution, image_files, stateless
 from imsvd_jax.data import source as source_lib
 
 MAX_BYTES_IN_MEMORY = 1 << 30  # Of undecoded records.
@@ -69,7 +74,9 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source:
   source_lib.reject_num_examples(settings)
   builder = _builder(settings)
   files = _Files(builder, split)
-  parse, image_shape, labels = _content(builder, settings)
+  images = _images_of(builder.info.features, settings)
+  labels = _find_labels(builder.info.features, settings)
+  parse = _parser(builder.info.features, images, labels)
   stream = source_lib.Stream(files.train_stream, files.eval_stream, parse)
   source = source_lib.Source(
     name=f"{settings.name} {split}",
@@ -77,19 +84,30 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source:
     num_classes=len(labels.names),
     label_names=labels.names,
     multi_label=labels.several,
-    channels=settings.channels,
-    interpolation=settings.interpolation,
-    on_bad_image=settings.on_bad_image,
-    max_pixels=source_lib.max_pixels_of(settings),
     stream=stream,
     describe=lambda index: f"{index} of {settings.name} {split}",
     # Versions are fixed; two preparations may still differ in their shards.
     stamp=lambda: f"{builder.info.full_name} {split} {files.num_bytes}",
+    remarks=images.remarks,
+    why_unlabeled=labels.why_none,
+    **source_lib.decoding_of(settings) | {"value_range": images.limits},
   )
   if files.num_bytes > MAX_BYTES_IN_MEMORY:
-    return source
+    if not labels.values_are_classes:
+      return source
+    raise UserError(
+      f"The label {labels.key!r} of {settings.name!r} is not a ClassLabel: its"
+      " classes are known only after all records are read, and this split is"
+      " too large for that; set data.label_key=none to go without labels."
+    )
   records = stream.evaluate(0, source.num_examples)
-  return read_into_memory(source, stream, records, image_shape)
+  if labels.values_are_classes:
+    train = _Files(builder, settings.train_split)
+    classes = np.unique(_values(train, parse))
+    own = _values(files, parse)
+    source = read_into_memory(source, stream, records, images.shape)
+    return _with_classes(source, own, classes)
+  return read_into_memory(source, stream, records, images.shape)
 
 
 # --- Content of the data set --------------------------------------------------
@@ -213,6 +231,39 @@ def _files_are_data(data_set: str) -> Iterator[None]:
     ) from error
 
 
+class _Images(NamedTuple):
+  """The feature of the images.
+
+  Attributes:
+    key: Its name.
+    shape: [height, width, channels]; None where it differs.
+    encoded: Whether records are files of 8 bits, which the pipeline decodes.
+    limits: The values of black and white; None: the images have 8 bits.
+    remarks: Facts for the log.
+  """
+
+  key: str
+  shape: tuple[int | None, ...]
+  encoded: bool
+  limits: tuple[float, float] | None = None
+  remarks: tuple[str, ...] = ()
+
+  def of(self, example: _Example) -> tf.Tensor:
+    """Returns a file, or pixels [height, width, channels]."""
+    image = example[self.key]
+    if self.encoded:
+      return image
+    if len(self.shape) == 2:
+      image = image[..., tf.newaxis]
+    if self.limits is None:
+      return image
+    low, high = self.limits
+    image = tf.debugging.assert_all_finite(
+      tf.cast(image, tf.float32), "numbers that are not finite"
+    )
+    return tf.clip_by_value((image - low) * (255 / (high - low)), 0.0, 255.0)
+
+
 class _Labels(NamedTuple):
   """The feature that labels the images.
 
@@ -222,15 +273,21 @@ class _Labels(NamedTuple):
     several: Whether it is a list of classes.
     counted_key: Name of the list of those classes that are not to be ignored
       (VOC's "difficult" ones are), if there is one.
+    values_are_classes: Whether it is integers or text without declared classes.
+    why_none: Why there are no labels.
   """
 
   key: str = ""
   names: tuple[str, ...] = ()
   several: bool = False
   counted_key: str = ""
+  values_are_classes: bool = False
+  why_none: str = ""
 
   def of(self, example: _Example) -> tf.Tensor:
     """Returns the label of an example, see `Source.labels`."""
+    if self.values_are_classes:
+      return tf.reshape(example[self.key], [])
     if not self.several:
       return tf.cast(example[self.key], tf.int32)
     present = _indicator(example[self.key], len(self.names))
@@ -240,73 +297,166 @@ class _Labels(NamedTuple):
     return tf.where(counted < present, -1, present)
 
 
-def _content(
-  builder: Any, settings: ConfigDict
-) -> tuple[Callable[[tf.Tensor], _Example], tuple[int | None, ...], _Labels]:
-  """Returns `Stream.parse`, the shape of the images, and the labels."""
+def _parser(
+  features: Any, images: _Images, labels: _Labels
+) -> Callable[[tf.Tensor], _Example]:
+  """Returns `Stream.parse`."""
   import tensorflow_datasets as tfds
 
-  features = builder.info.features
-  image_key = _image_key(features, settings)
-  labels = _find_labels(features)
-  keys = [image_key, *filter(None, (labels.key, labels.counted_key))]
+  keys = [images.key, *filter(None, (labels.key, labels.counted_key))]
   wanted = tfds.decode.PartialDecoding(dict.fromkeys(keys, True))
   wanted = wanted.extract_features(features)
-  encoded = isinstance(features[image_key], tfds.features.Image)
-  decoders = {image_key: tfds.decode.SkipDecoding()} if encoded else None
+  decoders = (
+    {images.key: tfds.decode.SkipDecoding()} if images.encoded else None
+  )
 
   def parse(serialized: tf.Tensor) -> _Example:
     example = wanted.deserialize_example(serialized, decoders=decoders)
-    image = {"image": example[image_key]}
+    image = {"image": images.of(example)}
     return image | {"label": labels.of(example)} if labels.key else image
 
-  return parse, features[image_key].shape, labels
+  return parse
+
+
+def _images_of(features: Any, settings: ConfigDict) -> _Images:
+  """Returns the feature of the images; raises if it does not fit the config."""
+  import tensorflow_datasets as tfds
+
+  key = _image_key(features, settings)
+  feature = features[key]
+  shape = tuple(feature.shape)
+  dtype = np.dtype(feature.np_dtype)
+  if isinstance(feature, tfds.features.Image) and dtype == np.uint8:
+    source_lib.check_encoded_channels(settings)
+    # With a range that other images need, files become float32, too.
+    limits = (0.0, 255.0) if source_lib.value_range_of(settings) else None
+    return _Images(key, shape, encoded=True, limits=limits)
+  channels = shape[-1] if len(shape) == 3 else 1
+  if channels != settings.channels:
+    raise UserError(
+      f"data.channels is {settings.channels}, but images of {settings.name!r}"
+      f" have {channels} channels."
+    )
+  if dtype == np.uint8:
+    limits = (0.0, 255.0) if source_lib.value_range_of(settings) else None
+    return _Images(key, shape, encoded=False, limits=limits)
+  limits = _limits(feature, dtype, settings)
+  remark = (
+    f"{dtype} numbers, scaled from {limits[0]:g} (black) to {limits[1]:g}"
+    f" (white), data.value_range={source_lib.value_range_of(settings)!r}"
+  )
+  return _Images(key, shape, False, limits, (remark,))
+
+
+def _limits(
+  feature: Any, dtype: np.dtype, settings: ConfigDict
+) -> tuple[float, float]:
+  """Returns the values of black and white, of numbers that are not uint8."""
+  value_range = source_lib.value_range_of(settings)
+  declared: list[Any] = [
+    getattr(feature, f"_{end}", None) for end in ("minimum", "maximum")
+  ]
+  if value_range == "auto" and None not in declared:
+    return float(declared[0]), float(declared[1])
+  try:
+    return image_files.limits(dtype, value_range)
+  except ValueError as error:
+    raise UserError(
+      f"Images of {settings.name!r} are not plain 8-bit pixels: {error}."
+    ) from error
 
 
 def _image_key(features: Any, settings: ConfigDict) -> str:
-  """Returns the key of the images; raises if they do not fit data.channels."""
   import tensorflow_datasets as tfds
 
   def is_image(feature: Any) -> bool:
     if isinstance(feature, tfds.features.Image):
       return True
     is_tensor = isinstance(feature, tfds.features.Tensor)
-    return is_tensor and len(feature.shape) == 3 and feature.dtype == np.uint8
-
-  key = _only_key(features, "image", is_image)
-  if key is None:
-    raise UserError(
-      f"{settings.name!r} has no image: found {', '.join(features)}; expected"
-      " a feature of type Image, or a uint8 Tensor of rank 3."
+    is_number = is_tensor and np.dtype(feature.np_dtype).kind in "uif"
+    return is_number and (
+      len(feature.shape) == 3
+      or (len(feature.shape) == 2 and settings.channels == 1)
     )
-  if isinstance(features[key], tfds.features.Image):
-    source_lib.check_encoded_channels(settings)
-  elif features[key].shape[-1] != settings.channels:
+
+  return _chosen_key(features, settings, "image", is_image)
+
+
+def _chosen_key(
+  features: Any,
+  settings: ConfigDict,
+  kind: str,
+  accepts: Callable[[Any], bool],
+) -> str:
+  """Returns data.KIND_key, or KIND, or the only feature that is accepted."""
+  keys = [key for key, feature in features.items() if accepts(feature)]
+  asked = source_lib.setting(settings, f"{kind}_key")
+  if asked and asked not in keys:
     raise UserError(
-      f"data.channels is {settings.channels}, but images of {settings.name!r}"
-      f" have {features[key].shape[-1]} channels."
+      f"data.{kind}_key is {asked!r}; {settings.name!r} has no {kind} of this"
+      f" name: expected one of {', '.join(keys) or 'none'} (its features are"
+      f" {', '.join(features)})."
     )
-  return key
+  if asked or kind in keys:
+    return asked or kind
+  if len(keys) == 1:
+    return keys[0]
+  if keys:
+    raise UserError(
+      f"{settings.name!r} has {len(keys)} features that could be the {kind}:"
+      f" {', '.join(keys)}; set data.{kind}_key to one of them."
+    )
+  raise UserError(
+    f"{settings.name!r} has no {kind}: found {', '.join(features)}; expected a"
+    " feature of type Image, or a Tensor [height, width, channels] of numbers."
+  )
 
 
-def _find_labels(features: Any) -> _Labels:
+def _find_labels(features: Any, settings: ConfigDict) -> _Labels:
   import tensorflow_datasets as tfds
 
+  asked = source_lib.setting(settings, "label_key")
+  if asked == "none":
+    return _Labels()
   is_label = lambda feature: isinstance(feature, tfds.features.ClassLabel)
   is_list = lambda feature: (
     isinstance(feature, tfds.features.Sequence) and is_label(feature.feature)
   )
-  key = _only_key(features, "label", is_label)
-  if key is not None:
-    return _Labels(key, tuple(features[key].names))
-  key = _only_key(features, "labels", is_list)
+  is_value = lambda feature: _is_value(feature) and not is_label(feature)
+  if asked:
+    accepts = lambda f: is_label(f) or is_list(f) or is_value(f)
+    key: str | None = _chosen_key(features, settings, "label", accepts)
+  else:
+    key = _only_key(features, "label", is_label)
+    key = key or _only_key(features, "labels", is_list)
+  if key is None and "label" in features and is_value(features["label"]):
+    key = "label"
   if key is None:
-    return _Labels()
-  names = tuple(features[key].feature.names)
+    found = [k for k, f in features.items() if is_label(f) or is_list(f)]
+    hint = f" ({', '.join(found)})" if found else ""
+    several = f"it has {len(found)} labels{hint}; set data.label_key"
+    return _Labels(why_none=several if found else "")
+  if is_value(features[key]):
+    return _Labels(key, values_are_classes=True)
+  if is_label(features[key]):
+    return _Labels(key, tuple(features[key].names))
   counted_key = f"{key}_no_difficult"
   if counted_key not in features:
     counted_key = ""
+  names = tuple(features[key].feature.names)
   return _Labels(key, names, several=True, counted_key=counted_key)
+
+
+def _is_value(feature: Any) -> bool:
+  """Returns whether a feature is one integer or text."""
+  import tensorflow_datasets as tfds
+
+  if isinstance(feature, tfds.features.Text):
+    return True
+  is_one = isinstance(feature, tfds.features.Tensor) and all(
+    side == 1 for side in feature.shape
+  )
+  return is_one and np.dtype(feature.np_dtype).kind in "uib"
 
 
 def _indicator(labels: tf.Tensor, num_classes: int) -> tf.Tensor:
@@ -327,6 +477,38 @@ def _only_key(
 
 
 # --- Few records: in memory ---------------------------------------------------
+
+
+@tf.autograph.experimental.do_not_convert
+def _values(files: _Files, parse: Callable[[tf.Tensor], _Example]) -> Any:
+  """Returns the values of the label of all records."""
+  records = files.eval_stream(0, files.num_examples)
+  values = records.map(lambda record: parse(record["serialized"])["label"])
+  return execution.read_all(values, files.num_examples)
+
+
+def _with_classes(
+  source: source_lib.Source, values: np.ndarray, classes: np.ndarray
+) -> source_lib.Source:
+  """Returns the source with the values of its label numbered as classes."""
+  unknown = np.setdiff1d(values, classes)
+  if unknown.size:
+    raise UserError(
+      f"{source.name} has the label {_as_text(unknown[0])!r}, which the"
+      " training split does not have."
+    )
+  return dataclasses.replace(
+    source,
+    num_classes=len(classes),
+    label_names=tuple(map(_as_text, classes)),
+    labels=np.searchsorted(classes, values).astype(np.int32),
+  )
+
+
+def _as_text(value: Any) -> str:
+  if isinstance(value, bytes):
+    return value.decode("utf-8", "backslashreplace")
+  return str(value)
 
 
 @tf.autograph.experimental.do_not_convert
@@ -355,7 +537,7 @@ def read_into_memory(
   fetch = lambda index: parse(table[index])["image"]
   source = dataclasses.replace(source, stream=None, labels=labels, fetch=fetch)
   height, width = shape[:2]
-  if height is None or width is None:
+  if height is None or width is None or source.value_range is not None:
     return source
   if max(height, width) > source_lib.MAX_SMALL_SIDE:
     return source
@@ -363,7 +545,7 @@ def read_into_memory(
   def pixels(index: tf.Tensor) -> tf.Tensor:
     image = fetch(index)
     if image.dtype == tf.string:
-      image = decode.decode_pixels(image, source.channels, source.max_pixels)
+      image = decode.decode_pixels(image, *source.decoding)
     return tf.ensure_shape(image, (height, width, source.channels))
 
   images = tf.data.Dataset.range(count)
