@@ -9,6 +9,7 @@ from sklearn.datasets import load_sample_images
 
 from configs import cifar10_r18
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.evaluation import results
 from imsvd_jax.runs import metrics
 from imsvd_jax.train import train_and_evaluate
 
@@ -84,3 +85,39 @@ def test_a_missing_data_set_is_said_at_once(tmp_path):
   with pytest.raises(UserError, match=r"not prepared.*download_and_prepare"):
     train_and_evaluate(config, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
+
+
+class TinyStl(TinyPieces):
+  """As STL-10: many images without a label, and few with one."""
+
+  def _split_generators(self, dl_manager):
+    return {
+      "train": self._pieces(8),
+      "test": self._pieces(4),
+      "unlabelled": self._unlabelled(12),
+    }
+
+  def _unlabelled(self, count):
+    for key, example in self._pieces(count):
+      yield key, example | {"label": -1}
+
+
+@pytest.mark.proof
+def test_a_labelled_bank_apart_from_the_images_of_training(tmp_path):
+  TinyStl(data_dir=tmp_path).download_and_prepare()
+  config = config_for(
+    tmp_path,
+    **{
+      "data.name": "tfds:tiny_stl",
+      "data.train_split": "unlabelled",
+      "eval.bank_split": "train",
+      "epochs": 1.0,
+    },
+  )
+  workdir = tmp_path / "run"
+  state = train_and_evaluate(config, str(workdir))
+  assert int(state.step) == 2  # 24 images without a label, 16 a step.
+  lines = metrics.read_metrics(str(workdir))
+  assert any("online/knn" in line for line in lines)
+  found = results.read_results(workdir / results.FILE_NAME)
+  assert {r["data"]["train"] for r in found} == {"train"}

@@ -71,8 +71,9 @@ def labels_of(source: Source) -> np.ndarray:
   if source.labels is not None:
     return source.labels
   if stream is None or not source.num_classes:
+    reason = f" ({source.why_unlabeled})" if source.why_unlabeled else ""
     raise UserError(
-      f"{source.name} has no labels; this protocol needs them: choose a"
+      f"{source.name} has no labels{reason}; this protocol needs them: choose a"
       " labeled data set, or the protocol 'collapse'."
     )
   labels = stream.evaluate(0, source.num_examples).map(

@@ -35,6 +35,11 @@ class DataSet:
     """The test split."""
     return self._source("eval")
 
+  @property
+  def given_test(self) -> Source | None:
+    """The test split, if it is made already."""
+    return self._given["eval"]
+
   def _source(self, split: str) -> Source:
     if not self.settings.name:
       raise UserError(
@@ -44,10 +49,16 @@ class DataSet:
     source = self._given[split] or data.make_source(self.settings, split)
     if source is None:
       raise UserError(
-        f"{self.settings.name} has no test split (data.eval_split is empty);"
-        " name both with --splits=TRAIN,TEST."
+        f"{self.settings.name} has no test split: {self._why_no_test()}."
+        " Name both, such as --splits='train[:80%],train[80%:]'."
       )
     return source
+
+  def _why_no_test(self) -> str:
+    name = self.settings.eval_split
+    if not name:
+      return "data.eval_split is empty"
+    return f"data.eval_split is {name!r}, and {self.settings.path} has none"
 
   def described(self, *, with_test: bool) -> dict[str, Any]:
     """Returns what `results.json` says about the data."""
@@ -61,6 +72,7 @@ class DataSet:
       "test": settings.eval_split if with_test else "",
       "path": settings.path,
       "num_examples": settings.num_examples,
+      "holdout": settings.get("holdout"),
     }
     return found | {name: value for name, value in optional.items() if value}
 
@@ -68,4 +80,6 @@ class DataSet:
 def preparation(settings: ConfigDict) -> dict[str, Any]:
   """Returns how images are prepared, of the data settings."""
   names = ("resize", "crop", "interpolation", "channels", "mean", "std")
-  return {name: settings[name] for name in names}
+  found = {name: settings[name] for name in names}
+  optional = {name: settings.get(name) for name in ("exif", "value_range")}
+  return found | {name: value for name, value in optional.items() if value}

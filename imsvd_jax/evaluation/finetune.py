@@ -139,11 +139,17 @@ def _check(
   num_images: int, protocol: protocols.FineTune, mesh: jax.sharding.Mesh
 ) -> None:
   size = protocol.batch_size
+  fitting = max(2, num_images // 4)  # One image has no batch statistics.
+  fitting += -fitting % mesh.size
   if size > num_images:
+    remedy = (
+      f"set a smaller one, such as --set=batch_size={fitting}"
+      if fitting <= num_images
+      else f"at least {fitting} are needed"
+    )
     raise UserError(
       f"The labelled part has {num_images} images, fewer than a batch of"
-      f" {size}; set a smaller one, such as"
-      f" --set=batch_size={max(mesh.size, num_images // 4)}."
+      f" {size}; {remedy}."
     )
   # Padding would change the batch's statistics.
   devices.check_batch_size(size, mesh.size, "batch_size of the protocol")

@@ -215,6 +215,9 @@ def _data_set(encoder: LoadedEncoder, options: Options) -> DataSet:
         " and of the test split."
       )
     settings.train_split, settings.eval_split = options.splits
+  elif not options.data and "eval" in encoder.config:
+    bank_split = encoder.config.eval.get("bank_split", "")
+    settings.train_split = bank_split or settings.train_split
   return DataSet(settings)
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from etils import epath
+from ml_collections import ConfigDict
 
 from imsvd_jax import data
 from imsvd_jax.base import agreement, console, devices, files, hashing
@@ -67,12 +68,16 @@ class Evaluation:
       ),
       batch_size=config.eval.batch_size,
     )
-    test = data.make_source(config.data, "eval")
-    why = _why_not(train_source, test)
+    self._data = DataSet(config.data, train_source)
+    self._labelled = self._data
+    try:
+      self._labelled = _labelled_data(config, train_source)
+      why = _why_not(self._labelled)
+    except UserError as error:  # Training needs no evaluation part.
+      why = f"WARNING: {str(error).rstrip('.')}"
     if why:
       console.say(f"No k-NN or linear evaluation: {why}.")
     self._has_labels = not why
-    self._data = DataSet(config.data, train_source, test)
     self._failures: collections.Counter[str] = collections.Counter()
 
   # --- Online -----------------------------------------------------------------
@@ -142,11 +147,11 @@ class Evaluation:
   @functools.cached_property
   def _bank(self) -> DataSet:
     """The data of online k-NN and probe: train is a part of all of train."""
-    train = self._data.train
+    train = self._labelled.train
     count = self._settings.bank_examples or train.num_examples
     with agreement.together():  # It may read records.
       part = self._binder.sample(train, count, seed=0)
-    return DataSet(self._data.settings, part, self._data.test)
+    return DataSet(self._labelled.settings, part, self._labelled.test)
 
   # --- At the end -------------------------------------------------------------
 
@@ -190,7 +195,9 @@ class Evaluation:
         continue
       console.say(f"Evaluating {encoder} ...")
       for name, protocol in protocols.final(self._settings).items():
-        measure = functools.partial(binding.measure, name, protocol, self._data)
+        measure = functools.partial(
+          binding.measure, name, protocol, self._labelled
+        )
         result = _tried(measure, failed, name)
         if result is not None:
           yield result
@@ -213,7 +220,10 @@ class Evaluation:
 
   def _print(self, found: Sequence[results.Result]) -> None:
     settings = self._settings
-    train, test = self._data.train.num_examples, self._data.test.num_examples
+    train, test = (
+      source.num_examples
+      for source in (self._labelled.train, self._labelled.test)
+    )
     console.say(
       f"\nAccuracy on {test} held-out images ({train} train images;"
       f" k-NN with k = {settings.num_neighbors}, T = {settings.temperature};"
@@ -264,16 +274,29 @@ def _tried(
     return None
 
 
-def _why_not(train: Source, test: Source | None) -> str:
+def _labelled_data(config: ConfigDict, train: Source) -> DataSet:
+  """Returns the bank and the test images; the bank is train by default."""
+  settings, bank = config.data, train
+  if bank_split := config.eval.get("bank_split", ""):
+    settings = settings.copy_and_resolve_references()
+    settings.train_split = bank_split
+    bank = data.make_source(settings, "train")
+  return DataSet(settings, bank, data.make_source(settings, "eval"))
+
+
+def _why_not(data_set: DataSet) -> str:
   """Returns why there is no accuracy to measure; "" if there is one."""
+  train, test = data_set.train, data_set.given_test
   if not train.num_classes:
-    return "the images have no labels"
+    reason = f" ({train.why_unlabeled})" if train.why_unlabeled else ""
+    return f"the images have no labels{reason}"
   if train.multi_label:
     return "the images have several labels each"
   if test is None:
     return "there is no evaluation split (data.eval_split)"
   if not test.num_classes:
-    return f"{test.name} has no labels, though the train images have"
+    reason = f" ({test.why_unlabeled})" if test.why_unlabeled else ""
+    return f"{test.name} has no labels{reason}, though the train images have"
   return ""
 
 

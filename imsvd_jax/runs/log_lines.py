@@ -15,7 +15,7 @@ from imsvd_jax.base.config import flatten
 from imsvd_jax.base.console import say
 from imsvd_jax.objectives.diagnostics import collapse_warning
 from imsvd_jax.runs import metrics
-from imsvd_jax.training import finite
+from imsvd_jax.training import finite, optim
 from imsvd_jax.training.experiment import Experiment, Progress
 from imsvd_jax.training.state import TrainState
 
@@ -46,11 +46,25 @@ def describe_run(
   say(f"Workdir: {workdir}")
   if start_step:
     say(f"Continuing from the checkpoint of step {start_step}.")
+  _describe_warmup(experiment)
   say(
     f"Training to step {experiment.last_step}"
     f" ({experiment.steps_per_epoch:.2f} steps per epoch)."
     " The first step compiles."
   )
+
+
+def _describe_warmup(experiment: Experiment) -> None:
+  """Says that the warm-up is shortened, if it is."""
+  wanted = experiment.config.optimizer.warmup_epochs
+  wanted_steps = round(wanted * experiment.steps_per_epoch)
+  steps = optim.fitting_warmup(wanted_steps, experiment.total_steps)
+  if steps < wanted_steps:
+    say(
+      f"optimizer.warmup_epochs={wanted:g} is not shorter than the run of"
+      f" {experiment.config.epochs:g} epochs: the warm-up is shortened to"
+      f" {steps} steps, a tenth of the run."
+    )
 
 
 def describe_change(

@@ -269,6 +269,8 @@ _LIMITS = {
   "data.resize": (1, _ANY),
   "data.crop": (1, _ANY),
   "data.max_pixels": (1, 2**31),
+  "data.holdout": (0, 0.9),
+  "data.holdout_seed": (0, _ANY),
   "views.num_local": (0, _ANY),
   "views.*.size": (1, _ANY),
   "views.*_prob": (0, 1),
@@ -386,6 +388,12 @@ def _check_views(config: ConfigDict) -> None:
         f"data.{key} has {count} values, but data.channels is"
         f" {config.data.channels}; expected one value per channel, or a single"
         " one for all."
+      )
+  for key, least in (("mean", -_ANY), ("std", 0)):
+    if not all(least < value < _ANY for value in config.data[key]):
+      more = " more than 0" if key == "std" else ""
+      raise UserError(
+        f"data.{key}={config.data[key]!r}; expected finite numbers{more}."
       )
 
 

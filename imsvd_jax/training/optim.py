@@ -114,6 +114,11 @@ def learning_rate_schedule(
   )
 
 
+def fitting_warmup(warmup_steps: int, total_steps: int) -> int:
+  """Returns the steps of a warm-up: a tenth of a run that would end in it."""
+  return warmup_steps if warmup_steps < total_steps else total_steps // 10
+
+
 class Plan(NamedTuple):
   """How the learning rate follows the run; by default as planned at first.
 
@@ -149,7 +154,7 @@ def _planned_schedule(
   start = plan.changed_at if plan.schedule == "restart" else 0
   schedule = learning_rate_schedule(
     peak,
-    warmup_steps=warmup_steps,
+    warmup_steps=fitting_warmup(warmup_steps, total - start),
     total_steps=total - start,
     final_fraction=final_fraction,
   )
@@ -183,7 +188,7 @@ def make_optimizer(
     The optax transformation, and step -> learning rate (for the logs).
 
   Raises:
-    UserError: Unknown optimizer, or a warm-up longer than the run.
+    UserError: Unknown optimizer, or a run without steps.
   """
   make = lookup(OPTIMIZERS, settings.name, "optimizer")
   schedule = _planned_schedule(
