@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import select
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,18 @@ _JAX_DOES_NOT_START = (
   "for environment 'JAX_",
   "for JAX flag jax_",
   "Unable to initialize backend",
+)
+# What decoders of images print on standard error, past all logging: libjpeg and
+# libpng themselves, and TensorFlow about a truncated JPEG. Each file that
+# cannot be read is one line of ours.
+_DECODERS_SAY = (
+  r"^(Corrupt JPEG data|Premature end of JPEG|Not a JPEG file|JPEG datastream"
+  r"|Unsupported (JPEG|marker|color)|Invalid (JPEG|SOS|progressive|component)"
+  r"|Inconsistent progression|Bogus |Quantization table 0x|Huffman table 0x"
+  r"|Arithmetic table 0x|Unknown Adobe|Warning: unknown JFIF|Sampling factors"
+  r"|Improper call to JPEG|Empty (input file|JPEG)|Maximum supported image"
+  r"|Application transferred too|Cannot (quantize|transcode)|Didn't expect more"
+  r"|libpng |TIFF|Insufficient memory \(case)|jpeg_mem\.cc:"
 )
 HELP = ("--help", "-h", "-help", "--helpshort", "--helpfull")
 
@@ -89,6 +102,7 @@ def run(
 
   def guarded(argv: list[str]) -> int | None:
     _quiet_libraries()
+    _quiet_decoders()
     print_any_name(sys.stdout)
     if len(argv) - 1 > max_arguments:
       extra = argv[1 + max_arguments]
@@ -175,6 +189,33 @@ def _quiet_libraries() -> None:
     sys.unraisablehook = _print_unraisable
 
 
+def _quiet_decoders() -> None:
+  """Passes what C libraries print on standard error through a filter.
+
+  Python's own lines go past it. The filter is a process, so that it has all
+  lines of a crash; in a session of its own, so that no signal ends it first.
+  """
+  try:
+    if sys.stderr.fileno() != 2:
+      return  # Somebody captures it.
+    direct = os.dup(2)
+    grep = subprocess.Popen(
+      ["grep", "-a", "-v", "-E", "--line-buffered", _DECODERS_SAY],
+      stdin=subprocess.PIPE,
+      stdout=direct,
+      env=os.environ | {"LC_ALL": "C"},
+      start_new_session=True,
+    )
+  except OSError:
+    return  # Without grep, or without standard error.
+  assert grep.stdin is not None
+  sys.stderr.flush()
+  os.dup2(grep.stdin.fileno(), 2)
+  grep.stdin.close()
+  grep.returncode = 0  # It ends after us; nobody waits for it.
+  sys.stderr = os.fdopen(direct, "w", 1, errors="backslashreplace")
+
+
 def _is_news(record: logging.LogRecord) -> bool:
   parts = pathlib.PurePath(record.pathname).parts
   return not (record.exc_info and {"asyncio", "clu", "orbax"} & set(parts))
@@ -251,7 +292,7 @@ def _unknown_flag(name: str) -> str:
 def _unknown_key(error: Exception) -> str:
   """Returns the message for ConfigDict's error, which names key and hint."""
   text = _one_line(error).replace("\\n", " ").replace("\\'", "'")
-  key = re.search(r"'([^']+)'", text)
+  key = re.search(r"'([\w.]+)'", text)
   close = re.search(r'Did you mean "([^"]+)"', text)
   hint = f" Did you mean {close[1]!r}?" if close else ""
   return (

@@ -129,3 +129,19 @@ def test_tracebacks_that_reach_us_as_exceptions_are_not_logged_too(
   assert command_line._is_news(record) is expected
   record.exc_info = None
   assert command_line._is_news(record)
+
+
+@pytest.mark.parametrize(
+  ("error", "message"),
+  [
+    (AttributeError(KeyError("'lr'")), "Unknown config key 'lr'. Every key"),
+    (KeyError("nothing"), "Unknown config key 'nothing'. Every key"),
+    (
+      KeyError('\'epoch\'\nDid you mean "epochs" instead of "epoch"?'),
+      "Unknown config key 'epoch'. Did you mean 'epochs'? Every key",
+    ),
+    (KeyError("\"'lr'\""), "Unknown config key 'lr'. Every key"),
+  ],
+)
+def test_an_unknown_key_is_named(error, message):
+  assert command_line._unknown_key(error).startswith(message)
