@@ -5,8 +5,10 @@ that they are safe in a server or a thread. Every function returns a Figure;
 `save` writes it.
 """
 
+import functools
 import math
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 
-from imsvd_jax.base import files
+from imsvd_jax.base import console, files
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import attribution
 from imsvd_jax.explain.analysis import Pairs
@@ -69,7 +74,9 @@ def save(figure: Figure, path: str | pathlib.Path, *, dpi: int = 200) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   # No dates: the same figure gives the same file.
   metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-  with files.in_place_when_done(path) as unfinished:
+  _choose_fonts(figure)
+  with files.in_place_when_done(path) as unfinished, warnings.catch_warnings():
+    warnings.filterwarnings("ignore", r"Glyph .* missing from")
     figure.savefig(
       unfinished, format=suffix, dpi=dpi, metadata=metadata.get(suffix)
     )
@@ -92,6 +99,51 @@ def _bare(axes: Axes) -> None:
 
 def _rgb(image: np.ndarray) -> np.ndarray:
   return np.broadcast_to(image, (*image.shape[:2], 3))
+
+
+def _choose_fonts(figure: Figure) -> None:
+  """Lets names in any script be drawn, where an installed font has it."""
+  for text in figure.findobj(Text):
+    content = text.get_text()
+    if not content.isascii():
+      fonts = _fonts_for(frozenset(c for c in content if not c.isspace()))
+      text.set_fontfamily(["sans-serif", *fonts])
+
+
+@functools.cache  # Reading the fonts of a machine takes a while.
+def _fonts_for(characters: frozenset[str]) -> tuple[str, ...]:
+  """Returns the fonts to use after the usual one; says what none of them has.
+
+  A name appears in many figures, and is complained of once.
+  """
+  left = {ord(c) for c in characters}
+  left -= _characters_of(findfont(FontProperties(family=["sans-serif"])))
+  chosen = []
+  for font in fontManager.ttflist:
+    if not left:
+      break
+    if font.style != "normal" or font.name.startswith("Last Resort"):
+      continue  # The latter has a box for everything.
+    covered = left & _characters_of(font.fname)
+    if covered:
+      chosen.append(font.name)
+      left -= covered
+  if left:
+    lacking = "".join(map(chr, sorted(left)[:10]))
+    console.print_line(
+      f"No font of this machine has {lacking!r}: the plots show boxes in their"
+      " place. Install one, such as the package fonts-noto-cjk, and remove"
+      " Matplotlib's cache of fonts."
+    )
+  return tuple(chosen)
+
+
+@functools.cache
+def _characters_of(path: str) -> frozenset[int]:
+  try:
+    return frozenset(FT2Font(path).get_charmap())
+  except (OSError, RuntimeError):
+    return frozenset()
 
 
 @_styled

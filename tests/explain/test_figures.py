@@ -1,9 +1,12 @@
+import types
+
 import numpy as np
 import pytest
 from matplotlib import image as matplotlib_image
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import figures
+from imsvd_jax.explain.images import as_shown
 
 RECORDS = [
   {"step": 0, "loss": 3.0, "note": "start", "flag": True},
@@ -100,3 +103,49 @@ def test_other_figures_draw(tmp_path, images):
   path = tmp_path / "map.png"
   figures.save(points, path, dpi=80)
   assert np.ptp(matplotlib_image.imread(path)) > 0.5
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_in_any_script(tmp_path, capsys, monkeypatch):
+  """A font that has the characters is chosen, or one line says what lacks."""
+  points, values = np.eye(2), np.array([0, 1])
+  names = ["\u732b and caf\u00e9", "\u03a9"]
+  installed = types.SimpleNamespace(ttflist=[])
+  monkeypatch.setattr(figures, "fontManager", installed)
+  figures._fonts_for.cache_clear()
+  for _ in range(2):
+    figure = figures.embedding_map(points, values, names)
+    figures.save(figure, tmp_path / "map.png")
+  said = capsys.readouterr().err
+  assert said.count("No font of this machine has '\u732b'") == 1
+  figures._fonts_for.cache_clear()
+  font = types.SimpleNamespace(name="Cats", style="normal", fname="cats.ttf")
+  installed.ttflist.append(font)
+  monkeypatch.setattr(
+    figures,
+    "_characters_of",
+    lambda path: {
+      ord(c)
+      for c in (
+        "\u732b"
+        if path == "cats.ttf"
+        else "abcdefghijklmnopqrstuvwxyz\u00e9\u03a9"
+      )
+    },
+  )
+  assert figures._fonts_for(frozenset("\u732bcaf\u00e9")) == ("Cats",)
+  assert not capsys.readouterr().err
+  figures._fonts_for.cache_clear()
+
+
+@pytest.mark.parametrize(
+  ("channels", "shown"), [(1, 1), (3, 3), (4, 3), (13, 1)]
+)
+def test_pixels_of_any_kind_can_be_shown(channels, shown):
+  levels = np.linspace(0, 255, 5 * channels, dtype=np.float32)
+  levels = levels.reshape(1, 5, channels)
+  found = as_shown(levels)
+  assert found.dtype == np.uint8
+  assert found.shape == (1, 5, shown)
+  expected = levels.mean(-1) if shown == 1 else levels[..., 0]
+  np.testing.assert_array_equal(found[..., 0], np.rint(expected))
