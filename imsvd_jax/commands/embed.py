@@ -1,28 +1,48 @@
-"""Writes the features of a folder of images.
+"""Writes the features of images.
 
   imsvd embed --workdir=runs/mine --data=photos --output=features.npz
+  imsvd embed --workdir=runs/mine --split=train --output=features.parquet
 
-The .npz file contains `paths` [N] (relative to the folder), `features` float32
+Images of a folder, a pattern, a list or one file come in the order of their
+names, those of a split in its own. The extension of --output chooses the
+format: .npz has `paths` [N] (relative to the folder), `features` float32
 [N, F], with --codes also `codes` int32 [N, M] (the most probable bin of each
-variable), and `unreadable`, the paths that are left out.
+variable), `labels` where a split has them, and `unreadable`, the paths that are
+left out; .npy has the features, and the paths are beside it in .txt; .csv and
+.parquet have a row for each image. The same command continues one that was
+stopped.
 """
 
 from absl import flags
 
+from imsvd_jax.base.options import TRUST_WORKDIR
 from imsvd_jax.commands import command_line, shared_flags
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Directory of a run, or a file of weights."
 )
 _DATA = flags.DEFINE_string(
-  "data", None, "Folder of images, FOLDER or folder=FOLDER, with sub-folders."
+  "data",
+  "",
+  "FOLDER or folder=FOLDER, with sub-folders; a pattern in quotes; a list of"
+  " paths (.txt); an image. With --split another data set, NAME=PATH.",
 )
-_OUTPUT = flags.DEFINE_string("output", None, "The .npz file to write.")
+_SPLIT = flags.DEFINE_string(
+  "split",
+  "",
+  "Of the run's data or of --data: train, eval, or a part such as train[80%:].",
+)
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "The file to write: .npz, .npy, .csv or .parquet."
+)
 _CODES = flags.DEFINE_bool(
   "codes", False, "Also write the most probable bin of each discrete variable."
 )
 _STEP = shared_flags.define_step()
 _TARGET = shared_flags.define_target()
+_TRUST = flags.DEFINE_bool(
+  "trust_workdir", False, TRUST_WORKDIR.metadata["help"]
+)
 _BATCH_SIZE = flags.DEFINE_integer(
   "batch_size", 256, "Images that are embedded together.", lower_bound=1
 )
@@ -30,16 +50,23 @@ _BATCH_SIZE = flags.DEFINE_integer(
 
 def main() -> None:
   """Embeds as the flags say."""
+  if not _DATA.value and not _SPLIT.value:
+    command_line.fail(
+      "--data is missing. Give it, for example --data=photos; or --split=train"
+      " for the run's own data."
+    )
   from imsvd_jax.interop import image_embeddings
 
   notes = image_embeddings.write_embeddings(
     _OUTPUT.value,
     _WORKDIR.value,
     _DATA.value,
+    split=_SPLIT.value,
     codes=_CODES.value,
     step=_STEP.value,
     use_target=_TARGET.value,
     batch_size=_BATCH_SIZE.value,
+    trust_workdir=_TRUST.value,
   )
   print("\n".join(notes))
 
@@ -47,10 +74,5 @@ def main() -> None:
 def run() -> None:
   """Runs the command line."""
   command_line.run(
-    main,
-    required={
-      "workdir": "runs/mine",
-      "data": "photos",
-      "output": "features.npz",
-    },
+    main, required={"workdir": "runs/mine", "output": "features.npz"}
   )

@@ -1,16 +1,148 @@
-"""Features of every image below a folder, preprocessed as in evaluation."""
+"""Features of images, preprocessed as in evaluation, written to a file.
 
+The images are those of a folder, a pattern, a list or one file, in the order of
+their names; or of a split of a data set, in its own order. Every
+`CHUNK_IMAGES` images the result is kept beside the output, so that the same
+command goes on where it was stopped.
+"""
+
+import dataclasses
+import glob
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from imsvd_jax.base.console import Progress
-from imsvd_jax.base.errors import UserError
-from imsvd_jax.base.files import check_output, in_place_when_done
-from imsvd_jax.runs.encoder import load_encoder
+from imsvd_jax.base import hashing
+from imsvd_jax.base.console import Progress, print_line
+from imsvd_jax.base.errors import UserError, listing
+from imsvd_jax.base.files import check_output, in_place_when_done, printable
+from imsvd_jax.data.source import Source
+from imsvd_jax.interop import tables_of_features
+from imsvd_jax.runs import ownership
+from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
+
+CHUNK_IMAGES = 2048
+
+_LISTS = (".txt", ".lst", ".csv")
+_PATTERN = "*?["
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+  """What was asked for, in order.
+
+  Attributes:
+    names: Of the images: paths relative to the folder, where they are files.
+    columns: "features" float32 [N, F]; perhaps "codes" int32 [N, M] and
+      "labels" int32 [N].
+    unreadable: Names of the images that are left out.
+  """
+
+  names: list[str]
+  columns: dict[str, np.ndarray]
+  unreadable: list[str]
+
+
+def write_embeddings(
+  output: str, workdir: str, data: str, **options: Any
+) -> list[str]:
+  """Writes the embeddings of images to a file, by its extension.
+
+  The file is checked before the work begins.
+
+  Args:
+    output: .npz, .npy (with the names beside it, in .txt), .csv or .parquet.
+    workdir: As of `embed`, and the others, too.
+    data: The same.
+    **options: The same.
+
+  Returns:
+    What was done, line by line.
+
+  Raises:
+    UserError: As from `embed`; or the file cannot be written.
+  """
+  output = check_output(output)
+  write = tables_of_features.writer_of(output)
+  unfinished = f"{output}.parts"
+  found = embed(workdir, data, keep_in=unfinished, **options)
+  write(output, found.names, found.columns, found.unreadable)
+  shutil.rmtree(unfinished, ignore_errors=True)
+  count, width = found.columns["features"].shape
+  notes = [f"Wrote {output}: {count} images, {width} features each."]
+  if found.unreadable:
+    shown = ", ".join(found.unreadable[:5])
+    shown += " ..." * (len(found.unreadable) > 5)
+    notes.append(f"Left out {len(found.unreadable)} unreadable images: {shown}")
+  return notes
+
+
+def embed_folder(
+  workdir: str, data: str, **options: Any
+) -> dict[str, np.ndarray]:
+  """Returns the embeddings of images as arrays, see `embed`.
+
+  Returns:
+    "paths" [N], "features" float32 [N, F], with `codes` also "codes" int32
+    [N, M], and "unreadable": paths of files that cannot be decoded.
+  """
+  found = embed(workdir, data, **options)
+  return {
+    "paths": np.array(found.names),
+    **found.columns,
+    "unreadable": np.array(found.unreadable, np.str_),
+  }
+
+
+def embed(
+  workdir: str,
+  data: str = "",
+  *,
+  split: str = "",
+  codes: bool = False,
+  step: int | None = None,
+  use_target: bool = False,
+  batch_size: int = 256,
+  trust_workdir: bool = False,
+  keep_in: str = "",
+) -> Embeddings:
+  """Embeds images.
+
+  Args:
+    workdir: Directory of a run, or a file of weights.
+    data: A folder (or "folder=FOLDER" as other commands name data), a pattern
+      such as "photos/*.jpg", a list of paths (.txt), or one image; with a split
+      NAME or NAME=PATH, the run's own data by default.
+    split: "train", "eval", or what `data.train_split` may be.
+    codes: Whether to return the most probable bin of each variable too.
+    step: Which checkpoint; the newest good one by default.
+    use_target: Take the EMA target network's weights.
+    batch_size: Images that are embedded together.
+    trust_workdir: Whether to read the data that a run names that is not signed.
+    keep_in: Folder for what is done so far; none by default.
+
+  Raises:
+    UserError: There is no image, none can be read, or the run has no codes.
+  """
+  # Found before the weights are loaded, which takes longer.
+  files = None if split else _listed_files(data)
+  encoder = load_encoder(
+    workdir, step, use_target=use_target, batch_size=batch_size
+  )
+  if codes:
+    encoder.check_discrete()  # Before the first image is read.
+  if files is not None:
+    source = _source_of_files(*files, encoder.config.data)
+  else:
+    source = _source_of_split(encoder, workdir, data, split, trust_workdir)
+  return _embedded(encoder, source, codes, batch_size, keep_in)
+
+
+# --- Which images -------------------------------------------------------------
 
 
 def find_images(
@@ -19,10 +151,12 @@ def find_images(
   """Returns the paths of images below a folder, and the count of other files.
 
   Paths are relative to the folder, sorted, with "/". Links to folders are
-  followed, once each; names that begin with a dot are skipped. `extensions`
-  are in lower case. A pipe or a device is another file, whatever its name:
-  reading it could wait for ever.
+  followed, once each; names that begin with a dot are skipped, and so are
+  folders that systems create. `extensions` are in lower case. A pipe or a
+  device is another file, whatever its name: reading it could wait for ever.
   """
+  from imsvd_jax.data.sources.folder_listing import NOT_THE_USERS
+
   paths: list[str] = []
   entered: set[str] = set()
   others = 0
@@ -32,7 +166,11 @@ def find_images(
       folders.clear()
       continue
     entered.add(real)
-    folders[:] = [name for name in folders if not name.startswith(".")]
+    folders[:] = [
+      name
+      for name in folders
+      if not name.startswith(".") and name.lower() not in NOT_THE_USERS
+    ]
     visible = [name for name in files if not name.startswith(".")]
     images = [
       name
@@ -52,140 +190,223 @@ def _ends(path: str) -> bool:
   return os.path.isfile(path) or not os.path.exists(path)
 
 
-def write_embeddings(
-  output: str, workdir: str, data: str, **options: Any
-) -> list[str]:
-  """Writes what `embed_folder` returns to an .npz file.
+def _listed_files(data: str) -> tuple[str, list[str]]:
+  """Returns a folder, and paths of images relative to it."""
+  from imsvd_jax.data.image_files import EXTENSIONS
 
-  The file is checked before the work begins.
-
-  Returns:
-    What was done, line by line.
-
-  Raises:
-    UserError: As from `embed_folder`; or the file cannot be written.
-  """
-  output = check_output(output)
-  arrays = embed_folder(workdir, data, **options)
-  with (
-    in_place_when_done(output) as unfinished,
-    open(unfinished, "wb") as file,  # Given a name, NumPy would append ".npz".
-  ):
-    np.savez(file, allow_pickle=False, **arrays)
-  count, width = arrays["features"].shape
-  notes = [f"Wrote {output}: {count} images, {width} features each."]
-  unreadable = arrays["unreadable"]
-  if len(unreadable):
-    shown = ", ".join(unreadable[:5]) + (" ..." if len(unreadable) > 5 else "")
-    notes.append(f"Left out {len(unreadable)} unreadable images: {shown}")
-  return notes
-
-
-def embed_folder(
-  workdir: str,
-  data: str,
-  *,
-  codes: bool = False,
-  step: int | None = None,
-  use_target: bool = False,
-  batch_size: int = 256,
-) -> dict[str, np.ndarray]:
-  """Embeds every image below a folder.
-
-  Args:
-    workdir: Directory of a run, or a file of weights.
-    data: The folder, or "folder=FOLDER" as other commands name data.
-    codes: Whether to return the most probable bin of each variable too.
-    step: Which checkpoint; the newest good one by default.
-    use_target: Take the EMA target network's weights.
-    batch_size: Images that are embedded together.
-
-  Returns:
-    "paths" [N], "features" float32 [N, F], with `codes` also "codes" int32
-    [N, M], and "unreadable": paths of files that cannot be decoded.
-
-  Raises:
-    UserError: There is no image, none can be read, or the run has no codes.
-  """
-  folder, paths = _listed_images(data)
-  encoder = load_encoder(
-    workdir, step, use_target=use_target, batch_size=batch_size
+  path = os.path.expanduser(data.removeprefix("folder="))
+  if os.path.isdir(path):
+    paths, others = find_images(path, EXTENSIONS)
+    if not paths:
+      raise UserError(
+        f"No images under {printable(path)} ({others} other files); expected"
+        f" files that end in {', '.join(EXTENSIONS)}."
+      )
+    return path, paths
+  if os.path.isfile(path) and path.lower().endswith(EXTENSIONS):
+    folder, name = os.path.split(path)
+    return folder or ".", [name]
+  if os.path.isfile(path) and path.lower().endswith(_LISTS):
+    return _of_list(path)
+  if not os.path.exists(path) and set(_PATTERN) & set(path):
+    return _of_pattern(path, EXTENSIONS)
+  what = "is a file" if os.path.exists(path) else "does not exist"
+  raise UserError(
+    f"--data={data}: {printable(path)} {what}; expected a folder of images, a"
+    " pattern in quotes such as 'photos/*.jpg', a list of paths"
+    f" ({', '.join(_LISTS)}) or an image."
   )
-  if codes:
-    encoder.check_discrete()  # Before the first image is read.
-  compute = encoder.features_and_codes if codes else encoder.features
-  names = ("features", "codes") if codes else ("features",)
-  kept, parts = [], []
-  for index, pixels in _batches(folder, paths, encoder.config.data, batch_size):
-    result = compute(pixels)
-    parts.append(result if codes else (result,))
-    kept.append(index)
-  if not kept:
+
+
+def _of_list(path: str) -> tuple[str, list[str]]:
+  """Returns the paths in a file, one a line, relative to the file's folder."""
+  folder = os.path.dirname(path) or "."
+  with open(path, encoding="utf-8", errors="surrogateescape") as file:
+    names = [line.rstrip("\n") for line in file]
+  names = [name for name in names if name.strip()]
+  absent = [n for n in names if not os.path.isfile(os.path.join(folder, n))]
+  if absent or not names:
+    shown = listing(list(map(printable, absent)), 3) or "it is empty"
     raise UserError(
-      f"None of the {len(paths)} images under {folder} can be read."
+      f"{printable(path)}: {len(absent)} of {len(names)} lines are no files"
+      f" ({shown}); expected a path a line, relative to {printable(folder)}."
     )
-  index = np.concatenate(kept)
-  columns = [np.concatenate(part) for part in zip(*parts, strict=True)]
-  paths_of_all = np.array(paths)
-  return {
-    "paths": paths_of_all[index],
-    **dict(zip(names, columns, strict=True)),
-    "unreadable": np.delete(paths_of_all, index),
-  }
+  return folder, names
 
 
-def _listed_images(data: str) -> tuple[str, list[str]]:
-  """Returns the folder that --data names, and its images."""
-  from imsvd_jax.data.sources.folder import EXTENSIONS
-
-  folder = os.path.expanduser(data.removeprefix("folder="))
-  if not os.path.isdir(folder):
-    what = "is a file" if os.path.exists(folder) else "does not exist"
-    raise UserError(
-      f"--data={data}: {folder} {what}; expected a folder of images."
-    )
-  paths, others = find_images(folder, EXTENSIONS)
-  if not paths:
-    raise UserError(
-      f"No images under {folder} ({others} other files); expected files that"
-      f" end in {', '.join(EXTENSIONS)}."
-    )
-  return folder, paths
+def _of_pattern(
+  pattern: str, extensions: tuple[str, ...]
+) -> tuple[str, list[str]]:
+  found = [
+    path
+    for path in sorted(glob.glob(pattern, recursive=True))
+    if path.lower().endswith(extensions) and _ends(path)
+  ]
+  if not found:
+    raise UserError(f"No image has a path like {printable(pattern)}.")
+  folder = os.path.commonpath(map(os.path.dirname, found)) or "."
+  return folder, [os.path.relpath(path, folder) for path in found]
 
 
-def _batches(
-  folder: str, paths: list[str], settings: ConfigDict, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields (index [n], uint8 [n, crop, crop, C]) of the readable images.
-
-  The images are prepared exactly as for the evaluation of a run.
-  """
+def _source_of_files(
+  folder: str, paths: list[str], settings: ConfigDict
+) -> Source:
   import tensorflow as tf
 
   from imsvd_jax.data import source as source_lib
-  from imsvd_jax.data.evaluation_batches import eval_batches
 
-  source_lib.check_encoded_channels(settings)
   files = [os.path.join(folder, path) for path in paths]
   table = tf.constant([os.fsencode(path) for path in files])
-  source = source_lib.Source(
-    name=f"folder:{folder}",
+  return Source(
+    name=f"folder:{printable(folder)}",
+    root=printable(folder),
     num_examples=len(files),
-    channels=settings.channels,
-    interpolation=settings.interpolation,
-    max_pixels=source_lib.max_pixels_of(settings),
     fetch=lambda index: tf.io.read_file(table[index]),
-    describe=lambda index: files[index],
+    describe=lambda index: printable(files[index]),
+    stamp=lambda: repr([_facts(path) for path in files]),
+    **source_lib.decoding_of(settings) | {"on_bad_image": "replace"},
   )
+
+
+def _facts(path: str) -> tuple[str, int, int]:
+  try:
+    found = os.stat(path)
+  except OSError:
+    return path, -1, -1
+  return path, found.st_size, found.st_mtime_ns
+
+
+def _source_of_split(
+  encoder: LoadedEncoder, workdir: str, data: str, split: str, trusted: bool
+) -> Source:
+  from imsvd_jax import data as data_lib
+
+  if not data:
+    ownership.check_data(workdir, encoder.config, trusted=trusted)
+  settings = data_settings(encoder, data)
+  if split not in ("train", "eval"):
+    settings.eval_split = split
+  source = data_lib.make_source(
+    settings, "train" if split == "train" else "eval"
+  )
+  if source is None:
+    raise UserError(f"{settings.name} has no split {split!r}.")
+  return source
+
+
+# --- The work -----------------------------------------------------------------
+
+
+def _embedded(
+  encoder: LoadedEncoder,
+  source: Source,
+  codes: bool,
+  batch_size: int,
+  keep_in: str,
+) -> Embeddings:
+  """Embeds a source chunk by chunk; takes what was kept of the same work."""
+  from imsvd_jax.data import part
+
+  key = ""
+  if keep_in:
+    weights = hashing.checksum(encoder.variables)
+    key = f"{weights} {source.fingerprint()} {codes} {CHUNK_IMAGES}"
+  progress = Progress("Embedding", source.num_examples)
+  chunks = []
+  for first in range(0, source.num_examples, CHUNK_IMAGES):
+    last = min(first + CHUNK_IMAGES, source.num_examples)
+    path = os.path.join(keep_in, f"{first}.npz") if keep_in else ""
+    chunk = _kept(path, key)
+    if chunk is None:
+      whole = last - first == source.num_examples
+      some = source if whole else part.take(source, np.arange(first, last))
+      batches = _batches(encoder, some, codes, batch_size, progress)
+      chunk = _joined(batches, first)
+      _keep(path, key, chunk)
+    else:
+      progress.add(last - first)
+    chunks.append(chunk)
+  names = set().union(*chunks)
+  if not sum(len(chunk["index"]) for chunk in chunks):
+    raise UserError(
+      f"None of the {source.num_examples} images of {source.name} can be read."
+    )
+  chunks = [chunk for chunk in chunks if len(chunk["index"])]
+  columns = {n: np.concatenate([c[n] for c in chunks]) for n in sorted(names)}
+  readable = columns.pop("index")
+  unreadable = np.setdiff1d(np.arange(source.num_examples), readable)
+  name_of = lambda index: source.relative_name(int(index))
+  order = ("features", "codes", "labels")
+  return Embeddings(
+    names=list(map(name_of, readable)),
+    columns={name: columns[name] for name in order if name in columns},
+    unreadable=list(map(name_of, unreadable)),
+  )
+
+
+def _batches(
+  encoder: LoadedEncoder,
+  source: Source,
+  codes: bool,
+  batch_size: int,
+  progress: Progress,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields "index", "features" and so on of the readable images.
+
+  The images are prepared exactly as for the evaluation of a run.
+  """
+  from imsvd_jax.data.evaluation_batches import eval_batches
+
+  settings = encoder.config.data
   batches = eval_batches(
     source,
-    batch_size=min(batch_size, len(files)),
+    batch_size=min(batch_size, source.num_examples),
     resize=settings.resize,
     crop=settings.crop,
   )
-  progress = Progress("Embedding", len(files))
   for batch in batches:
     mask = batch["mask"]
     if mask.any():
-      yield batch["index"][mask], batch["image"][mask]
+      images, found = batch["image"][mask], {"index": batch["index"][mask]}
+      if codes:
+        features, bins = encoder.features_and_codes(images)
+        found |= {"features": features, "codes": bins}
+      else:
+        found["features"] = encoder.features(images)
+      if "label" in batch:
+        found["labels"] = batch["label"][mask]
+      yield found
     progress.add(int((batch["index"] >= 0).sum()))  # -1 is padding.
+
+
+def _joined(
+  batches: Iterator[dict[str, np.ndarray]], first: int
+) -> dict[str, np.ndarray]:
+  """Returns one batch, whose indices count from `first`."""
+  rows = list(batches)
+  if not rows:
+    return {"index": np.zeros(0, np.int64)}
+  joined = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+  return joined | {"index": joined["index"].astype(np.int64) + first}
+
+
+def _kept(path: str, key: str) -> dict[str, np.ndarray] | None:
+  """Returns a chunk that an earlier, stopped command has kept."""
+  if not path or not os.path.isfile(path):
+    return None
+  try:
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+      if str(stored["key"]) != key:
+        return None
+      return {name: stored[name] for name in stored.files if name != "key"}
+  except Exception as error:  # A damaged file is computed again.
+    print_line(f"{path} is damaged ({error}); computing it again.")
+    return None
+
+
+def _keep(path: str, key: str, chunk: dict[str, np.ndarray]) -> None:
+  if not path:
+    return
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  with in_place_when_done(path) as unfinished, open(unfinished, "wb") as file:
+    np.savez(file, allow_pickle=False, key=key, **chunk)

@@ -1,5 +1,6 @@
 """Features of a folder: the run's own, in order, with what is broken named."""
 
+import csv
 import io
 import os
 import sys
@@ -106,7 +107,12 @@ def test_mistakes_are_one_line(workdir, folder, tmp_path):
       image_embeddings.embed_folder(workdir, str(images), **options)
 
   refuse("does not exist", tmp_path / "none")
-  refuse("is a file", folder / "a.png")
+  refuse("is a file", __file__)
+  refuse("No image has a path like", folder / "nothing*.png")
+  (tmp_path / "list.txt").write_text("images/a.png\nimages/none.png\n")
+  refuse(
+    r"1 of 2 lines are no files \(images/none\.png\)", tmp_path / "list.txt"
+  )
   (tmp_path / "empty").mkdir()
   (tmp_path / "empty" / "x.txt").write_text("x")
   refuse(r"No images .*1 other files.*\.jpg", tmp_path / "empty")
@@ -114,6 +120,90 @@ def test_mistakes_are_one_line(workdir, folder, tmp_path):
   (tmp_path / "bad").mkdir()
   (tmp_path / "bad" / "x.png").write_text("x")
   refuse("None of the 1 images", tmp_path / "bad")
+
+
+def test_inputs_other_than_a_folder(workdir, folder, tmp_path):
+  """One image, a pattern, a list in its own order; a split of the run."""
+  embed = lambda data, **options: image_embeddings.embed_folder(
+    workdir, str(data), batch_size=4, **options
+  )
+  everything = embed(folder)
+  row = dict(zip(NAMES, everything["features"], strict=True))
+
+  def check(found, names, paths):
+    assert found["paths"].tolist() == paths
+    expected = np.stack([row[name] for name in names])
+    np.testing.assert_allclose(
+      found["features"], expected, rtol=1e-4, atol=1e-5
+    )
+
+  check(embed(folder / "b" / "1.png"), ["b/1.png"], ["1.png"])
+  check(embed(folder / "b" / "*"), NAMES[1:3], ["1.png", "2.bmp"])
+  (tmp_path / "list.txt").write_text("images/z.webp\nimages/a.png\n")
+  check(
+    embed(tmp_path / "list.txt"),
+    ["z.webp", "a.png"],
+    ["images/z.webp", "images/a.png"],
+  )
+  found = embed("", split="eval", trust_workdir=True)
+  assert found["labels"].shape == (len(found["features"]),)
+  assert found["paths"][0] == "record 0"
+
+
+def test_every_format_has_the_same_numbers(workdir, folder, tmp_path):
+  arrays = image_embeddings.embed_folder(workdir, str(folder), codes=True)
+  write = lambda name: image_embeddings.write_embeddings(
+    str(tmp_path / name), workdir, str(folder), codes=True
+  )
+  for name in ("f.npy", "f.csv"):
+    write(name)
+  np.testing.assert_array_equal(np.load(tmp_path / "f.npy"), arrays["features"])
+  codes = np.load(tmp_path / "f.codes.npy")
+  np.testing.assert_array_equal(codes, arrays["codes"])
+  assert (tmp_path / "f.txt").read_text().splitlines() == NAMES
+  with open(tmp_path / "f.csv", encoding="utf-8", newline="") as file:
+    head, *rows = csv.reader(file)
+  width = arrays["features"].shape[1]
+  assert head[:2] == ["path", "feature_0"]
+  assert head[1 + width] == "code_0"
+  assert [r[0] for r in rows] == NAMES
+  numbers = np.array([r[1 : 1 + width] for r in rows]).astype(np.float32)
+  np.testing.assert_array_equal(numbers, arrays["features"])
+  parquet = pytest.importorskip("pyarrow.parquet")
+  write("f.parquet")
+  table = parquet.read_table(tmp_path / "f.parquet").to_pydict()
+  assert table["path"] == NAMES
+  np.testing.assert_array_equal(
+    np.float32(table["features"]), arrays["features"]
+  )
+  with one_line_error(r"ends in '\.xyz'; expected one of \.npz, \.npy, \.csv"):
+    write("f.xyz")
+
+
+def test_a_stopped_command_goes_on(workdir, folder, tmp_path, monkeypatch):
+  """Every chunk is computed once; other weights or data begin again."""
+  monkeypatch.setattr(image_embeddings, "CHUNK_IMAGES", 2)
+  whole = image_embeddings.embed_folder(workdir, str(folder))
+  batches, chunks = image_embeddings._batches, []
+
+  def stopping(encoder, source, *arguments):
+    chunks.append(source.relative_name(0))
+    if len(chunks) == 2:
+      raise KeyboardInterrupt
+    yield from batches(encoder, source, *arguments)
+
+  monkeypatch.setattr(image_embeddings, "_batches", stopping)
+  write = lambda: image_embeddings.write_embeddings(
+    str(tmp_path / "f.npz"), workdir, str(folder)
+  )
+  with pytest.raises(KeyboardInterrupt):
+    write()
+  write()
+  assert chunks == [NAMES[0], NAMES[2], NAMES[2], NAMES[4]]
+  with np.load(tmp_path / "f.npz") as arrays:
+    assert arrays["paths"].tolist() == NAMES
+    np.testing.assert_array_equal(arrays["features"], whole["features"])
+  assert not (tmp_path / "f.npz.parts").exists()
 
 
 def test_codes_need_a_discrete_objective(workdir, folder, tmp_path):
