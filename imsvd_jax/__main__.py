@@ -27,6 +27,9 @@ COMMANDS = {
   "embed": Command(
     "commands.embed", "write features and codes of a folder of images"
   ),
+  "data": Command(
+    "commands.data", "check the images of a recipe, and show its views"
+  ),
   "compare": Command(
     "commands.compare", "train recipes side by side, over seeds"
   ),

@@ -43,7 +43,7 @@ BINDERS = {
     "online",
     "recipe_comparison",
   },
-  "explain": {"run_subject"},
+  "explain": {"data_page", "run_subject"},
 }
 NOT_IN_EVALUATORS = {"training", "runs", "models"}
 # Heavy or optional packages: what may import them, and whether only late.
@@ -134,8 +134,8 @@ def test_no_file_name_stands_for_two_things():
   rooms = {p.name for p in (ROOT / PACKAGE).iterdir() if p.is_dir()}
   twice = sorted({n for n in names if names.count(n) > 1})
   assert not twice
-  # The command is named after the room that it opens.
-  assert rooms & {n[:-3] for n in names} <= {"explain"}
+  # The commands are named after the rooms that they open.
+  assert rooms & {n[:-3] for n in names} <= {"data", "explain"}
 
 
 def test_configs_import_only_ml_collections_and_common():
