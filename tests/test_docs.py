@@ -89,11 +89,12 @@ def is_module(parts: list[str]) -> bool:
 def uses() -> list[tuple[str, str]]:
   """(command, the rest of the line) of every command in the docs.
 
-  Each benchmark is a command of its own here.
+  Each benchmark, and each look at data, is a command of its own here.
   """
   text = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
   found = re.findall(
-    r"\b(?:imsvd|-m imsvd_jax) (benchmark [a-z]+|[a-z_]+)((?: [^`\n]*)?)", text
+    r"\b(?:imsvd|-m imsvd_jax) ((?:benchmark|data) [a-z]+|[a-z_]+)((?: [^`\n]*)?)",
+    text,
   )
   return sorted(set(found))
 
