@@ -93,7 +93,8 @@ def uses() -> list[tuple[str, str]]:
   """
   text = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
   found = re.findall(
-    r"\b(?:imsvd|-m imsvd_jax) ((?:benchmark|data) [a-z]+|[a-z_]+)((?: [^`\n]*)?)",
+    r"\b(?:imsvd|-m imsvd_jax) ((?:benchmark|data) [a-z]+|[a-z_]+)"
+    r"((?: [^`\n]*)?)",
     text,
   )
   return sorted(set(found))
