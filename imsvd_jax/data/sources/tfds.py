@@ -389,7 +389,7 @@ def _chosen_key(
   accepts: Callable[[Any], bool],
 ) -> str:
   """Returns data.KIND_key, or KIND, or the only feature that is accepted."""
-  keys = [key for key, feature in features.items() if accepts(feature)]
+  keys = sorted(key for key, feature in features.items() if accepts(feature))
   asked = source_lib.setting(settings, f"{kind}_key")
   if asked and asked not in keys:
     raise UserError(
@@ -432,7 +432,7 @@ def _find_labels(features: Any, settings: ConfigDict) -> _Labels:
   if key is None and "label" in features and is_value(features["label"]):
     key = "label"
   if key is None:
-    found = [k for k, f in features.items() if is_label(f) or is_list(f)]
+    found = sorted(k for k, f in features.items() if is_label(f) or is_list(f))
     hint = f" ({', '.join(found)})" if found else ""
     several = f"it has {len(found)} labels{hint}; set data.label_key"
     return _Labels(why_none=several if found else "")
