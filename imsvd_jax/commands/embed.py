@@ -1,10 +1,10 @@
-"""Writes the features of a folder of images.
+"""Writes the features of a folder of images, or of a file of arrays.
 
   imsvd embed --workdir=runs/mine --data=photos --output=features.npz
 
-The .npz file contains `paths` [N] (relative to the folder), `features` float32
-[N, F], with --codes also `codes` int32 [N, M] (the most probable bin of each
-variable), and `unreadable`, the paths that are left out.
+The .npz file contains `paths` [N] (relative to the folder; of arrays, numbers),
+`features` float32 [N, F], with --codes also `codes` int32 [N, M] (the most
+probable bin of each variable), and `unreadable`, the paths that are left out.
 """
 
 from absl import flags
@@ -15,7 +15,10 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Directory of a run, or a file of weights."
 )
 _DATA = flags.DEFINE_string(
-  "data", None, "Folder of images, FOLDER or folder=FOLDER, with sub-folders."
+  "data",
+  None,
+  "Folder of images, FOLDER or folder=FOLDER, with sub-folders; or"
+  " arrays=FILE.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The .npz file to write.")
 _CODES = flags.DEFINE_bool(

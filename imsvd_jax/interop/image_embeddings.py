@@ -1,5 +1,9 @@
-"""Features of every image below a folder, preprocessed as in evaluation."""
+"""Features of all images of a folder or of a file of arrays.
 
+They are prepared as in evaluation.
+"""
+
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,7 +14,13 @@ from ml_collections import ConfigDict
 from imsvd_jax.base.console import Progress
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.base.files import check_output, in_place_when_done
-from imsvd_jax.runs.encoder import load_encoder
+from imsvd_jax.data import make_source, tensorflow_needed
+from imsvd_jax.data import source as source_lib
+from imsvd_jax.data.evaluation_batches import eval_batches
+from imsvd_jax.data.source import Source
+from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
+
+_ARRAYS = "arrays="
 
 
 def find_images(
@@ -90,11 +100,13 @@ def embed_folder(
   use_target: bool = False,
   batch_size: int = 256,
 ) -> dict[str, np.ndarray]:
-  """Embeds every image below a folder.
+  """Embeds every image below a folder, or the training images of arrays.
 
   Args:
     workdir: Directory of a run, or a file of weights.
-    data: The folder, or "folder=FOLDER" as other commands name data.
+    data: The folder, or "folder=FOLDER" as other commands name data; or
+      "arrays=FILE", see `data.sources.arrays`, whose images have numbers for
+      paths.
     codes: Whether to return the most probable bin of each variable too.
     step: Which checkpoint; the newest good one by default.
     use_target: Take the EMA target network's weights.
@@ -107,22 +119,31 @@ def embed_folder(
   Raises:
     UserError: There is no image, none can be read, or the run has no codes.
   """
-  folder, paths = _listed_images(data)
+  folder = ""
+  paths: list[str] = []
+  if not data.startswith(_ARRAYS):
+    with tensorflow_needed("A folder"):
+      folder, paths = _listed_images(data)
   encoder = load_encoder(
     workdir, step, use_target=use_target, batch_size=batch_size
   )
+  if paths:
+    source = _folder_source(folder, paths, encoder.config.data)
+  else:
+    source = _array_source(data, encoder)
+    paths = [str(index) for index in range(source.num_examples)]
   if codes:
     encoder.check_discrete()  # Before the first image is read.
   compute = encoder.features_and_codes if codes else encoder.features
   names = ("features", "codes") if codes else ("features",)
   kept, parts = [], []
-  for index, pixels in _batches(folder, paths, encoder.config.data, batch_size):
+  for index, pixels in _batches(source, encoder.config.data, batch_size):
     result = compute(pixels)
     parts.append(result if codes else (result,))
     kept.append(index)
   if not kept:
     raise UserError(
-      f"None of the {len(paths)} images under {folder} can be read."
+      f"None of the {len(paths)} images of {source.name} can be read."
     )
   index = np.concatenate(kept)
   columns = [np.concatenate(part) for part in zip(*parts, strict=True)]
@@ -153,22 +174,21 @@ def _listed_images(data: str) -> tuple[str, list[str]]:
   return folder, paths
 
 
-def _batches(
-  folder: str, paths: list[str], settings: ConfigDict, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields (index [n], uint8 [n, crop, crop, C]) of the readable images.
+def _array_source(data: str, encoder: LoadedEncoder) -> Source:
+  settings = data_settings(encoder, data)
+  source = make_source(settings, "train")
+  return dataclasses.replace(source, labels=None, num_classes=0)
 
-  The images are prepared exactly as for the evaluation of a run.
-  """
+
+def _folder_source(
+  folder: str, paths: list[str], settings: ConfigDict
+) -> Source:
   import tensorflow as tf
-
-  from imsvd_jax.data import source as source_lib
-  from imsvd_jax.data.evaluation_batches import eval_batches
 
   source_lib.check_encoded_channels(settings)
   files = [os.path.join(folder, path) for path in paths]
   table = tf.constant([os.fsencode(path) for path in files])
-  source = source_lib.Source(
+  return source_lib.Source(
     name=f"folder:{folder}",
     num_examples=len(files),
     channels=settings.channels,
@@ -177,13 +197,22 @@ def _batches(
     fetch=lambda index: tf.io.read_file(table[index]),
     describe=lambda index: files[index],
   )
+
+
+def _batches(
+  source: Source, settings: ConfigDict, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields (index [n], uint8 [n, crop, crop, C]) of the readable images.
+
+  The images are prepared exactly as for the evaluation of a run.
+  """
   batches = eval_batches(
     source,
-    batch_size=min(batch_size, len(files)),
+    batch_size=min(batch_size, source.num_examples),
     resize=settings.resize,
     crop=settings.crop,
   )
-  progress = Progress("Embedding", len(files))
+  progress = Progress("Embedding", source.num_examples)
   for batch in batches:
     mask = batch["mask"]
     if mask.any():

@@ -32,6 +32,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.data import execution  # noqa: F401  # Before TensorFlow starts.
 from imsvd_jax.data import source as source_lib
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
