@@ -140,10 +140,12 @@ def base() -> ConfigDict:
 
   c.data = ConfigDict(
     dict(
-      # "digits", "shapes", "synthetic", "folder", "tar", or "tfds:NAME" for a
-      # prepared TFDS data set.
+      # "digits", "shapes", "synthetic", "arrays", "folder", "tar", or
+      # "tfds:NAME" for a prepared TFDS data set.
       name="tfds:imagenet2012",
-      path="",  # The folder; for TFDS its data_dir ("": TFDS's default).
+      # The folder, or the file of arrays; for TFDS its data_dir ("": TFDS's
+      # default).
+      path="",
       train_split="train",
       eval_split="validation",  # "": no evaluation.
       num_examples=0,  # shapes, synthetic: train images; tests get a quarter.
@@ -172,6 +174,9 @@ def base() -> ConfigDict:
       labels="",  # folder: CSV or Parquet file of (file, label).
       image_key="",  # TFDS: feature of the images; "": "image" or the only one.
       label_key="",  # TFDS: feature of the labels; "": "label" or the only one.
+      # Of images in memory, where they stay while a run trains: "device",
+      # "host", or "auto": the devices, if they take a quarter of them or less.
+      placement="auto",
     )
   )
 
@@ -290,6 +295,20 @@ def digits() -> ConfigDict:
   c.eval.collapse_images = 512
   c.eval.final = True
   return c
+
+
+def fashion_mnist(c: ConfigDict) -> None:
+  """Sets what all Fashion-MNIST recipes share: the data and the views."""
+  c.data.name = "tfds:fashion_mnist"
+  c.data.eval_split = "test"
+  c.data.channels = 1
+  c.data.resize = 28
+  c.data.crop = 28
+  c.data.mean = (0.286,)
+  c.data.std = (0.353,)
+  both = dict(size=28, crop_scale=(0.25, 1.0), brightness=0.4, contrast=0.4)
+  c.views.view1 = view(**both)
+  c.views.view2 = view(**both)
 
 
 def finish(c: ConfigDict, mode: str) -> ConfigDict:

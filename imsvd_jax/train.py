@@ -12,7 +12,7 @@ from imsvd_jax import data
 from imsvd_jax.base import agreement, console, devices, files
 from imsvd_jax.base.errors import EXIT_SAVED, Stopped
 from imsvd_jax.base.every import Every
-from imsvd_jax.data import host_pipeline
+from imsvd_jax.data import array_batches, boxes, host_pipeline, placement
 from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation.online import Evaluation
 from imsvd_jax.runs import (
@@ -209,17 +209,27 @@ def _batches(
   experiment: Experiment, source: Source, mesh: jax.sharding.Mesh, steps: range
 ) -> Iterator[dict[str, Any]]:
   """Yields the batch of each step, on the devices."""
-  config = experiment.config
-  batches = host_pipeline.train_batches(
-    source,
-    views=config.views,
+  config, images = experiment.config, source.images
+  order = dict(
     batch_size=config.batch_size,
     seed=config.seed,
     start_step=steps.start - 1 + experiment.offset,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  return devices.prefetch(itertools.islice(batches, len(steps)), mesh)
+  # Images in memory are cut out by the step, on the devices.
+  where = experiment_lib.placement(config)
+  data_set = placement.data_set(source, where, mesh)
+  if images is None:
+    batches = host_pipeline.train_batches(source, views=config.views, **order)
+  else:
+    crops = boxes.view_crops(config.views)
+    batches = array_batches.ordered(images, crops, **order)
+    if data_set is None:
+      batches = placement.with_images(batches, images)
+  every_step = {} if data_set is None else {"data_set": data_set}
+  batches = devices.prefetch(itertools.islice(batches, len(steps)), mesh)
+  return (batch | every_step for batch in batches)
 
 
 @contextlib.contextmanager

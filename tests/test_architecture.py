@@ -23,7 +23,7 @@ MAY_IMPORT = {
   "models": BASE,
   "formats": BASE | {"models"},
   "data": BASE,
-  "training": HOT,
+  "training": HOT | {"data"},
   "runs": RUNS,
   "evaluation": EVALUATION,
   "explain": EVALUATION,
@@ -159,11 +159,15 @@ class Blocker:
       raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Blocker())
 import imsvd_jax
-from imsvd_jax import formats, models, objectives
+from imsvd_jax import data, formats, models, objectives, train
 from imsvd_jax.base import devices
 from imsvd_jax.benchmarks import loss_kernel, loss_precision, step_parts
 from imsvd_jax.benchmarks.costs import compiled_step, slices
 from imsvd_jax.commands import benchmark, preflight
+from imsvd_jax.evaluation import offline, online
+from imsvd_jax.explain import run_subject
+from imsvd_jax.interop import image_embeddings, weight_export, weight_import
+from imsvd_jax.runs import metrics
 from imsvd_jax.training import augment, experiment, optim, state, step
 from configs import digits
 built = experiment.build(digits.get_config("debug"), 16)

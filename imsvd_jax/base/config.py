@@ -10,6 +10,7 @@ HARMLESS_KEYS = (
   "allow_changes",
   "checkpoint",
   "data.max_pixels",  # Runs of earlier versions have none.
+  "data.placement",  # Likewise.
   "eval",
   "log",
   "init_from",

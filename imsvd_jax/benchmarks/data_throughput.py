@@ -20,7 +20,7 @@ from imsvd_jax.base import console
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.benchmarks import host_stages, pil_reference
 from imsvd_jax.benchmarks.text import Findings
-from imsvd_jax.data import crops, execution, host_pipeline, make_source
+from imsvd_jax.data import boxes, crops, execution, host_pipeline, make_source
 from imsvd_jax.training import experiment
 from imsvd_jax.training.augment import augment_views
 
@@ -109,7 +109,7 @@ def _host(
   have the shares of `host_stages.stage_shares`.
   """
   source = make_source(config.data, "train")
-  view_list = host_pipeline.view_crops(config.views)
+  view_list = boxes.view_crops(config.views)
   batches = host_pipeline.train_batches(
     source, views=config.views, batch_size=batch_size, seed=host_stages.SEED
   )
@@ -121,7 +121,7 @@ def _host(
     "views_per_cpu_second": images * num_views / cpu,
     "threads": execution.num_threads(),
     "images": images,
-    "bad_images": batches.bad_images,
+    "bad_images": getattr(batches, "bad_images", 0),
     "bad_files": len(source.named),
   }
   if reference:
@@ -129,7 +129,7 @@ def _host(
       source, batches, view_list, batch_size, seconds
     )
   del batches  # Stops its threads.
-  if not source.small_images:
+  if source.images is None:
     result |= host_stages.stage_shares(
       source, config.views, view_list, batch_size, seconds
     )

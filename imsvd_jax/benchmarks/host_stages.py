@@ -15,7 +15,13 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from imsvd_jax.data import crops, decode, execution, host_pipeline, order
+from imsvd_jax.data import (
+  crops,
+  decode,
+  execution,
+  host_pipeline,
+  record_batches,
+)
 from imsvd_jax.data.source import Source
 
 SEED = 0
@@ -125,7 +131,7 @@ def _stage(
 
 def records(source: Source, batch_size: int, num_views: int) -> tf.data.Dataset:
   """Returns the records in the order of training, one by one."""
-  return order.ordered_records(
+  return record_batches.ordered_records(
     source,
     batch_size=batch_size,
     num_views=num_views,

@@ -10,12 +10,13 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from imsvd_jax.benchmarks import host_stages
-from imsvd_jax.data import crops, faults
+from imsvd_jax.data import crops
 from imsvd_jax.data.source import Source
 
 _IMAGES = 64  # Read once; used in turn.
@@ -24,7 +25,7 @@ _TURN = 16  # Images between two batches of the pipeline.
 
 def beside_pil(
   source: Source,
-  batches: faults.Batches,
+  batches: Iterator[dict[str, Any]],
   view_list: list[crops.Crop],
   batch_size: int,
   seconds: float,

@@ -1,4 +1,4 @@
-"""Writes the features of images.
+"""Writes the features of images, of files or of arrays.
 
   imsvd embed --workdir=runs/mine --data=photos --output=features.npz
   imsvd embed --workdir=runs/mine --split=train --output=features.parquet
@@ -25,7 +25,8 @@ _DATA = flags.DEFINE_string(
   "data",
   "",
   "FOLDER or folder=FOLDER, with sub-folders; a pattern in quotes; a list of"
-  " paths (.txt); an image. With --split another data set, NAME=PATH.",
+  " paths (.txt); an image; or arrays=FILE. With --split"
+  " another data set, NAME=PATH.",
 )
 _SPLIT = flags.DEFINE_string(
   "split",

@@ -1,40 +1,51 @@
-"""Sources of images, and the batches that the host makes of them."""
+"""Sources of images, and the batches that are made of them.
+
+What handles encoded images needs TensorFlow and is imported late: arrays do
+without it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal, overload
 
-import tensorflow as tf
 from ml_collections import ConfigDict
 
 from imsvd_jax.base import errors
 from imsvd_jax.data import source as source_lib
 from imsvd_jax.data.source import Source
-from imsvd_jax.data.sources import (
-  digits,
-  folder,
-  shapes,
-  synthetic,
-  tar,
-  tfds,
-)
+from imsvd_jax.data.sources import arrays, digits, shapes, synthetic
 
-# The accelerators are JAX's; TensorFlow would reserve their memory. It raises
-# if the caller has already used them, and then the choice is the caller's.
-with contextlib.suppress(RuntimeError):
-  tf.config.set_visible_devices([], "GPU")
-  tf.config.set_visible_devices([], "TPU")
+
+def _folder(settings: ConfigDict, split: str) -> Source | None:
+  from imsvd_jax.data.sources import folder
+
+  return folder.make(settings, split)
+
+
+def _tfds(settings: ConfigDict, split: str) -> Source:
+  from imsvd_jax.data.sources import tfds
+
+  return tfds.make(settings, split)
+
+
+def _tar(settings: ConfigDict, split: str) -> Source:
+  from imsvd_jax.data.sources import tar
+
+  return tar.make(settings, split)
+
 
 # name -> make(settings, split) -> Source
 SOURCES = {
+  "arrays": arrays.make,
   "digits": digits.make,
-  "folder": folder.make,
+  "folder": _folder,
   "shapes": shapes.make,
   "synthetic": synthetic.make,
-  "tar": tar.make,
-  "tfds": tfds.make,
+  "tar": _tar,
+  "tfds": _tfds,
 }
 
 
@@ -57,6 +68,10 @@ def make_source(settings: ConfigDict, split: str) -> Source | None:
   Returns:
     The source; None if there are no evaluation images: `settings.eval_split` is
     empty, or a folder has no evaluation part.
+
+  Raises:
+    UserError: The data do not fit the settings, or need a package that is not
+      there.
   """
   splits = {"train": settings.train_split, "eval": settings.eval_split}
   name = settings.name.partition(":")[0]
@@ -69,7 +84,8 @@ def make_source(settings: ConfigDict, split: str) -> Source | None:
       f"data.holdout holds a part of a folder out, and data.name is"
       f" {settings.name!r}; use its splits, such as 'train[:90%]' of TFDS."
     )
-  source = make(settings, split_name)
+  with tensorflow_needed(f"Source {name!r}"):
+    source = make(settings, split_name)
   if source is None:
     return None
   return dataclasses.replace(
@@ -78,3 +94,16 @@ def make_source(settings: ConfigDict, split: str) -> Source | None:
     train_interpolation=getattr(settings, "train_interpolation", ""),
     antialias=getattr(settings, "antialias", False),
   )
+
+
+@contextlib.contextmanager
+def tensorflow_needed(what: str) -> Iterator[None]:
+  """Turns a failed import into a UserError; `what` needs it."""
+  try:
+    yield
+  except ImportError as error:
+    raise errors.UserError(
+      f"{what} reads images with TensorFlow, which cannot be imported"
+      f" ({error}); pip install tensorflow tensorflow-datasets, or use a source"
+      " of arrays: arrays, digits, shapes."
+    ) from error

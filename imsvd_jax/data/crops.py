@@ -1,54 +1,19 @@
-"""Random-resized-crop and center crop: the boxes, and the resampling.
+"""The boxes of `boxes` inside of TensorFlow's graphs.
 
-The boxes follow torchvision's definitions. They are computed from uniform
-numbers that the caller supplies, so that they are functions of their keys.
+They follow torchvision's definitions. They are computed from uniform numbers
+that the caller supplies, so that they are functions of their keys.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
-TRIES = 10  # torchvision's, before it falls back to a center crop.
-NUM_UNIFORMS = 2 * TRIES + 3  # Area and aspect of each try; top, left, flip.
-
-
-class Crop(NamedTuple):
-  """The crop and flip of one view.
-
-  Attributes:
-    size: Height and width of the result.
-    scale: Smallest and largest area of the box, as fractions of the image's.
-    ratio: Smallest and largest width / height of the box.
-    flip_prob: Probability of a horizontal flip.
-  """
-
-  size: int
-  scale: tuple[float, float]
-  ratio: tuple[float, float]
-  flip_prob: float
-
-
-T = TypeVar("T")
-
-
-def by_size(views: Sequence[T]) -> list[Sequence[T]]:
-  """Splits views by their size: the two global ones and, if any, local ones."""
-  return [views[:2], views[2:]] if len(views) > 2 else [views]
-
-
-class Box(NamedTuple):
-  """Boxes in pixels: float32 tensors of one shape; flip is bool."""
-
-  top: tf.Tensor
-  left: tf.Tensor
-  height: tf.Tensor
-  width: tf.Tensor
-  flip: tf.Tensor
+from imsvd_jax.data.boxes import NUM_UNIFORMS as NUM_UNIFORMS
+from imsvd_jax.data.boxes import TRIES, Box, Crop, limits
+from imsvd_jax.data.boxes import by_size as by_size
 
 
 def random_boxes(
@@ -71,8 +36,8 @@ def random_boxes(
   Returns:
     Boxes [..., V].
   """
-  scale = _column(crop.scale for crop in view_list)  # two of [V, 1]
-  ratio = _column(crop.ratio for crop in view_list)
+  scale = limits(crop.scale for crop in view_list)  # two of [V, 1]
+  ratio = limits(crop.ratio for crop in view_list)
   height = height[..., tf.newaxis, tf.newaxis]
   width = width[..., tf.newaxis, tf.newaxis]
   area = uniforms[..., :TRIES] * (scale[1] - scale[0]) + scale[0]
@@ -100,11 +65,6 @@ def random_boxes(
   sides = zip((top, left, box_height, box_width), center, strict=True)
   chosen = [tf.where(found, drawn, fallback) for drawn, fallback in sides]
   return Box._make([*chosen, place[2] < flip_prob])
-
-
-def _column(limits: Iterable[tuple[float, float]]) -> np.ndarray:
-  """Returns the lower and upper limits of V views, float32 [2, V, 1]."""
-  return np.array(list(limits), np.float32).T[..., np.newaxis]
 
 
 def _random_offset(uniform: tf.Tensor, room: tf.Tensor) -> tf.Tensor:
@@ -147,85 +107,8 @@ def center_box(
   return Box(*sides, flip=tf.zeros_like(top, tf.bool))
 
 
-def _bicubic(x: tf.Tensor) -> tf.Tensor:
-  """Returns Keys' cubic convolution kernel with a = -0.5, like PIL's."""
-  x = tf.abs(x)
-  near = (1.5 * x - 2.5) * x * x + 1
-  far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-  return tf.where(x < 1, near, tf.where(x < 2, far, 0.0))
-
-
-KERNELS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
-  "bicubic": _bicubic,
-  "bilinear": lambda x: tf.nn.relu(1 - tf.abs(x)),
-}
-
-
-# The same by TensorFlow's names.
+# Kernels by TensorFlow's names.
 KERNEL_TYPES = {"bicubic": "keyscubic", "bilinear": "triangle"}
-
-
-def _resample_weights(
-  start: tf.Tensor,
-  length: tf.Tensor,
-  *,
-  in_size: int,
-  out_size: int,
-  kernel: str,
-  clip_to_box: bool,
-) -> tf.Tensor:
-  """Returns the weight of each input pixel in each output pixel, for one axis.
-
-  Antialiased: where the image shrinks, the kernel widens with the scale. The
-  weights are PIL's, float32 [N, out_size, in_size]; rows sum to 1.
-  """
-  start, length = start[:, None, None], length[:, None, None]
-  scale = length / out_size
-  out = tf.range(out_size, dtype=tf.float32)[None, :, None]
-  pixels = tf.range(in_size, dtype=tf.float32)[None, None, :]
-  centers = start + (out + 0.5) * scale
-  distance = (pixels + 0.5 - centers) / tf.maximum(scale, 1.0)
-  weights = KERNELS[kernel](distance)
-  if clip_to_box:
-    inside = (pixels >= start) & (pixels < start + length)
-    weights = tf.where(inside, weights, 0.0)
-  return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
-
-
-def resample(
-  images: tf.Tensor, box: Box, *, size: int, kernel: str, clip_to_box: bool
-) -> tf.Tensor:
-  """Cuts and resizes a batch of images of one size.
-
-  Takes two matrix products per image, which for small images is much faster
-  than one image at a time.
-
-  Args:
-    images: float32 [N, height, width, channels].
-    box: One box for each image.
-    size: Height and width of the result.
-    kernel: "bicubic" or "bilinear".
-    clip_to_box: Whether pixels outside of the box have no weight, as if the box
-      were cut out before it is resized.
-
-  Returns:
-    uint8 [N, size, size, channels].
-  """
-  height, width, channels = images.shape[1:]
-  weights = functools.partial(
-    _resample_weights, out_size=size, kernel=kernel, clip_to_box=clip_to_box
-  )
-  rows = weights(box.top, box.height, in_size=height)
-  columns = weights(box.left, box.width, in_size=width)
-  columns = tf.where(
-    box.flip[:, None, None], tf.reverse(columns, axis=[1]), columns
-  )
-  out = tf.matmul(rows, tf.reshape(images, [-1, height, width * channels]))
-  out = tf.reshape(out, [-1, size, width, channels])
-  out = tf.transpose(out, [0, 2, 1, 3])
-  out = tf.matmul(columns, tf.reshape(out, [-1, width, size * channels]))
-  out = tf.reshape(out, [-1, size, size, channels])
-  return to_uint8(tf.transpose(out, [0, 2, 1, 3]))
 
 
 def antialiased(image: tf.Tensor, size: int, kernel: str) -> tf.Tensor:

@@ -1,11 +1,18 @@
-"""How data pipelines run: in order, with one thread for each core."""
+"""How TensorFlow runs: on the host, in order, one thread for each core."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import numpy as np
 import tensorflow as tf
+
+# The accelerators are JAX's; TensorFlow would reserve their memory. It raises
+# if the caller has already used them, and then the choice is the caller's.
+with contextlib.suppress(RuntimeError):
+  tf.config.set_visible_devices([], "GPU")
+  tf.config.set_visible_devices([], "TPU")
 
 
 def pipeline_options() -> tf.data.Options:

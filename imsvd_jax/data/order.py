@@ -11,11 +11,10 @@ steps before it.
 
 from __future__ import annotations
 
-import tensorflow as tf
+import numpy as np
 
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.data import crops, stateless
-from imsvd_jax.data.source import Source
+from imsvd_jax.data import boxes, stateless
 
 # Random keys of different purposes must differ.
 _ORDER, _CROPS = 1, 2
@@ -31,52 +30,40 @@ def local_batch_size(batch_size: int, process_count: int) -> int:
   return batch_size // process_count
 
 
-def ordered_records(
-  source: Source,
+def key_of(seed: int) -> np.ndarray:
+  """Returns the key of all epochs' permutations."""
+  return stateless.key(seed, _ORDER)
+
+
+def batch_of(
+  step: int,
+  num_examples: int,
   *,
   batch_size: int,
-  num_views: int,
   seed: int,
-  start_step: int,
   process_index: int,
   process_count: int,
-) -> tf.data.Dataset:
-  """Returns this process's part of each batch, before any image is read.
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns epoch and index of each image of this process's part of a batch.
 
-  Returns:
-    Batches of {"epoch", "index": int64 [b], "uniforms": float32 [b, V,
-    NUM_UNIFORMS], and for a stream "serialized": strings [b]}.
+  Both are int64 [b].
   """
-  key = stateless.key(seed, _ORDER)
   size = local_batch_size(batch_size, process_count)
-
-  def order(step: tf.Tensor) -> dict[str, tf.Tensor]:
-    first = step * batch_size + process_index * size
-    positions = first + tf.range(size, dtype=tf.int64)
-    epoch = positions // source.num_examples
-    index = stateless.permute(
-      positions % source.num_examples,
-      source.num_examples,
-      stateless.fold_in(key, epoch),
-    )
-    return {"epoch": epoch, "index": index}
-
-  if source.stream is None:
-    batches = tf.data.Dataset.range(start_step, tf.int64.max).map(order)
-  else:
-    first = start_step * size
-    records = source.stream.train(key, first, process_index, process_count)
-    batches = records.batch(size)
-  return batches.map(lambda batch: _add_uniforms(batch, seed, num_views))
+  first = int(step) * batch_size + process_index * size
+  epoch, offset = np.divmod(first + np.arange(size), num_examples)
+  index = np.empty_like(offset)
+  for number in np.unique(epoch):
+    rows = epoch == number
+    key = stateless.fold_in(key_of(seed), number)
+    index[rows] = stateless.permute(offset[rows], num_examples, key)
+  return epoch, index
 
 
-def _add_uniforms(
-  batch: dict[str, tf.Tensor], seed: int, num_views: int
-) -> dict[str, tf.Tensor]:
-  """Adds the crops' random numbers, float32 [b, V, NUM_UNIFORMS]."""
-  keys = stateless.fold_in(stateless.key(seed, _CROPS), batch["epoch"])
-  keys = stateless.fold_in(keys, batch["index"])
-  keys = stateless.fold_in(
-    keys[:, tf.newaxis], tf.range(num_views, dtype=tf.int64)
-  )
-  return batch | {"uniforms": stateless.uniform(keys, crops.NUM_UNIFORMS)}
+def uniforms_of(
+  epoch: np.ndarray, index: np.ndarray, *, seed: int, num_views: int
+) -> np.ndarray:
+  """Returns the crops' random numbers, float32 [b, V, NUM_UNIFORMS]."""
+  keys = stateless.fold_in(stateless.key(seed, _CROPS), epoch)
+  keys = stateless.fold_in(keys, index)
+  keys = stateless.fold_in(keys[:, np.newaxis], np.arange(num_views))
+  return stateless.uniform(keys, boxes.NUM_UNIFORMS)

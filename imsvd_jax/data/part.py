@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data.source import Source, Stream
-from imsvd_jax.data.sources import tfds
+
+if TYPE_CHECKING:  # Sources of arrays do without it.
+  import tensorflow as tf
 
 
 def take(source: Source, indices: np.ndarray) -> Source:
@@ -32,10 +34,14 @@ def take(source: Source, indices: np.ndarray) -> Source:
     stamp=lambda: f"{chosen} of {source.num_examples}: {source.stamp()}",
   )
   if source.stream is not None:
+    from imsvd_jax.data.sources import tfds
+
     records = _chosen_records(source.stream, indices)
     return tfds.read_into_memory(part, source.stream, records, (None, None))
   fetch = fetch_of_whole = source.fetch
-  if fetch_of_whole is not None:
+  if fetch_of_whole is not None and source.images is None:
+    import tensorflow as tf
+
     table = tf.constant(indices)
     fetch = lambda index: fetch_of_whole(table[index])
   rows = lambda array: None if array is None else array[indices]
@@ -48,17 +54,18 @@ def take(source: Source, indices: np.ndarray) -> Source:
   )
 
 
-@tf.autograph.experimental.do_not_convert
 def _chosen_records(stream: Stream, indices: np.ndarray) -> tf.data.Dataset:
+  import tensorflow as tf
+
   first, last = int(indices[0]), int(indices[-1]) + 1
   is_chosen: np.ndarray = np.zeros(last, bool)
   is_chosen[indices] = True
   table = tf.constant(is_chosen)
   records = stream.evaluate(first, last)
-  return records.filter(lambda record: table[record["index"]])
+  is_taken = lambda record: table[record["index"]]
+  return records.filter(tf.autograph.experimental.do_not_convert(is_taken))
 
 
-@tf.autograph.experimental.do_not_convert
 def labels_of(source: Source) -> np.ndarray:
   """Returns the labels of all images, int32 [N] (see `Source.labels`).
 
@@ -76,8 +83,11 @@ def labels_of(source: Source) -> np.ndarray:
       f"{source.name} has no labels{reason}; this protocol needs them: choose a"
       " labeled data set, or the protocol 'collapse'."
     )
+  import tensorflow as tf
+
+  label_of = lambda record: stream.parse(record["serialized"])["label"]
   labels = stream.evaluate(0, source.num_examples).map(
-    lambda record: stream.parse(record["serialized"])["label"],
+    tf.autograph.experimental.do_not_convert(label_of),
     num_parallel_calls=tf.data.AUTOTUNE,
   )
   batches = labels.batch(4096).as_numpy_iterator()

@@ -3,9 +3,8 @@
 A source is a frozen description of one split. It offers its records in one or
 more of three ways:
 
-  images:      all images in memory, decoded and of one size. The pipeline crops
-               a whole batch of small images at once, because TensorFlow spends
-               more time starting operations on small images than doing them.
+  images:      all images in memory, decoded and of one size. JAX crops a whole
+               batch of them at once, in training on the devices.
   fetch:       one record by its index, as an encoded string or as pixels.
   stream:      records in an order that the source chooses, for files that can
                only be read sequentially.
@@ -17,14 +16,16 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from ml_collections import ConfigDict
 
 from imsvd_jax.base.config import ADDED_KEYS
 from imsvd_jax.base.errors import UserError
+
+if TYPE_CHECKING:  # Sources of arrays do without it.
+  import tensorflow as tf
 
 # Decoded pixels that a source keeps in memory at most; with more it computes or
 # reads its images one by one.
@@ -32,9 +33,6 @@ MAX_BYTES_IN_MEMORY = 1 << 30
 
 # Pixels of an image file beyond which it is not decoded: PIL's own limit.
 MAX_PIXELS: int = ADDED_KEYS["data.max_pixels"]
-
-# Images up to this side are cropped a batch at once, by matrix products.
-MAX_SMALL_SIDE = 64
 
 _NAMES_SHOWN = 5  # Class names in the log of a run.
 
@@ -50,7 +48,7 @@ ValueRange = tuple[float, float] | Literal["auto"] | None
 
 
 # See `Source.fetch`.
-Fetch = Callable[[tf.Tensor], tf.Tensor]
+Fetch = Callable[["tf.Tensor"], "tf.Tensor"]
 
 
 class Decoding(NamedTuple):
@@ -93,8 +91,8 @@ class Source:
     channels: Channels of every image after decoding.
     interpolation: "bicubic" or "bilinear", for evaluation.
     train_interpolation: The same for training views; "": as `interpolation`.
-    antialias: Whether training views that shrink are antialiased. Images that
-      are cropped a batch at once, and those of evaluation, always are.
+    antialias: Whether training views that shrink are antialiased. Images in
+      memory, and those of evaluation, always are.
     on_bad_image: "replace" or "error", for a record that cannot be decoded.
     max_pixels: An encoded image with more of them counts as one that cannot.
     value_range: The values that become 0 and 255, for numbers that are not of 8
@@ -178,15 +176,9 @@ class Source:
     return Decoding(self.channels, self.max_pixels, self.value_range, self.exif)
 
   @property
-  def pixel_type(self) -> tf.DType:
+  def pixel_type(self) -> type[np.generic]:
     """The type of the pixels of views."""
-    return tf.uint8 if self.value_range is None else tf.float32
-
-  @property
-  def small_images(self) -> bool:
-    """Whether a whole batch can be cropped at once."""
-    images = self.images
-    return images is not None and max(images.shape[1:3]) <= MAX_SMALL_SIDE
+    return np.uint8 if self.value_range is None else np.float32
 
   def summary(self) -> str:
     """Returns one line for the log: images, classes and remarks."""
@@ -224,6 +216,8 @@ class Source:
     if stream is not None:
       return lambda record: stream.parse(record["serialized"])["image"]
     if self.images is not None:
+      import tensorflow as tf
+
       pixels = tf.constant(self.images)
       return lambda record: pixels[record["index"]]
     if fetch is not None:
@@ -308,6 +302,20 @@ def check_encoded_channels(settings: ConfigDict) -> None:
     )
 
 
-def fits_in_memory(num_examples: int, size: int, channels: int) -> bool:
-  """Returns whether a source may hold its decoded images."""
-  return num_examples * size * size * channels <= MAX_BYTES_IN_MEMORY
+def computed(
+  function: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]
+) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Returns a `Source.fetch` of images that NumPy makes from their index."""
+
+  def fetch(index: tf.Tensor) -> tf.Tensor:
+    import tensorflow as tf
+
+    image = tf.numpy_function(function, [index], tf.uint8, stateful=False)
+    return tf.ensure_shape(image, shape)
+
+  return fetch
+
+
+def fits_in_memory(num_examples: int, num_levels: int) -> bool:
+  """Returns whether a source may hold decoded images of so many levels."""
+  return num_examples * num_levels <= MAX_BYTES_IN_MEMORY

@@ -1,86 +1,151 @@
 """Random numbers and shuffles that are functions of their keys alone.
 
-`tf.random.stateless_uniform` takes one seed per call, so keys per example would
-cost a call per example. These functions hash the keys of a whole batch at once,
-with SplitMix64's finalizer, a bijection of 64-bit words: a handful of
-vectorized operations make the random numbers of a batch.
+A generator per example would cost a call per example. These functions hash the
+keys of a whole batch at once, with SplitMix64's finalizer, a bijection of
+64-bit words: a handful of vectorized operations make the random numbers of a
+batch. They are NumPy's; `graph_stateless` has those that a graph needs.
 """
 
 from __future__ import annotations
 
-import tensorflow as tf
+import functools
+from typing import Any
 
-# TensorFlow's default of 4 leaves visible runs in about one epoch out of ten.
+import numpy as np
+
+# Fewer rounds leave visible runs in some epochs.
 _SHUFFLE_ROUNDS = 24
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-def _xor_shift(words: tf.Tensor, bits: int) -> tf.Tensor:
-  shift = tf.constant(bits, tf.uint64)
-  return tf.bitwise.bitwise_xor(words, tf.bitwise.right_shift(words, shift))
-
-
-def _mix(words: tf.Tensor) -> tf.Tensor:
+def _mix(words: np.ndarray) -> np.ndarray:
   """Applies SplitMix64's finalizer to each element, uint64."""
-  words = _xor_shift(words, 30) * tf.constant(0xBF58476D1CE4E5B9, tf.uint64)
-  words = _xor_shift(words, 27) * tf.constant(0x94D049BB133111EB, tf.uint64)
-  return _xor_shift(words, 31)
+  words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return words ^ (words >> np.uint64(31))
 
 
-def fold_in(keys: tf.Tensor, values: tf.Tensor | int) -> tf.Tensor:
+def _words(values: Any) -> np.ndarray:
+  """Returns integers, which may be negative, modulo 2^64."""
+  if isinstance(values, int):
+    values %= 2**64
+  return np.asarray(values).astype(np.uint64)
+
+
+def fold_in(keys: Any, values: Any) -> np.ndarray:
   """Returns new keys, one for each pair (key, value), broadcast.
 
   Args:
     keys: uint64, any shape.
     values: Integers, broadcastable with `keys`.
   """
-  if isinstance(values, int):
-    values = tf.constant(values % 2**64, tf.uint64)
-  values = tf.cast(values, tf.uint64)
-  step = (values + 1) * tf.constant(_GOLDEN, tf.uint64)
-  return _mix(tf.bitwise.bitwise_xor(keys, step))
+  # Arrays of at least one dimension: NumPy warns where scalars overflow.
+  keys, values = np.broadcast_arrays(_words(keys), _words(values))
+  step = (np.atleast_1d(values) + np.uint64(1)) * np.uint64(_GOLDEN)
+  return _mix(np.atleast_1d(keys) ^ step).reshape(keys.shape)
 
 
-def key(*values: int | tf.Tensor) -> tf.Tensor:
+def key(*values: Any) -> np.ndarray:
   """Returns one uint64 key from integers, each folded into the last."""
-  result = tf.constant(0, tf.uint64)
-  for value in values:
-    result = fold_in(result, value)
-  return result
+  return functools.reduce(fold_in, values, np.zeros((), np.uint64))
 
 
-def uniform(keys: tf.Tensor, count: int) -> tf.Tensor:
+def uniform(keys: np.ndarray, count: int) -> np.ndarray:
   """Returns float32 [..., count] in [0, 1), `count` numbers for each key."""
-  words = fold_in(keys[..., tf.newaxis], tf.range(count, dtype=tf.int64))
+  words = fold_in(keys[..., np.newaxis], np.arange(count))
   # A float32 holds 24 bits exactly; more would round up to 1.
-  bits = tf.bitwise.right_shift(words, tf.constant(40, tf.uint64))
-  return tf.cast(bits, tf.float32) * 2.0**-24
+  return (words >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
 
 
-def permute(
-  offsets: tf.Tensor, size: int | tf.Tensor, keys: tf.Tensor
-) -> tf.Tensor:
-  """Returns the image of each offset under its key's permutation.
+def seed(keys: np.ndarray) -> np.ndarray:
+  """Returns 31 bits of each key as int64, for operations that take a seed."""
+  return (keys >> np.uint64(33)).astype(np.int64)
 
-  The cost does not depend on the offset: nothing is stored or skipped.
+
+# --- Shuffles -----------------------------------------------------------------
+
+
+def permute(offsets: np.ndarray, size: int, key: Any) -> np.ndarray:
+  """Returns the image of each offset under the key's permutation.
+
+  A block cipher permutes the smallest block of 4^k numbers, 65,536 at least,
+  that holds `range(size)`; a number outside of the range is encrypted again.
+  This is the permutation of `tf.random.experimental.index_shuffle`, which has
+  a smaller block, and is none, where size is a power of 4 plus 1.
 
   Args:
     offsets: int64 [N], each in [0, size).
     size: The permutation is one of `range(size)`.
-    keys: uint64 [N].
+    key: uint64 scalar.
+
+  Returns:
+    int64 [N].
   """
-  # Hashed, because small seeds shuffle badly: (1, 1, 1) leaves 0..9 in place.
-  parts = tf.range(3, dtype=tf.int64)
-  seeds = seed(fold_in(keys[:, tf.newaxis], parts))  # [N, 3]
-  last = tf.fill(tf.shape(offsets), tf.cast(size, tf.int64) - 1)
-  # The raw operation: tf.random.experimental.index_shuffle pads a batch of
-  # seeds along the wrong axis (TensorFlow 2.21).
-  return tf.raw_ops.RandomIndexShuffle(
-    index=offsets, seed=seeds, max_index=last, rounds=_SHUFFLE_ROUNDS
-  )
+  bits = max(8, (max(size - 1, 1).bit_length() + 1) // 2)  # Half of a block.
+  if bits == 8:
+    return _small_permutation(size, int(key))[offsets]
+  cipher = _Cipher(key, bits)
+  result = np.array(offsets, np.int64)
+  rest = np.arange(len(result))
+  while rest.size:
+    result[rest] = cipher(result[rest])
+    rest = rest[result[rest] >= size]
+  return result
 
 
-def seed(keys: tf.Tensor) -> tf.Tensor:
-  """Returns 31 bits of each key as int64, for operations that take a seed."""
-  shift = tf.constant(33, tf.uint64)
-  return tf.cast(tf.bitwise.right_shift(keys, shift), tf.int64)
+@functools.lru_cache(maxsize=8)
+def _small_permutation(size: int, key: int) -> np.ndarray:
+  """Returns a whole permutation: cheaper than a small one's many repetitions.
+
+  Each round doubles the encryptions of the numbers that are not in the range
+  yet.
+  """
+  table = _Cipher(key, 8)(np.arange(2**16))
+  while (table[:size] >= size).any():
+    table = np.where(table < size, table, table[table])
+  return table[:size]
+
+
+class _Cipher:
+  """The block cipher Simon, for any even size of a block.
+
+  Beaulieu et al., The Simon and Speck families of lightweight block ciphers,
+  https://eprint.iacr.org/2013/404.
+  """
+
+  def __init__(self, key: Any, bits: int) -> None:
+    """Derives the keys of the rounds; a block has 2 * `bits` bits."""
+    self._bits = bits
+    self._mask = 2**bits - 1
+    self._dtype = np.min_scalar_type(self._mask)
+    # Hashed, because small seeds shuffle badly: (1, 1, 1) leaves 0..9 in place.
+    words = [int(word) for word in seed(fold_in(key, np.arange(3)))]
+    keys = [word & self._mask for word in words]
+    constants = 0x7369F885192C0EF5 & self._mask
+    for _ in range(3, _SHUFFLE_ROUNDS):
+      last = keys[-1]
+      turned = self._left(last, bits - 3) ^ self._left(last, bits - 4)
+      keys.append(
+        (0xFFFFFFFC & self._mask) ^ (constants & 1) ^ keys[-3] ^ turned
+      )
+      constants >>= 1
+    self._keys = [self._dtype.type(key) for key in keys]
+
+  def __call__(self, values: np.ndarray) -> np.ndarray:
+    """Encrypts int64 values below 2^(2 bits)."""
+    left = (values >> self._bits).astype(self._dtype)
+    right = (values & self._mask).astype(self._dtype)
+    for even, odd in zip(self._keys[::2], self._keys[1::2], strict=True):
+      left = left ^ self._round(right) ^ even
+      right = right ^ self._round(left) ^ odd
+    return (left.astype(np.int64) << self._bits) | right.astype(np.int64)
+
+  def _round(self, x: np.ndarray) -> np.ndarray:
+    return (self._left(x, 1) & self._left(x, 8)) ^ self._left(x, 2)
+
+  def _left(self, x: Any, count: int) -> Any:
+    """Rotates words of `bits` bits."""
+    count %= self._bits
+    if not count:
+      return x
+    return ((x << count) & self._mask) | (x >> (self._bits - count))

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 import imsvd_jax
 from imsvd_jax.base import agreement, console, devices
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.data import crops, evaluation_batches, host_pipeline, part
+from imsvd_jax.data import boxes, evaluation_batches, host_pipeline, part
 from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation import (
   augmented_views,
@@ -345,7 +345,7 @@ class _Subject:
       train = self._data.train
       return host_pipeline.labeled_epochs(
         train if chosen is None else part.take(train, chosen),
-        crop=crops.Crop(*dataclasses.astuple(protocol.crops)[:4]),
+        crop=boxes.Crop(*dataclasses.astuple(protocol.crops)[:4]),
         batch_size=protocol.batch_size,
         seed=protocol.seed,
         process_index=jax.process_index(),

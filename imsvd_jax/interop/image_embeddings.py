@@ -1,9 +1,9 @@
 """Features of images, preprocessed as in evaluation, written to a file.
 
 The images are those of a folder, a pattern, a list or one file, in the order of
-their names; or of a split of a data set, in its own order. Every
-`CHUNK_IMAGES` images the result is kept beside the output, so that the same
-command goes on where it was stopped.
+their names; of a file of arrays, where they have numbers for names; or of a
+split of a data set, in its own order. Every `CHUNK_IMAGES` images the result is
+kept beside the output, so that the same command goes on where it was stopped.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from imsvd_jax import data as data_lib
 from imsvd_jax.base import hashing
 from imsvd_jax.base.console import Progress, print_line
 from imsvd_jax.base.errors import UserError, listing
@@ -27,6 +28,7 @@ from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
 
 CHUNK_IMAGES = 2048
 
+_ARRAYS = "arrays="
 _LISTS = (".txt", ".lst", ".csv")
 _PATTERN = "*?["
 
@@ -115,8 +117,9 @@ def embed(
   Args:
     workdir: Directory of a run, or a file of weights.
     data: A folder (or "folder=FOLDER" as other commands name data), a pattern
-      such as "photos/*.jpg", a list of paths (.txt), or one image; with a split
-      NAME or NAME=PATH, the run's own data by default.
+      such as "photos/*.jpg", a list of paths (.txt), one image, or
+      "arrays=FILE"; with a split NAME or NAME=PATH, the run's own data by
+      default.
     split: "train", "eval", or what `data.train_split` may be.
     codes: Whether to return the most probable bin of each variable too.
     step: Which checkpoint; the newest good one by default.
@@ -129,7 +132,10 @@ def embed(
     UserError: There is no image, none can be read, or the run has no codes.
   """
   # Found before the weights are loaded, which takes longer.
-  files = None if split else _listed_files(data)
+  files = None
+  if not split and not data.startswith(_ARRAYS):
+    with data_lib.tensorflow_needed("A folder"):
+      files = _listed_files(data)
   encoder = load_encoder(
     workdir, step, use_target=use_target, batch_size=batch_size
   )
@@ -138,7 +144,13 @@ def embed(
   if files is not None:
     source = _source_of_files(*files, encoder.config.data)
   else:
-    source = _source_of_split(encoder, workdir, data, split, trust_workdir)
+    source = _source_of_split(
+      encoder, workdir, data, split or "train", trust_workdir
+    )
+  if not split and files is None:
+    source = dataclasses.replace(
+      source, labels=None, num_classes=0, describe=str, root=""
+    )
   return _embedded(encoder, source, codes, batch_size, keep_in)
 
 
@@ -279,8 +291,6 @@ def _facts(path: str) -> tuple[str, int, int]:
 def _source_of_split(
   encoder: LoadedEncoder, workdir: str, data: str, split: str, trusted: bool
 ) -> Source:
-  from imsvd_jax import data as data_lib
-
   if not data:
     ownership.check_data(workdir, encoder.config, trusted=trusted)
   settings = data_settings(encoder, data)

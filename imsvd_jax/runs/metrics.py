@@ -1,6 +1,7 @@
 """Writes and reads the numbers of a run: metrics.jsonl and TensorBoard.
 
-The only module that imports clu. `metrics.jsonl` holds nothing that depends on
+The only module that imports clu, and late: it imports TensorFlow. Without it
+there are no TensorBoard files. `metrics.jsonl` holds nothing that depends on
 the clock, so a resumed run writes the same lines as one that never stopped.
 """
 
@@ -10,12 +11,12 @@ import itertools
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from clu import metric_writers, parameter_overview
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -32,8 +33,14 @@ def parameter_table(params: Mapping) -> str:
   """Returns a table of every parameter's shape, size and spread.
 
   The table is made of copies. A NumPy view of an array is cached with it and,
-  on CPUs, keeps its buffer: the first step could not donate the state.
+  on CPUs, keeps its buffer: the first step could not donate the state. Without
+  clu it is one line.
   """
+  try:
+    from clu import parameter_overview
+  except ImportError:
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return f"Parameters: {count:,} (the package clu shows a table of them)."
   copies = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(params)
   return parameter_overview.get_parameter_overview(copies)
 
@@ -85,8 +92,8 @@ class MetricWriter:
       self._lines = lines(self._path, kept)
       self._num_lines = len(kept)
       self._digest = hashlib.sha256("".join(kept).encode())
-      self._tensorboard = metric_writers.AsyncWriter(
-        metric_writers.SummaryWriter(os.fspath(directory / "tensorboard"))
+      self._tensorboard = _TensorBoard(
+        os.fspath(directory / "tensorboard"), start_step=start_step
       )
 
   def write(
@@ -96,7 +103,7 @@ class MetricWriter:
     if not self._is_main:
       return
     with self._writing():
-      self._tensorboard.write_scalars(step, dict(scalars))
+      self._tensorboard.write(step, dict(scalars))
       if not timing:
         line = metric_lines.encode(step, scalars)
         self._lines.write(line)
@@ -135,6 +142,67 @@ class MetricWriter:
 
   def _writing(self) -> contextlib.AbstractContextManager:
     return files.writing("the metrics", self._path.parent)
+
+
+class _TensorBoard:
+  """Event files, written by a thread of their own.
+
+  Its first work is to import clu, and with it TensorFlow, which takes seconds:
+  not before the first step is done, and the run goes on meanwhile.
+  """
+
+  def __init__(self, directory: str, *, start_step: int = -1) -> None:
+    self._directory = directory
+    self._start_step = start_step
+    self._waiting: list[tuple[int, Mapping[str, float]]] = []
+    self._writer: Any = None
+    self._thread = futures.ThreadPoolExecutor(1, "tensorboard")
+    self._last: futures.Future | None = None
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Writes later; raises what went wrong before."""
+    if self._last is not None and self._last.done():
+      self._last.result()
+    self._waiting.append((step, scalars))
+    if step > self._start_step:
+      self._last = self._thread.submit(self._write, self._last)
+
+  def close(self) -> None:
+    """Writes what waits; raises what went wrong."""
+    try:
+      self._thread.submit(self._write, self._last).result()
+      self._writer.close()
+    finally:
+      self._thread.shutdown()
+
+  def _write(self, before: futures.Future | None) -> None:
+    if before is not None:
+      before.result()  # After an error nothing more is written.
+    if self._writer is None:
+      self._writer = _summary_writer(self._directory)
+    while self._waiting:
+      self._writer.write_scalars(*self._waiting.pop(0))
+
+
+def _summary_writer(directory: str) -> Any:
+  """Returns clu's writer of event files; without clu, one that does nothing."""
+  try:
+    from clu import metric_writers
+  except ImportError as error:
+    console.say(
+      f"No TensorBoard files: they need the package clu ({error})."
+      f" {METRICS_FILE} has the numbers."
+    )
+    return _NoWriter()
+  return metric_writers.SummaryWriter(directory)
+
+
+class _NoWriter:
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
 
 
 class _Appended:
@@ -215,8 +283,8 @@ def write_tensorboard(
     step: Step of the scalars.
     scalars: Values by tag; they need not be finite.
   """
-  writer = metric_writers.SummaryWriter(directory)
-  writer.write_scalars(step, dict(scalars))
+  writer = _TensorBoard(directory)
+  writer.write(step, scalars)
   writer.close()
 
 

@@ -25,6 +25,7 @@ from imsvd_jax.training.augment import Augmentation
 from imsvd_jax.training.optim import SCHEDULES, Plan, make_optimizer
 
 NUM_GLOBAL = 2  # Global views per image; local crops come after them.
+_PLACEMENTS = ("auto", "device", "host")
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -58,6 +59,8 @@ class Experiment(NamedTuple):
     optimizer: The optax transformation.
     schedule: Update -> learning rate.
     augmentation: Recipes of the views, on the device.
+    view_sizes: Side of each view, in pixels.
+    interpolation: How views are cut out of images that are decoded.
     image_shape: (height, width, channels) of a global view.
     embedding_size: Dimensions of an embedding, without those of its noise.
     target_momentum: Of the EMA target network, at the first step.
@@ -75,6 +78,8 @@ class Experiment(NamedTuple):
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule
   augmentation: Augmentation
+  view_sizes: tuple[int, ...]
+  interpolation: str
   image_shape: tuple[int, int, int]
   embedding_size: int
   target_momentum: float
@@ -150,6 +155,9 @@ def build(
     optimizer=optimizer,
     schedule=schedule,
     augmentation=augmentation(config),
+    view_sizes=view_sizes(config),
+    interpolation=config.data.get("train_interpolation", "")
+    or config.data.interpolation,
     image_shape=(size, size, config.data.channels),
     embedding_size=config.model.projector[-1],
     target_momentum=config.target_momentum,
@@ -178,6 +186,13 @@ def augmentation(config: ConfigDict) -> Augmentation:
     mean=config.data.mean,
     std=config.data.std,
   )
+
+
+def view_sizes(config: ConfigDict) -> tuple[int, ...]:
+  """Returns the side of each view: of two global ones, then the local ones."""
+  views = config.views
+  local = [views.local.size] * views.num_local
+  return (views.view1.size, views.view2.size, *local)
 
 
 def make_model(settings: ConfigDict, objective: Objective) -> Encoder:
@@ -211,6 +226,11 @@ def changed_options(settings: ConfigDict) -> dict[str, Any]:
   defaults = {name: ADDED_KEYS[f"model.{name}"] for name in OPTIONS}
   given = {name: settings.get(name, old) for name, old in defaults.items()}
   return {name: v for name, v in given.items() if v != defaults[name]}
+
+
+def placement(config: ConfigDict) -> str:
+  """Returns data.placement; its default for a recipe that lacks it."""
+  return config.data.get("placement", "auto")
 
 
 def abstract_batch(
@@ -324,6 +344,11 @@ def check(config: ConfigDict, num_devices: int = 1) -> None:
     raise UserError(
       f"optimizer.schedule={config.optimizer.schedule!r}; expected one of"
       f" {', '.join(SCHEDULES)}."
+    )
+  if placement(config) not in _PLACEMENTS:
+    raise UserError(
+      f"data.placement={placement(config)!r}; expected one of"
+      f" {', '.join(_PLACEMENTS)}."
     )
   for name, size in (
     ("batch_size", config.batch_size),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from imsvd_jax.data import resampling
 from imsvd_jax.models import Encoder
 from imsvd_jax.models.layers import DROP_PATH
 from imsvd_jax.objectives.diagnostics import diagnostics, off_diagonal_floor
@@ -100,7 +101,8 @@ def train_step(
     state: The state so far; donate it.
     batch: {"views": (uint8 [B, 2, S, S, C], [uint8 [B, L, s, s, C]]),
       "index": int32 [B], "epoch": int32 [B]}; from a source of files also
-      "bad": bool [B], which images were replaced.
+      "bad": bool [B], which images were replaced. In place of "views", of which
+      `cut_views` makes them.
 
   Returns:
     The new state, and scalars: "loss", the objective's "terms" (nats where
@@ -112,6 +114,7 @@ def train_step(
   # The scopes name the parts in profiles and in preflight's table. The model's
   # modules have scopes of their own.
   with jax.named_scope("augment"):
+    batch = cut_views(experiment, batch)
     views = augment_views(experiment.augmentation, state.rng, batch)
 
   targets = target = None
@@ -175,6 +178,26 @@ def train_step(
   )
   with jax.named_scope("optimizer"):
     return finite.discard_unless_finite(state, new_state, metrics)
+
+
+def cut_views(experiment: Experiment, batch: dict[str, Any]) -> dict[str, Any]:
+  """Returns a batch with its views.
+
+  Args:
+    experiment: From `build`.
+    batch: See `train_step`. A batch without "views" has "boxes", float32 [B, V,
+      5] (see `data.boxes`), and the images that they are cut from: "images",
+      uint8 [B, height, width, C], or "data_set", those of the whole data set.
+  """
+  if "views" in batch:
+    return batch
+  images = batch.get("images")
+  if images is None:
+    images = jnp.take(batch["data_set"], batch["index"], axis=0, mode="clip")
+  views = resampling.cut_views(
+    images, batch["boxes"], experiment.view_sizes, experiment.interpolation
+  )
+  return batch | {"views": views}
 
 
 def noise_key(

@@ -11,7 +11,7 @@ from configs import folder_r18
 from imsvd_jax import data
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.benchmarks import data_throughput, host_stages, pil_reference
-from imsvd_jax.data import host_pipeline
+from imsvd_jax.data import boxes, host_pipeline
 from tests.data import made_sources
 from tests.data.conftest import bad_folder, photo_folder
 
@@ -91,7 +91,7 @@ def test_the_reference_makes_the_views_of_the_pipeline(tmp_path):
   settings = made_sources.data_settings("folder", path=str(tmp_path))
   source = data.make_source(settings, "train")
   views = made_sources.views(size=64)
-  view_list = host_pipeline.view_crops(views)
+  view_list = boxes.view_crops(views)
   batch = next(
     host_pipeline.train_batches(
       source, views=views, batch_size=4, seed=host_stages.SEED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
@@ -20,6 +21,17 @@ def photo_folder(tmp_path_factory) -> pathlib.Path:
     image = made_sources.photograph(number, 48 + number % 5, 40 + number % 7)
     (folder / f"{number:02}.jpg").write_bytes(made_sources.encode(image))
   return root
+
+
+@pytest.fixture(scope="session")
+def array_file(tmp_path_factory) -> pathlib.Path:
+  """Forty images of 20 x 24 pixels in MedMNIST's layout."""
+  path = tmp_path_factory.mktemp("arrays") / "file.npz"
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (40, 20, 24, 3), np.uint8)
+  labels = (np.arange(40) % 4)[:, None]
+  np.savez(path, train_images=images, train_labels=labels)
+  return path
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,9 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 from scipy import stats
 
-from imsvd_jax.data import crops
-from tests.data import made_sources
+from imsvd_jax.data import boxes, crops
 
 CROP = crops.Crop(224, (0.08, 1.0), (3 / 4, 4 / 3), 0.5)
 
@@ -98,90 +96,24 @@ def test_views_have_their_own_limits():
   assert both.flip.numpy()[:, 1].all()
 
 
+@pytest.mark.parametrize(("height", "width"), [(28, 28), (60, 40), (9, 300)])
+def test_boxes_of_arrays_are_those_of_records(height, width):
+  """The same numbers in NumPy, to the last bit."""
+  uniforms = np.random.default_rng(0).random(
+    (3000, 2, crops.NUM_UNIFORMS), np.float32
+  )
+  view_list = [CROP, crops.Crop(96, (0.05, 0.2), (1.0, 1.0), 1.0)]
+  sides = tf.fill([3000], float(height)), tf.fill([3000], float(width))
+  expected = crops.random_boxes(tf.constant(uniforms), *sides, view_list)
+  found = boxes.random_boxes(uniforms, height, width, view_list)
+  for number, side in enumerate(expected):
+    np.testing.assert_array_equal(found[..., number], side)
+
+
 def test_whole_image():
   crop = crops.Crop(16, (1.0, 1.0), (1.0, 1.0), 0.0)
   found = sample_boxes(50, 20, 20, crop)
   np.testing.assert_array_equal(found.T, np.tile((0, 0, 20, 20, 0), (50, 1)))
-
-
-def batch_of_boxes(values, flip):
-  sides = [tf.constant(side, tf.float32) for side in zip(*values, strict=True)]
-  return crops.Box(*sides, flip=tf.constant(flip))
-
-
-@pytest.mark.parametrize("kernel", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("size", [12, 24, 40])
-def test_resample_equals_pil(kernel, size):
-  """Cut, then resize with PIL: larger, smaller, and with flips."""
-  boxes = [(0, 0, 24, 32), (3, 5, 20, 9), (10, 30, 1, 2), (4, 0, 17, 31)]
-  flip = [False, True, False, True]
-  photographs = [made_sources.photograph(i, 32, 24) for i in range(4)]
-  images = np.stack([made_sources.pale(photo) for photo in photographs])
-  out = crops.resample(
-    tf.constant(images, tf.float32),
-    batch_of_boxes(boxes, flip),
-    size=size,
-    kernel=kernel,
-    clip_to_box=True,
-  )
-  assert out.dtype == tf.uint8
-  method = {"bicubic": Image.BICUBIC, "bilinear": Image.BILINEAR}[kernel]
-  for i, (top, left, height, width) in enumerate(boxes):
-    part = Image.fromarray(images[i]).crop(
-      (left, top, left + width, top + height)
-    )
-    expected = np.asarray(part.resize((size, size), method), np.int32)
-    if flip[i]:
-      expected = expected[:, ::-1]
-    # PIL rounds to whole levels between its two passes.
-    assert np.abs(out[i].numpy().astype(np.int32) - expected).max() <= 1
-
-
-@pytest.mark.parametrize(
-  ("height", "width", "resize", "crop"),
-  [(24, 32, 20, 16), (32, 24, 20, 20), (24, 24, 28, 24), (33, 47, 16, 16)],
-)
-def test_centre_equals_resize_then_crop(height, width, resize, crop):
-  image = made_sources.pale(made_sources.photograph(0, width, height))
-  box = crops.center_box(
-    tf.constant([float(height)]), tf.constant([float(width)]), resize, crop
-  )
-  out = crops.resample(
-    tf.constant(np.asarray(image)[None], tf.float32),
-    box,
-    size=crop,
-    kernel="bicubic",
-    clip_to_box=False,
-  )[0]
-  # The shorter side exactly, the longer rounded down; centre rounded to even.
-  shorter = min(height, width)
-  h, w = resize * height // shorter, resize * width // shorter
-  top, left = round((h - crop) / 2), round((w - crop) / 2)
-  expected = image.resize((w, h), Image.BICUBIC)
-  expected = expected.crop((left, top, left + crop, top + crop))
-  difference = out.numpy().astype(np.int32) - np.asarray(expected, np.int32)
-  assert np.abs(difference).max() <= 1
-
-
-def test_graph_equals_eager():
-  images = np.stack([made_sources.photograph(i, 32, 24) for i in range(4)])
-
-  def cut(seed):
-    uniforms = tf.random.stateless_uniform(
-      [4, 1, crops.NUM_UNIFORMS], tf.stack([seed, seed])
-    )
-    sides = tf.fill([4], 24.0), tf.fill([4], 32.0)
-    boxes = crops.random_boxes(uniforms, *sides, [CROP])
-    box = crops.Box(*(side[:, 0] for side in boxes))
-    pixels = tf.constant(images, tf.float32)
-    return crops.resample(
-      pixels, box, size=16, kernel="bicubic", clip_to_box=True
-    )
-
-  graph = next(tf.data.Dataset.range(2, 3).map(cut).as_numpy_iterator())
-  eager = cut(tf.constant(2, tf.int64)).numpy()
-  # One level: fused arithmetic may round the other way.
-  assert np.abs(graph.astype(np.int32) - eager).max() <= 1
 
 
 def test_to_uint8_rounds_and_clips():

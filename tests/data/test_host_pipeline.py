@@ -33,6 +33,7 @@ CASES = {
   "shapes": ("shapes", None, {"num_examples": 36}),
   "synthetic": ("synthetic", None, {"num_examples": 36}),
   "large_synthetic": ("synthetic", None, dict(num_examples=36, image_size=70)),
+  "arrays": ("arrays", "array_file", {}),
   "folder": ("folder", "photo_folder", {}),
   "bad_folder": ("folder", "bad_folder", {}),
   "tfds_memory": ("tfds:tiny_photos", "tfds_dir", {}),
@@ -141,7 +142,7 @@ def test_epochs_resume_and_processes(case):
 
 def check_bad(case, source, everything):
   """The same images are bad in every epoch, and no others."""
-  assert ("bad" in everything) == (not source.small_images)
+  assert ("bad" in everything) == (source.images is None)
   if "bad" not in everything:
     return
   bad, again = (

@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.data import crops, decode, image_files
+from imsvd_jax.data import boxes, decode, image_files
 from imsvd_jax.data import source as source_lib
 from imsvd_jax.data.source import Decoding, Source
 from tests.data import made_sources
@@ -210,9 +210,9 @@ def test_views_of_a_turned_jpeg_are_those_of_the_turned_image(
   contents = oriented(photograph(1, 208, 152), orientation)
   upright = ImageOps.exif_transpose(Image.open(io.BytesIO(contents)))
   again = encode(upright, "JPEG", quality=95, subsampling=0)
-  view_list = [crops.Crop(size, (0.1, 0.6), (0.75, 1.33), 0.5)] * 2
+  view_list = [boxes.Crop(size, (0.1, 0.6), (0.75, 1.33), 0.5)] * 2
   uniforms = np.random.default_rng(7).random(
-    (2, crops.NUM_UNIFORMS), np.float32
+    (2, boxes.NUM_UNIFORMS), np.float32
   )
   views = [
     decode.train_views(

@@ -111,5 +111,9 @@ def test_images_that_are_generated_need_no_signature(tmp_path, config, state):
     else:
       with pytest.raises(UserError):
         check(tmp_path, config)
-  assert set(data.SOURCES) - set(ownership.GENERATED) == {"folder", "tfds"}
+  assert set(data.SOURCES) - set(ownership.GENERATED) == {
+    "arrays",
+    "folder",
+    "tfds",
+  }
   assert not state.exists()

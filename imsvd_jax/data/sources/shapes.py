@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 from ml_collections import ConfigDict
 
 from imsvd_jax.data import source as source_lib
@@ -39,18 +38,13 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source:
   factors = draw_factors(num_examples, source_lib.split_number(split))
   size, channels = settings.image_size, settings.channels
 
-  def fetch(index: tf.Tensor) -> tf.Tensor:
-    image = tf.numpy_function(
-      lambda i: render(factors[i : i + 1], size, channels)[0],
-      [index],
-      tf.uint8,
-      stateful=False,
-    )
-    return tf.ensure_shape(image, [size, size, channels])
-
   images = None
-  if source_lib.fits_in_memory(num_examples, size, channels):
+  if source_lib.fits_in_memory(num_examples, size * size * channels):
     images = render(factors, size, channels)
+  fetch = source_lib.computed(
+    lambda i: render(factors[i : i + 1], size, channels)[0],
+    (size, size, channels),
+  )
   return source_lib.Source(
     name="shapes",
     num_examples=num_examples,
@@ -74,10 +68,8 @@ def draw_factors(num_examples: int, seed: int) -> np.ndarray:
   Shape and texture are class numbers, colors are in [0, 1], x, y and size are
   fractions of the image's side, rotation is in radians.
   """
-  keys = stateless.fold_in(
-    stateless.key(seed), tf.range(num_examples, dtype=tf.int64)
-  )
-  factors = stateless.uniform(keys, len(FACTORS)).numpy()
+  keys = stateless.fold_in(stateless.key(seed), np.arange(num_examples))
+  factors = stateless.uniform(keys, len(FACTORS))
   factors[:, 0] = np.floor(factors[:, 0] * len(SHAPES))
   factors[:, 1] = np.floor(factors[:, 1] * len(TEXTURES))
   factors[:, 8:10] = 0.4 + 0.2 * factors[:, 8:10]

@@ -31,7 +31,11 @@ from ml_collections import ConfigDict
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.base.files import printable
-from imsvd_jax.data import image_files, label_tables
+from imsvd_jax.data import (
+  execution,  # noqa: F401  # Before TensorFlow starts.
+  image_files,
+  label_tables,
+)
 from imsvd_jax.data import source as source_lib
 
 _LABEL_KEYS = ("label", "cls", "class")

@@ -54,7 +54,8 @@ from ml_collections import ConfigDict
 
 from imsvd_jax.base import files as base_files
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.data import decode, execution, image_files, stateless
+from imsvd_jax.data import decode, execution, image_files
+from imsvd_jax.data import graph_stateless as stateless
 from imsvd_jax.data import source as source_lib
 
 MAX_BYTES_IN_MEMORY = 1 << 30  # Of undecoded records.
@@ -518,7 +519,7 @@ def read_into_memory(
   records: tf.data.Dataset,
   shape: tuple[int | None, ...],
 ) -> source_lib.Source:
-  """Reads all records once; decodes them if they are small and of one size.
+  """Reads all records once; decodes them if they are of one size and fit.
 
   Args:
     source: The source to return, without its records.
@@ -539,7 +540,7 @@ def read_into_memory(
   height, width = shape[:2]
   if height is None or width is None or source.value_range is not None:
     return source
-  if max(height, width) > source_lib.MAX_SMALL_SIDE:
+  if not source_lib.fits_in_memory(count, height * width * source.channels):
     return source
 
   def pixels(index: tf.Tensor) -> tf.Tensor:
@@ -590,9 +591,7 @@ class _Files:
     def groups_of(epoch: tf.Tensor) -> tf.data.Dataset:
       epoch_key = stateless.fold_in(key, epoch)
       files = tf.range(len(self._names), dtype=tf.int64)
-      order = stateless.permute(
-        files, len(self._names), tf.fill(tf.shape(files), epoch_key)
-      )
+      order = stateless.permute(files, len(self._names), epoch_key)
       pieces = self._pieces(order, first, last)
       groups = pieces.batch(FILES_PER_GROUP).enumerate()
       groups = groups.map(
