@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -91,8 +92,10 @@ def test_mveb_heads_have_the_size_of_the_authors():
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_only_cifar_recipes_start_as_torch_does(recipe):
-  init = "torch_default" if "cifar10" in recipe else "fan_out_normal"
+def test_only_recipes_of_small_images_start_as_torch_does(recipe):
+  """As CIFAR-10's reference recipe does; the others build on it."""
+  small = re.match("cifar10|fashion_mnist|medmnist", recipe)
+  init = "torch_default" if small else "fan_out_normal"
   assert get_config(recipe).model.init == init
 
 

@@ -183,10 +183,8 @@ def _quiet_libraries() -> None:
   if not flags.FLAGS["verbosity"].present:
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("imsvd_jax").setLevel(logging.INFO)
-    # What these log with a traceback, or leave behind in a closed event loop,
-    # reaches us as an exception, too.
+    # What these log with a traceback reaches us as an exception, too.
     absl_logging.get_absl_handler().addFilter(_is_news)
-    sys.unraisablehook = _print_unraisable
 
 
 def _quiet_decoders() -> None:
@@ -219,11 +217,6 @@ def _quiet_decoders() -> None:
 def _is_news(record: logging.LogRecord) -> bool:
   parts = pathlib.PurePath(record.pathname).parts
   return not (record.exc_info and {"asyncio", "clu", "orbax"} & set(parts))
-
-
-def _print_unraisable(unraisable: Any) -> None:
-  if "Event loop is closed" not in str(unraisable.exc_value):
-    sys.__unraisablehook__(unraisable)
 
 
 # --- Parsing -----------------------------------------------------------------
