@@ -110,14 +110,16 @@ def test_the_images_of_a_changed_batch_size_follow_the_others(
   at_six, monkeypatch
 ):
   seen = []
-  batches_of = train.host_pipeline.train_batches
+  batches_of = train._batches
 
-  def spy(*args, **kwargs):
-    for batch in batches_of(*args, **kwargs):
-      seen.append(batch)
+  def spy(*args):
+    for batch in batches_of(*args):
+      seen.append(
+        {name: np.asarray(batch[name]) for name in ("epoch", "index")}
+      )
       yield batch
 
-  monkeypatch.setattr(train.host_pipeline, "train_batches", spy)
+  monkeypatch.setattr(train, "_batches", spy)
   overrides = {"batch_size": 24, "allow_changes": ("batch_size",)}
   train_and_evaluate(config_of(**overrides), str(at_six))
   first, second = seen[:2]

@@ -98,7 +98,7 @@ def test_the_reference_makes_the_views_of_the_pipeline(tmp_path):
     )
   )
   work = list(pil_reference._work(source, view_list, 4))
-  theirs = [pil_reference._views(*item, view_list) for item in work]
+  theirs = [pil_reference._views(*item, view_list, "BICUBIC") for item in work]
   difference = np.abs(batch["views"][0].astype(int) - np.array(theirs))
   assert difference.mean() < 4
   shuffled = np.abs(batch["views"][0][::-1].astype(int) - np.array(theirs))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pathlib
+import tarfile
 
 import numpy as np
 import pytest
@@ -32,6 +34,21 @@ def array_file(tmp_path_factory) -> pathlib.Path:
   labels = (np.arange(40) % 4)[:, None]
   np.savez(path, train_images=images, train_labels=labels)
   return path
+
+
+@pytest.fixture(scope="session")
+def photo_shards(tmp_path_factory, photo_folder) -> pathlib.Path:
+  """The same forty JPEGs in two shards, with labels."""
+  root = tmp_path_factory.mktemp("shards")
+  files = sorted(photo_folder.rglob("*.jpg"), key=lambda path: path.name)
+  for part in range(2):
+    with tarfile.open(root / f"train-{part}.tar", "w") as shard:
+      for file in files[part::2]:
+        label = tarfile.TarInfo(f"{file.stem}.cls")
+        label.size = 1
+        shard.addfile(label, io.BytesIO(str(part).encode()))
+        shard.add(file, file.name)
+  return root
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,7 @@ CASES = {
   "large_synthetic": ("synthetic", None, dict(num_examples=36, image_size=70)),
   "arrays": ("arrays", "array_file", {}),
   "folder": ("folder", "photo_folder", {}),
+  "tar": ("tar", "photo_shards", {}),
   "bad_folder": ("folder", "bad_folder", {}),
   "tfds_memory": ("tfds:tiny_photos", "tfds_dir", {}),
   "tfds_stream": ("tfds:tiny_photos", "tfds_dir", {}),

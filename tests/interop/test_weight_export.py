@@ -553,9 +553,9 @@ def test_the_command_needs_no_tensorflow(workdir, tmp_path):
 
 def test_the_command_refuses_in_one_line(tmp_path):
   result = run_imsvd(
-    "export", "--workdir=x", "--format=onnx", f"--output={tmp_path}/x"
+    "export", "--workdir=x", "--format=onxx", f"--output={tmp_path}/x"
   )
-  check_refused(result, "error: Unknown format 'onnx'.")
+  check_refused(result, "error: Unknown format 'onxx'.")
 
 
 def test_paths_of_this_machine_are_not_exported(encoder):
