@@ -209,4 +209,9 @@ def _peer_failure(error: BaseException | None) -> str | None:
 
 
 def _print(message: str) -> None:
-  print(message, file=sys.stderr, flush=True)
+  """Prints a line, also in a signal handler that interrupts a print."""
+  line = f"{message}\n".encode(errors="backslashreplace")
+  try:
+    os.write(sys.stderr.fileno(), line)
+  except (OSError, ValueError):  # It is not a file, or closed.
+    print(message, file=sys.stderr, flush=True)

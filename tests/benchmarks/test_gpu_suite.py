@@ -70,7 +70,7 @@ def test_the_step_of_a_tiny_recipe(tmp_path):
   config = ["--config=configs/digits.py:debug", *sizes]
   gpu_suite.benchmark(
     config,
-    batch_size=8,
+    batch_size=16,  # Half of it on each of eight devices.
     seconds=900.0,
     output=str(tmp_path),
     only=["step", "step_half"],
@@ -79,7 +79,7 @@ def test_the_step_of_a_tiny_recipe(tmp_path):
     json.loads((tmp_path / f"{name}.json").read_text())
     for name in ("step", "step_half")
   )
-  assert (whole["batch_size"], half["batch_size"]) == (8, 4)
+  assert (whole["batch_size"], half["batch_size"]) == (16, 8)
   assert whole["shares"]
   assert not half["shares"]
   by_part = step_profile.by_part(
