@@ -298,7 +298,7 @@ def _tiff(contents: bytes, how: Decoding) -> np.ndarray:
 
   logging.getLogger("tifffile").setLevel(logging.CRITICAL)
   with tifffile.TiffFile(io.BytesIO(contents)) as file:
-    page = file.pages[0]
+    page = file.pages.first
     _check_size(page.imagelength, page.imagewidth, how)
     alpha = _alpha(page)
     if page.samplesperpixel not in (how.channels, 1, 3, 3 + alpha, 1 + alpha):
