@@ -122,7 +122,8 @@ def _weights(
   pixels = jnp.arange(in_size, dtype=jnp.float32)
   centers = start + (out[..., None] + 0.5) * scale
   distance = (pixels + 0.5 - centers) / jnp.maximum(scale, 1.0)
-  weights = KERNELS[kernel](distance)
+  # Whole steps, so that the order of the sum does not matter either.
+  weights = jnp.round(KERNELS[kernel](distance) * _WEIGHT_STEPS)
   if clip_to_box:
     inside = (pixels >= start) & (pixels < start + length)
     weights = jnp.where(inside, weights, 0.0)
