@@ -13,7 +13,8 @@ from imsvd_jax.models.resnet import INITS, batch_norm
 _kernel_init = INITS["torch_default"]
 
 
-def _bias_init(fan_in: int) -> nn.initializers.Initializer:
+def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
+  """Returns torch's initializer of a bias: within +-1 / sqrt(fan_in)."""
   bound = fan_in**-0.5
 
   def init(
@@ -65,6 +66,6 @@ class Projector(nn.Module):
       use_bias=use_bias,
       dtype=self.dtype,
       kernel_init=_kernel_init,
-      bias_init=_bias_init(x.shape[-1]),
+      bias_init=torch_uniform(x.shape[-1]),
       name=f"dense_{i}",
     )(x)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.models import layers
+from imsvd_jax.models.heads import torch_uniform
 
 # The side of a patch, by the stem's name.
 PATCHES = {"imagenet": 16, "cifar": 4, "small": 4}
@@ -81,18 +82,6 @@ class Block(nn.Module):
         y = LayerScale(self.layer_scale, self.dtype, name=f"ls{i}")(y)
       x = x + layers.drop_path(self, y, self.drop_path, train)
     return x
-
-
-def _torch_uniform(fan_in: int) -> nn.initializers.Initializer:
-  """Returns torch's initializer of a convolution's kernel and bias."""
-  bound = fan_in**-0.5
-
-  def init(
-    key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
-  ) -> jax.Array:
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-  return init
 
 
 class ViT(nn.Module):
@@ -194,7 +183,7 @@ class ViT(nn.Module):
     """Maps images [B, H, W, 3] to patches [B, h, w, C]."""
     height, width, channels = images.shape[1:]
     self.check_size(height, width)
-    init = _torch_uniform(channels * self.patch**2)
+    init = torch_uniform(channels * self.patch**2)
     return _PatchEmbed(
       self.num_features, self.patch, init, self.dtype, name="patch_embed"
     )(images)
