@@ -52,6 +52,13 @@ setuptools.setup(
   extras_require={
     "cuda12": ["jax[cuda12]"],
     "cuda13": ["jax[cuda13]"],
+    "docs": [
+      "furo>=2025.9",
+      "myst-parser>=5",
+      "sphinx>=8.2",
+      "sphinx-copybutton>=0.5.2",
+      "sphinxcontrib-programoutput>=0.18",
+    ],
     "formats": ["imagecodecs>=2024.6.1", "pillow-heif>=0.18"],
     "gcs": GCS,
     "tpu": ["jax[tpu]", *GCS],  # A pod's runs are in a bucket.

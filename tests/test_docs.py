@@ -13,7 +13,7 @@ from imsvd_jax.__main__ import COMMANDS
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [
   *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
-  *sorted((ROOT / "docs").glob("*.md")),
+  *sorted((ROOT / "docs").rglob("*.md")),
 ]
 FOLDERS = "imsvd_jax|configs|docs|launch|tests"
 # Pages with a table of the flags of a command.

@@ -41,19 +41,22 @@ def diagnostics(
 
   Returns:
     Scalars. For every objective:
-      embedding_std: Standard deviation over the batch of the entries of the
-        embedding scaled to length sqrt(D); 0 is collapsed, 1 is isotropic.
-    With `num_bins` also, entropies being shares of log b:
-      marginal_entropy_mean, marginal_entropy_min: Entropy of the batch's
-        marginal, mean and least over variables; 1 is every bin used equally.
-      information: Mutual information between image and variable, the
-        marginal entropy less the mean entropy of one image's q; 0 is
-        collapsed in any way, 1 is one-hot with every bin used equally.
-      max_probability: Mean of each variable's largest probability; 1/b is
-        uniform, 1 is one-hot.
-      argmax_agreement: Share of variables whose likeliest bin is the same in
-        both views.
-      dead_bins: Share of bins that no image uses.
+
+    * embedding_std: Standard deviation over the batch of the entries of the
+      embedding scaled to length sqrt(D); 0 is collapsed, 1 is isotropic.
+
+    With `num_bins` also these, where entropies are shares of log b:
+
+    * marginal_entropy_mean, marginal_entropy_min: Entropy of the batch's
+      marginal, mean and least over variables; 1 is every bin used equally.
+    * information: Mutual information between image and variable, the
+      marginal entropy less the mean entropy of one image's q; 0 is
+      collapsed in any way, 1 is one-hot with every bin used equally.
+    * max_probability: Mean of each variable's largest probability; 1/b is
+      uniform, 1 is one-hot.
+    * argmax_agreement: Share of variables whose likeliest bin is the same in
+      both views.
+    * dead_bins: Share of bins that no image uses.
   """
   views = list(embeddings)[:2]
   if len(views) < 2:
