@@ -65,11 +65,14 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
   said = "\n".join(map(output_of, code))
   assert "Runtime: cpu" in said
   assert re.search("online.*: k-NN", said)
-  assert "k-NN accuracy on 360 held-out digits" in said
+  assert "k-NN accuracy on 360 held-out images" in said
   curves, neighbors = (c for c in code if "plt.subplots" in c.source)
   assert images_in(curves) == images_in(neighbors) == 1
   (figures,) = (c for c in code if "figures" in c.source and images_in(c))
   assert images_in(figures) == len(list(tmp_path.glob("explain/figures/*.png")))
   assert images_in(figures) > 3
+  (explorer,) = (c for c in code if "IFrame" in c.source)
+  shown = explorer.outputs[0]["data"]["text/html"]
+  assert "http://127.0.0.1:" in shown  # Tests bind to this machine alone.
   assert (tmp_path / "explain/explorer/index.html").exists()
   assert (tmp_path / "encoder.pth").exists()
