@@ -26,6 +26,21 @@ def _decay(settings: ConfigDict) -> optax.GradientTransformation:
   return optax.add_decayed_weights(settings.weight_decay, mask=mask)
 
 
+def _trust_ratio(coefficient: float) -> optax.GradientTransformation:
+  """Scales u to length coefficient |w|, where neither norm is zero.
+
+  As `optax.scale_by_trust_ratio`, whose norms are safe to differentiate and
+  therefore read weights and gradients twice.
+  """
+
+  def scale(u: jax.Array, w: jax.Array) -> jax.Array:
+    norm_w, norm_u = jnp.linalg.norm(w), jnp.linalg.norm(u)
+    ratio = coefficient * norm_w / norm_u
+    return u * jnp.where((norm_w == 0) | (norm_u == 0), 1.0, ratio)
+
+  return optax.stateless_with_tree_map(scale)
+
+
 def lars(
   settings: ConfigDict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
@@ -34,12 +49,9 @@ def lars(
   q = trust_coefficient |w| / |g + wd w| for kernels, 1 for 1-d parameters and
   where either norm is zero (You, Gitman and Ginsburg, 2017).
   """
-  adapt = optax.scale_by_trust_ratio(
-    trust_coefficient=settings.trust_coefficient, eps=0.0
-  )
   return optax.chain(
     _decay(settings),
-    optax.masked(adapt, not_1d),
+    optax.masked(_trust_ratio(settings.trust_coefficient), not_1d),
     optax.trace(decay=settings.momentum),
     optax.scale_by_learning_rate(schedule),
   )
