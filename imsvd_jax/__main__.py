@@ -16,6 +16,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
   "train": Command("main", "pretrain an encoder by a recipe, or resume"),
+  "recipes": Command("commands.recipes", "list, print or copy the recipes"),
   "evaluate": Command("commands.evaluate", "measure runs by named protocols"),
   "explain": Command(
     "commands.explain", "show what each variable of a run means"

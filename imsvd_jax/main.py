@@ -1,8 +1,8 @@
 """Pretrains an encoder by a recipe, or resumes where a run stopped.
 
-  imsvd train --config=configs/digits.py
+  imsvd train --config=digits
 
-which is `python -m imsvd_jax.main --config=configs/digits.py`. The run's
+which is `python -m imsvd_jax.main --config=digits`. The run's
 directory holds its checkpoints and metrics; the same command resumes it.
 """
 

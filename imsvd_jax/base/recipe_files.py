@@ -1,34 +1,98 @@
-"""Recipe files: Python outside of the package, found by path."""
+"""Recipes: Python files outside of the package, found by path or by name.
+
+The recipes of this project are the folder `configs` of a checkout. A wheel
+holds it as `imsvd_jax/recipes/configs`, so that names work anywhere.
+"""
 
 import os
+import pathlib
+import re
 import sys
+from collections.abc import Sequence
 
-from imsvd_jax.base.errors import UserError
+import imsvd_jax
+from imsvd_jax.base.errors import UserError, suggestion
 
-EXAMPLE = "configs/digits.py"
+EXAMPLE = "digits"
+
+_PACKAGE = pathlib.Path(imsvd_jax.__file__).parent
+_IN_WHEEL = _PACKAGE / "recipes" / "configs"
+FOLDER = _IN_WHEEL if _IN_WHEEL.is_dir() else _PACKAGE.parent / "configs"
+_NO_RECIPE = ("__init__", "common")
+
+
+def names() -> list[str]:
+  """Returns the names of this project's recipes."""
+  found = sorted(path.stem for path in FOLDER.glob("*.py"))
+  return [name for name in found if name not in _NO_RECIPE]
 
 
 def locate(argument: str) -> tuple[str, str]:
-  """Returns the file and the mode of `FILE.py[:MODE]`, ready to be executed.
+  """Returns the file and the mode of `RECIPE[:MODE]`, ready to be executed.
 
   A recipe imports `configs.common` of its own checkout, which Python would
   only find in the working directory; this adds the checkout to sys.path.
 
+  Args:
+    argument: A name, "digits"; or a file, "FILE.py"; the name also as the file
+      that it has in a checkout, "configs/digits.py".
+
   Raises:
-    UserError: There is no such file.
+    UserError: There is no such recipe.
   """
-  path, _, mode = argument.partition(":")
-  if not os.path.isfile(path):
-    found = "a folder" if os.path.isdir(path) else "nothing"
+  given, _, mode = argument.partition(":")
+  path = given if os.path.isfile(given) else _of_this_project(given)
+  if path is None:
+    found = "a folder" if os.path.isdir(given) else "nothing"
     raise UserError(
-      f"No recipe {path!r}: found {found}, expected a file FILE.py[:MODE] such"
-      f" as {EXAMPLE}."
+      f"No recipe {given!r}: found {found}.{suggestion(given, names())}"
+      " Expected a file FILE.py, or a name that `imsvd recipes` lists, such as"
+      f" {EXAMPLE}; either may end in :MODE."
     )
   checkout = os.path.dirname(os.path.dirname(os.path.abspath(path)))
   is_checkout = os.path.isfile(os.path.join(checkout, "configs", "common.py"))
   if is_checkout and checkout not in sys.path:
     sys.path.insert(0, checkout)
+  if str(FOLDER.parent) not in sys.path:  # For recipes outside of a checkout.
+    sys.path.append(str(FOLDER.parent))
   return path, mode
+
+
+def _of_this_project(given: str) -> str | None:
+  """Returns the file of "NAME" or "configs/NAME.py"; None if there is none."""
+  match = re.fullmatch(r"(?:configs/(?=.*\.py))?(\w+)(?:\.py)?", given)
+  path = FOLDER / f"{match[1]}.py" if match else None
+  return str(path) if path and path.is_file() else None
+
+
+def with_files(arguments: Sequence[str]) -> list[str]:
+  """Returns the words of a command line, the recipe of --config as a file.
+
+  What cannot be found stays as it is, for `locate` to complain about.
+  """
+  words = list(arguments)
+  for i, word in enumerate(words):
+    match = re.fullmatch(r"(--?config)(?:=(.*))?", word)
+    if match and match[2] is not None:
+      words[i] = f"{match[1]}={_file_of(match[2])}"
+    elif match and i + 1 < len(words):
+      words[i + 1] = _file_of(words[i + 1])
+  return words
+
+
+def _file_of(argument: str) -> str:
+  given, colon, mode = argument.partition(":")
+  if os.path.isfile(given):
+    return argument
+  path = _of_this_project(given)
+  return f"{path}{colon}{mode}" if path else argument
+
+
+def shown(argument: str) -> str:
+  """Returns the name of a recipe of this project; of others what is given."""
+  path, colon, mode = argument.partition(":")
+  file = pathlib.Path(path)
+  return f"{file.stem}{colon}{mode}" if file.parent == FOLDER else argument
 
 
 def import_failed(error: ImportError) -> str:

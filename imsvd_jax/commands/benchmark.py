@@ -98,7 +98,7 @@ def _precision() -> Measure:
 def _step() -> Measure:
   """Times a recipe's training step and its parts, on random images.
 
-    imsvd benchmark step --config=configs/digits.py
+    imsvd benchmark step --config=digits
 
   Reports images/s, the share of each part, and how close the step comes to what
   this device can do.
@@ -139,7 +139,7 @@ def _step() -> Measure:
 def _torch_step() -> Measure:
   """Times a recipe's training step in PyTorch, to compare with `step`.
 
-    imsvd benchmark torch_step --config=configs/imagenet_r50.py
+    imsvd benchmark torch_step --config=imagenet_r50
 
   Two views through the network and IMSVD's loss, without augmentation, and an
   update by SGD: channels last, autocast to the recipe's type.
@@ -200,7 +200,7 @@ def _gpu() -> Measure:
 def _data() -> Measure:
   """Times the host's part of a recipe: reading, decoding, cropping.
 
-    imsvd benchmark data --config=configs/folder_r50.py \\
+    imsvd benchmark data --config=folder_r50 \\
       --config.data.path=~/images
 
   Reports images/s, the share of each stage, and the cost of augmentation on the

@@ -289,8 +289,8 @@ def _unknown_key(error: Exception) -> str:
   close = re.search(r'Did you mean "([^"]+)"', text)
   hint = f" Did you mean {close[1]!r}?" if close else ""
   return (
-    f"Unknown config key {key[1] if key else text!r}.{hint} Every key is"
-    " described in configs/common.py."
+    f"Unknown config key {key[1] if key else text!r}.{hint} `imsvd recipes show"
+    " common` describes every key."
   )
 
 
@@ -299,6 +299,7 @@ def _wrong_value(error: Exception) -> str:
   text = _one_line(error).removeprefix("flag ")
   # A recipe that raised: its own message is what the user needs.
   text = re.sub(r"Error whilst parsing config file: (ValueError: )?", "", text)
+  text = text.replace(f"{recipe_files.FOLDER}{os.sep}", "")
   name, _, value = text.removeprefix("--").partition("=")
   expected = help_page.expected(name)
   if not expected:

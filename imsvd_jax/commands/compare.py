@@ -1,7 +1,7 @@
 """Trains recipes side by side, over seeds, and compares them in tables.
 
   imsvd compare --workdir=runs/comparison --seeds=0,1,2 \\
-    configs/comparison.py:digits-{imsvd,barlow_twins}
+    comparison:digits-{imsvd,barlow_twins}
 
 The arguments that are no flags are recipes, FILE.py[:MODE]. Trains every recipe
 with every seed, one run after the other, and writes Markdown tables of all runs

@@ -18,7 +18,7 @@ from imsvd_jax.commands import command_line, shared_flags
 def _check() -> Callable[[], None]:
   """Reports on the data of a recipe, and shows its views.
 
-  imsvd data check --config=configs/folder_r18.py --config.data.path=~/images
+  imsvd data check --config=folder_r18 --config.data.path=~/images
 
   The page (index.html in --output) shows ten images with all their views in
   training, and repeats the report.
@@ -39,7 +39,7 @@ def _check() -> Callable[[], None]:
 def _stats() -> Callable[[], None]:
   """Reports the mean and std of each channel of a recipe's images.
 
-  imsvd data stats --config=configs/folder_r18.py --config.data.path=~/images
+  imsvd data stats --config=folder_r18 --config.data.path=~/images
 
   Prints the flags that set data.mean and data.std to them. Each image counts
   alike, whatever its size.

@@ -1,7 +1,7 @@
 """Makes a run from a file of weights.
 
   imsvd import_weights --file=resnet50.pth \\
-    --config=configs/imagenet_r50.py --workdir=runs/imported
+    --config=imagenet_r50 --workdir=runs/imported
 
 The commands evaluate, explain, embed and export accept the new workdir, and
 training can start from it (--config.init_from=runs/imported). Reads ResNets,
@@ -26,7 +26,7 @@ _PREFIX = flags.DEFINE_string(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The new run's directory.")
 _CONFIG = shared_flags.define_config(
-  "Recipe, FILE.py[:MODE], such as configs/imagenet_r50.py. Not needed for"
+  "Recipe, a name or FILE.py, such as imagenet_r50. Not needed for"
   " files of `imsvd export`, which contain one."
 )
 

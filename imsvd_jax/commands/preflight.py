@@ -1,6 +1,6 @@
 """Reports what a run would cost on a TPU slice, on a machine without one.
 
-  imsvd preflight --config=configs/imagenet_r50.py \\
+  imsvd preflight --config=imagenet_r50 \\
     --topology=v5e:4x4 --num_examples=1281167
 
 Compiles the real train step for the slice (minutes for a ResNet-50) and reports

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -16,15 +17,18 @@ if TYPE_CHECKING:  # It imports JAX.
   from imsvd_jax.benchmarks.text import Findings
 
 _CONFIG = (
-  "Recipe, FILE.py[:MODE]; mode debug is a tiny version. --config.KEY=VALUE"
-  " changes a key of it: --config.batch_size=256, --config.data.path=~/images."
-  " configs/common.py describes every key."
+  "Recipe: a name of `imsvd recipes`, or FILE.py; NAME:debug is a tiny version."
+  " --config.KEY=VALUE changes a key of it: --config.batch_size=256,"
+  " --config.data.path=~/images. `imsvd recipes show common` describes every"
+  " key."
 )
 REQUIRED_CONFIG = {"config": recipe_files.EXAMPLE}
 
 
 def define_config(about: str = _CONFIG) -> flags.FlagHolder[ConfigDict]:
   """Defines --config, a recipe whose keys are flags too."""
+  # Before ml_collections reads the command line, to find the recipe's keys.
+  sys.argv[1:] = recipe_files.with_files(sys.argv[1:])
   try:
     return config_flags.DEFINE_config_file(
       "config", None, about, lock_config=True
@@ -34,8 +38,9 @@ def define_config(about: str = _CONFIG) -> flags.FlagHolder[ConfigDict]:
 
 
 def config_name() -> str:
-  """Returns --config as it was given: FILE.py[:MODE]."""
-  return config_flags.get_config_filename(flags.FLAGS["config"])
+  """Returns the recipe of --config: a name or a file, perhaps with :MODE."""
+  given = config_flags.get_config_filename(flags.FLAGS["config"])
+  return recipe_files.shown(given)
 
 
 def config_arguments() -> list[str]:

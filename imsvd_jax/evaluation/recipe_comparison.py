@@ -88,7 +88,7 @@ def compare(
   """
   loaded = [load_recipe(recipe) for recipe in recipes]
   if not loaded:
-    raise UserError("No recipe given; expected one or more, FILE.py[:MODE].")
+    raise UserError("No recipe given; expected one or more, NAME or FILE.py[:MODE].")
   names = [recipe.name for recipe in loaded]
   if len(set(names)) < len(names):
     raise UserError(f"Two recipes have one name; found {', '.join(names)}.")
@@ -135,7 +135,7 @@ def parse_seeds(texts: Iterable[str]) -> list[int]:
 
 
 def load_recipe(argument: str) -> Recipe:
-  """Returns the recipe that `FILE.py[:MODE]` names.
+  """Returns the recipe that `NAME[:MODE]` or `FILE.py[:MODE]` names.
 
   Raises:
     UserError: The file or a module that it imports does not exist, or it does
