@@ -6,11 +6,14 @@ import re
 import setuptools
 
 ROOT = pathlib.Path(__file__).parent
-VERSION = re.search(
-  r'__version__ = "(.+)"', (ROOT / "imsvd_jax/__init__.py").read_text()
-).group(1)
+PACKAGE = (ROOT / "imsvd_jax/__init__.py").read_text()
+VERSION = re.search(r'__version__ = "(.+)"', PACKAGE).group(1)
+REPOSITORY = re.search(r'REPOSITORY = "(.*)"', PACKAGE).group(1)
 # Orbax imports it, undeclared, for checkpoints on gs://.
 GCS = ["google-cloud-storage>=2.18"]
+
+# The recipes travel with the wheel; see imsvd_jax/base/recipe_files.py.
+RECIPES = "imsvd_jax.recipes.configs"
 
 setuptools.setup(
   name="imsvd_jax",
@@ -22,8 +25,35 @@ setuptools.setup(
   long_description=(ROOT / "README.md").read_text(),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
-  packages=setuptools.find_packages(include=["imsvd_jax", "imsvd_jax.*"]),
-  package_data={"imsvd_jax.explain.explorer": ["*.j2", "static/*"]},
+  license_files=["LICENSE"],
+  classifiers=[
+    "Development Status :: 4 - Beta",
+    "Environment :: Console",
+    "Intended Audience :: Science/Research",
+    "Operating System :: MacOS",
+    "Operating System :: POSIX :: Linux",
+    "Programming Language :: Python :: 3",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    "Topic :: Scientific/Engineering :: Image Recognition",
+    "Typing :: Typed",
+  ],
+  keywords="self-supervised representation-learning jax flax explainable",
+  project_urls={
+    "Paper": "https://arxiv.org/abs/2501.03469",
+    **({"Source": REPOSITORY} if REPOSITORY else {}),
+  },
+  packages=[
+    *setuptools.find_packages(include=["imsvd_jax", "imsvd_jax.*"]),
+    RECIPES,
+  ],
+  package_dir={RECIPES: "configs"},
+  package_data={
+    "imsvd_jax": ["py.typed"],
+    "imsvd_jax.explain.explorer": ["*.j2", "static/*"],
+  },
   entry_points={"console_scripts": ["imsvd = imsvd_jax.__main__:main"]},
   python_requires=">=3.11",
   install_requires=[
@@ -45,9 +75,9 @@ setuptools.setup(
     "tensorboard>=2.20",  # clu needs it, undeclared.
     "tensorflow-datasets>=4.9.10",
     "tifffile>=2024.8.30",  # TIFF of more than 8 bits or 4 channels.
-    "tensorflow-cpu>=2.20; sys_platform == 'linux'"
-    " and platform_machine == 'x86_64'",
-    "tensorflow>=2.20; sys_platform != 'linux' or platform_machine != 'x86_64'",
+    # Not tensorflow-cpu: beside an installed tensorflow, as on Colab, it
+    # replaces its files.
+    "tensorflow>=2.20",
   ],
   extras_require={
     "cuda12": ["jax[cuda12]"],
@@ -66,6 +96,7 @@ setuptools.setup(
     # (CVE-2025-32434, CVE-2026-24747).
     "torch": ["torch>=2.10"],
     "test": [
+      "build>=1.2",  # The wheel.
       "ipykernel>=6.29",  # With the two that follow: the Colab notebook.
       "nbclient>=0.10",
       "mypy>=1.18",
@@ -74,6 +105,7 @@ setuptools.setup(
       "pytest>=8",
       "pytest-xdist>=3.5",
       "ruff>=0.15",
+      "setuptools>=78.1.1",  # Builds the wheel without a network.
     ],
   },
 )

@@ -6,7 +6,11 @@ Importing the package imports nothing heavy: `load_encoder` loads on first use.
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_encoder"]
+# Address for `git clone`, which the metadata and the notebook show; "": none is
+# public yet.
+REPOSITORY = ""
+
+__all__ = ["REPOSITORY", "__version__", "load_encoder"]
 
 
 def __getattr__(name: str) -> Any:

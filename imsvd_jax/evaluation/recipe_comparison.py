@@ -88,7 +88,9 @@ def compare(
   """
   loaded = [load_recipe(recipe) for recipe in recipes]
   if not loaded:
-    raise UserError("No recipe given; expected one or more, NAME or FILE.py[:MODE].")
+    raise UserError(
+      "No recipe given; expected one or more, NAME or FILE.py[:MODE]."
+    )
   names = [recipe.name for recipe in loaded]
   if len(set(names)) < len(names):
     raise UserError(f"Two recipes have one name; found {', '.join(names)}.")
