@@ -48,7 +48,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-  """The programs of a new environment that borrows the libraries of this one."""
+  """Programs of a new environment that borrows the libraries of this one."""
   folder = tmp_path_factory.mktemp("environment")
   venv.create(folder / "env", with_pip=False)
   python = folder / "env/bin/python"

@@ -1,11 +1,19 @@
 """How SIGINT ends a command: one line and exit code 130, never a traceback."""
 
+import _thread
 import os
 import signal
+import sys
+import threading
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from imsvd_jax.base.errors import EXIT_AT_ONCE
+
+if TYPE_CHECKING:  # Types of Python's hooks.
+  from sys import UnraisableHookArgs
+
+_AGAIN_SECONDS = 0.05
 
 
 def end_at_once(number: int = 0, frame: FrameType | None = None) -> NoReturn:
@@ -29,6 +37,7 @@ def raise_outside_imports() -> None:
   """Lets a command that `listen` protects clean up after SIGINT."""
   if signal.getsignal(signal.SIGINT) is end_at_once:
     signal.signal(signal.SIGINT, _end_or_raise)
+    sys.unraisablehook = _interrupt_again
 
 
 def _end_or_raise(number: int, frame: FrameType | None) -> NoReturn:
@@ -48,3 +57,17 @@ def in_import(frame: FrameType | None) -> bool:
       return True
     frame = frame.f_back
   return False
+
+
+def _interrupt_again(unraisable: "UnraisableHookArgs") -> None:
+  """Raises an interrupt again that Python could not raise where it came.
+
+  Python prints and forgets what is raised in a callback of its garbage
+  collector, of which JAX has one, or in a destructor.
+  """
+  if unraisable.exc_type is not KeyboardInterrupt:
+    sys.__unraisablehook__(unraisable)
+    return
+  again = threading.Timer(_AGAIN_SECONDS, _thread.interrupt_main)
+  again.daemon = True
+  again.start()

@@ -50,7 +50,8 @@ def _text(name: str) -> str:
   known = [*recipe_files.names(), "common"]
   if name not in known:
     raise UserError(
-      f"No recipe {name!r}.{suggestion(name, known)} `imsvd recipes` lists them."
+      f"No recipe {name!r}.{suggestion(name, known)} `imsvd recipes` lists"
+      " them."
     )
   return path.read_text()
 

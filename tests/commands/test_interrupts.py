@@ -56,6 +56,25 @@ def test_an_interrupt_in_a_command_lets_it_clean_up():
   assert result.stderr == "cleaned up\nInterrupted.\n"
 
 
+@pytest.mark.parametrize(
+  "moment",
+  [
+    "import gc; gc.callbacks.append(lambda *_: stop()); gc.collect()",
+    "type('Gone', (), {'__del__': lambda self: stop()})()",
+  ],
+  ids=["garbage collection", "destructor"],
+)
+def test_an_interrupt_where_python_cannot_raise_is_not_lost(moment):
+  code = COMMAND.replace("BODY", f"{moment}; time.sleep(60)")
+  stop = (
+    "import os, signal, time\nleft = [1]\n"
+    "def stop(): left and left.pop() and os.kill(os.getpid(), signal.SIGINT)\n"
+  )
+  result = run_python("-c", stop + code)
+  assert result.returncode == 130
+  assert result.stderr == "cleaned up\nInterrupted.\n"
+
+
 def test_an_ignored_interrupt_stays_ignored():
   """As of a job that a shell has put into the background."""
   code = (
