@@ -171,6 +171,19 @@ def test_features_are_those_of_timm(name, references):
       expected = model(to_torch(references, x)).numpy()
     found = jax.jit(net.apply, static_argnums=2)(variables, x, False)
     np.testing.assert_allclose(found, expected, atol=1e-4)
+  # Features per patch, as docs/interop.md has it.
+  with torch.no_grad():
+    theirs = model.forward_features(to_torch(references, x))
+    if theirs.ndim == 4:  # [B, F, h, w] of a ConvNeXt.
+      maps = model.head.norm(theirs).permute(0, 2, 3, 1)
+    else:
+      maps = model.fc_norm(theirs)[:, model.num_prefix_tokens :]
+  found = jax.jit(functools.partial(net.apply, method="feature_maps"))(
+    variables, x
+  )
+  np.testing.assert_allclose(
+    found, maps.numpy().reshape(found.shape), atol=1e-3
+  )
   again = formats.to_torchvision(imported.variables)
   assert again.keys() == state.keys()
   for key, value in state.items():
