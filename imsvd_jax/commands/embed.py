@@ -9,8 +9,9 @@ format: .npz has `paths` [N] (relative to the folder), `features` float32
 [N, F], with --codes also `codes` int32 [N, M] (the most probable bin of each
 variable), `labels` where a split has them, and `unreadable`, the paths that are
 left out; .npy has the features, and the paths are beside it in .txt; .csv and
-.parquet have a row for each image. The same command continues one that was
-stopped.
+.parquet have a row for each image. --dense writes features per patch instead,
+float16 [N, h, w, F], and for IMSVD and MUSIC codes per patch [N, h, w, M]. The
+same command continues one that was stopped.
 """
 
 from absl import flags
@@ -39,6 +40,11 @@ _OUTPUT = flags.DEFINE_string(
 _CODES = flags.DEFINE_bool(
   "codes", False, "Also write the most probable bin of each discrete variable."
 )
+_DENSE = flags.DEFINE_bool(
+  "dense",
+  False,
+  "Write features and codes per patch, before pooling, not per image.",
+)
 _STEP = shared_flags.define_step()
 _TARGET = shared_flags.define_target()
 _TRUST = flags.DEFINE_bool(
@@ -64,6 +70,7 @@ def main() -> None:
     _DATA.value,
     split=_SPLIT.value,
     codes=_CODES.value,
+    dense=_DENSE.value,
     step=_STEP.value,
     use_target=_TARGET.value,
     batch_size=_BATCH_SIZE.value,

@@ -114,6 +114,18 @@ class FactorScores:
 
 
 @dataclasses.dataclass(frozen=True)
+class Patches:
+  """How well the patches in a bin cover the object of an image."""
+
+  # [2, M, b], mean intersection over union, by halves of the images.
+  patch_iou: np.ndarray
+  # [2, 2], by halves: of all patches, and of the best choice of patches.
+  patch_limits: np.ndarray
+  # [2, M, b], of the same network with random weights.
+  patch_iou_untrained: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Analysis:
   """What was found."""
 
@@ -125,6 +137,7 @@ class Analysis:
   views: Views | None = None  # None when no views were compared.
   factors: tuple[Factor, ...] = ()  # The label first, if there is one.
   scores: FactorScores | None = None  # None when no factor is known.
+  patches: Patches | None = None  # None when no masks of objects are known.
   # By augmentation, [M], share of images whose bin it changes.
   flip_rates: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   seconds: float = 0.0  # Of the pass over the images, with compilation.
@@ -151,7 +164,8 @@ class Analysis:
       "seconds": np.float64(self.seconds),
       "images_per_second": np.float64(self.images_per_second),
     }
-    for part in (self.features, self.code, self.pairs, self.views, self.scores):
+    parts = (self.features, self.code, self.pairs, self.views, self.scores)
+    for part in (*parts, self.patches):
       found = {} if part is None else vars(part)
       arrays |= {n: v for n, v in found.items() if isinstance(v, np.ndarray)}
     for name, rates in self.flip_rates.items():
@@ -191,6 +205,7 @@ class Analysis:
       pairs=_part(Pairs, arrays),
       views=_part(Views, arrays),
       factors=tuple(factors),
+      patches=_part(Patches, arrays),
       scores=_part(FactorScores, arrays | {"class_counts": class_counts}),
       flip_rates={n.removeprefix(prefix): v for n, v in rates.items()},
       seconds=float(arrays["seconds"]),

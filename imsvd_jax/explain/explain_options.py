@@ -18,7 +18,10 @@ class ExplainOptions:
   )
   num_top: int = option(12, "Best images shown for each bin.", lower_bound=1)
   grad_cam_per_bin: int | None = option(
-    None, "Of these, how many get Grad-CAM; all by default.", lower_bound=0
+    None,
+    "Of these, how many get Grad-CAM, patches in the bin and, of a ViT,"
+    " attention; all by default.",
+    lower_bound=0,
   )
   integrated_per_bin: int = option(
     2,

@@ -55,7 +55,7 @@ def draw_all(
   if analysis.code is not None and chosen:
     drawn |= _matrices(analysis, analysis.code.num_bins, chosen)
     drawn |= _sample_grids(analysis.code, pictures, chosen)
-    if pictures.grad_cam is not None or pictures.integrated is not None:
+    if pictures.maps():
       drawn["attribution"] = _attribution(analysis.code, pictures, chosen)
   if analysis.scores is not None:
     tables = {"trained": analysis.scores.nmi}
@@ -131,16 +131,15 @@ def _attribution(
   bins = order[np.arange(len(variables)), ranks]
   best = code.top_indices[variables, bins, 0]
   maps = {
-    "Grad-CAM": pictures.grad_cam,
-    "integrated gradients": pictures.integrated,
+    name: found[variables, bins, 0].astype(np.float32)
+    for name, found in pictures.maps().items()
   }
+  name = "patches in the bin"
+  if name in maps:  # A patch is in the bin or not: with edges, not blurred.
+    maps[name] = maps[name].repeat(16, axis=1).repeat(16, axis=2)
   return figures.attribution_rows(
     np.stack([pictures.kept[int(i)] for i in best]),
-    {
-      name: found[variables, bins, 0].astype(np.float32)
-      for name, found in maps.items()
-      if found is not None
-    },
+    maps,
     [f"v{m}, bin {d}" for m, d in zip(variables, bins, strict=True)],
   )
 

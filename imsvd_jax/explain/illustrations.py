@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from imsvd_jax.base import console, devices, files
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.explain import attribution
+from imsvd_jax.explain import attribution, patch_codes
 from imsvd_jax.explain.analysis import Analysis
 from imsvd_jax.explain.explain_options import ExplainOptions
 from imsvd_jax.explain.images import Batches, as_shown, some_of
@@ -43,8 +43,22 @@ class Illustrations:
   grad_cam: np.ndarray | None = None
   # [M, b, k', g, g] uint8, finer maps, or None.
   integrated: np.ndarray | None = None
+  # [M, b, k, h, w] uint8, 255 for the patches in the bin, or None.
+  patches: np.ndarray | None = None
+  # [M, b, k, h, w] uint8, of a transformer, or None.
+  attention: np.ndarray | None = None
   # Whole images by index, for figures.
   kept: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  def maps(self) -> dict[str, np.ndarray]:
+    """Returns the maps that there are, by the title of their column."""
+    found = {
+      "Grad-CAM": self.grad_cam,
+      "attention": self.attention,
+      "integrated gradients": self.integrated,
+      "patches in the bin": self.patches,
+    }
+    return {name: maps for name, maps in found.items() if maps is not None}
 
 
 def shown_images(analysis: Analysis, max_images: int) -> np.ndarray:
@@ -237,28 +251,32 @@ class _MapCollector:
 def _collectors(
   subject: Subject, analysis: Analysis, options: ExplainOptions, mesh: Mesh
 ) -> dict[str, _MapCollector]:
-  """Returns the wanted and possible ones of "grad_cam" and "integrated"."""
-  functions = subject.feature_maps, subject.bin_log_probabilities
-  if analysis.code is None or None in functions:
+  """Returns the wanted and possible ones of the maps of `Illustrations`."""
+  if analysis.code is None:
     return {}
   best = analysis.code.top_indices
-  collectors = {}
-  if options.grad_cam_per_bin != 0:
-    collectors["grad_cam"] = _MapCollector(
+  many, few = options.grad_cam_per_bin, options.integrated_per_bin
+  made: dict[str, Callable[..., jax.Array]] = {}
+  if many != 0 and subject.patch_codes is not None:
+    made["patches"] = patch_codes.make_members(subject)
+  if many != 0 and subject.attention is not None:
+    made["attention"] = patch_codes.make_attention(subject)
+  if None not in (subject.feature_maps, subject.bin_log_probabilities):
+    if many != 0:
+      made["grad_cam"] = attribution.make_grad_cam(subject)
+    if few:
+      made["integrated"] = attribution.make_integrated_gradients(subject)
+  fine = (_FINE_SIZE, _FINE_SIZE)
+  return {
+    name: _MapCollector(
       subject,
-      attribution.make_grad_cam(subject),
-      best[..., : options.grad_cam_per_bin],
+      compiled,
+      best[..., : few if name == "integrated" else many],
       mesh=mesh,
+      size=fine if name == "integrated" else None,
     )
-  if options.integrated_per_bin:
-    collectors["integrated"] = _MapCollector(
-      subject,
-      attribution.make_integrated_gradients(subject),
-      best[..., : options.integrated_per_bin],
-      mesh=mesh,
-      size=(_FINE_SIZE, _FINE_SIZE),
-    )
-  return collectors
+    for name, compiled in made.items()
+  }
 
 
 def illustrate(
@@ -302,6 +320,4 @@ def illustrate(
   writer.close()
   maps = {name: collector.result() for name, collector in collectors.items()}
   meter.finish()
-  return Illustrations(
-    indices, size, maps.get("grad_cam"), maps.get("integrated"), kept
-  )
+  return Illustrations(indices, size, kept=kept, **maps)

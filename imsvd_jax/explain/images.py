@@ -46,6 +46,8 @@ class Images:
     count: How many images will come, for the time left; None: unknown.
     some: Returns batches of n images from everywhere in the data set; by
       default one more pass over `batches` that keeps n of them.
+    masked: Returns batches as `some`, with "object" uint8 [B, H, W, C], 255 on
+      the object of the image and 0 elsewhere; None where that is not known.
     views: Two augmented views of every image, for agreement.
     factors: Known values by name, each indexed by image index (a sequence of
       length > largest index, or a mapping); see `factors.make_factor`.
@@ -56,6 +58,7 @@ class Images:
   batches: Callable[[], Batches]
   count: int | None = None
   some: Callable[[int], Batches] | None = None
+  masked: Callable[[int], Batches] | None = None
   views: TwoViews | None = None
   factors: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   label_names: Sequence[str] | None = None

@@ -10,10 +10,16 @@ from jax.sharding import Mesh
 
 from imsvd_jax.base import console, devices
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.explain import accumulate, information, probes
+from imsvd_jax.explain import accumulate, information, patch_codes, probes
 from imsvd_jax.explain import factors as factors_lib
 from imsvd_jax.explain import sums as sums_lib
-from imsvd_jax.explain.analysis import Analysis, Code, FactorScores, Views
+from imsvd_jax.explain.analysis import (
+  Analysis,
+  Code,
+  FactorScores,
+  Patches,
+  Views,
+)
 from imsvd_jax.explain.explain_options import ExplainOptions
 from imsvd_jax.explain.factors import Factor
 from imsvd_jax.explain.images import (
@@ -27,6 +33,7 @@ from imsvd_jax.explain.images import (
 from imsvd_jax.explain.scan import scan
 from imsvd_jax.explain.subject import Subject
 
+NUM_MASKED = 2048  # Images whose patches are compared with their objects.
 NUM_EXAMPLES = 6  # Images that are shown with their two views.
 
 
@@ -77,6 +84,7 @@ def analyze(
     found,
     scores=_scores(found.code, factors, untrained, images, common),
     views=_views(subject, images, found, options, common),
+    patches=_patches(subject, untrained, images, found.code, common),
     flip_rates=_flip_rates(
       subject, images, found, options.max_flip_images, key=key, **common
     ),
@@ -111,6 +119,36 @@ def _scores(
   return dataclasses.replace(
     scores, nmi_untrained=score_factors(random.code, factors).nmi
   )
+
+
+def _patches(
+  subject: Subject,
+  untrained: Subject | None,
+  images: Images,
+  code: Code,
+  common: dict[str, Any],
+) -> Patches | None:
+  """Compares patch codes with the masks of objects, where they are known."""
+  if images.masked is None or subject.patch_codes is None:
+    return None
+  count = min(NUM_MASKED, images.count or NUM_MASKED)
+  found, random = (
+    None
+    if one is None
+    else patch_codes.measure(
+      one,
+      images.masked(count),
+      code.marginal.shape,
+      count=count,
+      what=what,
+      **common,
+    )
+    for one, what in ((subject, "patches"), (untrained, "random weights"))
+  )
+  assert found is not None
+  if random is None:
+    return found
+  return dataclasses.replace(found, patch_iou_untrained=random.patch_iou)
 
 
 def score_factors(code: Code, factors: tuple[Factor, ...]) -> FactorScores:

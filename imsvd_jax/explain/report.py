@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from imsvd_jax.base import console, devices
 from imsvd_jax.base.errors import UserError, lookup
-from imsvd_jax.explain import figure_set, figures, health
+from imsvd_jax.explain import figure_set, figures, health, patch_codes
 from imsvd_jax.explain.analysis import Analysis
 from imsvd_jax.explain.explain_options import FORMATS, ExplainOptions
 from imsvd_jax.explain.explorer import writer
@@ -105,7 +105,10 @@ def explain(
   for name, figure in drawn.items():
     paths.append(directory / "figures" / f"{name}.{options.figure_format}")
     figures.save(figure, paths[-1])
-  for line in factor_lines(analysis):
+  lines = factor_lines(analysis)
+  if analysis.patches is not None:
+    lines += patch_codes.lines(analysis.patches)
+  for line in lines:
     report(line)
   if analysis.code is None:
     report(no_code_sentence(subject))

@@ -26,6 +26,7 @@ from imsvd_jax.explain import report as report_lib
 from imsvd_jax.explain.explain_options import RunOptions
 from imsvd_jax.explain.images import Batch, Images, TwoViews
 from imsvd_jax.explain.subject import Encoding, Subject
+from imsvd_jax.models import attention_maps
 from imsvd_jax.objectives.soft_variables import log_soft_discretize
 from imsvd_jax.runs import metrics, ownership
 from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
@@ -64,10 +65,23 @@ def subject_of(encoder: LoadedEncoder, name: str) -> Subject:
     embeddings = model.apply(variables, maps, method=model.embed_spatial)
     return log_probabilities(embeddings)
 
+  def patch_codes(variables: Any, images: jax.Array) -> jax.Array:
+    maps, embeddings = model.apply(
+      variables, normalize(images), method=model.patch_embeddings
+    )
+    flat = embeddings.reshape(-1, embeddings.shape[-1])
+    bins = jnp.argmax(log_probabilities(flat), axis=-1)
+    return bins.reshape(*maps.shape[:3], -1)
+
+  def attention(variables: Any, images: jax.Array) -> jax.Array:
+    return attention_maps(model, variables, normalize(images))
+
   return Subject(
     encode=encode,
     feature_maps=feature_maps if encoder.discrete else None,
     bin_log_probabilities=bin_log_probabilities if encoder.discrete else None,
+    patch_codes=patch_codes if encoder.discrete else None,
+    attention=attention if model.has_attention else None,
     variables=encoder.variables,
     name=name,
     # A backbone alone lacks what its objective would train.
@@ -187,7 +201,21 @@ def images_of(
     part = augmented_views.some_images(source, count, seed=0)
     return batches_of(part, settings, batch_size)
 
+  def masked(count: int) -> Iterator[Batch]:
+    part = augmented_views.some_images(source, count, seed=0)
+    assert part.masks is not None
+    assert part.factors is not None
+    # Cropped as the images are.
+    masks = dataclasses.replace(part, images=part.masks(part.factors))
+    for batch, mask in zip(
+      batches_of(part, settings, batch_size),
+      batches_of(masks, settings, batch_size),
+      strict=True,
+    ):
+      yield {**batch, "object": mask["image"]}
+
   return Images(
+    masked=None if source.masks is None else masked,
     batches=lambda: batches_of(source, settings, batch_size),
     count=source.num_examples,
     some=some,

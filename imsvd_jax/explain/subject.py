@@ -41,7 +41,11 @@ class Subject:
       images. None: no attribution.
     bin_log_probabilities: (variables, feature maps) -> [B, M, b], log q as a
       differentiable function of the maps. None: no attribution.
-    variables: Pytree of arrays handed to the three functions.
+    patch_codes: (variables, images) -> int [B, h, w, M], the most probable bin
+      of each patch. None: no codes of patches.
+    attention: (variables, images) -> [B, h, w] >= 0, of a transformer. None: it
+      is none.
+    variables: Pytree of arrays handed to the functions.
     name: What to call it in titles.
     objective: Name of the objective it was trained with, for sentences.
   """
@@ -49,6 +53,8 @@ class Subject:
   encode: Callable[[Any, jax.Array], Encoding]
   feature_maps: Callable[[Any, jax.Array], Any] | None = None
   bin_log_probabilities: Callable[[Any, Any], jax.Array] | None = None
+  patch_codes: Callable[[Any, jax.Array], jax.Array] | None = None
+  attention: Callable[[Any, jax.Array], jax.Array] | None = None
   variables: Any = ()
   name: str = "encoder"
   objective: str = ""

@@ -4,14 +4,17 @@ The images are those of a folder, a pattern, a list or one file, in the order of
 their names; of a file of arrays, where they have numbers for names; or of a
 split of a data set, in its own order. Every `CHUNK_IMAGES` images the result is
 kept beside the output, so that the same command goes on where it was stopped.
+Features per patch may need more memory than there is: they are gathered in
+files that are mapped into it.
 """
 
+import contextlib
 import dataclasses
 import glob
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -27,10 +30,14 @@ from imsvd_jax.runs import ownership
 from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
 
 CHUNK_IMAGES = 2048
+DENSE_CHUNK_IMAGES = 256  # Of features per patch, which are much larger.
 
 _ARRAYS = "arrays="
 _LISTS = (".txt", ".lst", ".csv")
 _PATTERN = "*?["
+
+_Chunk = dict[str, np.ndarray]
+_Outputs = Callable[[np.ndarray], _Chunk]  # Of images.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +47,8 @@ class Embeddings:
   Attributes:
     names: Of the images: paths relative to the folder, where they are files.
     columns: "features" float32 [N, F]; perhaps "codes" int32 [N, M] and
-      "labels" int32 [N].
+      "labels" int32 [N]. Per patch: "features" float16 [N, h, w, F] and, of
+      discrete objectives, "codes" [N, h, w, M] in the smallest unsigned type.
     unreadable: Names of the images that are left out.
   """
 
@@ -69,13 +77,16 @@ def write_embeddings(
     UserError: As from `embed`; or the file cannot be written.
   """
   output = check_output(output)
-  write = tables_of_features.writer_of(output)
+  write = tables_of_features.writer_of(
+    output, dense=options.get("dense", False)
+  )
   unfinished = f"{output}.parts"
   found = embed(workdir, data, keep_in=unfinished, **options)
   write(output, found.names, found.columns, found.unreadable)
   shutil.rmtree(unfinished, ignore_errors=True)
-  count, width = found.columns["features"].shape
-  notes = [f"Wrote {output}: {count} images, {width} features each."]
+  count, *grid, width = found.columns["features"].shape
+  patches = f" for each of {'x'.join(map(str, grid))} patches" * bool(grid)
+  notes = [f"Wrote {output}: {count} images, {width} features each{patches}."]
   if found.unreadable:
     shown = ", ".join(found.unreadable[:5])
     shown += " ..." * (len(found.unreadable) > 5)
@@ -106,6 +117,7 @@ def embed(
   *,
   split: str = "",
   codes: bool = False,
+  dense: bool = False,
   step: int | None = None,
   use_target: bool = False,
   batch_size: int = 256,
@@ -122,11 +134,14 @@ def embed(
       default.
     split: "train", "eval", or what `data.train_split` may be.
     codes: Whether to return the most probable bin of each variable too.
+    dense: Whether to return features per patch, before pooling, and of discrete
+      objectives codes per patch; see `LoadedEncoder.feature_maps_and_codes`.
     step: Which checkpoint; the newest good one by default.
     use_target: Take the EMA target network's weights.
     batch_size: Images that are embedded together.
     trust_workdir: Whether to read the data that a run names that is not signed.
-    keep_in: Folder for what is done so far; none by default.
+    keep_in: Folder for what is done so far; none by default. Features per
+      patch stay in it, mapped into memory.
 
   Raises:
     UserError: There is no image, none can be read, or the run has no codes.
@@ -151,7 +166,14 @@ def embed(
     source = dataclasses.replace(
       source, labels=None, num_classes=0, describe=str, root=""
     )
-  return _embedded(encoder, source, codes, batch_size, keep_in)
+  return _embedded(
+    encoder,
+    source,
+    _outputs_of(encoder, codes=codes, dense=dense),
+    batch_size,
+    keep_in,
+    DENSE_CHUNK_IMAGES if dense else CHUNK_IMAGES,
+  )
 
 
 # --- Which images -------------------------------------------------------------
@@ -307,42 +329,63 @@ def _source_of_split(
 # --- The work -----------------------------------------------------------------
 
 
+def _outputs_of(
+  encoder: LoadedEncoder, *, codes: bool, dense: bool
+) -> tuple[str, _Outputs]:
+  """Returns what is computed, in words, and its function of images."""
+  if not dense and not codes:
+    return "False", lambda images: {"features": encoder.features(images)}
+  if not dense:
+    both = encoder.features_and_codes
+    return "True", lambda images: dict(
+      zip(("features", "codes"), both(images), strict=True)
+    )
+
+  def of_patches(images: np.ndarray) -> dict[str, np.ndarray]:
+    if not encoder.discrete:
+      return {"features": _half(encoder.feature_maps(images))}
+    maps, bins = encoder.feature_maps_and_codes(images)
+    return {"features": _half(maps), "codes": bins}
+
+  return "dense", of_patches
+
+
+def _half(maps: np.ndarray) -> np.ndarray:
+  try:
+    with np.errstate(over="raise"):
+      return maps.astype(np.float16)
+  except FloatingPointError as error:
+    raise UserError(
+      f"A feature of a patch is {np.abs(maps).max():.3g}; expected at most"
+      " 65504, the largest number of float16. Normalize the images as in"
+      " training, or use features of whole images, without --dense."
+    ) from error
+
+
 def _embedded(
   encoder: LoadedEncoder,
   source: Source,
-  codes: bool,
+  outputs: tuple[str, _Outputs],
   batch_size: int,
   keep_in: str,
+  chunk_images: int,
 ) -> Embeddings:
   """Embeds a source chunk by chunk; takes what was kept of the same work."""
-  from imsvd_jax.data import part
-
+  what, compute = outputs
   key = ""
   if keep_in:
     weights = hashing.checksum(encoder.variables)
-    key = f"{weights} {source.fingerprint()} {codes} {CHUNK_IMAGES}"
+    key = f"{weights} {source.fingerprint()} {what} {chunk_images}"
   progress = Progress("Embedding", source.num_examples)
-  chunks = []
-  for first in range(0, source.num_examples, CHUNK_IMAGES):
-    last = min(first + CHUNK_IMAGES, source.num_examples)
-    path = os.path.join(keep_in, f"{first}.npz") if keep_in else ""
-    chunk = _kept(path, key)
-    if chunk is None:
-      whole = last - first == source.num_examples
-      some = source if whole else part.take(source, np.arange(first, last))
-      batches = _batches(encoder, some, codes, batch_size, progress)
-      chunk = _joined(batches, first)
-      _keep(path, key, chunk)
-    else:
-      progress.add(last - first)
-    chunks.append(chunk)
-  names = set().union(*chunks)
-  if not sum(len(chunk["index"]) for chunk in chunks):
+  batches_of = lambda some: _batches(
+    encoder, some, compute, batch_size, progress
+  )
+  chunks = _chunks(source, batches_of, keep_in, key, chunk_images, progress)
+  columns = _gathered(chunks, keep_in)
+  if not columns:
     raise UserError(
       f"None of the {source.num_examples} images of {source.name} can be read."
     )
-  chunks = [chunk for chunk in chunks if len(chunk["index"])]
-  columns = {n: np.concatenate([c[n] for c in chunks]) for n in sorted(names)}
   readable = columns.pop("index")
   unreadable = np.setdiff1d(np.arange(source.num_examples), readable)
   name_of = lambda index: source.relative_name(int(index))
@@ -354,13 +397,69 @@ def _embedded(
   )
 
 
+def _chunks(
+  source: Source,
+  batches_of: Callable[[Source], Iterator[_Chunk]],
+  keep_in: str,
+  key: str,
+  size: int,
+  progress: Progress,
+) -> Iterator[_Chunk]:
+  """Yields chunks of `size` images with readable ones, kept or computed."""
+  from imsvd_jax.data import part
+
+  for first in range(0, source.num_examples, size):
+    last = min(first + size, source.num_examples)
+    path = os.path.join(keep_in, f"{first}.npz") if keep_in else ""
+    chunk = _kept(path, key)
+    if chunk is None:
+      whole = last - first == source.num_examples
+      some = source if whole else part.take(source, np.arange(first, last))
+      chunk = _joined(batches_of(some), first)
+      _keep(path, key, chunk)
+    else:
+      progress.add(last - first)
+    if len(chunk["index"]):
+      yield chunk
+
+
+def _gathered(chunks: Iterator[_Chunk], folder: str) -> _Chunk:
+  """Returns one array for each column; {} without a chunk.
+
+  With a folder the arrays are files in it, mapped into memory.
+  """
+  if not folder:
+    found = list(chunks)
+    names = found[0] if found else ()
+    return {name: np.concatenate([c[name] for c in found]) for name in names}
+  count, chunk = 0, _Chunk()
+  with contextlib.ExitStack() as stack:
+    files: dict[str, BinaryIO] = {}
+    for chunk in chunks:
+      count += len(chunk["index"])
+      for name, rows in chunk.items():
+        if name not in files:
+          path = os.path.join(folder, f"{name}.rows")
+          files[name] = stack.enter_context(open(path, "wb"))
+        files[name].write(np.ascontiguousarray(rows).data)
+  return {
+    name: np.memmap(
+      os.path.join(folder, f"{name}.rows"),
+      rows.dtype,
+      "r",
+      shape=(count, *rows.shape[1:]),
+    )
+    for name, rows in chunk.items()
+  }
+
+
 def _batches(
   encoder: LoadedEncoder,
   source: Source,
-  codes: bool,
+  compute: _Outputs,
   batch_size: int,
   progress: Progress,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[_Chunk]:
   """Yields "index", "features" and so on of the readable images.
 
   The images are prepared exactly as for the evaluation of a run.
@@ -377,21 +476,14 @@ def _batches(
   for batch in batches:
     mask = batch["mask"]
     if mask.any():
-      images, found = batch["image"][mask], {"index": batch["index"][mask]}
-      if codes:
-        features, bins = encoder.features_and_codes(images)
-        found |= {"features": features, "codes": bins}
-      else:
-        found["features"] = encoder.features(images)
+      found = compute(batch["image"][mask]) | {"index": batch["index"][mask]}
       if "label" in batch:
         found["labels"] = batch["label"][mask]
       yield found
     progress.add(int((batch["index"] >= 0).sum()))  # -1 is padding.
 
 
-def _joined(
-  batches: Iterator[dict[str, np.ndarray]], first: int
-) -> dict[str, np.ndarray]:
+def _joined(batches: Iterator[_Chunk], first: int) -> _Chunk:
   """Returns one batch, whose indices count from `first`."""
   rows = list(batches)
   if not rows:
@@ -400,7 +492,7 @@ def _joined(
   return joined | {"index": joined["index"].astype(np.int64) + first}
 
 
-def _kept(path: str, key: str) -> dict[str, np.ndarray] | None:
+def _kept(path: str, key: str) -> _Chunk | None:
   """Returns a chunk that an earlier, stopped command has kept."""
   if not path or not os.path.isfile(path):
     return None
@@ -414,7 +506,7 @@ def _kept(path: str, key: str) -> dict[str, np.ndarray] | None:
     return None
 
 
-def _keep(path: str, key: str, chunk: dict[str, np.ndarray]) -> None:
+def _keep(path: str, key: str, chunk: _Chunk) -> None:
   if not path:
     return
   os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -16,17 +16,27 @@ Writer = Callable[
 ]
 
 
-def writer_of(path: str) -> Writer:
+def writer_of(path: str, *, dense: bool = False) -> Writer:
   """Returns what writes a file of this extension; .npz if it has none.
 
+  Args:
+    path: Of the file.
+    dense: Whether rows have more than one axis.
+
   Raises:
-    UserError: The extension is unknown, or needs a package that is not there.
+    UserError: The extension is unknown, needs a package that is not there, or
+      has no place for such rows.
   """
   extension = os.path.splitext(path)[1].lower()
   if extension and extension not in _WRITERS:
     raise UserError(
       f"--output={path} ends in {extension!r}; expected one of"
       f" {', '.join(_WRITERS)}."
+    )
+  if dense and extension == ".csv":
+    raise UserError(
+      f"--output={path} has no place for features per patch; expected .npz,"
+      " .npy or .parquet with --dense."
     )
   if extension == ".parquet":
     _pyarrow(path)
@@ -118,8 +128,8 @@ def _parquet(
   arrays = {"path": pyarrow.array(list(names))}
   for name, column in columns.items():
     values = pyarrow.array(column.reshape(-1))
-    if column.ndim > 1:
-      values = pyarrow.FixedSizeListArray.from_arrays(values, column.shape[1])
+    for size in reversed(column.shape[1:]):
+      values = pyarrow.FixedSizeListArray.from_arrays(values, size)
     arrays[name] = values
   with in_place_when_done(path) as unfinished:
     parquet.write_table(pyarrow.table(arrays), unfinished)

@@ -23,6 +23,7 @@ __all__ = [
   "OPTIONS",
   "Encoder",
   "Projector",
+  "attention_maps",
   "check_size",
   "make_backbone",
 ]
@@ -92,6 +93,11 @@ class Encoder(nn.Module):
   backbone: nn.Module
   projector: nn.Module
 
+  @property
+  def has_attention(self) -> bool:
+    """Whether `attention_maps` are there."""
+    return isinstance(self.backbone, ViT)
+
   def __call__(
     self, images: jax.Array, train: bool
   ) -> tuple[jax.Array, jax.Array]:
@@ -106,6 +112,15 @@ class Encoder(nn.Module):
   def feature_maps(self, images: jax.Array, train: bool = False) -> jax.Array:
     """Maps images [B, H, W, C] to [B, h, w, F], before pooling."""
     return self.backbone.feature_maps(images, train)
+
+  def patch_embeddings(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns feature maps [B, h, w, F] and their embeddings [B, h, w, D].
+
+    The projector takes each position as if it were the features of an image,
+    in evaluation mode: its batch statistics are those of pooled features.
+    """
+    maps = self.backbone.feature_maps(images, False)
+    return maps, self.projector(maps, False)
 
   def spatial(self, images: jax.Array) -> Any:
     """Returns what the features are computed from, for attribution.
@@ -124,3 +139,34 @@ class Encoder(nn.Module):
     else:
       features = jnp.mean(state, axis=(1, 2))
     return self.projector(features, False)
+
+
+def attention_maps(
+  encoder: Encoder, variables: Any, images: jax.Array
+) -> jax.Array:
+  """Maps images [B, H, W, C] to a ViT's attention [B, h, w] to each patch.
+
+  It is the last block's, the mean over heads: the class token's, or with
+  pool="mean" that of all patches on average. A sum over patches is at most 1;
+  the rest is attention to the class token and registers.
+
+  Args:
+    encoder: Its backbone is a ViT.
+    variables: The encoder's.
+    images: As the network takes them.
+  """
+  net = encoder.backbone
+  assert isinstance(net, ViT)
+  _, state = encoder.apply(
+    variables,
+    images,
+    method=encoder.features,
+    mutable=["intermediates"],
+  )
+  blocks = state["intermediates"]["backbone"]
+  (weights,) = blocks[f"blocks_{net.depth - 1}"]["attn"]["weights"]
+  first = 1 + net.registers
+  queries = slice(0, 1) if net.pool == "token" else slice(first, None)
+  weights = weights[:, :, queries, first:].mean((1, 2))  # [B, h * w]
+  height, width = (side // net.patch for side in images.shape[1:3])
+  return weights.reshape(-1, height, width).astype(jnp.float32)

@@ -35,14 +35,19 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps tokens [B, N, C] to [B, N, C]."""
+    """Maps tokens [B, N, C] to [B, N, C].
+
+    Sows "weights" [B, heads, N, N], of query and key, into "intermediates".
+    """
     batch, length, width = x.shape
     qkv = layers.dense(3 * width, self.dtype, "qkv")(x)
     qkv = qkv.reshape(batch, length, 3, self.heads, -1)
     q, k, v = (qkv[:, :, i] for i in range(3))  # [B, N, heads, d]
     logits = jnp.einsum("bnhd,bmhd->bhnm", q * q.shape[-1] ** -0.5, k)
     logits = logits.astype(jnp.promote_types(self.dtype, jnp.float32))
-    weights = nn.softmax(logits).astype(self.dtype)
+    weights = nn.softmax(logits)
+    self.sow("intermediates", "weights", weights)
+    weights = weights.astype(self.dtype)
     x = jnp.einsum("bhnm,bmhd->bnhd", weights, v).reshape(x.shape)
     return layers.dense(width, self.dtype, "proj")(x)
 

@@ -85,6 +85,7 @@ class LoadedEncoder:
     self._embeddings = jax.jit(self._pure_embeddings)
     self._probabilities = jax.jit(self._pure_probabilities)
     self._feature_maps = jax.jit(self._pure_feature_maps)
+    self._feature_maps_and_codes = jax.jit(self._pure_feature_maps_and_codes)
     self._fit = jax.jit(
       functools.partial(
         fit_images, resize=config.data.resize, crop=config.data.crop
@@ -143,6 +144,24 @@ class LoadedEncoder:
   def feature_maps(self, images: np.ndarray) -> np.ndarray:
     """Maps uint8 [B, S, S, C] to float32 [B, h, w, F], before pooling."""
     return self._in_blocks(self._feature_maps, self._check(images))
+
+  def feature_maps_and_codes(
+    self, images: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `feature_maps` and codes per patch, from one pass.
+
+    The projector is applied to each position as if it were the features of an
+    image; the statistics of its batch norms are those of pooled features.
+
+    Returns:
+      float32 [B, h, w, F], and the likeliest bins [B, h, w, M] in the smallest
+      unsigned type that holds them.
+
+    Raises:
+      UserError: The run's objective has no discrete code.
+    """
+    self.check_discrete()
+    return self._in_blocks(self._feature_maps_and_codes, self._check(images))
 
   # --- Pure functions of (variables, images), for callers that compose them ---
 
@@ -208,6 +227,17 @@ class LoadedEncoder:
       train=False,
       method=self.model.feature_maps,
     )
+
+  def _pure_feature_maps_and_codes(
+    self, variables: Any, images: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    maps, embeddings = self.model.apply(
+      variables, self._normalized(images), method=self.model.patch_embeddings
+    )
+    bins = self._likeliest(embeddings.reshape(-1, embeddings.shape[-1]))
+    settings = experiment.hyperparameters(self.config)
+    smallest = np.min_scalar_type(settings["num_bins"] - 1)
+    return maps, bins.reshape(*maps.shape[:3], -1).astype(smallest)
 
   # --- Blocks -----------------------------------------------------------------
 

@@ -172,9 +172,17 @@ def make_subject(num_variables=8, num_bins=6, sharpness=12.0):
     maps = _maps(variables, images)
     return Encoding(_moments(maps), jnp.exp(log_probabilities(variables, maps)))
 
+  def patch_codes(variables, images):
+    maps = _maps(variables, images)
+    alone = maps.reshape(-1, 1, 1, maps.shape[-1])
+    bins = log_probabilities(variables, alone).argmax(-1)
+    return bins.reshape(*maps.shape[:3], num_variables)
+
   return Subject(
     encode=encode,
     feature_maps=_maps,
+    patch_codes=patch_codes,
+    attention=lambda v, x: _maps(v, x)[..., 0],
     bin_log_probabilities=log_probabilities,
     variables=variables,
     name="Colored shapes",
@@ -188,6 +196,7 @@ def make_continuous_subject():
     make_subject(),
     encode=lambda v, x: Encoding(_moments(_maps(v, x))),
     bin_log_probabilities=None,
+    patch_codes=None,
     name="Colored shapes, continuous",
     objective="VICReg",
   )

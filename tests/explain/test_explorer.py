@@ -190,6 +190,15 @@ def test_maps_belong_to_the_best_images(built):
   fine = built.illustrations.integrated
   assert fine.shape == (M, BINS, 1, 32, 32)
   assert fine.max() == 255
+  codes = built.subject.patch_codes(built.subject.variables, images)
+  patches = built.data("variable_2")["patches"]
+  found = built.array(patches["maps"], np.uint8).reshape(BINS, 3, 8, 8)
+  np.testing.assert_array_equal(found[1], (codes[..., 2] == 1) * 255)
+  assert 0 < found.mean() < 255
+  attention = built.illustrations.attention[2, 1]
+  expected = built.subject.attention(built.subject.variables, images)
+  expected = attribution.unit_maps(np.asarray(expected)) * 255
+  np.testing.assert_allclose(attention, expected, atol=1)
 
 
 def test_few_images_are_shown_of_many(built):
@@ -363,6 +372,31 @@ def test_hover_and_focus_show_attribution(browser):
     "return Math.max(...d.filter((_, i) => i % 4 === 3))"
   )
   assert opacity > 100
+
+
+def test_patches_and_attention_are_overlays(browser):
+  browser.go("#/variable/2")
+  browser.show("[data-bin='0']")
+  choose = (
+    "const s = document.getElementById('overlay'); s.value = '%s';"
+    "s.dispatchEvent(new Event('change'))"
+  )
+  drawn = (
+    "return [...document.querySelectorAll('.bin canvas')].map((c) => new Set("
+    "c.getContext('2d').getImageData(0, 0, 96, 96).data"
+    ".filter((_, i) => i % 4 === 3)).size)"
+  )
+  browser.script(choose % "attention")
+  browser.wait("document.querySelector('.bin canvas')")
+  assert max(browser.script(drawn)) > 2
+  browser.script(choose % "patches")
+  sizes = browser.script(drawn)
+  assert set(sizes) <= {1, 2}  # In the bin or not, without blur.
+  assert 2 in sizes
+  browser.move("[data-bin='0'] .thumb")
+  browser.wait_for_tip()
+  assert "patches whose own code is this bin" in browser.text("#tip")
+  browser.script(choose % "none")
 
 
 def test_hostile_names_stay_text(browser):

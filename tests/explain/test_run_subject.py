@@ -118,6 +118,32 @@ def test_the_factors_of_the_shapes_are_named(report):
   assert all(path.stat().st_size > 1000 for path in report.figures)
 
 
+def test_a_subject_has_the_codes_and_the_attention_of_patches(tmp_path):
+  vit = {"model.backbone": "vit_micro", "model.patch_size": 8}
+  encoder = load_encoder(make_run(tmp_path / "vit", **vit))
+  subject = run_subject.subject_of(encoder, "vit")
+  images = data.make_source(encoder.config.data, "train").images[:8]
+  _, expected = encoder.feature_maps_and_codes(images)
+  found = jax.jit(subject.patch_codes)(subject.variables, images)
+  assert found.shape == (8, 4, 4, 2)
+  np.testing.assert_array_equal(found, expected)
+  weights = jax.jit(subject.attention)(subject.variables, images)
+  assert weights.shape == (8, 4, 4)
+  assert (weights.sum((1, 2)) < 1).all()  # The rest is the class token's.
+
+
+def test_patches_are_compared_with_the_masks_of_the_shapes(report):
+  found = Analysis.load(report.index.parents[1] / "analysis.npz").patches
+  assert found.patch_iou.shape == (2, 2, 8)
+  assert found.patch_iou.max() <= found.patch_limits[:, 1].max() < 1
+  assert found.patch_limits.min() > 0.1
+  # The run was saved at its first step, so trained is untrained.
+  np.testing.assert_array_equal(found.patch_iou_untrained, found.patch_iou)
+  data = (report.index.parent / "data" / "variable_0.js").read_text()
+  assert '"patches": {"perBin": 1, "height": 4, "width": 4' in data
+  assert '"attention"' not in data
+
+
 def test_several_labels_are_left_out(encoder, source):
   settings = encoder.config.data
   (one,) = run_subject.batches_of(source, settings, 48)

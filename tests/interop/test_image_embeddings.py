@@ -206,6 +206,49 @@ def test_a_stopped_command_goes_on(workdir, folder, tmp_path, monkeypatch):
   assert not (tmp_path / "f.npz.parts").exists()
 
 
+def test_features_and_codes_per_patch(workdir, folder, pixels, tmp_path):
+  """Every format has the encoder's, in chunks as in one piece."""
+  encoder = load_encoder(workdir)
+  maps, bins = encoder.feature_maps_and_codes(pixels[:6])
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(image_embeddings, "DENSE_CHUNK_IMAGES", 4)
+    for name in ("d.npz", "d.npy", "d.parquet"):
+      notes = image_embeddings.write_embeddings(
+        str(tmp_path / name), workdir, str(folder), dense=True
+      )
+  _, height, width, size = maps.shape
+  assert (
+    f"6 images, {size} features each for each of {height}x{width}" in (notes[0])
+  )
+  with np.load(tmp_path / "d.npz") as found:
+    assert found["paths"].tolist() == NAMES
+    assert found["features"].dtype == np.float16
+    np.testing.assert_allclose(found["features"], maps, rtol=2e-3, atol=1e-3)
+    assert found["codes"].dtype == np.uint8
+    np.testing.assert_array_equal(found["codes"], bins)
+    np.testing.assert_array_equal(
+      np.load(tmp_path / "d.npy"), found["features"]
+    )
+    np.testing.assert_array_equal(np.load(tmp_path / "d.codes.npy"), bins)
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(tmp_path / "d.parquet").to_pydict()
+    np.testing.assert_array_equal(table["features"], found["features"])
+    np.testing.assert_array_equal(table["codes"], bins)
+  # A ResNet pools by the mean.
+  np.testing.assert_allclose(
+    maps.mean((1, 2)), encoder.features(pixels[:6]), rtol=1e-4, atol=1e-5
+  )
+  with one_line_error(r"d\.csv has no place for features per patch"):
+    image_embeddings.write_embeddings(
+      str(tmp_path / "d.csv"), workdir, str(folder), dense=True
+    )
+
+
+def test_a_feature_beyond_float16_is_refused():
+  with one_line_error(r"is 1e\+05; expected at most 65504"):
+    image_embeddings._half(np.full((1, 2, 2, 3), -1e5, np.float32))
+
+
 def test_codes_need_a_discrete_objective(workdir, folder, tmp_path):
   run = load_variables(workdir)
   run.config["objective"]["name"] = "vicreg"
@@ -215,6 +258,11 @@ def test_codes_need_a_discrete_objective(workdir, folder, tmp_path):
     image_embeddings.embed_folder(
       str(tmp_path / "run"), str(folder), codes=True
     )
+  found = image_embeddings.embed_folder(
+    str(tmp_path / "run"), str(folder), dense=True
+  )
+  assert found["features"].ndim == 4
+  assert "codes" not in found
 
 
 def test_the_command_writes_the_file(workdir, folder, tmp_path):

@@ -171,6 +171,19 @@ def test_features_are_those_of_timm(name, references):
       expected = model(to_torch(references, x)).numpy()
     found = jax.jit(net.apply, static_argnums=2)(variables, x, False)
     np.testing.assert_allclose(found, expected, atol=1e-4)
+  # Features per patch, as docs/interop.md has it.
+  with torch.no_grad():
+    theirs = model.forward_features(to_torch(references, x))
+    if theirs.ndim == 4:  # [B, F, h, w] of a ConvNeXt.
+      maps = model.head.norm(theirs).permute(0, 2, 3, 1)
+    else:
+      maps = model.fc_norm(theirs)[:, model.num_prefix_tokens :]
+  found = jax.jit(functools.partial(net.apply, method="feature_maps"))(
+    variables, x
+  )
+  np.testing.assert_allclose(
+    found, maps.numpy().reshape(found.shape), atol=1e-3
+  )
   again = formats.to_torchvision(imported.variables)
   assert again.keys() == state.keys()
   for key, value in state.items():
@@ -203,6 +216,43 @@ def test_maps_pooling_and_attribution_agree(name):
   assert maps.shape == (3, positions, positions, net.num_features)
   assert spatial.shape == maps.shape
   assert features.shape == (3, net.num_features)
+
+
+def test_embeddings_per_patch_are_the_projectors_of_single_positions():
+  net, size = make("registers")
+  encoder = models.Encoder(net, models.Projector((6, 5)))
+  x = images(size)
+  variables = encoder.init(jax.random.key(0), x, False)
+  maps, found = encoder.apply(variables, x, method="patch_embeddings")
+  own = {name: part["projector"] for name, part in variables.items()}
+  one = encoder.projector.apply(own, maps[:, 1, 2], False)
+  np.testing.assert_allclose(found[:, 1, 2], one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["token", "mean", "registers"])
+def test_attention_is_the_softmax_of_the_last_block(name):
+  net, size = make(name)
+  encoder = models.Encoder(net, models.Projector((5,)))
+  x = images(size)
+  variables = {"params": {"backbone": variables_of(net, size)["params"]}}
+  found = models.attention_maps(encoder, variables, x)
+  maps, first = net.apply(
+    {"params": variables["params"]["backbone"]}, x, method="spatial"
+  )
+  last = variables["params"]["backbone"][f"blocks_{net.depth - 1}"]
+  tokens = np.concatenate([first, maps.reshape(3, 16, -1)], 1, dtype=np.float64)
+  centered = tokens - tokens.mean(-1, keepdims=True)
+  normed = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-6)
+  normed = normed * last["norm1"]["scale"] + last["norm1"]["bias"]
+  qkv = normed @ last["attn"]["qkv"]["kernel"] + last["attn"]["qkv"]["bias"]
+  q, k, _ = np.moveaxis(qkv.reshape(3, -1, 3, net.heads, net.head_size), 2, 0)
+  logits = np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(net.head_size)
+  weights = np.exp(logits - logits.max(-1, keepdims=True))
+  weights /= weights.sum(-1, keepdims=True)
+  skip = first.shape[1]
+  chosen = weights[:, :, skip:] if name == "mean" else weights[:, :, :1]
+  expected = chosen[..., skip:].mean((1, 2)).reshape(3, 4, 4)
+  np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["registers", "convnext"])

@@ -58,6 +58,7 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source:
     labels=(factors[:, 0] * len(TEXTURES) + factors[:, 1]).astype(np.int32),
     factors=factors,
     factor_names=FACTORS,
+    masks=lambda factors: masks_of(factors, size, channels),
     factor_values={"shape": SHAPES, "texture": TEXTURES},
   )
 
@@ -86,6 +87,17 @@ def render(factors: np.ndarray, size: int, channels: int) -> np.ndarray:
     for start in range(0, len(factors), chunk)
   ]
   return np.concatenate(parts)
+
+
+def masks_of(factors: np.ndarray, size: int, channels: int) -> np.ndarray:
+  """Draws the shapes alone, white on black and without texture.
+
+  Arguments and result are those of `render`: the same shapes at the same place.
+  """
+  plain = factors.copy()
+  plain[:, 1] = TEXTURES.index("solid")
+  plain[:, 2:5], plain[:, 5:8] = 1, 0
+  return render(plain, size, channels)
 
 
 def _render_chunk(factors: np.ndarray, size: int, channels: int) -> np.ndarray:

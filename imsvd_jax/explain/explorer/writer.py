@@ -200,10 +200,7 @@ def _core(
   if code is not None:
     core["variables"] = _variable_table(analysis, code)
     core["usage"] = code.usage.tolist()
-    core["overlays"] = {
-      "cam": illustrations.grad_cam is not None,
-      "fine": illustrations.integrated is not None,
-    }
+    core["overlays"] = list(_overlays(illustrations))
     if analysis.pairs is not None and code.num_variables > 1:
       core |= _pair_tables(code, analysis.pairs, analysis.views)
   return core
@@ -273,6 +270,17 @@ def _images(
   return result
 
 
+def _overlays(illustrations: Illustrations) -> dict[str, np.ndarray]:
+  """Returns the maps that there are, by the page's name for their kind."""
+  maps = {
+    "cam": illustrations.grad_cam,
+    "fine": illustrations.integrated,
+    "patches": illustrations.patches,
+    "attention": illustrations.attention,
+  }
+  return {name: found for name, found in maps.items() if found is not None}
+
+
 def _write_variables(
   directory: pathlib.Path,
   analysis: Analysis,
@@ -293,17 +301,13 @@ def _write_variables(
         if counts.shape[2] <= 2000
       },
     }
-    for name, maps in (
-      ("cam", illustrations.grad_cam),
-      ("fine", illustrations.integrated),
-    ):
-      if maps is not None:
-        data[name] = {
-          "perBin": maps.shape[2],
-          "height": maps.shape[3],
-          "width": maps.shape[4],
-          "maps": deflated(maps[m]),
-        }
+    for name, maps in _overlays(illustrations).items():
+      data[name] = {
+        "perBin": maps.shape[2],
+        "height": maps.shape[3],
+        "width": maps.shape[4],
+        "maps": deflated(maps[m]),
+      }
     _write(directory, f"variable_{m}", data)
 
 

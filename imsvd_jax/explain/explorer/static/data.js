@@ -104,8 +104,7 @@ async function variable(m) {
   if (variables.has(m)) return variables.get(m);
   const raw = await load(`variable_${m}`);
   const result = { slots: raw.slots, scores: raw.scores, counts: raw.counts };
-  for (const kind of ["cam", "fine"]) {
-    if (!raw[kind]) continue;
+  for (const kind of core.overlays) {
     const { perBin, height, width, maps } = raw[kind];
     result[kind] = { perBin, height, width,
       maps: await typed(Uint8Array, maps) };

@@ -3,11 +3,18 @@
 
 let overlay = "none";
 
+/* What may be drawn over an image of a bin: its name, and in a caption. */
+const OVERLAYS = {
+  cam: ["Grad-CAM", "Grad-CAM of this bin"],
+  fine: ["Integrated gradients", "integrated gradients of this bin"],
+  patches: ["Patches in this bin", "patches whose own code is this bin"],
+  attention: ["Attention", "attention of the last block"],
+};
+
 /* Selects what is drawn over thumbnails; refill() draws them again. */
 function overlayChoice(refill) {
-  const kinds = [["none", "Image only"]];
-  if (core.overlays?.cam) kinds.push(["cam", "Grad-CAM"]);
-  if (core.overlays?.fine) kinds.push(["fine", "Integrated gradients"]);
+  const kinds = [["none", "Image only"],
+    ...(core.overlays || []).map((kind) => [kind, OVERLAYS[kind][0]])];
   if (kinds.length < 2) return null;
   return choice("Overlay", kinds, overlay, (value) => {
     overlay = value;
@@ -37,6 +44,7 @@ function heat(map) {
   const large = h("canvas", { "aria-hidden": "true" });
   large.width = large.height = 96;
   const target = large.getContext("2d");
+  target.imageSmoothingEnabled = !map.sharp;
   target.imageSmoothingQuality = "high";
   target.drawImage(small, 0, 0, 96, 96);
   return large;
@@ -48,7 +56,7 @@ function mapOf({ data, bin, rank }, kind) {
   if (!maps || rank >= maps.perBin) return null;
   const size = maps.height * maps.width;
   const start = (bin * maps.perBin + rank) * size;
-  return { width: maps.width, height: maps.height,
+  return { width: maps.width, height: maps.height, sharp: kind === "patches",
     levels: maps.maps.subarray(start, start + size) };
 }
 
@@ -101,12 +109,11 @@ function imageTip(all, slot, options = {}) {
   const pair = h("div", { class: "pair" }, large(slot));
   let caption = "";
   if (options.attribution) {
-    const kinds = [overlay, "cam", "fine"];
+    const kinds = [overlay, ...Object.keys(OVERLAYS)];
     const kind = kinds.find((k) => mapOf(options.attribution, k));
     if (kind) {
       pair.append(large(slot, mapOf(options.attribution, kind)));
-      caption = kind === "cam" ? "Right: Grad-CAM of this bin"
-        : "Right: integrated gradients of this bin";
+      caption = `Right: ${OVERLAYS[kind][1]}`;
     }
   }
   return [pair, h("div", {}, h("b", {}, imageName(all, slot))),
