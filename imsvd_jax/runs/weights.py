@@ -151,8 +151,13 @@ def init_from(
       " Expected a run with the same backbone."
     )
   target = state_like.target
-  new_target = None if target is None else jax.tree.map(jnp.copy, new)
-  return state_like.replace(**new, target=new_target), report
+  if target is not None:
+    target = jax.tree.map(
+      lambda own, leaf: jax.device_put(jnp.copy(leaf), own.sharding),
+      target,
+      new,
+    )
+  return state_like.replace(**new, target=target), report
 
 
 def _variables_and_step(
