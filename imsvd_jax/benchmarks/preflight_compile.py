@@ -160,8 +160,8 @@ def as_text(report: Report, slice_: Slice, num_examples: int | None) -> str:
   lines = [
     f"{report.num_chips} chips, batch {report.batch_size}"
     f" ({report.batch_size // report.num_chips} per chip), state"
-    f" {report.state_sharding}. Compiled in {report.compile_seconds:.0f} s."
-    " All numbers are per chip.",
+    f" {report.state_sharding}.",
+    f"Compiled in {report.compile_seconds:.0f} s. All numbers are per chip.",
     "",
     *_memory_lines(report.memory),
   ]
