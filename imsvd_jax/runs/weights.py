@@ -152,11 +152,10 @@ def init_from(
     )
   target = state_like.target
   if target is not None:
-    target = jax.tree.map(
-      lambda own, leaf: jax.device_put(jnp.copy(leaf), own.sharding),
-      target,
-      new,
-    )
+    copies = jax.tree.map(jnp.copy, new)
+    # It may be split over the devices where the weights are whole.
+    places = jax.tree.map(lambda leaf: leaf.sharding, target["params"])
+    target = copies | {"params": jax.device_put(copies["params"], places)}
   return state_like.replace(**new, target=target), report
 
 
