@@ -138,6 +138,15 @@ def base() -> ConfigDict:
     )
   )
 
+  c.sharding = ConfigDict(
+    dict(
+      # What of the state is split over the devices: "replicated": nothing;
+      # "optimizer": the optimizer's state and the target network (ZeRO-1);
+      # "all": the weights, too (FSDP).
+      state="replicated",
+    )
+  )
+
   c.data = ConfigDict(
     dict(
       # "digits", "shapes", "synthetic", "arrays", "folder", "tar", or

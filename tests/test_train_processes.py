@@ -35,8 +35,11 @@ OVERRIDES = {
 }
 
 
-def train_two_processes(recipe: str, workdir: pathlib.Path) -> str:
-  flags = [f"--config.{key}={value}" for key, value in OVERRIDES.items()]
+def train_two_processes(
+  recipe: str, workdir: pathlib.Path, mode: str = "replicated"
+) -> str:
+  overrides = {**OVERRIDES, "sharding.state": mode}
+  flags = [f"--config.{key}={value}" for key, value in overrides.items()]
   environment = {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
@@ -67,15 +70,17 @@ def train_one_process(recipe: str, workdir: pathlib.Path):
 
 
 @pytest.mark.parametrize(
-  "recipe",
+  ("recipe", "mode"),
   [
-    pytest.param("digits", marks=pytest.mark.proof),
-    pytest.param("cifar10_r18", marks=pytest.mark.slow),
+    pytest.param("digits", "replicated", marks=pytest.mark.proof),
+    pytest.param("digits", "all", marks=pytest.mark.proof),
+    pytest.param("cifar10_r18", "replicated", marks=pytest.mark.slow),
   ],
 )
-def test_two_processes_train_as_one(recipe, tmp_path, capsys):
+def test_two_processes_train_as_one(recipe, mode, tmp_path, capsys):
+  """However their state is split; the one process has it whole."""
   assert jax.device_count() == 8
-  said = train_two_processes(recipe, tmp_path / "two")
+  said = train_two_processes(recipe, tmp_path / "two", mode)
   state = train_one_process(recipe, tmp_path / "one")
 
   assert "[0] Devices: 8 x cpu (cpu), 2 process(es)" in said

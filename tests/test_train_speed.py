@@ -29,8 +29,8 @@ class Unread:
   block_until_ready = __repr__ = __format__ = item = tolist = _fail
 
 
-@pytest.fixture(scope="module")
-def loop(tmp_path_factory):
+@pytest.fixture(scope="module", params=["replicated", "all"])
+def loop(request, tmp_path_factory):
   """The real trainer over nine steps; it logs the first, 4, 8 and the last.
 
   Returns:
@@ -66,6 +66,7 @@ def loop(tmp_path_factory):
       "log.progress_seconds": 1e9,
       "eval.every_epochs": 0.0,
       "checkpoint.every_steps": 1000,
+      "sharding.state": request.param,
     }
   )
   workdir = tmp_path_factory.mktemp("run")

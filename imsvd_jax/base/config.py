@@ -15,6 +15,7 @@ HARMLESS_KEYS = (
   "log",
   "init_from",
   "not_finite",
+  "sharding",
 )
 
 # Keys that recipes of earlier versions lack, and what those versions did.
@@ -37,6 +38,7 @@ ADDED_KEYS: dict[str, Any] = {
   "model.drop_path": 0.0,
   "model.projector_last_bias": False,
   "optimizer.schedule": "cosine",
+  "sharding.state": "replicated",
 }
 
 

@@ -1,7 +1,8 @@
 """The mesh, and how host batches and state get onto it.
 
 One program over all devices: the batch is split along the mesh axis "data",
-the state is replicated, and XLA inserts the collectives.
+the state is replicated or split too (`training.sharding`), and XLA inserts the
+collectives.
 """
 
 import collections
@@ -30,7 +31,7 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of the state: a full copy on every device."""
+  """Returns the sharding of a full copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
@@ -69,6 +70,20 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 def pad_rows(rows: np.ndarray, count: int) -> np.ndarray:
   """Appends rows of zeros: [n, ...] to [count, ...]."""
   return np.pad(rows, [(0, count - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+
+
+def whole(tree: Any) -> Any:
+  """Returns the same arrays with a full copy on every device.
+
+  With several processes, all must call it: it gathers what is split.
+  """
+
+  def gathered(x: jax.Array) -> jax.Array:
+    if x.is_fully_replicated:
+      return x
+    return jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec()))
+
+  return jax.tree.map(gathered, tree)
 
 
 def local_view(tree: Any, mesh: Mesh) -> Any:

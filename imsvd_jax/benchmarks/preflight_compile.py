@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -16,6 +17,8 @@ from imsvd_jax.benchmarks.costs.chips import Chip
 from imsvd_jax.benchmarks.costs.compiled_step import Bound, Memory, Part, Report
 from imsvd_jax.benchmarks.costs.slices import Slice, compile_only, get_slice
 from imsvd_jax.benchmarks.text import Findings, binary_size, quantity
+from imsvd_jax.training import experiment as experiment_lib
+from imsvd_jax.training.sharding import MODES
 
 # Sources that make data.num_examples images; others know their own number.
 _MAKE_NUM_EXAMPLES = ("shapes", "synthetic")
@@ -30,6 +33,7 @@ def measure(
   topology: str,
   num_examples: int | None = None,
   find_batch: bool = False,
+  compare_sharding: bool = False,
 ) -> Findings:
   """Returns the costs of a step of the recipe called `name` on a slice.
 
@@ -38,6 +42,7 @@ def measure(
     num_examples: Images in the train split; by default data.num_examples of
       the recipe if its source makes that many.
     find_batch: Whether to search the largest batch that fits, and report it.
+    compare_sharding: Whether to report all modes of sharding.state in a table.
 
   Raises:
     UserError: There is no such slice, or the config does not fit it.
@@ -49,6 +54,12 @@ def measure(
     num_examples = config.data.num_examples
   if find_batch:
     config.batch_size = _largest_batch(config, slice_, num_examples)
+  if compare_sharding:
+    reports = _of_all_modes(config, slice_, num_examples)
+    return Findings(
+      f"{name} on {slice_.name}\n\n{comparison(reports)}",
+      {m: as_dict(r, slice_, num_examples) for m, r in reports.items()},
+    )
   report = _compile(config, slice_, num_examples)
   text = as_text(report, slice_, num_examples)
   numbers = as_dict(report, slice_, num_examples)
@@ -60,8 +71,23 @@ def _compile(
 ) -> Report:
   # The schedule needs some number; no cost depends on which.
   images = num_examples or 1000 * config.batch_size
-  with _ticking(f"Compiling batch {config.batch_size} for {slice_.name}"):
+  mode = experiment_lib.state_sharding(config)
+  with _ticking(
+    f"Compiling batch {config.batch_size} for {slice_.name}, state {mode}"
+  ):
     return compiled_step.measure(config, slice_, images)
+
+
+def _of_all_modes(
+  config: ConfigDict, slice_: Slice, num_examples: int | None
+) -> dict[str, Report]:
+  """Compiles the step with each mode of sharding.state."""
+  reports = {}
+  for mode in MODES:
+    with config.unlocked():
+      config.sharding = ConfigDict({"state": mode})
+    reports[mode] = _compile(config, slice_, num_examples)
+  return reports
 
 
 def _largest_batch(
@@ -133,8 +159,9 @@ def as_text(report: Report, slice_: Slice, num_examples: int | None) -> str:
   """Returns the report for people."""
   lines = [
     f"{report.num_chips} chips, batch {report.batch_size}"
-    f" ({report.batch_size // report.num_chips} per chip)."
-    f" Compiled in {report.compile_seconds:.0f} s. All numbers are per chip.",
+    f" ({report.batch_size // report.num_chips} per chip), state"
+    f" {report.state_sharding}.",
+    f"Compiled in {report.compile_seconds:.0f} s. All numbers are per chip.",
     "",
     *_memory_lines(report.memory),
   ]
@@ -146,6 +173,55 @@ def as_text(report: Report, slice_: Slice, num_examples: int | None) -> str:
   elif slice_.chip is None:
     lines += ["", "No bound on the time: a CPU has no published speed."]
   return "\n".join(lines)
+
+
+def comparison(reports: Mapping[str, Report]) -> str:
+  """Returns a table with a column for each mode of sharding.state."""
+  first = next(iter(reports.values()))
+  kinds = ("all-reduce", "reduce-scatter", "all-gather")
+  rows: dict[str, Callable[[Report], str]] = {
+    "weights, statistics, targets": lambda r: binary_size(r.memory.parameters),
+    "optimizer state": lambda r: binary_size(r.memory.optimizer),
+    "activations, gradients, buffers": lambda r: _or_none(
+      r.memory.temporaries, binary_size
+    ),
+    "peak, with padding": lambda r: binary_size(r.memory.peak),
+    "the compiler may use": lambda r: _or_none(r.memory.available, binary_size),
+    "fits": lambda r: "yes" if r.memory.fits else "NO",
+    "sent bytes": lambda r: quantity(r.total("sent_bytes")),
+    **{f"  {kind}": functools.partial(_sent, kind) for kind in kinds},
+    "HBM bytes": lambda r: quantity(r.total("hbm_bytes")),
+    **{
+      f"bound: {name}": functools.partial(_milliseconds, name)
+      for name in ("compute", "memory", "network")
+    },
+    "compiled in": lambda r: f"{r.compile_seconds:.0f} s",
+  }
+  lines = [
+    f"{first.num_chips} chips, batch {first.batch_size}"
+    f" ({first.batch_size // first.num_chips} per chip). All numbers are per"
+    " chip and step.",
+    "",
+    f"{'sharding.state':34}" + "".join(f"{mode:>14}" for mode in reports),
+  ]
+  for name, cell in rows.items():
+    cells = (cell(report) for report in reports.values())
+    lines.append(f"  {name:32}" + "".join(f"{text:>14}" for text in cells))
+  return "\n".join(lines)
+
+
+def _or_none(value: float | None, text: Callable[[float], str]) -> str:
+  return "-" if value is None else text(value)
+
+
+def _sent(kind: str, report: Report) -> str:
+  found = [c.sent_bytes for c in report.collectives if c.kind == kind]
+  return quantity(sum(found))
+
+
+def _milliseconds(resource: str, report: Report) -> str:
+  bound = report.bound
+  return "-" if bound is None else f"{getattr(bound, resource) * 1e3:.2f} ms"
 
 
 def verdict(memory: Memory) -> str:

@@ -32,6 +32,7 @@ from imsvd_jax.benchmarks import machine, step_profile, timing
 from imsvd_jax.benchmarks.costs import compiled_step, hlo, slices
 from imsvd_jax.benchmarks.text import Findings, quantity, size, spread
 from imsvd_jax.training import experiment as experiment_lib
+from imsvd_jax.training import sharding
 from imsvd_jax.training import step as step_lib
 from imsvd_jax.training.augment import augment_views
 from imsvd_jax.training.state import TrainState
@@ -117,7 +118,7 @@ def measure(
   check_batch_size(config.batch_size, len(used), "batch_size")
   experiment = experiment_lib.build(config, _NUM_EXAMPLES)
   mesh = make_mesh(used)
-  state = _state(experiment, mesh)
+  state = step_lib.initial_state(experiment, replicated(mesh))
   batch = shard_batch(experiment_lib.random_batch(config), mesh)
 
   with concurrent.futures.ThreadPoolExecutor() as threads:
@@ -212,30 +213,28 @@ def _steps(
   return step
 
 
-def _state(experiment: experiment_lib.Experiment, mesh: Mesh) -> TrainState:
-  init = lambda: step_lib.init_state(experiment)
-  return jax.jit(init, out_shardings=replicated(mesh))()
-
-
 def _parts(
   experiment: experiment_lib.Experiment, mesh: Mesh, batch: dict[str, Any]
 ) -> dict[str, Callable[[], Any]]:
   """Returns the step's parts as programs of their own, on their own state."""
-  state = _state(experiment, mesh)
+  state = step_lib.initial_state(experiment, replicated(mesh))
 
-  def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+  def jit(
+    function: Callable[..., Any], out_shardings: Any = None
+  ) -> Callable[..., Any]:
     def traced(*arguments: Any) -> Any:
       # The objective needs the mesh, as in the trainer's step.
       with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         return function(*arguments)
 
-    return jax.jit(traced)
+    return jax.jit(traced, out_shardings=out_shardings)
 
   recipes = experiment.augmentation
   augment = jit(lambda rng, b: augment_views(recipes, rng, b))
   views = augment(state.rng, batch)
 
   def forward(params: Any, batch_stats: Any, views: Any) -> Any:
+    params = step_lib.whole_weights(experiment, params)
     return step_lib.embed_views(experiment.model, params, batch_stats, views)
 
   forward_alone = jit(forward)
@@ -261,18 +260,21 @@ def _parts(
 
   def optimizer(params: Any, opt_state: Any) -> tuple[Any, Any]:
     # The weights stand for the gradients; values do not matter.
+    params = sharding.split(params, experiment.state_sharding)
     updates, opt_state = experiment.optimizer.update(params, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
   uses_target = experiment.objective.uses_target
   targets = embeddings[: experiment_lib.NUM_GLOBAL] if uses_target else None
   weights, stats = state.params, state.batch_stats
+  shardings = step_lib.state_shardings(experiment, replicated(mesh))
+  updated = (shardings.params, shardings.opt_state)
   programs = {
     "augment": (augment, (state.rng, batch)),
     "forward": (forward_alone, (weights, stats, views)),
     "both": (jit(both), (weights, stats, views, embeddings)),
     "objective": (jit(objective), (embeddings, targets, state.rng)),
-    "optimizer": (jit(optimizer), (weights, state.opt_state)),
+    "optimizer": (jit(optimizer, updated), (weights, state.opt_state)),
   }
   if uses_target:
     programs["target"] = (forward_alone, (weights, stats, views[:1]))

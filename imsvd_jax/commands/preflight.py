@@ -34,6 +34,11 @@ _FIND_BATCH = flags.DEFINE_bool(
   False,
   "Search the largest batch that fits; takes a few compilations.",
 )
+_COMPARE_SHARDING = flags.DEFINE_bool(
+  "compare_sharding",
+  False,
+  "Compile with each mode of sharding.state, and print a table of them.",
+)
 _print_findings = shared_flags.define_json()
 
 
@@ -50,6 +55,7 @@ def main() -> int | None:
     topology=_TOPOLOGY.value,
     num_examples=_NUM_EXAMPLES.value,
     find_batch=_FIND_BATCH.value,
+    compare_sharding=_COMPARE_SHARDING.value,
   )
   _print_findings(findings)
   return None

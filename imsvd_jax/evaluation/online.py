@@ -242,11 +242,11 @@ class Evaluation:
     self, state: TrainState, step: int, encoder: str = results.TRAINED
   ) -> Binding:
     """Binds the weights of a state."""
+    variables = devices.whole(
+      {"params": state.params, "batch_stats": state.batch_stats}
+    )
     with agreement.together():
-      variables = devices.local_view(
-        {"params": state.params, "batch_stats": state.batch_stats},
-        self._binder.mesh,
-      )
+      variables = devices.local_view(variables, self._binder.mesh)
       # Of copies: on CPUs, an array that NumPy has seen cannot be donated.
       checksum = hashing.checksum(_copies(variables))
     return Binding(self._binder, Weights(encoder, step, variables, checksum))

@@ -241,13 +241,10 @@ def _time_steps(
     experiment = experiment_lib.build(recipe.config, num_examples)
     replicated = devices.replicated(mesh)
     step = step_lib.jit_train_step(experiment, replicated)
-    init = jax.jit(
-      lambda experiment=experiment: step_lib.init_state(experiment),
-      out_shardings=replicated,
-    )
+    state = step_lib.initial_state(experiment, replicated)
     batch = experiment_lib.random_batch(recipe.config)
     batch = devices.shard_batch(batch, mesh)
-    state, _ = jax.block_until_ready(step(init(), batch))
+    state, _ = jax.block_until_ready(step(state, batch))
     jobs[recipe.name] = step, state, batch
   seconds: dict[str, list[float]] = {name: [] for name in jobs}
   for _ in range(3):

@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from imsvd_jax.base import console, files
+from imsvd_jax.base import console, devices, files
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.runs import metric_lines
 
@@ -34,7 +34,7 @@ def parameter_table(params: Mapping) -> str:
 
   The table is made of copies. A NumPy view of an array is cached with it and,
   on CPUs, keeps its buffer: the first step could not donate the state. Without
-  clu it is one line.
+  clu it is one line. With several processes, all must call it.
   """
   try:
     from clu import parameter_overview
@@ -42,7 +42,7 @@ def parameter_table(params: Mapping) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     return f"Parameters: {count:,} (the package clu shows a table of them)."
   copies = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(params)
-  return parameter_overview.get_parameter_overview(copies)
+  return parameter_overview.get_parameter_overview(devices.whole(copies))
 
 
 def to_floats(metrics: Mapping[str, Any]) -> dict[str, Any]:

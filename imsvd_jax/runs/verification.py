@@ -139,10 +139,10 @@ def verify(expected: Mapping[str, Any], tree: Any) -> None:
   Raises:
     Damage: A checksum, a shape or a dtype differs.
   """
-  found = {
-    name: _described(leaf, _checksum_of(leaf))
-    for name, leaf in named_leaves(tree).items()
-  }
+  # Those computed on devices are dispatched before any is fetched.
+  leaves = named_leaves(tree)
+  sums = {name: _checksum_of(leaf) for name, leaf in leaves.items()}
+  found = {name: _described(leaf, sums[name]) for name, leaf in leaves.items()}
   wrong = sorted(
     name
     for name in expected.keys() | found.keys()

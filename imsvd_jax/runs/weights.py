@@ -151,8 +151,12 @@ def init_from(
       " Expected a run with the same backbone."
     )
   target = state_like.target
-  new_target = None if target is None else jax.tree.map(jnp.copy, new)
-  return state_like.replace(**new, target=new_target), report
+  if target is not None:
+    copies = jax.tree.map(jnp.copy, new)
+    # It may be split over the devices where the weights are whole.
+    places = jax.tree.map(lambda leaf: leaf.sharding, target["params"])
+    target = copies | {"params": jax.device_put(copies["params"], places)}
+  return state_like.replace(**new, target=target), report
 
 
 def _variables_and_step(

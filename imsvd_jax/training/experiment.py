@@ -23,6 +23,7 @@ from imsvd_jax.models import (
 from imsvd_jax.objectives import OBJECTIVES, Objective
 from imsvd_jax.training.augment import Augmentation
 from imsvd_jax.training.optim import SCHEDULES, Plan, make_optimizer
+from imsvd_jax.training.sharding import MODES, REPLICATED
 
 NUM_GLOBAL = 2  # Global views per image; local crops come after them.
 _PLACEMENTS = ("auto", "device", "host")
@@ -64,6 +65,7 @@ class Experiment(NamedTuple):
     image_shape: (height, width, channels) of a global view.
     embedding_size: Dimensions of an embedding, without those of its noise.
     target_momentum: Of the EMA target network, at the first step.
+    state_sharding: What of the state is split; see `training.sharding`.
     seed: Seed of weights, augmentation and noise.
     total_steps: Length of the run, in batches of this size.
     steps_per_epoch: May be fractional.
@@ -83,6 +85,7 @@ class Experiment(NamedTuple):
   image_shape: tuple[int, int, int]
   embedding_size: int
   target_momentum: float
+  state_sharding: str
   seed: int
   total_steps: int
   steps_per_epoch: float
@@ -161,6 +164,7 @@ def build(
     image_shape=(size, size, config.data.channels),
     embedding_size=config.model.projector[-1],
     target_momentum=config.target_momentum,
+    state_sharding=state_sharding(config),
     seed=config.seed,
     total_steps=total_steps,
     steps_per_epoch=steps_per_epoch,
@@ -231,6 +235,11 @@ def changed_options(settings: ConfigDict) -> dict[str, Any]:
 def placement(config: ConfigDict) -> str:
   """Returns data.placement; its default for a recipe that lacks it."""
   return config.data.get("placement", "auto")
+
+
+def state_sharding(config: ConfigDict) -> str:
+  """Returns sharding.state; its default for a recipe that lacks it."""
+  return config.get("sharding", {}).get("state", REPLICATED)
 
 
 def abstract_batch(
@@ -349,6 +358,11 @@ def check(config: ConfigDict, num_devices: int = 1) -> None:
     raise UserError(
       f"data.placement={placement(config)!r}; expected one of"
       f" {', '.join(_PLACEMENTS)}."
+    )
+  if state_sharding(config) not in MODES:
+    raise UserError(
+      f"sharding.state={state_sharding(config)!r}; expected one of"
+      f" {', '.join(MODES)}."
     )
   for name, size in (
     ("batch_size", config.batch_size),

@@ -16,7 +16,7 @@ from imsvd_jax.data import resampling
 from imsvd_jax.models import Encoder
 from imsvd_jax.models.layers import DROP_PATH
 from imsvd_jax.objectives.diagnostics import diagnostics, off_diagonal_floor
-from imsvd_jax.training import finite
+from imsvd_jax.training import finite, sharding
 from imsvd_jax.training.augment import augment_views
 from imsvd_jax.training.experiment import NUM_GLOBAL, Experiment
 from imsvd_jax.training.state import TrainState, target_momentum, update_target
@@ -52,34 +52,50 @@ def init_state(experiment: Experiment) -> TrainState:
   )
 
 
+def state_shardings(
+  experiment: Experiment, replicated: jax.sharding.NamedSharding
+) -> TrainState:
+  """Returns the sharding of each leaf of the state.
+
+  Args:
+    experiment: From `build`; its `state_sharding` says what is split.
+    replicated: Sharding of what is whole on every device of the mesh.
+  """
+  shapes = jax.eval_shape(functools.partial(init_state, experiment))
+  mode = experiment.state_sharding
+  return sharding.of_state(shapes, replicated.mesh, mode)
+
+
 def initial_state(
-  experiment: Experiment, sharding: jax.sharding.Sharding
+  experiment: Experiment, replicated: jax.sharding.NamedSharding
 ) -> TrainState:
   """Returns the state before the first step, on the devices."""
   init = functools.partial(init_state, experiment)
-  return jax.jit(init, out_shardings=sharding)()
+  shardings = state_shardings(experiment, replicated)
+  return jax.jit(init, out_shardings=shardings)()
 
 
 def abstract_state(
-  experiment: Experiment, sharding: jax.sharding.Sharding
+  experiment: Experiment, replicated: jax.sharding.NamedSharding
 ) -> TrainState:
-  """Returns shapes, types and sharding of a state; compiles nothing."""
+  """Returns shapes, types and shardings of a state; compiles nothing."""
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     jax.eval_shape(functools.partial(init_state, experiment)),
+    state_shardings(experiment, replicated),
   )
 
 
 def jit_train_step(
-  experiment: Experiment, state_sharding: jax.sharding.NamedSharding
+  experiment: Experiment, replicated: jax.sharding.NamedSharding
 ) -> jax.stages.Wrapped:
   """Returns `(state, batch) -> (state, metrics)` as training compiles it.
 
   Args:
     experiment: From `build`.
-    state_sharding: Sharding of the state and of the metrics.
+    replicated: Sharding of the metrics, and of what is whole in the state.
   """
-  mesh = state_sharding.mesh.abstract_mesh
+  mesh = replicated.mesh.abstract_mesh
 
   def step(
     state: TrainState, batch: dict[str, Any]
@@ -88,7 +104,8 @@ def jit_train_step(
     with jax.sharding.use_abstract_mesh(mesh):
       return train_step(experiment, state, batch)
 
-  return jax.jit(step, donate_argnums=0, out_shardings=state_sharding)
+  shardings = (state_shardings(experiment, replicated), replicated)
+  return jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
 
 def train_step(
@@ -124,7 +141,7 @@ def train_step(
   def loss_fn(params: Any) -> tuple[jax.Array, Any]:
     embeddings, batch_stats = embed_views(
       experiment.model,
-      params,
+      whole_weights(experiment, params),
       state.batch_stats,
       views,
       noise_key(state.rng, state.step, _DEPTH),
@@ -144,10 +161,12 @@ def train_step(
   )(state.params)
 
   with jax.named_scope("optimizer"):
+    mode = experiment.state_sharding
+    params = sharding.split(state.params, mode)
     updates, opt_state = experiment.optimizer.update(
-      gradients, state.opt_state, state.params
+      sharding.split(gradients, mode), state.opt_state, params
     )
-    params = optax.apply_updates(state.params, updates)
+    params = optax.apply_updates(params, updates)
     if target is not None:
       momentum = target_momentum(
         state.step + experiment.offset,
@@ -255,6 +274,12 @@ def embed_views(
   return embeddings, batch_stats
 
 
+def whole_weights(experiment: Experiment, params: Any) -> Any:
+  """Returns weights as the network reads them, whole on every device."""
+  params = _in_compute_type(experiment.model, params)
+  return sharding.whole(params, experiment.state_sharding)
+
+
 def _in_compute_type(model: Encoder, params: Any) -> Any:
   """Casts weight matrices and kernels once for all views, as each layer would.
 
@@ -277,7 +302,7 @@ def _target_pass(
   """
   embeddings, batch_stats = embed_views(
     experiment.model,
-    state.target["params"],
+    whole_weights(experiment, state.target["params"]),
     state.target["batch_stats"],
     [global_views],
   )

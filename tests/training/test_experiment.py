@@ -49,6 +49,7 @@ from tests.train_child import small_config
     ({"checkpoint.keep_last": 0}, r"keep_last=0; expected 1 or more"),
     ({"checkpoint.keep_every": -1}, r"keep_every=-1; expected 0 or more"),
     ({"eval.every_epochs": -1.0}, r"eval\.every_epochs=-1"),
+    ({"sharding.state": "fsdp"}, r"sharding\.state='fsdp'; expected one of"),
     ({"not_finite.policy": "ignore"}, r"policy='ignore'; expected 'skip' or"),
     ({"not_finite.max_in_a_row": -1}, r"max_in_a_row=-1; expected 0 or"),
   ],

@@ -109,6 +109,7 @@ class Report:
   topology: str  # The slice's name.
   num_chips: int  # Its size.
   batch_size: int  # Images per step over all chips.
+  state_sharding: str  # See `training.sharding`.
   compile_seconds: float  # How long the compilation took.
   memory: Memory  # See Memory.
   # By name, see PARTS. Empty if the step does not fit, like what follows.
@@ -143,10 +144,7 @@ def measure(config: ConfigDict, slice_: Slice, num_examples: int) -> Report:
   check_batch_size(config.batch_size, num_chips, "batch_size")
   experiment = experiment_lib.build(config, num_examples)
   mesh = make_mesh(slice_.devices)
-  state = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
-    jax.eval_shape(lambda: step_lib.init_state(experiment)),
-  )
+  state = step_lib.abstract_state(experiment, replicated(mesh))
   batch = experiment_lib.abstract_batch(config, batch_sharded(mesh))
   lowered = step_lib.jit_train_step(experiment, replicated(mesh)).lower(
     state, batch
@@ -155,7 +153,7 @@ def measure(config: ConfigDict, slice_: Slice, num_examples: int) -> Report:
   memory = Memory(
     parameters=_bytes((state.params, state.batch_stats, state.target)),
     optimizer=_bytes(state.opt_state),
-    batch=_bytes(batch) / num_chips,
+    batch=_bytes(batch),
   )
   try:
     compiled = lowered.compile()
@@ -166,6 +164,7 @@ def measure(config: ConfigDict, slice_: Slice, num_examples: int) -> Report:
     topology=slice_.name,
     num_chips=num_chips,
     batch_size=config.batch_size,
+    state_sharding=experiment.state_sharding,
     compile_seconds=time.monotonic() - start,
     memory=memory,
   )
@@ -236,9 +235,10 @@ def _bound(report: Report, slice_: Slice) -> Bound | None:
 
 
 def _bytes(tree: Any) -> float:
+  """Returns the bytes of each chip's parts of the leaves."""
   return float(
     sum(
-      np.prod(x.shape) * x.dtype.itemsize
+      np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
       for x in jax.tree.leaves(tree)
       if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
     )

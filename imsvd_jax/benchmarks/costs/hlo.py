@@ -34,6 +34,8 @@ COLLECTIVES = (
   "collective-permute",
   "collective-broadcast",
 )
+# The fusion of an all-reduce with the slices of its result that a TPU runs.
+_TPU_REDUCE_SCATTER = "all-reduce-scatter"
 # Operations that move no data: names, views, and the ends of asynchronous
 # operations, which count at their start.
 _FREE = {
@@ -149,6 +151,8 @@ class Program:
       size = sum(s.bytes for s in self._operand_shapes(instruction))
       if kind == "all-gather":
         size *= group_size
+      if instruction.computation.startswith(_TPU_REDUCE_SCATTER):
+        kind = "reduce-scatter"
       found.append(
         Collective(kind, size, group_size, runs, instruction.op_name)
       )

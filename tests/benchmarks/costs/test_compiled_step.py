@@ -1,5 +1,6 @@
 """Costs of the real train step, and the search for the largest batch."""
 
+import collections
 import dataclasses
 import importlib.util
 import json
@@ -134,6 +135,47 @@ def test_costs_on_a_tpu_that_is_not_there():
 
 @pytest.mark.proof
 @needs_libtpu
+def test_a_tpu_scatters_gradients_and_gathers_weights():
+  """In the type that the network computes in, each weight once."""
+  result = run_preflight(
+    "--config.model.dtype=bfloat16",
+    "--config.model.projector=(512,512)",
+    "--topology=v5e:2x4",
+    "--compare_sharding",
+    "--json",
+  )
+  assert result.returncode == 0, result.stderr
+  figures = json.loads(result.stdout)
+  sent = {
+    mode: collections.Counter(
+      {c["kind"]: c["sent_bytes"] for c in one["collectives"]}
+    )
+    for mode, one in figures.items()
+  }
+  assert list(sent) == ["replicated", "optimizer", "all"]
+  weights = figures["replicated"]["memory"]["parameters"]
+  whole = sent["replicated"]
+  for mode in ("optimizer", "all"):
+    scattered = sent[mode]["reduce-scatter"] - whole["reduce-scatter"]
+    assert 0.4 * weights < scattered < 0.6 * weights, mode  # bfloat16.
+    assert sent[mode]["all-reduce"] < 0.3 * whole["all-reduce"], mode
+  gathered = {
+    mode: sent[mode]["all-gather"] - whole["all-gather"] for mode in sent
+  }
+  assert 0.4 * weights < gathered["all"] < 0.6 * weights
+  assert gathered["optimizer"] < 1.1 * weights
+  state = {
+    mode: (one["memory"]["parameters"], one["memory"]["optimizer"])
+    for mode, one in figures.items()
+  }
+  assert state["optimizer"][0] == weights
+  assert state["all"][0] < weights / 6
+  for mode in ("optimizer", "all"):
+    assert state[mode][1] < state["replicated"][1] / 6
+
+
+@pytest.mark.proof
+@needs_libtpu
 def test_a_batch_that_does_not_fit_is_told_by_a_real_compilation():
   result = run_preflight("--config.batch_size=400000", "--topology=v5e:1x1")
   assert result.returncode == 0, result.stderr
@@ -158,6 +200,22 @@ def test_the_text_and_the_json_say_the_same(cpu_report):
   assert quantity(figures["flops"]) in text
   for one in figures["collectives"]:
     assert one["kind"] in text
+  assert max(len(line) for line in text.splitlines()) <= 88
+
+
+def test_the_table_of_all_modes(cpu_report):
+  bound = compiled_step.Bound(compute=0.5, memory=0.25, network=0.0)
+  full = compiled_step.Memory(1e9, 2e9, 1e6, peak=2**35, available=2**34)
+  reports = {
+    "replicated": dataclasses.replace(cpu_report, memory=full, parts={}),
+    "all": dataclasses.replace(cpu_report, bound=bound),
+  }
+  text = preflight_compile.comparison(reports)
+  rows = {line[:34].strip(): line[34:].split() for line in text.splitlines()}
+  assert rows["sharding.state"] == list(reports)
+  assert rows["fits"] == ["NO", "yes"]
+  assert rows["peak, with padding"][:2] == ["32.00", "GiB"]
+  assert rows["bound: compute"] == ["-", "500.00", "ms"]
   assert max(len(line) for line in text.splitlines()) <= 88
 
 

@@ -173,6 +173,29 @@ def test_an_asynchronous_collective_counts_once():
   assert sent == [3 * size, 14 * size, size, 15 * size]
 
 
+def test_a_tpus_reduce_scatter_is_a_fusion_of_an_all_reduce():
+  program = hlo.Program("""\
+HloModule jit_f, num_partitions=8
+
+%all-reduce-scatter.3 (a: f32[64,128]) -> f32[8,128] {
+  %a = f32[64,128]{1,0} parameter(0)
+  %r = f32[64,128]{1,0} all-reduce(%a), channel_id=1, dimensions={}
+  %i = s32[] constant(0)
+  ROOT %part = f32[8,128]{1,0} dynamic-slice(%r, %i, %i), \
+dynamic_slice_sizes={8,128}
+}
+
+ENTRY %main (x: f32[64,128]) -> f32[8,128] {
+  %x = f32[64,128]{1,0} parameter(0)
+  ROOT %s = f32[8,128]{1,0} fusion(%x), kind=kCustom, \
+calls=%all-reduce-scatter.3
+}
+""")
+  (one,) = program.collectives()
+  assert (one.kind, one.bytes) == ("reduce-scatter", 64 * 128 * 4)
+  assert one.sent_bytes == 7 / 8 * one.bytes
+
+
 def test_an_update_in_place_moves_only_the_update():
   text = """
 HloModule jit_h, num_partitions=1
