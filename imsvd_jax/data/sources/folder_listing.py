@@ -73,10 +73,10 @@ def walk(
 ) -> Found:
   """Returns what is below `top`, except for the directories `excluded`.
 
-  Links are followed, but not into these; a directory that contains itself is entered once. Names
-  that begin with a dot are skipped (macOS creates such files beside images), as
-  are unreadable directories. `first_only` stops at the first folder with
-  images.
+  Links are followed, but not into these; a directory that contains itself is
+  entered once. Names that begin with a dot are skipped (macOS creates such
+  files beside images), as are unreadable directories. `first_only` stops at the
+  first folder with images.
   """
   remote = "://" in top
   entered = {os.path.realpath(top)}
