@@ -89,7 +89,11 @@ setuptools.setup(
       "sphinx-copybutton>=0.5.2",
       "sphinxcontrib-programoutput>=0.18",
     ],
-    "formats": ["imagecodecs>=2024.6.1", "pillow-heif>=0.18"],
+    "formats": [
+      "imagecodecs>=2024.6.1",
+      "pillow-heif>=0.18",
+      "pillow-jxl-plugin>=1.2",
+    ],
     "gcs": GCS,
     "tpu": ["jax[tpu]", *GCS],  # A pod's runs are in a bucket.
     # Before 2.10 a weights file can run code, whatever `weights_only` says

@@ -3,8 +3,8 @@
   python docs/tables.py
 
 A line `<!-- tables.py: NAME -->` in a page stands above each of these tables.
-Programs write the measurements into docs/measurements/; tests/test_tables.py
-fails where a page differs from them.
+docs/measurements/ has the measurements, each with its command and date;
+tests/test_tables.py fails where a page differs from them.
 """
 
 import json
@@ -24,7 +24,8 @@ def measured(name: str) -> dict:
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
   """Returns a table as lines of Markdown."""
-  first, *others = (f"| {' | '.join(cells)} |\n" for cells in (head, *rows))
+  line = lambda cells: f"| {' | '.join(cells)} |\n".replace("|  |", "| |")
+  first, *others = map(line, (head, *rows))
   return "".join([first, f"|{'---|' * len(head)}\n", *others])
 
 
@@ -48,9 +49,67 @@ def _of_views(number: str, form: str, *contenders: str) -> str:
   return markdown(("view", "filter", *contenders), rows)
 
 
+def laptop() -> str:
+  """Accuracy of the recipes for a laptop."""
+  rows, before = [], ""
+  for row in measured("laptop")["rows"]:
+    cells = [row["features"], _percent(row["knn"]), _percent(row["linear"])]
+    if row["features"] == "trained":
+      cells = [f"**{cell}**" for cell in cells]
+    rows.append(("" if row["data"] == before else row["data"], *cells))
+    before = row["data"]
+  return markdown(("data", "features", "k-NN", "linear"), rows)
+
+
+def _percent(number: dict[str, float]) -> str:
+  span = f"{number['low']} to {number['high']}" if "low" in number else ""
+  if "mean" not in number:
+    return f"{span}%"
+  return f"{number['mean']}%" + (f" ({span})" if span else "")
+
+
+# A variable that knows so much of a factor is in bold.
+_KNOWS = 0.2
+
+
+def factors() -> str:
+  """What single variables know of all factors of the shapes."""
+  rows = [
+    (
+      row["title"],
+      ", ".join(format(value, ".2f") for value in row["untrained"]),
+      ", ".join(map(_trained, row["trained"])),
+      str(row["chance"]),
+    )
+    for row in measured("shapes_factors")["rows"]
+  ]
+  return markdown(("factor", "random weights", "trained", "chance"), rows)
+
+
+def four_factors() -> str:
+  """The same of four of them."""
+  numbers = {
+    name: (f"{untrained:.2f}", _trained(trained))
+    for row in measured("shapes_factors")["rows"]
+    for name, untrained, trained in zip(
+      row["factors"], row["untrained"], row["trained"], strict=True
+    )
+  }
+  names = ("label", "texture", "shape", "background red")
+  rows = [(name, *numbers[name]) for name in names]
+  return markdown(("factor", "random weights", "trained"), rows)
+
+
+def _trained(value: float) -> str:
+  return f"**{value:.2f}**" if value > _KNOWS else f"{value:.2f}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
   "energy": energy,
   "view_cost": view_cost,
+  "laptop": laptop,
+  "factors": factors,
+  "four_factors": four_factors,
 }
 
 

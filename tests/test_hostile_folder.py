@@ -199,6 +199,20 @@ def test_an_evaluation_without_a_test_part_says_what_to_do(tmp_path):
   splits = ("train[:75%]", "train[75%:]")
   (result,) = offline.evaluate_runs(dataclasses.replace(options, splits=splits))
   assert result.num_images == 4
+  held_out = dataclasses.replace(options, holdout=0.2)
+  (result,) = offline.evaluate_runs(held_out)
+  assert result.num_images == 4
+  assert result.data["holdout"] == 0.2
+  # Of another folder, and by an encoder that held out more of its own.
+  other = tmp_path / "other"
+  write(other, *(f"{c}/{i}.jpg" for c in "ab" for i in range(5)))
+  on_other = dataclasses.replace(held_out, data=f"folder={other}")
+  (result,) = offline.evaluate_runs(on_other)
+  assert result.num_images == 2
+  with pytest.raises(UserError, match=r"--holdout=2; expected a share of 0 to"):
+    offline.evaluate_runs(dataclasses.replace(held_out, holdout=2))
+  with pytest.raises(UserError, match=r"test split.* hold a part out: --holdo"):
+    offline.evaluate_runs(dataclasses.replace(on_other, holdout=None))
 
 
 def test_a_held_out_part_gives_accuracy(tmp_path, capsys):

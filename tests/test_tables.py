@@ -23,6 +23,14 @@ def test_every_table_is_in_a_page():
     assert text.count(f"<!-- tables.py: {name} -->\n\n|") == 1
 
 
+def test_measurements_say_when_and_by_what():
+  files = [*(ROOT / "docs/measurements").glob("*.json")]
+  assert files
+  for path in files:
+    found = tables.measured(path.stem)
+    assert all(found[key] for key in ("date", "command", "rows")), path
+
+
 def test_a_changed_number_is_noticed():
   page = (ROOT / "docs/data.md").read_text()
   changed = page.replace("| bilinear | 1.", "| bilinear | 2.", 1)

@@ -12,7 +12,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -143,34 +143,14 @@ def measure(
   times = timing.race(runs, rounds=rounds)
 
   best = {n: limits[n][1] / min(times[n].seconds) for n in limits}
-  if parts:
-    both = times.pop("both")
-    times["backward"] = both.minus(times["forward"])
-  spreads = {name: timing.Spread.of(t.seconds) for name, t in times.items()}
-  whole = spreads["step"]
-  measured = {name: spreads[name] for name in PARTS if name in spreads}
-  shares = {name: part.median / whole.median for name, part in measured.items()}
-  if parts:
-    shares["rest"] = 1 - sum(shares.values())
   work = hlo.Program(compiled.as_text()).work()
-  flops = flops_on_cpu or _flops(work)
-  moved = sum(one.bytes for one in work)
   stats = compiled.memory_analysis()
   result = Result(
     batch_size=config.batch_size,
     devices=len(used),
     dtype=dtype,
-    step=whole,
-    images_per_second=config.batch_size / whole.median,
-    parts=measured,
-    shares=shares,
-    flops=sum(flops.values()),
-    flops_by_part=flops,
-    bytes=moved,
-    matmul_ceiling=best["matmul"],
-    memory_ceiling=best["memory"],
-    matmul_share=sum(flops.values()) / whole.median / best["matmul"],
-    memory_share=moved / whole.median / best["memory"],
+    **_speed(times, config.batch_size),
+    **_arithmetic(work, flops_on_cpu or _flops(work), times["step"], best),
     state_bytes=stats.alias_size_in_bytes,
     temporary_bytes=stats.temp_size_in_bytes,
     compile_seconds=compile_seconds,
@@ -179,6 +159,45 @@ def measure(
     operations = step_profile.record(step, compiled.as_text(), profile)
     result = dataclasses.replace(result, profile=operations)
   return result
+
+
+def _speed(times: dict[str, timing.Times], batch_size: int) -> dict[str, Any]:
+  """Returns what a `Result` says about the step's and its parts' time."""
+  if "both" in times:
+    backward = times["both"].minus(times["forward"])
+    times = {**times, "backward": backward}
+  spreads = {name: timing.Spread.of(t.seconds) for name, t in times.items()}
+  whole = spreads["step"]
+  measured = {name: spreads[name] for name in PARTS if name in spreads}
+  shares = {name: part.median / whole.median for name, part in measured.items()}
+  if "both" in times:
+    shares["rest"] = 1 - sum(shares.values())
+  return {
+    "step": whole,
+    "images_per_second": batch_size / whole.median,
+    "parts": measured,
+    "shares": shares,
+  }
+
+
+def _arithmetic(
+  work: Sequence[hlo.Work],
+  flops: dict[str, float],
+  step: timing.Times,
+  best: dict[str, float],
+) -> dict[str, Any]:
+  """Returns what a `Result` says about FLOP, bytes and the best speeds."""
+  moved, total = sum(one.bytes for one in work), sum(flops.values())
+  median = timing.Spread.of(step.seconds).median
+  return {
+    "flops": total,
+    "flops_by_part": flops,
+    "bytes": moved,
+    "matmul_ceiling": best["matmul"],
+    "memory_ceiling": best["memory"],
+    "matmul_share": total / median / best["matmul"],
+    "memory_share": moved / median / best["memory"],
+  }
 
 
 def _ceilings(

@@ -11,6 +11,7 @@ import dataclasses
 import importlib.util
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -81,6 +82,40 @@ def measure(config: ConfigDict, *, rounds: int, compiled: bool) -> Result:
   import torch
 
   on_gpu = torch.cuda.is_available()
+  step = _training_step(config, compiled=compiled)
+
+  def finish(loss: Any) -> float:
+    if on_gpu:
+      torch.cuda.synchronize()
+    return float(loss.detach())
+
+  console.print_line("Warming up PyTorch's step.")
+  for _ in range(3):
+    finish(step())
+  seconds = []
+  for _ in range(rounds):
+    start = time.perf_counter()
+    loss = finish(step())
+    seconds.append(time.perf_counter() - start)
+  median = statistics.median(seconds)
+  return Result(
+    batch_size=config.batch_size,
+    dtype=config.model.dtype,
+    compiled=compiled,
+    step=median,
+    images_per_second=config.batch_size / median,
+    peak_bytes=float(torch.cuda.max_memory_allocated()) if on_gpu else None,
+    loss=loss,
+    device=torch.cuda.get_device_name() if on_gpu else "cpu",
+    torch=torch.__version__,
+  )
+
+
+def _training_step(config: ConfigDict, *, compiled: bool) -> Callable[[], Any]:
+  """Returns a function that makes a step and returns its loss."""
+  import torch
+
+  on_gpu = torch.cuda.is_available()
   device = torch.device("cuda" if on_gpu else "cpu")
   torch.backends.cudnn.benchmark = True
   torch.manual_seed(0)
@@ -112,31 +147,7 @@ def measure(config: ConfigDict, *, rounds: int, compiled: bool) -> Result:
     optimizer.step()
     return loss
 
-  def finish(loss: Any) -> float:
-    if on_gpu:
-      torch.cuda.synchronize()
-    return float(loss.detach())
-
-  console.print_line("Warming up PyTorch's step.")
-  for _ in range(3):
-    finish(step())
-  seconds = []
-  for _ in range(rounds):
-    start = time.perf_counter()
-    loss = finish(step())
-    seconds.append(time.perf_counter() - start)
-  median = statistics.median(seconds)
-  return Result(
-    batch_size=config.batch_size,
-    dtype=config.model.dtype,
-    compiled=compiled,
-    step=median,
-    images_per_second=config.batch_size / median,
-    peak_bytes=float(torch.cuda.max_memory_allocated()) if on_gpu else None,
-    loss=loss,
-    device=torch.cuda.get_device_name() if on_gpu else "cpu",
-    torch=torch.__version__,
-  )
+  return step
 
 
 def _network(config: ConfigDict) -> Any:

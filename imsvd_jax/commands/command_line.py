@@ -9,7 +9,6 @@ import os
 import pathlib
 import re
 import select
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from absl import logging as absl_logging
 
 from imsvd_jax.base import cpu_devices, distributed, interrupts, recipe_files
 from imsvd_jax.base.errors import EXIT_AT_ONCE, UserError, suggestion
-from imsvd_jax.commands import help_page
+from imsvd_jax.commands import decoder_lines, help_page
 
 EXIT_NO_READER = 141  # As shells report SIGPIPE.
 # What JAX says of a value of one of its environment variables.
@@ -28,18 +27,6 @@ _JAX_DOES_NOT_START = (
   "for environment 'JAX_",
   "for JAX flag jax_",
   "Unable to initialize backend",
-)
-# What decoders of images print on standard error, past all logging: libjpeg and
-# libpng themselves, and TensorFlow about a truncated JPEG. Each file that
-# cannot be read is one line of ours.
-_DECODERS_SAY = (
-  r"^(Corrupt JPEG data|Premature end of JPEG|Not a JPEG file|JPEG datastream"
-  r"|Unsupported (JPEG|marker|color)|Invalid (JPEG|SOS|progressive|component)"
-  r"|Inconsistent progression|Bogus |Quantization table 0x|Huffman table 0x"
-  r"|Arithmetic table 0x|Unknown Adobe|Warning: unknown JFIF|Sampling factors"
-  r"|Improper call to JPEG|Empty (input file|JPEG)|Maximum supported image"
-  r"|Application transferred too|Cannot (quantize|transcode)|Didn't expect more"
-  r"|libpng |TIFF|Insufficient memory \(case)|jpeg_mem\.cc:"
 )
 HELP = ("--help", "-h", "-help", "--helpshort", "--helpfull")
 
@@ -102,7 +89,6 @@ def run(
 
   def guarded(argv: list[str]) -> int | None:
     _quiet_libraries()
-    _quiet_decoders()
     print_any_name(sys.stdout)
     if len(argv) - 1 > max_arguments:
       extra = argv[1 + max_arguments]
@@ -181,37 +167,11 @@ def _print_error(message: str) -> None:
 def _quiet_libraries() -> None:
   """Shows our notes but only warnings of libraries; --verbosity=0 shows all."""
   if not flags.FLAGS["verbosity"].present:
+    decoder_lines.hide()
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("imsvd_jax").setLevel(logging.INFO)
     # What these log with a traceback reaches us as an exception, too.
     absl_logging.get_absl_handler().addFilter(_is_news)
-
-
-def _quiet_decoders() -> None:
-  """Passes what C libraries print on standard error through a filter.
-
-  Python's own lines go past it. The filter is a process, so that it has all
-  lines of a crash; in a session of its own, so that no signal ends it first.
-  """
-  try:
-    if sys.stderr.fileno() != 2:
-      return  # Somebody captures it.
-    direct = os.dup(2)
-    grep = subprocess.Popen(
-      ["grep", "-a", "-v", "-E", "--line-buffered", _DECODERS_SAY],
-      stdin=subprocess.PIPE,
-      stdout=direct,
-      env=os.environ | {"LC_ALL": "C"},
-      start_new_session=True,
-    )
-  except OSError:
-    return  # Without grep, or without standard error.
-  assert grep.stdin is not None
-  sys.stderr.flush()
-  os.dup2(grep.stdin.fileno(), 2)
-  grep.stdin.close()
-  grep.returncode = 0  # It ends after us; nobody waits for it.
-  sys.stderr = os.fdopen(direct, "w", 1, errors="backslashreplace")
 
 
 def _is_news(record: logging.LogRecord) -> bool:

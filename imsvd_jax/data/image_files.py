@@ -10,14 +10,17 @@ Pixels that are not of 8 bits need a range of values, low to high, which becomes
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import importlib
 import io
 import logging
 import math
+import os
 import struct
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -38,6 +41,17 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as PIL's.
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _ORIENTATION_TAG = 0x0112
 _PLUGINS = ("pillow_heif", "pillow_jxl")  # The extra `formats`.
+# Formats that not every Pillow reads: what they need, the names of their files.
+_EXTRA = 'pip install "imsvd_jax[formats]"'
+_NEEDS = {
+  "AVIF": ("pip install --upgrade pillow", (".avif",)),
+  "HEIC": (_EXTRA, (".heic", ".heif")),
+  "JPEG XL": (_EXTRA, (".jxl",)),
+}
+_HEIC_BRANDS = {
+  *(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"),
+  *(b"mif1", b"mif2", b"msf1"),  # Of any codec; AVIF has a brand of its own.
+}
 
 
 def read(contents: bytes, how: Decoding) -> np.ndarray:
@@ -57,6 +71,8 @@ def read(contents: bytes, how: Decoding) -> np.ndarray:
     raise ValueError(" ".join(str(error).split())) from error
   except Exception as error:  # Damaged files fail in many ways.
     reason = " ".join(str(error).split()) or type(error).__name__
+    if kind := _kind(contents):
+      reason = f"the {kind} file is damaged: {reason}"
     raise ValueError(reason) from error
 
 
@@ -178,6 +194,8 @@ def _rounded(levels: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def _check_size(height: int, width: int, how: Decoding) -> None:
   """Raises ValueError before an image that is too large is decoded."""
+  if not height * width:
+    raise ValueError(f"it has {width} x {height} pixels")
   if height * width > how.max_pixels:
     raise ValueError(
       f"it has {width} x {height} pixels, more than data.max_pixels ="
@@ -240,7 +258,7 @@ def _picture(contents: bytes, how: Decoding) -> np.ndarray:
   except UnidentifiedImageError as error:
     if is_tiff:
       return _tiff(contents, how)
-    raise ValueError(f"it is not an image{_plugin_hint(contents)}") from error
+    raise ValueError(_why_unidentified(contents)) from error
   _check_size(image.height, image.width, how)
   if is_tiff and not _has_8_bits(image):
     return _tiff(contents, how)
@@ -269,15 +287,51 @@ def _of_pillow(image: Any, how: Decoding, *, is_widened: bool) -> np.ndarray:
   return _with_channels(_levels(pixels, how), how.channels)
 
 
-def _plugin_hint(contents: bytes) -> str:
-  """Returns what to install for HEIC and JPEG XL, which need a plug-in."""
-  brand = contents[4:12]
-  heif = brand[:4] == b"ftyp" and brand[4:] in (b"heic", b"heix", b"mif1")
-  jxl = contents.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL "))
-  if not heif and not jxl:
+def _why_unidentified(contents: bytes) -> str:
+  kind = _kind(contents)
+  if not kind:
+    return "it is not an image"
+  if _reads(kind):
+    return f"the {kind} file is damaged"
+  return (
+    f"it is not an image that Pillow reads; {kind} needs: {_NEEDS[kind][0]}"
+  )
+
+
+def _kind(contents: bytes) -> str:
+  """Returns the key of _NEEDS whose files begin like this one, or ""."""
+  if contents.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+    return "JPEG XL"
+  if contents[4:8] != b"ftyp":
     return ""
-  name = "HEIC" if heif else "JPEG XL"
-  return f' that Pillow reads; {name} needs: pip install "imsvd_jax[formats]"'
+  end = min(int.from_bytes(contents[:4], "big"), 1 << 10)
+  brands = {contents[i : i + 4] for i in (8, *range(16, end, 4))}
+  if brands & {b"avif", b"avis"}:
+    return "AVIF"
+  return "HEIC" if brands & _HEIC_BRANDS else ""
+
+
+def _reads(kind: str) -> bool:
+  """Returns whether Pillow, as installed here, reads a key of _NEEDS."""
+  from PIL import features
+
+  if kind == "AVIF":
+    return bool(features.check("avif"))
+  return _NEEDS[kind][1][0] in _pillow().registered_extensions()
+
+
+def missing_readers(files: Iterable[str]) -> list[str]:
+  """Returns what to install for those files that cannot be read here."""
+  extensions = collections.Counter(
+    os.path.splitext(name)[1].lower() for name in files
+  )
+  remarks = []
+  for kind, (needs, names) in _NEEDS.items():
+    count = sum(extensions[name] for name in names)
+    if count and not _reads(kind):
+      files = f"{count} {kind} file{'s' * (count > 1)}"
+      remarks.append(f"{files} cannot be read without: {needs}")
+  return remarks
 
 
 # --- TIFF ---------------------------------------------------------------------

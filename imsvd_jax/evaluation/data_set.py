@@ -50,7 +50,8 @@ class DataSet:
     if source is None:
       raise UserError(
         f"{self.settings.name} has no test split: {self._why_no_test()}."
-        " Name both, such as --splits='train[:80%],train[80%:]'."
+        " Name both, such as --splits='train[:80%],train[80%:]'"
+        f"{self._holdout_hint()}."
       )
     return source
 
@@ -59,6 +60,10 @@ class DataSet:
     if not name:
       return "data.eval_split is empty"
     return f"data.eval_split is {name!r}, and {self.settings.path} has none"
+
+  def _holdout_hint(self) -> str:
+    is_folder = self.settings.name == "folder"
+    return ", or hold a part out: --holdout=0.2" if is_folder else ""
 
   def described(self, *, with_test: bool) -> dict[str, Any]:
     """Returns what `results.json` says about the data."""
@@ -73,6 +78,7 @@ class DataSet:
       "path": settings.path,
       "num_examples": settings.num_examples,
       "holdout": settings.get("holdout"),
+      "holdout_seed": settings.get("holdout") and settings.get("holdout_seed"),
     }
     return found | {name: value for name, value in optional.items() if value}
 

@@ -32,6 +32,11 @@ class Options:
   splits: tuple[str, ...] = option(
     (), "Its train and test split: train,test. The run's by default."
   )
+  holdout: float | None = option(
+    None,
+    "Share of every class of a folder without a test split to measure on, as"
+    " data.holdout. The run's own data keep that by default.",
+  )
   data_dir: str = option(
     "", "Directory of the transfer sets; that of TFDS by default."
   )

@@ -28,6 +28,7 @@ from imsvd_jax.evaluation.features import reason_of
 from imsvd_jax.evaluation.registry import evaluator_of
 from imsvd_jax.runs import interruption, metrics, ownership
 from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
+from imsvd_jax.training.experiment import MAX_HOLDOUT
 
 UNFINISHED = "unfinished"  # Directory beside the results.
 
@@ -218,6 +219,15 @@ def _data_set(encoder: LoadedEncoder, options: Options) -> DataSet:
   elif not options.data and "eval" in encoder.config:
     bank_split = encoder.config.eval.get("bank_split", "")
     settings.train_split = bank_split or settings.train_split
+  if options.holdout is not None:
+    if not 0 <= options.holdout <= MAX_HOLDOUT:
+      raise UserError(
+        f"--holdout={options.holdout:g}; expected a share of 0 to"
+        f" {MAX_HOLDOUT}, such as 0.1."
+      )
+    settings.holdout = options.holdout
+    # The part that is held out has no name, but no name means none.
+    settings.eval_split = settings.eval_split or "held out"
   return DataSet(settings)
 
 

@@ -287,8 +287,12 @@ def _source_of_files(
 ) -> Source:
   import tensorflow as tf
 
+  from imsvd_jax.data import image_files
   from imsvd_jax.data import source as source_lib
 
+  unread = image_files.missing_readers(paths)
+  for remark in unread:
+    print_line(f"{remark}.")
   files = [os.path.join(folder, path) for path in paths]
   table = tf.constant([os.fsencode(path) for path in files])
   return Source(
@@ -297,7 +301,7 @@ def _source_of_files(
     num_examples=len(files),
     fetch=lambda index: tf.io.read_file(table[index]),
     describe=lambda index: printable(files[index]),
-    stamp=lambda: repr([_facts(path) for path in files]),
+    stamp=lambda: repr([*map(_facts, files), *unread]),
     **source_lib.decoding_of(settings) | {"on_bad_image": "replace"},
   )
 

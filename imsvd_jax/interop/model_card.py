@@ -95,6 +95,7 @@ def model_card(
     "Input": f"{size} x {size} pixels, {metadata['channels']} channels;"
     f" shorter side to {metadata['resize']} ({metadata['interpolation']},"
     f" antialiased), then the center",
+    "Pixels": metadata["program_input"],
     "Mean, std": f"{mean}; {std} (of pixels in [0, 1])",
     "Computes in": metadata["dtype"],
     "Made by": f"imsvd_jax {metadata['imsvd_jax_version']}",
@@ -104,7 +105,7 @@ def model_card(
   ours = ""
   if again:
     ours = f"""
-With imsvd_jax, from uint8 images of any size, preprocessing included:
+With imsvd_jax, from such pixels of any size, resizing included:
 
 ```python
 from imsvd_jax import load_encoder

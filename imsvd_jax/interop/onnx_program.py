@@ -28,10 +28,10 @@ _INSTALL = (
 
 
 def make_model(encoder: LoadedEncoder, *, projector: bool = False) -> Any:
-  """Returns the onnx.ModelProto images uint8 [B, S, S, C] -> outputs, any B.
+  """Returns the onnx.ModelProto images [B, S, S, C] -> outputs, any B.
 
   Args:
-    encoder: The encoder; S is its recipe's evaluation size.
+    encoder: The encoder, whose `images_of` the program takes.
     projector: Whether to return "embeddings", and "codes" if there are any,
       beside "features".
 
@@ -54,15 +54,13 @@ def make_model(encoder: LoadedEncoder, *, projector: bool = False) -> Any:
       return (outputs,)
     return tuple(outputs[name] for name in names)
 
-  settings = encoder.config.data
-  shape = ("batch", settings.crop, settings.crop, settings.channels)
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     for name in ("jax2onnx", "onnx_ir"):  # Of shapes that nothing uses.
       logging.getLogger(name).setLevel(logging.ERROR)
     return to_onnx(
       encode,
-      [jax.ShapeDtypeStruct(shape, jnp.uint8)],
+      [encoder.images_of("batch")],
       input_names=["images"],
       output_names=names,
     )
@@ -89,13 +87,11 @@ def write_onnx(
   entry.value = json.dumps({**metadata, "format_name": FORMAT})
   with in_place_when_done(path) as unfinished, open(unfinished, "wb") as file:
     file.write(model.SerializeToString())
-  settings = encoder.config.data
-  size = settings.crop
   results = ", ".join(output.name for output in model.graph.output)
   comma = "" if projector else ","
   return f"""import onnxruntime  # pip install onnxruntime
 
 session = onnxruntime.InferenceSession("{os.path.basename(path)}")
 {results}{comma} = session.run(None, {{"images": images}})
-# images: uint8 [B, {size}, {size}, {settings.channels}], any B
+# images: {metadata["program_input"]}
 """

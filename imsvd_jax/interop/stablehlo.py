@@ -26,10 +26,10 @@ FORMAT = "stablehlo"
 def export_program(
   encoder: LoadedEncoder, *, projector: bool = False
 ) -> export.Exported:
-  """Returns the program images uint8 [B, S, S, C] -> outputs, for any B.
+  """Returns the program images [B, S, S, C] -> outputs, for any B.
 
   Args:
-    encoder: The encoder; S is its recipe's evaluation size.
+    encoder: The encoder, whose `images_of` the program takes.
     projector: Whether to return {"features", "embeddings"}, and "codes" if
       there are any, instead of the features.
   """
@@ -42,11 +42,8 @@ def export_program(
     )
 
   (batch,) = export.symbolic_shape("batch")
-  settings = encoder.config.data
-  shape = (batch, settings.crop, settings.crop, settings.channels)
-  images = jax.ShapeDtypeStruct(shape, jnp.uint8)
   return export.export(jax.jit(encode), platforms=("cpu", "cuda", "tpu"))(
-    images
+    encoder.images_of(batch)
   )
 
 
@@ -77,8 +74,6 @@ def write_stablehlo(
     with zipfile.ZipFile(unfinished, "a") as archive:
       described = {**metadata, "format_name": FORMAT}
       archive.writestr("metadata.json", json.dumps(described))
-  settings = encoder.config.data
-  size = settings.crop
   result = 'outputs["features"]' if projector else "features"
   name = "outputs" if projector else "features"
   return f"""import jax  # pip install jax flatbuffers
@@ -86,6 +81,6 @@ from jax import export
 
 with open("{os.path.basename(path)}", "rb") as file:
   encode = jax.jit(export.deserialize(file.read()).call)
-{name} = encode(images)  # uint8 [B, {size}, {size}, {settings.channels}], any B
+{name} = encode(images)  # {metadata["program_input"]}
 {result}  # float32 [B, F]
 """

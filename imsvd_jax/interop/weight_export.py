@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from imsvd_jax import __version__, formats
 from imsvd_jax.base.errors import UserError, lookup
-from imsvd_jax.base.files import check_output, in_place_when_done
+from imsvd_jax.base.files import check_output, write_whole
+from imsvd_jax.data.source import value_range_of
 from imsvd_jax.formats import untrusted
 from imsvd_jax.formats.numpy_files import load_arrays
 from imsvd_jax.formats.torchvision import as_floats
@@ -88,7 +89,7 @@ def export_encoder(
     language, note = chosen.language, _note(encoder, format_name)
     if chosen.code_suffix:
       files.append(f"{output}{chosen.code_suffix}")
-      _write_text(files[-1], code)
+      write_whole(files[-1], code.encode())
   files.append(f"{output}.md")
   card = model_card.model_card(
     file_name=os.path.basename(output),
@@ -97,7 +98,7 @@ def export_encoder(
     language=language,
     again=format_name not in PROGRAMS,
   )
-  _write_text(files[-1], card)
+  write_whole(files[-1], card.encode())
   return files, note
 
 
@@ -133,12 +134,29 @@ def describe(
     "interpolation": data.interpolation,
     "mean": list(data.mean),
     "std": list(data.std),
+    "value_range": value_range_of(data) or "",
+    "program_input": _program_input(encoder),
     "license": license_name or own.get("license", ""),
     "evaluation": [row._asdict() for row in measured]
     or _stored_rows(own.get("evaluation")),
     "imsvd_jax_version": __version__,
   }
   return json.loads(json.dumps(metadata))  # Tuples become lists.
+
+
+def _program_input(encoder: LoadedEncoder) -> str:
+  """Returns the type, shape and values of what a program takes."""
+  dtype = np.dtype(encoder.pixel_type)
+  _, *sides = encoder.images_of(0).shape
+  text = f"{dtype} [B, {', '.join(map(str, sides))}], any B"
+  given = value_range_of(encoder.config.data)
+  if given is None:
+    return text
+  scaled = "the range of the numbers' type as 0 to 255"
+  if given != "auto":
+    low, high = given
+    scaled = f"{low:g} to {high:g} as 0 to 255"
+  return f"{text}: {scaled}, not rounded"
 
 
 def _stored_rows(rows: Any) -> list[Any]:
@@ -207,14 +225,6 @@ def _write_weights(
   if chosen.makes_model:
     code += _usage(metadata, projector, num_classes)
   return code
-
-
-def _write_text(path: str, text: str) -> None:
-  with (
-    in_place_when_done(path) as unfinished,
-    open(unfinished, "w", encoding="utf-8") as file,
-  ):
-    file.write(text)
 
 
 def _usage(

@@ -323,10 +323,9 @@ class Checkpointer:
     self._is_marked = True
 
   def _write_config(self) -> None:
-    run_directory.write_text(
-      self.workdir / run_directory.CONFIG_FILE,
-      json.dumps(self._config, indent=2, sort_keys=True) + "\n",
-    )
+    text = json.dumps(self._config, indent=2, sort_keys=True)
+    path = self.workdir / run_directory.CONFIG_FILE
+    files.write_whole(path, f"{text}\n".encode())
 
   def _find_id(self) -> str:
     """Returns the run's id, from its directory, its newest step, or new."""
@@ -336,10 +335,9 @@ class Checkpointer:
         run_id = run_directory.read_id(self.workdir)
         if run_id is None:
           run_id = self._stored_id() or secrets.token_hex(8)
-          run_directory.write_text(
-            self.workdir / run_directory.RUN_FILE,
-            json.dumps({"id": run_id}) + "\n",
-          )
+          path = self.workdir / run_directory.RUN_FILE
+          text = json.dumps({"id": run_id})
+          files.write_whole(path, f"{text}\n".encode())
     return agreement.exchange(run_id or "")[0]
 
   def _stored_id(self) -> str | None:

@@ -19,19 +19,25 @@ import numpy as np
 from imsvd_jax.base import devices
 from imsvd_jax.base.config import ADDED_KEYS
 from imsvd_jax.base.errors import UserError, lookup
+from imsvd_jax.data.source import value_range_of
 from imsvd_jax.models import Encoder
 from imsvd_jax.objectives import OBJECTIVES, soft_discretize
 from imsvd_jax.runs import weight_files, weights
 from imsvd_jax.training import augment, experiment
 
 logger = logging.getLogger(__name__)
+# Keys of a run's `data` that say nothing about another data set.
+_OF_ITS_OWN_DATA = (
+  *("holdout", "holdout_seed", "image_key", "label_key", "labels"),
+)
 
 
 class LoadedEncoder:
   """A frozen encoder: jitted functions of uint8 images.
 
   Each function takes any number of images and runs them in blocks, split over
-  all devices of this process.
+  all devices of this process. A run with `data.value_range` has float32 images:
+  levels of 0 to 255, which the values of that range are scaled to.
 
   Attributes:
     config: The run's recipe.
@@ -163,6 +169,17 @@ class LoadedEncoder:
     self.check_discrete()
     return self._in_blocks(self._feature_maps_and_codes, self._check(images))
 
+  @property
+  def pixel_type(self) -> type[np.generic]:
+    """The type of images: uint8, or float32 levels of 0 to 255."""
+    has_range = value_range_of(self.config.data) is not None
+    return np.float32 if has_range else np.uint8
+
+  def images_of(self, batch: Any) -> jax.ShapeDtypeStruct:
+    """Returns the shape and type of a batch, as `apply` takes it."""
+    size, channels = self.config.data.crop, self.config.data.channels
+    return jax.ShapeDtypeStruct((batch, size, size, channels), self.pixel_type)
+
   # --- Pure functions of (variables, images), for callers that compose them ---
 
   def apply(
@@ -270,10 +287,7 @@ class LoadedEncoder:
       raise UserError(
         f"Images have shape {images.shape}; expected {expected}, B >= 1."
       )
-    has_range = self.config.data.get("value_range")
-    if images.dtype != np.uint8 and not (
-      has_range and images.dtype == np.float32
-    ):
+    if images.dtype not in (np.uint8, self.pixel_type):
       raise UserError(
         f"Images are {images.dtype}; expected {expected} with values 0 to 255."
       )
@@ -359,8 +373,8 @@ def data_settings(
   if chosen:
     name, _, path = chosen.partition("=")
     settings.name, settings.path, settings.num_examples = name, path, 0
-    for key in ("holdout", "image_key", "label_key", "labels"):
-      if key in settings:  # They belong to the run's own data.
+    for key in _OF_ITS_OWN_DATA:
+      if key in settings:
         settings[key] = ADDED_KEYS[f"data.{key}"]
   return settings
 

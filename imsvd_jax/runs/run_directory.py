@@ -166,13 +166,6 @@ def read_id(workdir: epath.Path) -> str | None:
     return None  # Each step holds it, too.
 
 
-def write_text(path: epath.Path, text: str) -> None:
-  """Writes a file whole or not at all."""
-  scratch = path.parent / f"{path.name}.tmp"
-  scratch.write_text(text)
-  scratch.replace(path)
-
-
 def name_for_damaged(root: epath.Path, step: int) -> epath.Path:
   """Returns a path that is not in use, to which a damaged step can move."""
   path, count = root / f"{_DAMAGED}{step}", 1

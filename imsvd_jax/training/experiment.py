@@ -273,6 +273,7 @@ def random_batch(config: ConfigDict) -> dict[str, Any]:
 
 _POSITIVE = math.ulp(0.0)  # The smallest number above zero.
 _ANY = math.inf
+MAX_HOLDOUT = 0.9  # Of a class.
 # The smallest and the largest value of each number of a recipe. An objective
 # checks its own hyper-parameters.
 _LIMITS = {
@@ -298,7 +299,7 @@ _LIMITS = {
   "data.resize": (1, _ANY),
   "data.crop": (1, _ANY),
   "data.max_pixels": (1, 2**31),
-  "data.holdout": (0, 0.9),
+  "data.holdout": (0, MAX_HOLDOUT),
   "data.holdout_seed": (0, _ANY),
   "views.num_local": (0, _ANY),
   "views.*.size": (1, _ANY),

@@ -115,7 +115,8 @@ def main() -> None:
     for name in FILTERS
   ]
   date = datetime.datetime.now(datetime.UTC).date().isoformat()
-  print(json.dumps({"date": date, "rows": rows}, indent=1))
+  about = {"date": date, "command": "python -m tests.data.sharpness"}
+  print(json.dumps({**about, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

@@ -229,6 +229,40 @@ def test_slices_of_train_have_their_share_of_every_class(classes):
   assert names_of(five) <= names_of(train)
 
 
+def test_a_share_from_the_end_begins_where_the_others_end(classes):
+  """Of 51 images half is 25.5."""
+  first, last = (
+    make("folder", path=classes, train_split=f"train[{part}]")
+    for part in (":50%", "-50%:")
+  )
+  assert not names_of(first) & names_of(last)
+  assert first.num_examples + last.num_examples == 51
+
+
+@pytest.mark.parametrize("train", ["", "train"])
+@pytest.mark.parametrize("target", ["val", "val/cat"])
+def test_a_link_into_the_evaluation_part_is_not_trained_on(
+  tmp_path, train, target
+):
+  root = write(tmp_path, *tree(train, "val"))
+  (root / train / "zebra").symlink_to(root / target)
+  assert names_of(make("folder", path=root)) == {*tree(train)}
+
+
+def test_a_split_within_the_training_folder_is_not_trained_on(tmp_path):
+  root = write(tmp_path, *tree("all", "all/held"))
+  splits = {"train_split": "all", "eval_split": "all/held"}
+  assert make("folder", path=root, **splits).num_examples == 4
+  assert make("folder", "eval", path=root, **splits).num_examples == 4
+
+
+def test_a_link_may_make_one_folder_both_parts(tmp_path):
+  root = write(tmp_path, *tree("train"))
+  (root / "val").symlink_to("train")
+  for split in ("train", "eval"):
+    assert make("folder", split, path=root).num_examples == 4
+
+
 @pytest.mark.parametrize(
   ("settings", "message"),
   [

@@ -157,6 +157,13 @@ def test_8_bits_keep_their_own_range_beside_others(tmp_path):
     (npy(np.zeros((2, 2), "S3")), 3, (0, 1), r"its numbers are \|S3"),
     (b"", 3, None, "the file is empty"),
     (b"\0\0\0\x18ftypheic0000", 3, None, r"HEIC needs: pip install .*formats"),
+    (b"\0\0\0\x18ftyphevc0000", 3, None, r"HEIC needs: pip install .*formats"),
+    (b"\0\0\0\x18ftypmif10000heicmiaf", 3, None, "HEIC needs: pip install"),
+    (b"\0\0\0\x18ftypmif10000avifmiaf", 3, None, "AVIF file is damaged"),
+    (b"\xff\x0a0000", 3, None, r"JPEG XL needs: pip install .*formats"),
+    (b"\0\0\0\x18ftypisom0000", 3, None, "^it is not an image$"),
+    (npy(np.zeros((0, 5, 3), np.uint8)), 3, None, "it has 5 x 0 pixels"),
+    (npy(np.zeros((5, 0), np.uint8)), 3, None, "it has 0 x 5 pixels"),
     (b"not an image", 3, None, "it is not an image"),
     (encode(photograph(0))[:900], 3, None, "truncated"),
   ],
@@ -170,6 +177,37 @@ def test_what_cannot_be_read_rightly_is_refused_and_says_why(
   said = image_files.why_unreadable(contents, how)
   assert "\n" not in said
   assert re.search(reason, said), said
+
+
+def test_what_a_plug_in_would_read_is_counted(tmp_path, monkeypatch):
+  """In one line of the log; what is kept of the others is not mixed up."""
+  photograph(0, WIDTH, HEIGHT).save(tmp_path / "1.avif", quality=100)
+  for name in ("2.HEIC", "3.heif", "4.jxl"):
+    (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic0000")
+  monkeypatch.setattr(image_files, "_reads", lambda kind: kind == "AVIF")
+  source = make("folder", path=tmp_path)
+  install = 'cannot be read without: pip install "imsvd_jax[formats]"'
+  summary = f"; 2 HEIC files {install}; 1 JPEG XL file {install}"
+  assert source.summary().endswith(summary)
+  found = made_sources.evaluated(source, batch_size=4, resize=20, crop=20)
+  np.testing.assert_array_equal(found["index"], [0])  # Of the readable ones.
+  avif = np.asarray(photograph(0, WIDTH, HEIGHT), int)[:, 5:25]
+  assert np.abs(found["image"][0] - avif).mean() < 5
+  monkeypatch.setattr(image_files, "_reads", lambda kind: True)
+  with_plug_ins = make("folder", path=tmp_path)
+  assert "cannot be read" not in with_plug_ins.summary()
+  assert with_plug_ins.fingerprint() != source.fingerprint()
+
+
+@pytest.mark.parametrize(
+  ("plug_in", "file_format"), [("pillow_heif", "HEIF"), ("pillow_jxl", "JXL")]
+)
+def test_plug_ins_read_their_files(plug_in, file_format):
+  pytest.importorskip(plug_in)
+  image_files._pillow()
+  image = photograph(0, WIDTH, HEIGHT)
+  pixels = image_files.read(encode(image, file_format), Decoding())
+  assert np.abs(pixels - np.asarray(image, int)).mean() < 12
 
 
 def test_a_palette_bmp_is_read_by_its_palette():

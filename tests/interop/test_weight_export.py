@@ -37,6 +37,7 @@ from tests.run_command import (
   run_imsvd,
   run_python,
 )
+from tests.train_child import small_config
 
 # Formats that hold any network and the projector.
 COMPLETE = ["torchvision", "safetensors", "numpy"]
@@ -379,6 +380,43 @@ def test_a_program_holds_the_weights_bit_for_bit(encoder):
     assert np.asarray(kernel).tobytes() in content
   projector = encoder.variables["params"]["projector"]["dense_0"]["kernel"]
   assert np.asarray(projector).tobytes() not in content
+
+
+def test_a_program_of_16_bits_gives_the_features_of_embed(tmp_path):
+  """Normalized as the run does it; the file and its card say what goes in."""
+  image_embeddings = pytest.importorskip("imsvd_jax.interop.image_embeddings")
+  numbers = np.random.default_rng(0).integers(0, 4096, (8, 16, 16, 3))
+  numbers = numbers.astype(np.uint16)
+  folder = tmp_path / "images"
+  folder.mkdir()
+  for i, image in enumerate(numbers):
+    np.save(folder / f"{i}.npy", image)
+  config = small_config(
+    **{
+      "batch_size": 8, "epochs": 1.0, "data.name": "folder",
+      "data.path": str(folder), "data.num_examples": 0,
+      "data.value_range": "0,4095",
+    }
+  )  # fmt: skip
+  workdir = str(tmp_path / "run")
+  train_and_evaluate(config, workdir)
+  path = export(workdir, tmp_path, "stablehlo")
+  program = jax.export.deserialize(path.read_bytes())
+  assert program.in_avals[0].dtype == np.float32
+  levels = numbers.astype(np.float32) * (255 / 4095)
+  embedded = image_embeddings.embed(workdir, str(folder)).columns["features"]
+  np.testing.assert_allclose(
+    program.call(levels), embedded, rtol=1e-5, atol=1e-6
+  )
+  # Rounded pixels give other features.
+  assert np.abs(program.call(np.round(levels)) - embedded).max() > 1e-4
+  says = "float32 [B, 16, 16, 3], any B: 0 to 4095 as 0 to 255, not rounded"
+  with zipfile.ZipFile(path) as archive:
+    metadata = json.loads(archive.read("metadata.json"))
+  assert metadata["value_range"] == [0, 4095]
+  assert metadata["program_input"] == says
+  card = pathlib.Path(f"{path}.md").read_text()
+  assert card.count(says) == 2  # In the table and the code.
 
 
 # ---- what files say about themselves ---------------------------------------

@@ -155,7 +155,8 @@ def _source(
   paths = [os.path.join(part.top, name) for name in files]
   table = tf.constant([os.fsencode(path) for path in paths])
   value_range = source_lib.value_range_of(settings)
-  remarks = [*part.found.remarks(), *part.remarks]
+  unread = image_files.missing_readers(files)
+  remarks = [*unread, *part.found.remarks(), *part.remarks]
   if value_range is not None:
     meaning = "of their type" if value_range == "auto" else "given"
     remarks.append(
@@ -171,7 +172,8 @@ def _source(
     labels=labels,
     fetch=lambda index: tf.io.read_file(table[index]),
     describe=lambda index: printable(paths[index]),
-    stamp=lambda: _stamp(files, paths),
+    # With another plug-in, other images can be read.
+    stamp=lambda: "".join([_stamp(files, paths), *unread]),
     remarks=tuple(remarks),
     why_unlabeled=why_unlabeled,
     **source_lib.decoding_of(settings),

@@ -73,13 +73,18 @@ def walk(
 ) -> Found:
   """Returns what is below `top`, except for the directories `excluded`.
 
-  Links are followed; a directory that contains itself is entered once. Names
-  that begin with a dot are skipped (macOS creates such files beside images), as
-  are unreadable directories. `first_only` stops at the first folder with
-  images.
+  Links are followed, but not into these; a directory that contains itself is
+  entered once. Names that begin with a dot are skipped (macOS creates such
+  files beside images), as are unreadable directories. `first_only` stops at the
+  first folder with images.
   """
   remote = "://" in top
   entered = {os.path.realpath(top)}
+  closed = tuple(
+    real
+    for real in (os.path.join(os.path.realpath(path), "") for path in excluded)
+    if not os.path.join(os.path.realpath(top), "").startswith(real)
+  )
   pending = [""]
   found = Found()
   while pending and not (first_only and found.files):
@@ -106,7 +111,8 @@ def walk(
         found.skipped.add(name)
         continue
       child = os.path.realpath(os.path.join(path, name))
-      if remote or child not in entered:
+      is_closed = os.path.join(child, "").startswith(closed)
+      if remote or not (is_closed or child in entered):
         entered.add(child)
         pending.append(f"{folder}/{name}".lstrip("/"))
         if not folder and os.path.join(top, name) not in excluded:

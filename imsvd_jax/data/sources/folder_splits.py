@@ -98,7 +98,8 @@ class Layout:
     elif not self._settings.train_split:
       return None  # Every folder is a class.
     elif path := self._evaluation_path(name):
-      part = Part(path, walk(path), is_train=False)
+      train = [self._train] if self._train else []
+      part = Part(path, walk(path, excluded=train), is_train=False)
     else:
       return None
     if first is None and last is None:
@@ -109,7 +110,7 @@ class Layout:
   def training_files(self) -> Found:
     """Returns all images that are not in an evaluation part."""
     if self._train:
-      return walk(self._train)
+      return walk(self._train, excluded=self._evaluation)
     return walk(self._root, excluded=self._evaluation)
 
   # --- Names ------------------------------------------------------------------
@@ -406,8 +407,10 @@ def _sliced(
 def _end(text: str | None, count: int) -> int:
   """Returns an end of a slice, such as "80%", as a number of images."""
   text = text or "0"
-  if text.endswith("%"):
-    number = round(int(text[:-1]) * count / 100)
-  else:
-    number = int(text)
-  return min(max(number + count if text.startswith("-") else number, 0), count)
+  is_share = text.endswith("%")
+  number = int(text.rstrip("%"))
+  if text.startswith("-"):  # Before it is rounded: [:50%] ends at [-50%:].
+    number += 100 if is_share else count
+  if is_share:
+    number = round(number * count / 100)
+  return min(max(number, 0), count)

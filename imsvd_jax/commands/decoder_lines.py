@@ -1,0 +1,60 @@
+"""Hides what decoders of images print about damaged files.
+
+libjpeg, libpng and TensorFlow print it on standard error, past all logging.
+Each file that cannot be read is one line of ours.
+"""
+
+import faulthandler
+import os
+import signal
+import subprocess
+import sys
+
+from absl import logging as absl_logging
+
+_DECODERS_SAY = (
+  r"^(Corrupt JPEG data|Premature end of JPEG|Not a JPEG file|JPEG datastream"
+  r"|Unsupported (JPEG|marker|color)|Invalid (JPEG|SOS|progressive|component)"
+  r"|Inconsistent progression|Bogus |Quantization table 0x|Huffman table 0x"
+  r"|Arithmetic table 0x|Unknown Adobe|Warning: unknown JFIF|Sampling factors"
+  r"|Improper call to JPEG|Empty (input file|JPEG)|Maximum supported image"
+  r"|Application transferred too|Cannot (quantize|transcode)|Didn't expect more"
+  r"|libpng |TIFF|Insufficient memory \(case)|jpeg_mem\.cc:"
+)
+
+
+def hide() -> None:
+  """Passes what C libraries print on standard error through a filter.
+
+  The filter is a process: it still has all lines when this one crashes. A
+  signal to all processes of a job does not end it, only the end of the lines
+  does. What Python prints and logs goes past it, at once.
+  """
+  held = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, held)  # Inherited.
+  try:
+    if sys.stderr.fileno() != 2:
+      return  # Somebody captures it.
+    grep = subprocess.Popen(
+      ["grep", "-a", "-v", "-E", "--line-buffered", _DECODERS_SAY],
+      stdin=subprocess.PIPE,
+      stdout=2,
+      env=os.environ | {"LC_ALL": "C"},
+      start_new_session=True,
+    )
+  except (OSError, AttributeError):
+    return  # Without grep, or without standard error.
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+  assert grep.stdin is not None
+  sys.stderr.flush()
+  direct = os.fdopen(
+    os.dup(2), "w", 1, sys.stderr.encoding, errors="backslashreplace"
+  )
+  os.dup2(grep.stdin.fileno(), 2)
+  grep.stdin.close()
+  grep.returncode = 0  # It ends after us; nobody waits for it.
+  sys.stderr = direct
+  absl_logging.get_absl_handler().python_handler.setStream(direct)
+  if faulthandler.is_enabled():  # By absl, on file descriptor 2.
+    faulthandler.enable()

@@ -1,0 +1,91 @@
+"""What decoders print is hidden, and nothing else is lost or delayed."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+CHILD = """
+import logging, os, signal, subprocess, sys, time
+from imsvd_jax.commands import command_line
+
+def main():
+  os.write(2, b"Corrupt JPEG data: premature end\\nof C\\n")
+  exec(os.environ["DOES"])
+
+command_line.run(main, about="a test")
+"""
+
+
+def run(does, *words, **options):
+  environment = {"DOES": does, **options.pop("env", {})}
+  return subprocess.run(
+    [sys.executable, "-c", CHILD, *words],
+    env=os.environ | environment,
+    text=True,
+    check=False,
+    **{"stderr": subprocess.PIPE, **options},
+  )
+
+
+@pytest.mark.parametrize(
+  ("does", "code"),
+  [
+    ("os.kill(os.getpid(), 9)", -signal.SIGKILL),
+    ("os.abort()", -signal.SIGABRT),
+  ],
+)
+def test_the_last_line_of_a_crash_is_there(does, code):
+  result = run(f"os.write(2, b'the last line'); {does}")
+  assert result.returncode == code
+  assert result.stderr.count("of C\n") == 1
+  assert "the last line" in result.stderr
+  assert "Corrupt" not in result.stderr
+
+
+def test_all_lines_reach_a_file(tmp_path):
+  with open(tmp_path / "log", "wb") as log:
+    run("print('ours', file=sys.stderr)", stderr=log)
+  assert sorted((tmp_path / "log").read_text().split("\n")) == [
+    *("", "of C", "ours")
+  ]
+
+
+def test_log_lines_keep_their_order():
+  lines = "logging.warning('%d', i); print('line', i, file=sys.stderr)"
+  result = run(f"for i in range(9): {lines}")
+  ours = [x.split()[-1] for x in result.stderr.splitlines() if x != "of C"]
+  assert ours == [str(i) for i in range(9) for _ in range(2)]
+
+
+FILTER = "pid = int(subprocess.check_output(['pgrep', '-P', str(os.getpid()),"
+FILTER += " 'grep'])); "
+
+
+def test_a_signal_to_the_whole_job_does_not_end_the_filter():
+  """As systemd and Slurm send it."""
+  does = f"{FILTER}os.kill(pid, 15); os.kill(pid, 2); os.kill(pid, 1)"
+  result = run(f"{does}; time.sleep(0.2); os.write(2, b'more of C\\n')")
+  assert result.returncode == 0
+  assert "more of C\n" in result.stderr
+
+
+def test_a_filter_that_dies_takes_no_line_of_ours():
+  does = f"{FILTER}os.kill(pid, 9); time.sleep(0.2); logging.warning('a')"
+  result = run(f"{does}; print('b', file=sys.stderr)")
+  assert result.returncode == 0, result.stderr
+  assert result.stderr.splitlines()[-1] == "b"
+  assert result.stderr.splitlines()[-2].endswith("a")
+
+
+@pytest.mark.parametrize(
+  ("words", "path"), [((), "/nowhere"), (("--verbosity=0",), None)]
+)
+def test_without_the_filter_all_is_shown(words, path):
+  env = {"PATH": path} if path else {}
+  result = run("print('ours', file=sys.stderr)", *words, env=env)
+  assert result.returncode == 0
+  lines = result.stderr.splitlines()
+  assert lines == ["Corrupt JPEG data: premature end", "of C", "ours"]
