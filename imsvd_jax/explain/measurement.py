@@ -11,12 +11,14 @@ from jax.sharding import Mesh
 from imsvd_jax.base import console, devices
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import accumulate, information, probes
+from imsvd_jax.explain import captions as captions_lib
 from imsvd_jax.explain import factors as factors_lib
 from imsvd_jax.explain import sums as sums_lib
 from imsvd_jax.explain.analysis import Analysis, Code, FactorScores, Views
 from imsvd_jax.explain.explain_options import ExplainOptions
 from imsvd_jax.explain.factors import Factor
 from imsvd_jax.explain.images import (
+  Batches,
   Images,
   TwoViews,
   as_shown,
@@ -27,6 +29,7 @@ from imsvd_jax.explain.images import (
 from imsvd_jax.explain.scan import scan
 from imsvd_jax.explain.subject import Subject
 
+MAX_CAPTION_IMAGES = 20_000  # Of which half choose names, and half confirm.
 NUM_EXAMPLES = 6  # Images that are shown with their two views.
 
 
@@ -75,6 +78,7 @@ def analyze(
     return found
   return dataclasses.replace(
     found,
+    captions=_captions(found, found.code, factors, images),
     scores=_scores(found.code, factors, untrained, images, common),
     views=_views(subject, images, found, options, common),
     flip_rates=_flip_rates(
@@ -138,6 +142,32 @@ def _class_counts(code: Code, factor: Factor) -> np.ndarray:
       for m in range(code.num_variables)
     ]
   )
+
+
+def _captions(
+  found: Analysis, code: Code, factors: tuple[Factor, ...], images: Images
+) -> captions_lib.Captions:
+  """Names bins by the factors and by what pixels tell, on some images."""
+  count = min(MAX_CAPTION_IMAGES, found.num_images)
+  indices, facts = [], []
+  for batch in _some_images(images, found, count):
+    mask = np.asarray(batch.get("mask", np.ones(len(batch["index"]), bool)))
+    indices.append(np.asarray(batch["index"], np.int64)[mask])
+    facts.append(captions_lib.pixel_facts(np.asarray(batch["image"])[mask]))
+  chosen = np.concatenate(indices)
+  rows = found.rows(chosen)
+  known = [factor._replace(values=factor.values[rows]) for factor in factors]
+  for name in facts[0]:
+    values = np.concatenate([fact[name] for fact in facts])
+    known.append(factors_lib.make_factor(name, values))
+  return captions_lib.name_bins(code.codes[rows], code.num_bins, known, chosen)
+
+
+def _some_images(images: Images, found: Analysis, count: int) -> Batches:
+  """Returns batches of images from everywhere in the data set."""
+  if images.some is not None:
+    return images.some(count)
+  return only(images.batches(), some_of(found.indices, count))
 
 
 def _views(
@@ -250,6 +280,5 @@ def _flip_rates(
   count = min(max_images, len(found.indices))
   if not count:
     return {}
-  chosen = lambda n: only(images.batches(), some_of(found.indices, n))
-  some = (images.some or chosen)(count)
+  some = _some_images(images, found, count)
   return probes.flip_rates(subject, some, num_images=count, **options)

@@ -14,6 +14,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 
@@ -27,6 +28,7 @@ MANIFEST = "index.json"
 FORMAT = 1
 DIGEST = 16  # Bytes of a hash.
 _MAX_MANIFEST = 1 << 20
+_UNFINISHED = re.compile(r"(index\.json|clusters\.npz)\.\d+\.unfinished")
 # Names and thumbnails have any length: a column holds where each one ends.
 _TEXTS = ("names", "thumbnails")
 # Larger numbers are lies of a damaged or hostile file.
@@ -315,7 +317,6 @@ def open_to_append(folder: str, layout: Layout) -> Iterator[Writer]:
   """
   try:
     os.makedirs(folder, exist_ok=True)
-    _check_ours(folder)
     with open(os.path.join(folder, "lock"), "ab") as lock:
       try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -323,6 +324,7 @@ def open_to_append(folder: str, layout: Layout) -> Iterator[Writer]:
         raise UserError(
           f"Another build writes to {printable(folder)}; wait for its end."
         ) from error
+      _clean(folder)
       yield Writer(folder, layout)
   except OSError as error:
     raise UserError(
@@ -331,8 +333,15 @@ def open_to_append(folder: str, layout: Layout) -> Iterator[Writer]:
     ) from error
 
 
-def _check_ours(folder: str) -> None:
-  """Raises UserError if a folder holds something else than an index."""
+def _clean(folder: str) -> None:
+  """Removes unfinished files of killed builds.
+
+  Raises:
+    UserError: The folder holds something else than an index.
+  """
+  for entry in list(os.scandir(folder)):
+    if _UNFINISHED.fullmatch(entry.name):
+      os.remove(entry)
   if os.path.exists(os.path.join(folder, MANIFEST)):
     return
   for entry in os.scandir(folder):
