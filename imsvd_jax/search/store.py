@@ -339,15 +339,15 @@ def _clean(folder: str) -> None:
   Raises:
     UserError: The folder holds something else than an index.
   """
-  for entry in list(os.scandir(folder)):
-    if _UNFINISHED.fullmatch(entry.name):
-      os.remove(entry)
+  for name in filter(_UNFINISHED.fullmatch, os.listdir(folder)):
+    os.remove(os.path.join(folder, name))
   if os.path.exists(os.path.join(folder, MANIFEST)):
     return
-  for entry in os.scandir(folder):
+  for name in os.listdir(folder):
+    path = os.path.join(folder, name)
     # A build that was stopped at once leaves empty files.
-    if not entry.is_file() or entry.stat().st_size:
+    if not os.path.isfile(path) or os.path.getsize(path):
       raise UserError(
-        f"{printable(folder)} is no index and holds {printable(entry.name)};"
+        f"{printable(folder)} is no index and holds {printable(name)};"
         " give --index a new or empty folder."
       )

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import sys
 
 import numpy as np
@@ -44,9 +45,10 @@ def write_and_die(folder, at):
   def fsync(descriptor):
     left[0] -= 1
     if not left[0]:
-      size = os.fstat(descriptor).st_size
-      if os.access(f"/proc/self/fd/{descriptor}", os.W_OK) and size:
-        os.truncate(f"/proc/self/fd/{descriptor}", size - size // 2 % 7)
+      found = os.fstat(descriptor)
+      if stat.S_ISREG(found.st_mode):
+        torn = found.st_size - found.st_size // 2 % 7
+        os.truncate(f"/proc/self/fd/{descriptor}", torn)
       os.kill(os.getpid(), signal.SIGKILL)
     real(descriptor)
 
