@@ -89,7 +89,7 @@ def _duplicates() -> Callable[[], None]:
   """
   threshold = flags.DEFINE_float(
     "threshold",
-    0.99,
+    0.995,
     "Least cosine of the features of near duplicates; 2: exact ones only.",
     -1.0,
   )

@@ -67,6 +67,7 @@ class _Propositions(NamedTuple):
   texts: list[str]
   factors: np.ndarray  # [P], the factor that each one is about.
   true: np.ndarray  # float32 [N, P], 1 where true.
+  both: np.ndarray  # [P, P], images of the first half of which two are true.
 
 
 def name_bins(
@@ -87,24 +88,22 @@ def name_bins(
   facts = _propositions(factors, half)
   if not facts.texts:
     return Captions((), 0)
-  confirmed, num_used = [], 0
-  size = len(facts.texts)
+  confirmed = []
   used = [
     (m, d)
     for m, column in enumerate(codes.T)
     for d in range(num_bins)
     if min(np.bincount(half[column == d], minlength=2)) >= _MIN_IMAGES
   ]
-  num_used = len(used)
   # One proposition, and each with a second one: of every bin.
-  num_tries = 2 * size * num_used
+  num_tries = 2 * len(facts.texts) * len(used)
   for m, d in used:
     member = codes[:, m] == d
-    text, is_true = _chosen(facts, member, half)
+    text, is_true = _chosen(facts, half, member)
     caption = _tested(m, d, text, member[~half], is_true[~half], num_tries)
     if caption is not None:
       confirmed.append(caption)
-  return Captions(tuple(confirmed), num_used)
+  return Captions(tuple(confirmed), len(used))
 
 
 def _propositions(factors: Sequence[Factor], half: np.ndarray) -> _Propositions:
@@ -117,14 +116,16 @@ def _propositions(factors: Sequence[Factor], half: np.ndarray) -> _Propositions:
         texts.append(f"{factor.name} {_range_name(factor, first, last)}")
         owners.append(number)
         columns.append(is_true)
-  if not columns:
-    return _Propositions([], np.zeros(0), np.zeros((len(half), 0)))
   order = np.argsort([-c.sum() for c in columns], kind="stable")
   order = order[:_MAX_PROPOSITIONS]
+  true: np.ndarray = np.zeros((len(half), len(order)), np.float32)
+  for place, number in enumerate(order):
+    true[:, place] = columns[number]
   return _Propositions(
-    [texts[i] for i in order],
-    np.array(owners)[order],
-    np.stack([columns[i] for i in order], 1).astype(np.float32),
+    [texts[number] for number in order],
+    np.array(owners, int)[order],
+    true,
+    true[half].T @ true[half],
   )
 
 
@@ -143,18 +144,24 @@ def _range_name(factor: Factor, first: int, last: int) -> str:
 
 
 def _chosen(
-  facts: _Propositions, member: np.ndarray, half: np.ndarray
+  facts: _Propositions, half: np.ndarray, member: np.ndarray
 ) -> tuple[str, np.ndarray]:
   """Returns the proposition that tells most of a bin, on the first half.
 
   One, or two about different factors if both together tell more.
+
+  Args:
+    facts: All propositions.
+    half: bool [N], the first half.
+    member: bool [N], the images of the bin.
   """
-  true, member_half = facts.true[half], member[half]
-  scores = _information(true, member_half)
+  count = int(half.sum())
+  inside = facts.true[member & half]
+  size = len(inside)
+  scores = _information(inside.sum(axis=0), facts.both.diagonal(), size, count)
   best = int(scores.argmax())
-  given = true[:, best] > 0
-  both = true * given[:, None]
-  pair_scores = _information(both, member_half)
+  hits = inside[inside[:, best] > 0].sum(axis=0)
+  pair_scores = _information(hits, facts.both[best], size, count)
   pair_scores[facts.factors == facts.factors[best]] = -1
   second = int(pair_scores.argmax())
   if pair_scores[second] <= scores[best]:
@@ -165,29 +172,26 @@ def _chosen(
   )
 
 
-def _information(true: np.ndarray, member: np.ndarray) -> np.ndarray:
-  """Returns [P], the mutual information of propositions with membership.
+def _information(
+  hits: np.ndarray, all_true: np.ndarray, inside: int, count: int
+) -> np.ndarray:
+  """Returns [P], the mutual information of propositions with a bin, in nats.
 
   Negative for those that are more often false of the bin than of others: their
   negation is no name.
+
+  Args:
+    hits: [P], images of the bin of which each one is true.
+    all_true: [P], images of which it is true.
+    inside: Images of the bin.
+    count: All images.
   """
-  count, inside = len(member), member.sum()
-  hits = member.astype(np.float32) @ true
-  all_true = true.sum(axis=0)
   cells = np.stack(
     [hits, inside - hits, all_true - hits, count - inside - all_true + hits]
   )
-  independent = (
-    np.stack(
-      [
-        inside * all_true,
-        inside * (count - all_true),
-        (count - inside) * all_true,
-        (count - inside) * (count - all_true),
-      ]
-    )
-    / count
-  )
+  rows = np.array([inside, inside, count - inside, count - inside])[:, None]
+  columns = np.stack([all_true, count - all_true] * 2)
+  independent = rows * columns / count
   ratio = np.maximum(cells, 1e-9) / np.maximum(independent, 1e-9)
   found = (cells * np.log(ratio)).sum(axis=0) / count
   return np.where(hits > independent[0], found, -found)

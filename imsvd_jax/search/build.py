@@ -54,9 +54,11 @@ def build(folder: str, options: BuildOptions) -> list[str]:
   with store.open_to_append(folder, layout) as writer:
     known = store.Store(folder)
     row_of = store.newest(known.keys)
+    # A list may name a file twice.
+    first = {key: index for index, key in reversed(list(enumerate(keys)))}
     wanted = [
       index
-      for index, key in enumerate(keys)
+      for key, index in sorted(first.items(), key=lambda item: item[1])
       if key not in row_of or bytes(known.stamps[row_of[key]]) != stamps[index]
     ]
     progress = Progress("Indexing", len(wanted))
@@ -114,7 +116,7 @@ def _identities(
     version = _digest(source.fingerprint().encode())
     # Another split of the same data has other images of the same numbers.
     return [_digest(version + n) for n in names], [version] * len(names)
-  whole = [os.fsencode(os.path.realpath(path)) for path in paths]
+  whole = [os.fsencode(os.path.abspath(path)) for path in paths]
   return list(map(_digest, whole)), [_digest(_facts(path)) for path in whole]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from imsvd_jax.base import console
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.base.files import in_place_when_done
+from imsvd_jax.base.files import in_place_when_done, printable
 from imsvd_jax.explain.images import some_of
 from imsvd_jax.formats import untrusted
 from imsvd_jax.search.store import Store, damaged
@@ -51,6 +51,11 @@ class Nearest:
     Raises:
       UserError: The index is damaged, or faiss is missing.
     """
+    if not len(store.rows):
+      raise UserError(
+        f"The index {printable(store.folder)} has no images; the build was"
+        " stopped before the first ones. Build it again."
+      )
     self._rows = store.rows
     clusters = read_clusters(store)
     if len(store.rows) <= EXACT_ROWS or clusters is None:

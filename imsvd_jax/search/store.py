@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.base.files import printable, write_whole
+from imsvd_jax.base.files import is_remote, printable, write_whole
 from imsvd_jax.formats import untrusted
 
 MANIFEST = "index.json"
@@ -141,9 +141,10 @@ class Store:
 
   def find(self, name: str) -> int | None:
     """Returns the row of the image of this name, if there is one."""
-    wanted = printable(name)
-    for row in self.rows:
-      if self.name(row) == wanted:
+    wanted = os.fsencode(printable(name))  # Names are stored like that.
+    lengths = np.diff(self._texts["names"][0], prepend=0)
+    for row in self.rows[lengths[self.rows] == len(wanted)]:
+      if self._item("names", row) == wanted:
         return int(row)
     return None
 
@@ -315,6 +316,11 @@ def open_to_append(folder: str, layout: Layout) -> Iterator[Writer]:
     UserError: Another build is at work, the index is damaged or was made by
       other weights, or the disk refuses.
   """
+  if is_remote(folder):
+    raise UserError(
+      f"The index {printable(folder)} would be mapped into memory; expected a"
+      " folder on a disk of this machine."
+    )
   try:
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "lock"), "ab") as lock:
