@@ -14,7 +14,7 @@ from imsvd_jax.search.store import DIGEST, Layout, Rows, Store, open_to_append
 _NUM_NEIGHBORS = 10
 _NUM_QUERIES = 200
 _DIMENSION = 32  # Of what the vectors are functions of.
-_PROBES = (64, 128, 256, 512)
+_PROBES = (16, 32, 64, 128, 256)
 _CHUNK = 20_000
 
 

@@ -180,7 +180,7 @@ def write_clusters(store: Store) -> None:
 
 def _centers(store: Store) -> np.ndarray:
   faiss = load_faiss()
-  num_clusters = int(4 * len(store.rows) ** 0.5)
+  num_clusters = int(2 * len(store.rows) ** 0.5)
   chosen = some_of(store.rows, _POINTS_PER_CLUSTER * num_clusters)
   console.print_line(f"Computing {num_clusters} clusters of {len(chosen)} rows")
   means = faiss.Kmeans(
