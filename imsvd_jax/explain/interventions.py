@@ -119,9 +119,7 @@ def _selectivity(factor: str, is_flipped: np.ndarray) -> Selectivity:
   variable = int(first.mean(axis=0).argmax())
   own = second[:, variable].astype(np.float64)
   others = np.delete(second, variable, axis=1).mean(axis=1)
-  rows = np.random.default_rng(0).integers(
-    0, len(own), (_RESAMPLES, len(own))
-  )
+  rows = np.random.default_rng(0).integers(0, len(own), (_RESAMPLES, len(own)))
   tiny = 1 / (own.size * max(is_flipped.shape[1] - 1, 1))
   ratio = lambda a, b: a / np.maximum(b, tiny)
   ratios = ratio(own[rows].mean(axis=1), others[rows].mean(axis=1))

@@ -26,10 +26,12 @@ from imsvd_jax.explain.images import (
   padded_batches,
   some_of,
 )
+from imsvd_jax.explain.interventions import Interventions, intervene
 from imsvd_jax.explain.scan import scan
 from imsvd_jax.explain.subject import Subject
 
 MAX_CAPTION_IMAGES = 20_000  # Of which half choose names, and half confirm.
+_BLOCK = 256  # Drawings that are encoded together.
 NUM_EXAMPLES = 6  # Images that are shown with their two views.
 
 
@@ -78,6 +80,7 @@ def analyze(
     return found
   return dataclasses.replace(
     found,
+    interventions=_interventions(subject, images, options.max_flip_images),
     captions=_captions(found, found.code, factors, images),
     scores=_scores(found.code, factors, untrained, images, common),
     views=_views(subject, images, found, options, common),
@@ -161,6 +164,27 @@ def _captions(
     values = np.concatenate([fact[name] for fact in facts])
     known.append(factors_lib.make_factor(name, values))
   return captions_lib.name_bins(code.codes[rows], code.num_bins, known, chosen)
+
+
+def _interventions(
+  subject: Subject, images: Images, max_images: int
+) -> Interventions | None:
+  """Changes one factor at a time where images are drawn from factors."""
+  if images.drawing is None or not max_images:
+    return None
+  encode = jax.jit(subject.encode)
+
+  def codes_of(pixels: np.ndarray) -> np.ndarray:
+    blocks = []
+    for start in range(0, len(pixels), _BLOCK):
+      block = pixels[start : start + _BLOCK]
+      padding = [(0, _BLOCK - len(block))] + [(0, 0)] * (pixels.ndim - 1)
+      q = encode(subject.variables, np.pad(block, padding)).probabilities
+      blocks.append(np.asarray(q)[: len(block)].argmax(axis=-1))
+    return np.concatenate(blocks)
+
+  draw, factors, names = vars(images.drawing).values()
+  return intervene(codes_of, draw, factors[:max_images], names)
 
 
 def _some_images(images: Images, found: Analysis, count: int) -> Batches:

@@ -24,6 +24,7 @@ from imsvd_jax.explain.subject import Subject, no_code_sentence
 
 ANALYSIS = "analysis.npz"
 CAPTIONS = "captions.csv"
+INTERVENTIONS = "interventions.csv"
 _FIGURE = re.compile(
   r"(joint|cross_joint|mutual_information|factors|samples_variable_\d+"
   r"|attribution|embedding_vectors|embedding_map|training_curves)"
@@ -113,6 +114,11 @@ def explain(
     table = analysis.captions.table()
     files.write_whole(directory / CAPTIONS, table.encode())
     report(analysis.captions.line())
+  if analysis.interventions is not None:
+    table = analysis.interventions.table()
+    files.write_whole(directory / INTERVENTIONS, table.encode())
+    for line in analysis.interventions.lines():
+      report(line)
   if analysis.code is None:
     report(no_code_sentence(subject))
   report(f"Open {index}")
@@ -147,7 +153,8 @@ def _remove_former(directory: pathlib.Path) -> None:
   for path in (directory / "figures").glob("*"):
     if _FIGURE.fullmatch(path.name):
       path.unlink()
-  (directory / CAPTIONS).unlink(missing_ok=True)
+  for name in (CAPTIONS, INTERVENTIONS):
+    (directory / name).unlink(missing_ok=True)
   (directory / ANALYSIS).unlink()  # Last: it says that there was a report.
 
 

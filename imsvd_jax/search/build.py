@@ -129,7 +129,7 @@ def _facts(path: bytes) -> bytes:
 
 
 def _digest(content: bytes) -> bytes:
-  return hashlib.blake2b(content, digest_size=store.DIGEST)
+  return hashlib.blake2b(content, digest_size=store.DIGEST).digest()
 
 
 def read_rows(
