@@ -59,7 +59,8 @@ class Images:
       "image" uint8 [B, H, W, C], "index" [B], optionally "label" [B] (-1:
       unlabeled) and "mask" [B] (False: padding); each image once.
     count: How many images will come, for the time left; None: unknown.
-    some: Returns batches of n images from everywhere in the data set; by
+    some: Returns batches of n images from everywhere in the data set, with
+      their indices in it; by
       default one more pass over `batches` that keeps n of them.
     views: Two augmented views of every image, for agreement.
     factors: Known values by name, each indexed by image index (a sequence of

@@ -80,7 +80,9 @@ def analyze(
     return found
   return dataclasses.replace(
     found,
-    interventions=_interventions(subject, images, options.max_flip_images),
+    interventions=_interventions(
+      subject, images, found.num_variables, options.max_flip_images
+    ),
     captions=_captions(found, found.code, factors, images),
     scores=_scores(found.code, factors, untrained, images, common),
     views=_views(subject, images, found, options, common),
@@ -167,10 +169,11 @@ def _captions(
 
 
 def _interventions(
-  subject: Subject, images: Images, max_images: int
+  subject: Subject, images: Images, num_variables: int, max_images: int
 ) -> Interventions | None:
   """Changes one factor at a time where images are drawn from factors."""
-  if images.drawing is None or not max_images:
+  drawing = images.drawing
+  if drawing is None or not max_images or num_variables < 2:
     return None
   encode = jax.jit(subject.encode)
 
@@ -183,8 +186,8 @@ def _interventions(
       blocks.append(np.asarray(q)[: len(block)].argmax(axis=-1))
     return np.concatenate(blocks)
 
-  draw, factors, names = vars(images.drawing).values()
-  return intervene(codes_of, draw, factors[:max_images], names)
+  factors = drawing.factors[:max_images]
+  return intervene(codes_of, drawing.draw, factors, drawing.names)
 
 
 def _some_images(images: Images, found: Analysis, count: int) -> Batches:

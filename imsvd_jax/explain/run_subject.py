@@ -197,7 +197,9 @@ def images_of(
 
   def some(count: int) -> Iterator[Batch]:
     part = augmented_views.some_images(source, count, seed=0)
-    return batches_of(part, settings, batch_size)
+    indices = augmented_views.some_indices(source, count, seed=0)
+    for batch in batches_of(part, settings, batch_size):
+      yield {**batch, "index": indices[batch["index"]]}
 
   return Images(
     batches=lambda: batches_of(source, settings, batch_size),
