@@ -11,7 +11,7 @@ from imsvd_jax.base.console import Progress
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.base.files import printable
 from imsvd_jax.interop import image_embeddings
-from imsvd_jax.search import build, rarity, slices
+from imsvd_jax.search import build, conditions, rarity
 from imsvd_jax.search.nearest import Nearest
 from imsvd_jax.search.store import Store
 
@@ -213,12 +213,12 @@ def outliers(store: Store, count: int, by: str) -> Answer:
 
 
 def chosen(store: Store, condition: str) -> Answer:
-  """Returns the images whose codes a condition is true of; see `slices`.
+  """Returns the images whose codes a condition is true of; see `conditions`.
 
   Raises:
     UserError: There are no codes, or the condition is wrong.
   """
   store.check_codes()
-  is_chosen = slices.choose(condition, store.codes, store.layout.num_bins)
+  is_chosen = conditions.choose(condition, store.codes, store.layout.num_bins)
   rows = store.rows[is_chosen[store.rows]].tolist()
   return Answer(f"Images of {condition}", rows, {})

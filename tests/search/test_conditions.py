@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imsvd_jax.search.slices import choose
+from imsvd_jax.search.conditions import choose
 from tests.run_command import one_line_error
 
 CODES = np.random.default_rng(0).integers(0, 4, (200, 3)).astype(np.uint8)
