@@ -1,6 +1,6 @@
 """Near duplicates and outliers that were planted: who finds them?
 
-  python docs/search_study.py --workdir=runs/digits
+  python -m docs.search_study --workdir=runs/digits
 
 Prints the tables of docs/search.md for the run's own images: precision and
 recall of near duplicates by threshold, and the area under the curve of foreign

@@ -20,7 +20,7 @@ from imsvd_jax.formats import untrusted
 from imsvd_jax.search.store import Store, damaged
 
 EXACT_ROWS = 20_000
-NUM_PROBES = 64  # Clusters that a query looks into.
+NUM_PROBES = 128  # Clusters that a query looks into.
 _CLUSTERS = "clusters.npz"
 _POINTS_PER_CLUSTER = 40  # That k-means sees.
 _GROWTH = 4  # New clusters for an index that is so many times larger.
