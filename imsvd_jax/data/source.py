@@ -115,7 +115,6 @@ class Source:
     factors: float32 [num_examples, len(factor_names)], the generative factors
       of the images, or None.
     factor_names: Names of the columns of `factors`.
-    draw: Rows of factors -> uint8 images, of the size of `images`; or None.
     named: Names of the unreadable records that are in the log already; parts of
       a source share the set.
     factor_values: Class names of each column that holds class numbers, by the
@@ -146,7 +145,6 @@ class Source:
   stamp: Callable[[], str] = lambda: ""
   factors: np.ndarray | None = None
   factor_names: tuple[str, ...] = ()
-  draw: Callable[[np.ndarray], np.ndarray] | None = None
   named: set[str] = dataclasses.field(default_factory=set, compare=False)
   factor_values: Mapping[str, tuple[str, ...]] = dataclasses.field(
     default_factory=dict

@@ -58,7 +58,6 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source:
     labels=(factors[:, 0] * len(TEXTURES) + factors[:, 1]).astype(np.int32),
     factors=factors,
     factor_names=FACTORS,
-    draw=lambda factors: render(factors, size, channels),
     factor_values={"shape": SHAPES, "texture": TEXTURES},
   )
 
