@@ -95,12 +95,14 @@ setuptools.setup(
       "pillow-jxl-plugin>=1.2",
     ],
     "gcs": GCS,
+    "search": ["faiss-cpu>=1.9"],
     "tpu": ["jax[tpu]", *GCS],  # A pod's runs are in a bucket.
     # Before 2.10 a weights file can run code, whatever `weights_only` says
     # (CVE-2025-32434, CVE-2026-24747).
     "torch": ["torch>=2.10"],
     "test": [
       "build>=1.2",  # The wheel.
+      "faiss-cpu>=1.9",
       "ipykernel>=6.29",  # With the two that follow: the Colab notebook.
       "nbclient>=0.10",
       "mypy>=1.18",

@@ -28,6 +28,9 @@ COMMANDS = {
   "embed": Command(
     "commands.embed", "write features and codes of a folder of images"
   ),
+  "search": Command(
+    "commands.search", "find images by meaning, duplicates and outliers"
+  ),
   "data": Command(
     "commands.data", "check the images of a recipe, and show its views"
   ),

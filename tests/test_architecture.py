@@ -28,9 +28,11 @@ MAY_IMPORT = {
   "evaluation": EVALUATION,
   "explain": EVALUATION,
   "interop": EVALUATION,
-  "benchmarks": EVALUATION,
+  "search": EVALUATION | {"explain", "interop"},
+  "benchmarks": EVALUATION | {"search"},
   "train": EVALUATION,
-  "commands": EVALUATION | {"train", "explain", "interop", "benchmarks"},
+  "commands": EVALUATION
+  | {"train", "explain", "interop", "search", "benchmarks"},
   "main": BASE | {"commands", "train"},
   "__main__": BASE | {"commands"},
 }
@@ -50,6 +52,7 @@ NOT_IN_EVALUATORS = {"training", "runs", "models"}
 ONLY_IN = {
   "absl": {"commands", "main"},
   "clu": {"runs"},
+  "faiss": {"search"},
   "flax": {"models", "training", "formats"},  # formats: nested dictionaries.
   "jinja2": {"explain"},
   "matplotlib": {"explain"},
@@ -57,7 +60,7 @@ ONLY_IN = {
   "tensorflow": {"data", "interop", "benchmarks"},
   "tensorflow_datasets": {"data"},
 }
-LATE_ONLY = {"torch", "PIL"}
+LATE_ONLY = {"torch", "PIL", "faiss"}
 
 
 def _parts(path: pathlib.Path) -> tuple[str, ...]:
@@ -135,7 +138,7 @@ def test_no_file_name_stands_for_two_things():
   twice = sorted({n for n in names if names.count(n) > 1})
   assert not twice
   # The commands are named after the rooms that they open.
-  assert rooms & {n[:-3] for n in names} <= {"data", "explain"}
+  assert rooms & {n[:-3] for n in names} <= {"data", "explain", "search"}
 
 
 def test_configs_import_only_ml_collections_and_common():
@@ -168,6 +171,7 @@ from imsvd_jax.evaluation import offline, online
 from imsvd_jax.explain import run_subject
 from imsvd_jax.interop import image_embeddings, weight_export, weight_import
 from imsvd_jax.runs import metrics
+from imsvd_jax.search import build, questions
 from imsvd_jax.training import augment, experiment, optim, state, step
 from configs import digits
 built = experiment.build(digits.get_config("debug"), 16)

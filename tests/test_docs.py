@@ -89,11 +89,11 @@ def is_module(parts: list[str]) -> bool:
 def uses() -> list[tuple[str, str]]:
   """(command, the rest of the line) of every command in the docs.
 
-  Each benchmark, and each look at data, is a command of its own here.
+  Each benchmark, look at data and search is a command of its own here.
   """
   text = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
   found = re.findall(
-    r"\b(?:imsvd|-m imsvd_jax) ((?:benchmark|data) [a-z]+|[a-z_]+)"
+    r"\b(?:imsvd|-m imsvd_jax) ((?:benchmark|data|search) [a-z]+|[a-z_]+)"
     r"((?: [^`\n]*)?)",
     text,
   )

@@ -259,6 +259,25 @@ def _knn() -> Measure:
   return measure
 
 
+def _search() -> Measure:
+  """Times the index of `imsvd search` on drawn vectors, with one thread.
+
+    imsvd benchmark search --vectors=1000000 --features=256
+
+  Reports the time of the build, bytes of a row, and time and recall of queries
+  that look into more and more clusters.
+  """
+  vectors = flags.DEFINE_integer("vectors", 1_000_000, "N.", lower_bound=10)
+  features = flags.DEFINE_integer("features", 256, "Of each.", lower_bound=1)
+
+  def measure() -> Findings:
+    from imsvd_jax.benchmarks import vector_search
+
+    return vector_search.benchmark(vectors.value, features.value)
+
+  return measure
+
+
 class _Benchmark(NamedTuple):
   """One line about a benchmark, its function, and the flags it requires."""
 
@@ -291,6 +310,7 @@ BENCHMARKS = {
     shared_flags.REQUIRED_CONFIG,
   ),
   "knn": _Benchmark("k-NN, compared with scikit-learn", _knn),
+  "search": _Benchmark("the index of `imsvd search` on drawn vectors", _search),
 }
 
 

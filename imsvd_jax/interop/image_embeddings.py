@@ -146,6 +146,41 @@ def embed(
   Raises:
     UserError: There is no image, none can be read, or the run has no codes.
   """
+  encoder, source, _ = open_images(
+    workdir,
+    data,
+    split=split,
+    codes=codes,
+    step=step,
+    use_target=use_target,
+    batch_size=batch_size,
+    trust_workdir=trust_workdir,
+  )
+  return _embedded(
+    encoder,
+    source,
+    _outputs_of(encoder, codes=codes, dense=dense),
+    batch_size,
+    keep_in,
+    DENSE_CHUNK_IMAGES if dense else CHUNK_IMAGES,
+  )
+
+
+def open_images(
+  workdir: str,
+  data: str,
+  *,
+  split: str = "",
+  codes: bool = False,
+  step: int | None = None,
+  use_target: bool = False,
+  batch_size: int = 256,
+  trust_workdir: bool = False,
+) -> tuple[LoadedEncoder, Source, list[str] | None]:
+  """Returns the encoder, the images, and their paths if they are files.
+
+  Args and errors are those of `embed`; `codes` says whether they are needed.
+  """
   # Found before the weights are loaded, which takes longer.
   files = None
   if not split and not data.startswith(_ARRAYS):
@@ -157,23 +192,16 @@ def embed(
   if codes:
     encoder.check_discrete()  # Before the first image is read.
   if files is not None:
-    source = _source_of_files(*files, encoder.config.data)
-  else:
-    source = _source_of_split(
-      encoder, workdir, data, split or "train", trust_workdir
-    )
-  if not split and files is None:
+    paths = [os.path.join(files[0], path) for path in files[1]]
+    return encoder, _source_of_files(*files, encoder.config.data), paths
+  source = _source_of_split(
+    encoder, workdir, data, split or "train", trust_workdir
+  )
+  if not split:
     source = dataclasses.replace(
       source, labels=None, num_classes=0, describe=str, root=""
     )
-  return _embedded(
-    encoder,
-    source,
-    _outputs_of(encoder, codes=codes, dense=dense),
-    batch_size,
-    keep_in,
-    DENSE_CHUNK_IMAGES if dense else CHUNK_IMAGES,
-  )
+  return encoder, source, None
 
 
 # --- Which images -------------------------------------------------------------

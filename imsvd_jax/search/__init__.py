@@ -1,0 +1,1 @@
+"""Finds images by meaning: alike, repeated, rare, and chosen by codes."""
