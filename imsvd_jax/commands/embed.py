@@ -25,9 +25,9 @@ _WORKDIR = flags.DEFINE_string(
 _DATA = flags.DEFINE_string(
   "data",
   "",
-  "FOLDER or folder=FOLDER, with sub-folders; a pattern in quotes; a list of"
-  " paths (.txt); an image; or arrays=FILE. With --split"
-  " another data set, NAME=PATH.",
+  "FOLDER or folder:FOLDER, with sub-folders; a pattern in quotes; a list of"
+  " paths (.txt); an image; or arrays:FILE. With --split another data set:"
+  " tfds:NAME, tar:DIR or digits, too.",
 )
 _SPLIT = flags.DEFINE_string(
   "split",

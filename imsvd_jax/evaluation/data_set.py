@@ -44,7 +44,7 @@ class DataSet:
     if not self.settings.name:
       raise UserError(
         "These weights do not say which data they belong to; give --data, such"
-        " as --data=tfds:imagenet2012 or --data=folder=~/images."
+        " as --data=tfds:imagenet2012 or --data=folder:~/images."
       )
     source = self._given[split] or data.make_source(self.settings, split)
     if source is None:

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from imsvd_jax.base import agreement, console, hashing
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.base.files import check_directory
+from imsvd_jax.data import named
 from imsvd_jax.evaluation import protocols, results, tables
 from imsvd_jax.evaluation.binder import Binder, Binding, Network, Weights
 from imsvd_jax.evaluation.data_set import DataSet
@@ -50,7 +51,10 @@ def evaluate_runs(options: Options) -> list[results.Result]:
       f"--output={options.output} for {len(options.workdir)} runs, which would"
       " share one file; leave it out, or evaluate one at a time."
     )
-  # Check the names before the first run is loaded.
+  # Check what needs no weights before the first run is loaded.
+  if options.data:
+    named.name_and_path(options.data)
+  _check_splits(options)
   _choose(options, protocols.Crops(size=1, test_resize=1))
   everything, compared, failures = [], [], []
   for workdir in options.workdir:
@@ -79,6 +83,14 @@ def _choose(
   return protocols.choose(
     options.protocol, options.set, seed=options.seed, run_crops=run_crops
   )
+
+
+def _check_splits(options: Options) -> None:
+  if options.splits and len(options.splits) != 2:
+    raise UserError(
+      f"--splits={','.join(options.splits)}; expected two names: of the train"
+      " and of the test split."
+    )
 
 
 def _report(
@@ -210,11 +222,6 @@ def _data_set(encoder: LoadedEncoder, options: Options) -> DataSet:
   """Returns the data that the options name; the run's own by default."""
   settings = data_settings(encoder, options.data)
   if options.splits:
-    if len(options.splits) != 2:
-      raise UserError(
-        f"--splits={','.join(options.splits)}; expected two names: of the train"
-        " and of the test split."
-      )
     settings.train_split, settings.eval_split = options.splits
   elif not options.data and "eval" in encoder.config:
     bank_split = encoder.config.eval.get("bank_split", "")

@@ -70,7 +70,7 @@ class RunOptions(ExplainOptions):
   )
   data: str = option(
     "",
-    "Another data set, NAME or NAME=PATH: tfds:cifar10, folder=~/images. The"
+    "Another data set: folder:DIR, arrays:FILE, tar:DIR, tfds:NAME, digits. The"
     " run's own by default.",
   )
   trust_workdir: bool = TRUST_WORKDIR

@@ -19,7 +19,7 @@ from etils import epath
 from imsvd_jax import data
 from imsvd_jax.base import console, devices, files
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.data import evaluation_batches
+from imsvd_jax.data import evaluation_batches, named
 from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation import augmented_views
 from imsvd_jax.explain import report as report_lib
@@ -236,6 +236,8 @@ def explain_run(
   """
   options = options or RunOptions()
   _check_local(workdir, options)
+  if options.data:  # Before the weights are loaded, which takes longer.
+    named.name_and_path(options.data)
   encoder = load_encoder(workdir, options.step, use_target=options.target)
   if not options.data:
     ownership.check_data(workdir, encoder.config, trusted=options.trust_workdir)

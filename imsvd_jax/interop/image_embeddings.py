@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import glob
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
@@ -24,6 +25,7 @@ from imsvd_jax.base import hashing
 from imsvd_jax.base.console import Progress, print_line
 from imsvd_jax.base.errors import UserError, listing
 from imsvd_jax.base.files import check_output, in_place_when_done, printable
+from imsvd_jax.data import named
 from imsvd_jax.data.source import Source
 from imsvd_jax.interop import tables_of_features
 from imsvd_jax.runs import ownership
@@ -32,7 +34,7 @@ from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
 CHUNK_IMAGES = 2048
 DENSE_CHUNK_IMAGES = 256  # Of features per patch, which are much larger.
 
-_ARRAYS = "arrays="
+_ARRAYS = ("arrays=", "arrays:")
 _LISTS = (".txt", ".lst", ".csv")
 _PATTERN = "*?["
 
@@ -128,10 +130,10 @@ def embed(
 
   Args:
     workdir: Directory of a run, or a file of weights.
-    data: A folder (or "folder=FOLDER" as other commands name data), a pattern
+    data: A folder (or "folder:FOLDER" as other commands name data), a pattern
       such as "photos/*.jpg", a list of paths (.txt), one image, or
-      "arrays=FILE"; with a split NAME or NAME=PATH, the run's own data by
-      default.
+      "arrays:FILE"; with a split as `named.name_and_path` has it, the run's
+      own data by default.
     split: "train", "eval", or what `data.train_split` may be.
     codes: Whether to return the most probable bin of each variable too.
     dense: Whether to return features per patch, before pooling, and of discrete
@@ -183,6 +185,8 @@ def open_images(
   """
   # Found before the weights are loaded, which takes longer.
   files = None
+  if data and (split or data.startswith(_ARRAYS)):
+    named.name_and_path(data)
   if not split and not data.startswith(_ARRAYS):
     with data_lib.tensorflow_needed("A folder"):
       files = _listed_files(data)
@@ -256,7 +260,13 @@ def _listed_files(data: str) -> tuple[str, list[str]]:
   """Returns a folder, and paths of images relative to it."""
   from imsvd_jax.data.image_files import EXTENSIONS
 
-  path = os.path.expanduser(data.removeprefix("folder="))
+  kind = data.partition(":")[0]
+  if kind in data_lib.SOURCES and kind != "folder" and not os.path.exists(data):
+    raise UserError(
+      f"--data={data} is a data set with splits; name one, such as"
+      " --split=train."
+    )
+  path = os.path.expanduser(re.sub(r"\Afolder[:=]", "", data))
   if os.path.isdir(path):
     paths, others = find_images(path, EXTENSIONS)
     if not paths:

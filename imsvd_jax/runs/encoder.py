@@ -19,6 +19,7 @@ import numpy as np
 from imsvd_jax.base import devices
 from imsvd_jax.base.config import ADDED_KEYS
 from imsvd_jax.base.errors import UserError, lookup
+from imsvd_jax.data import named
 from imsvd_jax.data.source import value_range_of
 from imsvd_jax.models import Encoder
 from imsvd_jax.objectives import OBJECTIVES, soft_discretize
@@ -352,7 +353,7 @@ def data_settings(
 
   Args:
     encoder: Loaded from a run or a file.
-    chosen: "NAME" or "NAME=PATH"; the run's own data set if empty.
+    chosen: As `named.name_and_path` has it; the run's own data set if empty.
 
   Returns:
     Settings like config.data; the name is empty if none is known.
@@ -371,8 +372,8 @@ def data_settings(
     }
   )
   if chosen:
-    name, _, path = chosen.partition("=")
-    settings.name, settings.path, settings.num_examples = name, path, 0
+    settings.name, settings.path = named.name_and_path(chosen)
+    settings.num_examples = 0
     for key in _OF_ITS_OWN_DATA:
       if key in settings:
         settings[key] = ADDED_KEYS[f"data.{key}"]

@@ -1,0 +1,51 @@
+"""How commands name a data set: folder:DIR, arrays:FILE, tfds:NAME, digits."""
+
+import os
+import re
+
+from imsvd_jax.base.errors import UserError, lookup
+from imsvd_jax.base.files import printable
+from imsvd_jax.data import SOURCES
+
+EXPECTED = "folder:DIR, arrays:FILE, tar:DIR, tfds:NAME or digits"
+
+
+def name_and_path(text: str) -> tuple[str, str]:
+  """Returns `data.name` and `data.path` of a data set.
+
+  Args:
+    text: "KIND:PATH" or "KIND=PATH", a folder alone, or "NAME" or "NAME=PATH"
+      where the name is "tfds:cifar10" or one of a source that needs no path.
+
+  Raises:
+    UserError: There is no such source, or no such file.
+  """
+  files = re.fullmatch(r"(folder|arrays|tar)(?:[:=](.*))?", text, re.DOTALL)
+  if files:
+    kind, path = files[1], files[2] or ""
+    _check_exists(text, kind, path)
+    return kind, path
+  name, _, path = text.partition("=")
+  kind, _, of_tfds = name.partition(":")
+  if kind not in SOURCES and os.path.isdir(os.path.expanduser(text)):
+    return "folder", text
+  if kind not in SOURCES and os.sep in kind:
+    raise UserError(
+      f"--data={printable(text)}: there is no such folder; expected {EXPECTED}."
+    )
+  lookup(SOURCES, kind, "data source")
+  if (kind == "tfds") != bool(of_tfds):
+    raise UserError(f"--data={printable(text)}; expected {EXPECTED}.")
+  return name, path
+
+
+def _check_exists(text: str, kind: str, path: str) -> None:
+  if not path:
+    raise UserError(f"--data={text} names no file; expected {EXPECTED}.")
+  # A tar path may be a pattern, which its source explains.
+  local = kind != "tar" and "://" not in path
+  if local and not os.path.exists(os.path.expanduser(path)):
+    raise UserError(
+      f"--data={printable(text)}: {printable(path)} does not exist; expected"
+      f" {EXPECTED}."
+    )
