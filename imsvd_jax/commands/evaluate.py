@@ -24,6 +24,10 @@ def main() -> None:
 
     print("\n".join(protocols.describe(protocols.PROTOCOLS)))
     return
+  if not options.workdir:
+    command_line.fail(
+      "--workdir is missing. Give it, for example --workdir=runs/digits."
+    )
   _join_cluster()
   from imsvd_jax.evaluation import offline
   from imsvd_jax.runs import interruption

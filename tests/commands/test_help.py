@@ -58,6 +58,19 @@ def test_help_is_light_and_shows_the_flags_once(name):
   assert max(map(len, result.stdout.splitlines())) <= 80
 
 
+@pytest.mark.parametrize(
+  "words",
+  [
+    *((name,) for name in sorted({*COMMANDS} - {"benchmark", "data"})),
+    ("benchmark", "step"),
+    ("data", "check"),
+  ],
+)
+def test_an_unknown_flag_is_refused_alike(words):
+  result = run_imsvd(*words, "--qqqq=1")
+  check_refused(result, "Unknown flag --qqqq. --help lists the flags.")
+
+
 def test_the_help_of_train():
   text = run_imsvd("train", "--help").stdout
   assert text == run_python("-m", "imsvd_jax.main", "--help").stdout
@@ -83,7 +96,8 @@ def test_dashes_and_underscores_are_the_same():
     (("embed", "--stpe=1"), "Unknown flag --stpe. Did you mean 'step'?"),
     (("embed", "--step"), "Missing value for flag --step"),
     (("embed", "--workdir=a", "--data=b", "--output=c", "d"), "Unexpected arg"),
-    (("explain",), "--workdir is missing."),
+    (("explain",), "--workdir is missing. Give it, for example --workdir="),
+    (("evaluate",), "--workdir is missing. Give it, for example --workdir="),
     (("train", "--config.seed=3"), "--config.seed changes a key of a recipe"),
     (("train", "--config=configs/digits.py", "--config.sed=3"), "'sed'. Did"),
     (("train", "--config=configs/digits.py:x"), "Unknown mode 'x'; known"),
