@@ -27,7 +27,8 @@ def flags_page(about: str, required: Collection[str] = ()) -> str:
     _shown_name(flag): _description(flag, flag.name in required)
     for flag in _own_flags()
   }
-  return f"{about.strip()}\n\nFlags:\n{_rows(rows)}"
+  listed = f"\n\nFlags:\n{_rows(rows)}" if rows else ""
+  return about.strip() + listed
 
 
 def own_names() -> list[str]:
