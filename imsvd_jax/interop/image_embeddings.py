@@ -172,7 +172,7 @@ def open_images(
   *,
   split: str = "",
   codes: bool = False,
-  step: int | None = None,
+  step: int | str | None = None,
   use_target: bool = False,
   batch_size: int = 256,
   trust_workdir: bool = False,
