@@ -199,6 +199,7 @@ def base() -> ConfigDict:
     dict(
       every_steps=50,  # metrics.jsonl and TensorBoard.
       progress_seconds=5.0,  # Console.
+      wandb_project="",  # Also log to Weights & Biases; "": not.
     )
   )
   c.checkpoint = ConfigDict(
@@ -207,6 +208,10 @@ def base() -> ConfigDict:
       every_minutes=15.0,  # Checked when metrics are logged.
       keep_last=3,
       keep_every=0,  # Also keep every m-th step permanently; 0: none.
+      # Also keep so many of the best evaluated steps, saved when evaluated; 0:
+      # none. The label-free score is that of docs/learning.md.
+      keep_best=0,
+      keep_best_by="label_free",  # Or "online/knn", "online/linear".
       deadline_minutes=30.0,  # A save that takes longer ends the process.
     )
   )
@@ -214,6 +219,13 @@ def base() -> ConfigDict:
     dict(
       policy="skip",  # "skip": discard the update and continue; or "stop".
       max_in_a_row=10,  # Stop after more skipped updates in a row than this.
+    )
+  )
+  c.stop = ConfigDict(
+    dict(
+      # A verdict at which the run ends early, such as "converged"; "": none.
+      when="",
+      when_diverged=False,  # End with code 3 when the run has diverged.
     )
   )
   c.eval = ConfigDict(

@@ -59,7 +59,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   experiment = experiment_lib.build(config, source.num_examples)
   with agreement.together(workdir):
     workdir = files.make(workdir)
-  with lock_lib.owned(workdir) as lock:
+  with lock_lib.owned(workdir) as lock, log_lines.log_of(workdir):
     return _pretrain(experiment, source, mesh, workdir, lock)
 
 
@@ -91,7 +91,8 @@ def _pretrain(
     experiment = experiment_lib.build(
       config, source.num_examples, step=start_step, progress=progress
     )
-    if start_step >= experiment.last_step:
+    was_ended = resume.was_ended(workdir, start_step, config)
+    if start_step >= experiment.last_step or was_ended:
       checkpointer.close()
       return _finished(experiment, source, state, workdir, marks)
     log_lines.describe_change(experiment, progress, changed, state)
@@ -102,7 +103,12 @@ def _pretrain(
   train_step = step_lib.jit_train_step(experiment, replicated)
   steps = range(start_step + 1, experiment.last_step + 1)
   batches = _batches(experiment, source, mesh, steps)
-  writer = metrics.MetricWriter(workdir, start_step=start_step, marks=marks)
+  with agreement.together(workdir):
+    others = metrics.other_writers(config, workdir)
+  writer = metrics.MetricWriter(
+    workdir, start_step=start_step, marks=marks, others=others
+  )
+  log_lines.record_config(writer, config)
   evaluation = Evaluation(experiment, source)
   skip_limit = finite.SkipLimit(
     config.not_finite.policy,
@@ -125,7 +131,10 @@ def _pretrain(
   )
 
   def save(
-    step: int, state: TrainState, step_metrics: Mapping[str, Any]
+    step: int,
+    state: TrainState,
+    step_metrics: Mapping[str, Any],
+    judgment: log_lines.Judgment,
   ) -> None:
     lock.check()
     log.flush()
@@ -134,6 +143,7 @@ def _pretrain(
     skip_limit.check(skips, finite.checked_names(step_metrics))
     now = experiment.progress(step, step_metrics["learning_rate"], progress)
     record = {"progress": now._asdict(), "metrics": mark._asdict()}
+    record |= judgment._asdict()
     if not checkpointer.save(step, state, record):
       finite.stop(f"The state of step {step} is not finite and was not saved.")
     save_period.restart()
@@ -145,6 +155,7 @@ def _pretrain(
         evaluation.online(0, state, writer)
       for step, batch in zip(steps, batches, strict=True):
         is_last = step == experiment.last_step
+        judgment = log_lines.NO_JUDGMENT
         state, step_metrics = train_step(state, batch)  # Returns at once.
 
         log.flush()  # Of the step before, while the devices compute this one.
@@ -155,23 +166,30 @@ def _pretrain(
           lock.check()
           with log.paused():
             evaluation.online(step, state, writer)
+            judgment = log.judge(step)
+          is_last |= experiment_lib.ends(config, judgment.state)
 
-        if is_last or save_period.due(step):
-          save(step, state, step_metrics)
+        is_better = checkpointer.improves(judgment.scores)
+        if is_last or is_better or save_period.due(step):
+          save(step, state, step_metrics, judgment)
 
         if stop.requested(step):
-          save(step, state, step_metrics)
+          save(step, state, step_metrics, judgment)
           checkpointer.wait()
           console.say(
             f"Stopped by a signal: step {step} is saved. The same command"
             " resumes."
           )
           raise Stopped(EXIT_SAVED)
+        if is_last:
+          break
       checkpointer.wait()
 
     # --- Finish: all is saved; a signal ends the process again ----------------
+    log_lines.describe_end(writer)
     if config.eval.final:
       evaluation.final(state, writer, workdir)
+    log_lines.describe_next(workdir)
   return state
 
 
@@ -192,11 +210,13 @@ def _finished(
 ) -> TrainState:
   """Says how to go on; evaluates if a kill came before that was done."""
   config, step = experiment.config, int(state.step)
-  console.say(
-    f"{workdir}: finished at step {step}; for more:"
-    f" --config.epochs={2 * config.epochs:g}"
-    " --config.allow_changes=\"('epochs',)\"."
+  more = (
+    f"--config.epochs={2 * config.epochs:g}"
+    " --config.allow_changes=\"('epochs',)\""
   )
+  if step < experiment.last_step:
+    more = '--config.stop.when=""'
+  console.say(f"{workdir}: finished at step {step}; for more: {more}.")
   is_evaluated = metrics.check_finished(workdir, step, marks)
   if config.eval.final and not is_evaluated:
     writer = metrics.MetricWriter(workdir, start_step=step, marks=marks)

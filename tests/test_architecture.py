@@ -138,7 +138,8 @@ def test_no_file_name_stands_for_two_things():
   twice = sorted({n for n in names if names.count(n) > 1})
   assert not twice
   # The commands are named after the rooms that they open.
-  assert rooms & {n[:-3] for n in names} <= {"data", "explain", "search"}
+  opened = {"data", "explain", "runs", "search"}
+  assert rooms & {n[:-3] for n in names} <= opened
 
 
 def test_configs_import_only_ml_collections_and_common():

@@ -219,9 +219,9 @@ def test_a_held_out_part_gives_accuracy(tmp_path, capsys):
   write(tmp_path, *(f"{c}/{i}.jpg" for c in "ab" for i in range(10)))
   config = config_of(tmp_path, **{"epochs": 1.0, "data.holdout": 0.2})
   train_and_evaluate(config, str(tmp_path / "run"))
-  said = capsys.readouterr().err
-  assert "data.holdout=0.2: 4 of 20 images are for evaluation alone" in said
-  assert "Accuracy on 4 held-out images (16 train images" in said
+  said = capsys.readouterr()
+  assert "data.holdout=0.2: 4 of 20 images are for evaluation alone" in said.err
+  assert "Accuracy on 4 held-out images (16 train images" in said.out
 
 
 @pytest.mark.proof

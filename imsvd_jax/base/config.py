@@ -16,6 +16,7 @@ HARMLESS_KEYS = (
   "init_from",
   "not_finite",
   "sharding",
+  "stop",
 )
 
 # Keys that recipes of earlier versions lack, and what those versions did.

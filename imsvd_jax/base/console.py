@@ -1,15 +1,114 @@
-"""Lines on the console: messages, progress, durations."""
+"""Lines on the console: messages, progress, durations.
 
+Results go to standard output, everything else to standard error. On a terminal
+the progress is one line with a bar that changes in place, and a verdict has a
+color. A run keeps a copy of all lines in its log, and its details only there.
+"""
+
+import contextlib
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import IO
 
 import jax
 
+_BAR = 20  # Characters.
+_ERASE = "\r\x1b[K"
+_COLORS = {"red": "\x1b[31m", "green": "\x1b[32m", "": ""}
 
-def print_line(line: str) -> None:
+
+class _Console:
+  """What is open: a run's log, and a line that the next one replaces."""
+
+  log: IO[str] | None = None
+  has_status = False
+
+
+def print_line(line: str, color: str = "") -> None:
   """Writes a line to standard error; standard output is for results."""
-  print(line, file=sys.stderr, flush=True)
+  _erase_status()
+  shown = f"{_COLORS[color]}{line}\x1b[0m" if color and _has_color() else line
+  print(shown, file=sys.stderr, flush=True)
+  _keep(line)
+
+
+def print_result(text: str) -> None:
+  """Writes a result to standard output, from process 0 only."""
+  if jax.process_index() == 0:
+    _erase_status()
+    print(text, flush=True)
+    _keep(text)
+
+
+def print_detail(text: str) -> None:
+  """Writes to the log alone; to standard error where no log is open."""
+  if _Console.log is not None:
+    _keep(text)
+  else:
+    say(text)
+
+
+def print_progress(line: str, share: float, brief: str) -> None:
+  """Writes how far a run is: a line; on a terminal a bar and what is brief."""
+  if jax.process_index() != 0:
+    return
+  if not _is_terminal():
+    print_line(line)
+    return
+  full = round(_BAR * min(max(share, 0.0), 1.0))
+  text = f"[{'#' * full}{'.' * (_BAR - full)}] {brief}"
+  print(
+    f"{_ERASE}{text[: _columns() - 1]}", end="", file=sys.stderr, flush=True
+  )
+  _Console.has_status = True
+  _keep(line)
+
+
+@contextlib.contextmanager
+def log_in(path: str | os.PathLike) -> Iterator[None]:
+  """Keeps a copy of all lines of process 0 in a file, which it appends to."""
+  try:
+    log = open(path, "a") if jax.process_index() == 0 else None  # noqa: SIM115
+  except OSError as error:
+    print_line(f"No log: {path} cannot be written ({error.strerror}).")
+    log = None
+  _Console.log = log
+  try:
+    yield
+  finally:
+    _erase_status(keep=True)
+    _Console.log = None
+    if log is not None:
+      log.close()
+
+
+def _keep(line: str) -> None:
+  if _Console.log is not None:
+    with contextlib.suppress(
+      OSError
+    ):  # The next save says that a disk is full.
+      print(line, file=_Console.log, flush=True)
+
+
+def _erase_status(*, keep: bool = False) -> None:
+  if _Console.has_status:
+    end = "\n" if keep else ""
+    print("" if keep else _ERASE, end=end, file=sys.stderr, flush=True)
+    _Console.has_status = False
+
+
+def _columns() -> int:
+  return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+
+
+def _is_terminal() -> bool:
+  return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _has_color() -> bool:
+  return _is_terminal() and "NO_COLOR" not in os.environ
 
 
 class Progress:
@@ -96,10 +195,10 @@ def pace(done: int, seconds: float, left: int) -> tuple[float, float]:
   return rate, left / max(rate, 1e-9)
 
 
-def say(message: str) -> None:
+def say(message: str, color: str = "") -> None:
   """Prints a message to the console, from process 0 only."""
   if jax.process_index() == 0:
-    print_line(message)
+    print_line(message, color)
 
 
 def duration(seconds: float) -> str:

@@ -45,7 +45,7 @@ _DENSE = flags.DEFINE_bool(
   False,
   "Write features and codes per patch, before pooling, not per image.",
 )
-_STEP = shared_flags.define_step()
+_step = shared_flags.define_step()
 _TARGET = shared_flags.define_target()
 _TRUST = flags.DEFINE_bool(
   "trust_workdir", False, TRUST_WORKDIR.metadata["help"]
@@ -71,7 +71,7 @@ def main() -> None:
     split=_SPLIT.value,
     codes=_CODES.value,
     dense=_DENSE.value,
-    step=_STEP.value,
+    step=_step(),
     use_target=_TARGET.value,
     batch_size=_BATCH_SIZE.value,
     trust_workdir=_TRUST.value,

@@ -22,7 +22,7 @@ _OUTPUT = flags.DEFINE_string(
   None,
   "File to write, such as encoder.pth. Its model card is encoder.pth.md.",
 )
-_STEP = shared_flags.define_step()
+_step = shared_flags.define_step()
 _TARGET = shared_flags.define_target()
 _WITH_PROJECTOR = flags.DEFINE_bool(
   "with_projector", False, "Write the projector too, not the backbone alone."
@@ -51,7 +51,7 @@ def main() -> None:
     _WORKDIR.value,
     _FORMAT.value,
     _OUTPUT.value,
-    step=_STEP.value,
+    step=_step(),
     use_target=_TARGET.value,
     with_projector=_WITH_PROJECTOR.value,
     classifier=weight_export.read_classifier(_CLASSIFIER.value),

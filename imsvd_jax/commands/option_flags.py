@@ -1,6 +1,7 @@
 """Flags from a dataclass of options, so that no option is written twice."""
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -52,6 +53,9 @@ def _define_flag(
     flags.DEFINE_enum(
       field.name, default, how["choices"], how["help"], flag_values
     )
+  elif how["form"]:
+    parser = _Form(*how["form"])
+    flags.DEFINE(parser, *arguments, flag_values=flag_values)
   elif typing.get_origin(hint) is tuple:
     define = flags.DEFINE_multi_string if how["repeated"] else flags.DEFINE_list
     values = None if default is None else [str(value) for value in default]
@@ -62,6 +66,18 @@ def _define_flag(
   else:
     define = {str: flags.DEFINE_string, bool: flags.DEFINE_bool}[hint]
     define(*arguments, flag_values=flag_values)
+
+
+class _Form(flags.ArgumentParser):
+  """Parses text that matches a pattern."""
+
+  def __init__(self, pattern: str, what: str) -> None:
+    self._pattern, self.syntactic_help = pattern, what
+
+  def parse(self, argument: str) -> str:
+    if not re.fullmatch(self._pattern, argument):
+      raise ValueError(f"expected {self.syntactic_help}")
+    return argument
 
 
 def _without_none(hint: Any) -> Any:

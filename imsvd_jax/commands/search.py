@@ -75,7 +75,7 @@ def _query() -> Callable[[str], None]:
 
     answering(
       lambda store: questions.query(
-        store, image, count.value, workdir.value, step.value, target.value
+        store, image, count.value, workdir.value, step(), target.value
       )
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -11,10 +12,17 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from imsvd_jax.base import distributed, recipe_files
-from imsvd_jax.commands import command_line
+from imsvd_jax.base.options import STEP
+from imsvd_jax.commands import command_line, option_flags
 
 if TYPE_CHECKING:  # It imports JAX.
   from imsvd_jax.benchmarks.text import Findings
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+  step: str | None = STEP
+
 
 _CONFIG = (
   "Recipe: a name of `imsvd recipes`, or FILE.py; NAME:debug is a tiny version."
@@ -53,11 +61,10 @@ def config_arguments() -> list[str]:
   ]
 
 
-def define_step() -> flags.FlagHolder[int | None]:
-  """Defines --step, the checkpoint to take."""
-  return flags.DEFINE_integer(
-    "step", None, "Which checkpoint; the newest by default.", lower_bound=0
-  )
+def define_step() -> Callable[[], str | None]:
+  """Defines --step, the checkpoint to take; returns what reads it."""
+  step = option_flags.define_flags(_Step)
+  return lambda: step().step
 
 
 def define_target() -> flags.FlagHolder[bool]:

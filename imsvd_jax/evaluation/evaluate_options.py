@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from imsvd_jax.base.options import TRUST_WORKDIR, option
+from imsvd_jax.base.options import STEP, TRUST_WORKDIR, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,7 @@ class Options:
   data_dir: str = option(
     "", "Directory of the transfer sets; that of TFDS by default."
   )
-  step: int | None = option(
-    None, "Which checkpoint; the newest by default.", lower_bound=0
-  )
+  step: str | None = STEP
   target: bool = option(
     False, "Evaluate the EMA target network, if the run has one."
   )

@@ -224,19 +224,19 @@ class Evaluation:
       source.num_examples
       for source in (self._labelled.train, self._labelled.test)
     )
-    console.say(
+    console.print_result(
       f"\nAccuracy on {test} held-out images ({train} train images;"
       f" k-NN with k = {settings.num_neighbors}, T = {settings.temperature};"
       " linear is L2 logistic regression on frozen features)"
     )
-    console.say(f"{'':14}{'k-NN':>9}{'linear':>9}")
+    console.print_result(f"{'':14}{'k-NN':>9}{'linear':>9}")
     for name, row in itertools.groupby(found, lambda result: result.encoder):
       final = {result.protocol: result.final for result in row}
       cells = "".join(
         f"{final[p]:9.2%}" if p in final else f"{'-':>9}"
         for p in protocols.FINAL
       )
-      console.say(f"{name:14}{cells}")
+      console.print_result(f"{name:14}{cells}")
 
   def _bind(
     self, state: TrainState, step: int, encoder: str = results.TRAINED

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from imsvd_jax.base.options import TRUST_WORKDIR, option
+from imsvd_jax.base.options import STEP, TRUST_WORKDIR, option
 
 FORMATS = ("pdf", "svg", "png")
 
@@ -64,7 +64,7 @@ class ExplainOptions:
 class RunOptions(ExplainOptions):
   """Which weights of a run are explained, on which images, and where to."""
 
-  step: int | None = option(None, "Which checkpoint; the newest by default.")
+  step: str | None = STEP
   target: bool = option(
     False, "Explain the EMA target network, if the run has one."
   )

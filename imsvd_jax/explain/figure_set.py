@@ -71,7 +71,7 @@ def draw_all(
   if features.feature_covariance is not None and len(features.feature_mean) > 1:
     drawn["embedding_map"] = _map(analysis)
   curves = figures.curves_of(records)
-  if curves:
+  if figures.panels_of(curves):
     drawn["training_curves"] = figures.training_curves(curves)
   return drawn
 

@@ -8,9 +8,10 @@ that they are safe in a server or a thread. Every function returns a Figure;
 import functools
 import math
 import pathlib
+import types
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -23,7 +24,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 
-from imsvd_jax.base import console, files
+from imsvd_jax.base import console, files, metric_groups
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import attribution
 from imsvd_jax.explain.analysis import Pairs
@@ -406,21 +407,96 @@ def curves_of(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
   }
 
 
+class Panel(NamedTuple):
+  """A plot of the training curves.
+
+  Attributes:
+    title: Of the plot.
+    names: Numbers that share it, by what the legend calls them.
+    lines: Values that are drawn as lines across it, by their names.
+  """
+
+  title: str
+  names: Mapping[str, str]
+  lines: Mapping[str, float] = types.MappingProxyType({})
+
+
+_IDEAL = {"ideal": 1.0}
+_COLLAPSE = "online/collapse/"
+_MAX_TERMS, _MAX_PANELS = 4, 12
+# After the loss and its terms.
+_PANELS = (
+  Panel(
+    "Entropy of a variable / log b",
+    {"mean": "marginal_entropy_mean", "least": "marginal_entropy_min"},
+    _IDEAL,
+  ),
+  Panel("Information / log b", {"information": "information"}, _IDEAL),
+  Panel("Views in the same bin", {"share": "argmax_agreement"}, _IDEAL),
+  Panel("Spread of the embeddings", {"std": "embedding_std"}, _IDEAL),
+  Panel("Dead bins", {"share": "dead_bins"}),
+  Panel(
+    "RankMe, dimensions in use",
+    {
+      "features": f"{_COLLAPSE}rank_me/features",
+      "embeddings": f"{_COLLAPSE}rank_me/embeddings",
+    },
+  ),
+  Panel("Distance of two views", {"alignment": f"{_COLLAPSE}alignment"}),
+  Panel("Accuracy", {"k-NN": "online/knn", "linear": "online/linear"}),
+  Panel("Learning rate", {"learning rate": "learning_rate"}),
+  Panel("Gradient norm", {"gradient norm": "gradient_norm"}),
+)
+
+
+def panels_of(curves: Mapping[str, np.ndarray]) -> list[Panel]:
+  """Returns the panels that have a curve: no constants, no single values."""
+  shown = {
+    name for name, points in curves.items() if len(set(points[:, 1])) > 1
+  }
+  terms = [n for n in sorted(shown) if metric_groups.group(n) == "terms"]
+  floor = curves.get("off_diagonal_floor")
+  lines = {} if floor is None else {"floor": float(floor[-1, 1])}
+  panels = [
+    Panel("Loss", {"loss": "loss"}),
+    *(
+      Panel(f"Term {n}", {n: n}, lines if n == "off_diagonal" else {})
+      for n in terms[:_MAX_TERMS]
+    ),
+    *_PANELS,
+  ]
+  panels = [
+    p._replace(names={k: n for k, n in p.names.items() if n in shown})
+    for p in panels
+  ]
+  return [p for p in panels if p.names][:_MAX_PANELS]
+
+
 @_styled
 def training_curves(curves: Mapping[str, np.ndarray]) -> Figure:
-  """Draws one panel per curve of `curves_of`; at least one."""
-  columns = min(3, len(curves))
-  rows = math.ceil(len(curves) / columns)
-  figure = _figure(2.5 * columns, 1.75 * rows)
-  grid = _panels(figure, rows, columns)
-  panels = [axes for row in grid for axes in row]
-  for axes, (name, points) in zip(panels, curves.items(), strict=False):
-    # One value, such as a final accuracy, is no line.
-    marker = "o" if len(points) == 1 else None
-    axes.plot(*points.T, linewidth=1.1, marker=marker, markersize=3)
-    axes.set_title(name)
-    axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
-  for axes in panels[len(curves) :]:
+  """Draws the `panels_of` curves; there must be one."""
+  panels = panels_of(curves)
+  columns = min(4, len(panels))
+  rows = math.ceil(len(panels) / columns)
+  figure = _figure(2.4 * columns, 1.7 * rows)
+  grid = [axes for row in _panels(figure, rows, columns) for axes in row]
+  for axes, panel in zip(grid, panels, strict=False):
+    _draw_panel(axes, panel, curves)
+  for axes in grid[len(panels) :]:
     axes.set_visible(False)
   figure.supxlabel("step", fontsize=8)
   return figure
+
+
+def _draw_panel(
+  axes: Axes, panel: Panel, curves: Mapping[str, np.ndarray]
+) -> None:
+  """Draws the curves of a panel, and its lines across."""
+  for label, name in panel.names.items():
+    axes.plot(*curves[name].T, linewidth=1.1, label=label)
+  for label, value in panel.lines.items():
+    axes.axhline(value, color="gray", linewidth=0.8, linestyle=":", label=label)
+  if len(panel.names) + len(panel.lines) > 1:
+    axes.legend(fontsize=6)
+  axes.set_title(panel.title)
+  axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))

@@ -48,6 +48,7 @@ def explain(
   untrained: Subject | None = None,
   key: jax.Array | None = None,
   records: Sequence[Mapping[str, Any]] = (),
+  training: Sequence[health.Indicator] = (),
   title: str | None = None,
   mesh: Mesh | None = None,
   report: Callable[[str], None] = console.print_line,
@@ -62,6 +63,7 @@ def explain(
     untrained: The same encoder with random weights; see `analyze`.
     key: Random key of the single augmentations.
     records: Of the training: "step" and numbers, for training curves.
+    training: How the training went, for the explorer's overview.
     title: Of the explorer; by default the subject's name.
     mesh: Devices, along axis "data"; by default all local ones.
 
@@ -97,6 +99,7 @@ def explain(
     analysis,
     pictures,
     title=title,
+    training=training,
     names=images.names,
     report=report,
   )

@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,13 +24,14 @@ from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation import augmented_views
 from imsvd_jax.explain import report as report_lib
 from imsvd_jax.explain.explain_options import RunOptions
+from imsvd_jax.explain.health import Indicator
 from imsvd_jax.explain.images import Batch, Images, TwoViews
 from imsvd_jax.explain.subject import Encoding, Subject
 from imsvd_jax.models import attention_maps
 from imsvd_jax.objectives.soft_variables import log_soft_discretize
 from imsvd_jax.runs import metrics, ownership
 from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
-from imsvd_jax.training import augment
+from imsvd_jax.training import augment, verdict
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import step as step_lib
 
@@ -258,6 +259,7 @@ def explain_run(
   untrained = None
   if options.untrained and encoder.discrete:
     untrained = untrained_subject(subject, encoder)
+  records = metrics.read_metrics(run)
   try:
     return report_lib.explain(
       subject,
@@ -268,7 +270,8 @@ def explain_run(
       options,
       untrained=untrained,
       key=jax.random.key(encoder.config.seed),
-      records=metrics.read_metrics(run),
+      records=records,
+      training=training_indicators(records, encoder.step),
       title=f"{run.name} at step {encoder.step}",
       mesh=mesh,
       report=console.say,
@@ -277,6 +280,26 @@ def explain_run(
     raise UserError(
       f"Cannot write to {output}: {error.strerror}. Choose --output."
     ) from error
+
+
+_LEVELS = {
+  verdict.WARMING_UP: ("fair", 0.2),
+  verdict.LEARNING: ("good", 0.6),
+  verdict.SLOWING: ("good", 0.8),
+  verdict.CONVERGED: ("good", 1.0),
+}
+
+
+def training_indicators(
+  records: Sequence[Mapping[str, float]], step: int
+) -> list[Indicator]:
+  """Returns the verdict on the training up to a step, if it was logged."""
+  found = verdict.judge([line for line in records if line["step"] <= step])
+  if found is None:
+    return []
+  level, share = _LEVELS.get(found.state, ("poor", 0.0))
+  meaning = f"At step {step}: {found.why}. {found.advice}".strip()
+  return [Indicator("Training", found.name, share, level, meaning)]
 
 
 def _check_local(workdir: str, options: RunOptions) -> None:

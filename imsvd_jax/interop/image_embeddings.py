@@ -120,7 +120,7 @@ def embed(
   split: str = "",
   codes: bool = False,
   dense: bool = False,
-  step: int | None = None,
+  step: int | str | None = None,
   use_target: bool = False,
   batch_size: int = 256,
   trust_workdir: bool = False,
@@ -138,7 +138,7 @@ def embed(
     codes: Whether to return the most probable bin of each variable too.
     dense: Whether to return features per patch, before pooling, and of discrete
       objectives codes per patch; see `LoadedEncoder.feature_maps_and_codes`.
-    step: Which checkpoint; the newest good one by default.
+    step: Which checkpoint, or "best"; the newest good one by default.
     use_target: Take the EMA target network's weights.
     batch_size: Images that are embedded together.
     trust_workdir: Whether to read the data that a run names that is not signed.
@@ -174,7 +174,7 @@ def open_images(
   *,
   split: str = "",
   codes: bool = False,
-  step: int | None = None,
+  step: int | str | None = None,
   use_target: bool = False,
   batch_size: int = 256,
   trust_workdir: bool = False,

@@ -32,7 +32,7 @@ def export_encoder(
   format_name: str,
   output: str,
   *,
-  step: int | None = None,
+  step: int | str | None = None,
   use_target: bool = False,
   with_projector: bool = False,
   classifier: Classifier | None = None,
@@ -45,7 +45,7 @@ def export_encoder(
     workdir: A run's directory, or a file of weights to convert.
     format_name: A key of `formats.FORMATS`, or of PROGRAMS.
     output: The file; an existing one is replaced.
-    step: Which checkpoint; the newest good one by default.
+    step: Which checkpoint, or "best"; the newest good one by default.
     use_target: Take the EMA target network's weights.
     with_projector: Write the projector too.
     classifier: {"kernel": [F, K], "bias": [K]} to write as `fc`.

@@ -27,11 +27,13 @@ from imsvd_jax.base import agreement, files
 from imsvd_jax.base.config import as_json
 from imsvd_jax.base.errors import Damage, UserError, listing
 from imsvd_jax.runs import (
+  best,
   interruption,
   run_directory,
   unfinished_io,
   verification,
 )
+from imsvd_jax.training.verdict import LABEL_FREE
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ class Checkpointer:
     workdir: The run's directory, made if it is missing; may be gs://.
     keep_last: How many of the newest checkpoints to keep, at least 1.
     keep_every: Also keep the steps divisible by this for good; 0 for none.
+    keep_best: Also keep so many of the steps with the largest score.
+    keep_best_by: Name of that score, in the record's "scores".
     config: The run's configuration, nested dictionaries that JSON can hold.
     facts: Values outside the config that must not change on resume; see
       `resume.load_facts`.
@@ -60,6 +64,8 @@ class Checkpointer:
     *,
     keep_last: int,
     keep_every: int = 0,
+    keep_best: int = 0,
+    keep_best_by: str = LABEL_FREE,
     config: Mapping[str, Any],
     facts: Mapping[str, Any] | None = None,
     deadline_minutes: float = 30.0,
@@ -67,6 +73,8 @@ class Checkpointer:
     self.workdir = files.absolute(workdir)
     self._root = self.workdir / run_directory.CHECKPOINTS
     self._keep_last, self._keep_every = keep_last, keep_every
+    self._keep_best, self._keep_best_by = keep_best, keep_best_by
+    self._scores: dict[int, float] = {}  # Of steps on disk, in process 0.
     self._config = as_json(config)
     self._facts = as_json(facts or {})
     self._deadline_minutes = deadline_minutes
@@ -88,6 +96,9 @@ class Checkpointer:
         if not run_directory.steps_on_disk(self._root):
           self._write_config()
         self._mark()
+        if keep_best:
+          steps = run_directory.steps_on_disk(self._root)
+          self._scores = best.scores_on_disk(self._root, steps, keep_best_by)
     self._run_id = self._find_id()
 
   def latest_step(self) -> int | None:
@@ -120,6 +131,20 @@ class Checkpointer:
     """
     with self._within_deadline(step):
       return self._save(step, state, record or {})
+
+  def improves(self, scores: Mapping[str, float]) -> bool:
+    """Returns whether a state with these scores is one of the best to keep.
+
+    Every process must call it; the scores of process 0 decide.
+    """
+    if not self._keep_best or not scores:
+      return False
+    value = best.score_in({"scores": scores}, self._keep_best_by)
+    kept = best.ranked(self._scores)[: self._keep_best]
+    is_better = value is not None and (
+      len(kept) < self._keep_best or value >= self._scores[kept[-1]]
+    )
+    return agreement.exchange("better" if is_better else "")[0] == "better"
 
   def restore(
     self, state_like: Any, *, step: int | None = None
@@ -208,6 +233,9 @@ class Checkpointer:
         ),
       )
     self._saving = step
+    score = best.score_in(record, self._keep_best_by)
+    if score is not None:
+      self._scores[step] = score
     return True
 
   @contextlib.contextmanager
@@ -308,8 +336,11 @@ class Checkpointer:
 
   def _delete_old(self) -> None:
     steps = run_directory.steps_on_disk(self._root)
+    self._scores = {s: x for s, x in self._scores.items() if s in steps}
+    kept = best.ranked(self._scores)[: self._keep_best]
     for step in steps[: -self._keep_last]:
-      if not self._keep_every or step % self._keep_every:
+      is_kept = self._keep_every and step % self._keep_every == 0
+      if not is_kept and step not in kept:
         run_directory.remove(self._root, step)
 
   def _mark(self) -> None:
@@ -362,6 +393,7 @@ class Checkpointer:
     with self._writing():
       if self._is_first:
         for step in steps:
+          self._scores.pop(step, None)
           (self._root / str(step)).rename(
             run_directory.name_for_damaged(self._root, step)
           )

@@ -414,7 +414,7 @@ def fit_images(
 
 def load_encoder(
   workdir: str | os.PathLike[str],
-  step: int | None = None,
+  step: int | str | None = None,
   *,
   use_target: bool = False,
   config: Mapping[str, Any] | None = None,
@@ -425,7 +425,7 @@ def load_encoder(
   Args:
     workdir: A run's directory; or a file of weights, in any format that
       `formats.read_file` reads.
-    step: Which checkpoint; the newest good one by default.
+    step: Which checkpoint, or "best"; the newest good one by default.
     use_target: Take the EMA target network's weights.
     config: The recipe, for files that hold none; ImageNet's by default.
     batch_size: Images that are computed together, over all devices.

@@ -124,6 +124,20 @@ def owned(workdir: str) -> Iterator[Lock]:
     lock.release()
 
 
+def running(workdir: str | os.PathLike) -> str:
+  """Returns "running", "running on HOST?" or "", by the lock's file alone.
+
+  It takes no lock, which a run that starts now could meet. Of another machine
+  it cannot be known whether the process still lives.
+  """
+  content = files.read_if_there(files.absolute(workdir) / LOCK_FILE) or b""
+  text = content.decode(errors="replace")
+  host = _owner(text).get("host")
+  if host in (None, socket.gethostname()):
+    return "running" if _is_alive_here(text) else ""
+  return f"running on {host}?"
+
+
 def _owner(text: str) -> dict[str, object]:
   """Returns what a lock file says; {} if it says nothing."""
   try:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from imsvd_jax.base import console
+from imsvd_jax.base import agreement, console, files
 from imsvd_jax.base.config import flatten
-from imsvd_jax.base.console import say
-from imsvd_jax.objectives.diagnostics import collapse_warning
+from imsvd_jax.base.console import print_detail, say
 from imsvd_jax.runs import metrics
-from imsvd_jax.training import finite, optim
+from imsvd_jax.training import finite, optim, verdict
 from imsvd_jax.training.experiment import Experiment, Progress
 from imsvd_jax.training.state import TrainState
 
 if TYPE_CHECKING:  # It imports TensorFlow.
   from imsvd_jax.data.source import Source
-
-# A random network may look collapsed; after so many steps it is.
-MIN_STEPS_TO_WARN = 50
 
 
 def describe_run(
@@ -33,17 +31,28 @@ def describe_run(
   workdir: str,
   start_step: int,
 ) -> None:
-  """Prints what is about to run: parameters, config, devices, steps."""
-  say(metrics.parameter_table(params))
-  say("Config:")
-  for key, value in sorted(flatten(experiment.config).items()):
-    say(f"  {key} = {value!r}")
+  """Prints what is about to run; parameters and config to the log alone."""
+  config = experiment.config
+  print_detail(metrics.parameter_table(params))
+  print_detail("Config:")
+  for key, value in sorted(flatten(config).items()):
+    print_detail(f"  {key} = {value!r}")
+  count = sum(leaf.size for leaf in jax.tree.leaves(params))
+  say(
+    f"Model: {config.model.backbone}, {config.model.dtype}, {count:,}"
+    f" parameters with the head of {experiment.embedding_size} dimensions."
+  )
+  settings = ", ".join(
+    f"{name} {value}" for name, value in experiment.hyperparameters.items()
+  )
+  say(f"Objective: {config.objective.name} ({settings}).")
   device = mesh.devices.flat[0]
   say(
     f"Devices: {mesh.size} x {device.device_kind} ({device.platform}),"
     f" {jax.process_count()} process(es); jax {jax.__version__}."
   )
-  say(f"Workdir: {workdir}")
+  log = f"; {LOG_FILE} there has every setting" if _has_log(workdir) else ""
+  say(f"Workdir: {workdir}{log}.")
   if start_step:
     say(f"Continuing from the checkpoint of step {start_step}.")
   _describe_warmup(experiment)
@@ -51,6 +60,41 @@ def describe_run(
     f"Training to step {experiment.last_step}"
     f" ({experiment.steps_per_epoch:.2f} steps per epoch)."
     " The first step compiles."
+  )
+
+
+def record_config(writer: metrics.MetricWriter, config: ConfigDict) -> None:
+  """Writes the config as text beside the numbers."""
+  rows = (f"    {k} = {v!r}" for k, v in sorted(flatten(config).items()))
+  writer.write(0, {}, words={"config": "\n".join(rows)}, timing=True)
+
+
+def log_of(workdir: str) -> contextlib.AbstractContextManager[None]:
+  """Keeps what is printed in the run's log; a bucket has none."""
+  if not _has_log(workdir):
+    return contextlib.nullcontext()
+  return console.log_in(os.path.join(workdir, LOG_FILE))
+
+
+def _has_log(workdir: str) -> bool:
+  return not files.is_remote(files.absolute(workdir))
+
+
+def describe_end(writer: metrics.MetricWriter) -> None:
+  """Prints the verdict on a run that has ended."""
+  found = verdict.judge(writer.history)
+  if found is not None:
+    console.print_result(f"\nVerdict: {found}")
+
+
+def describe_next(workdir: str) -> None:
+  """Prints what one may type after a run."""
+  console.print_result(
+    "\nNext:"
+    f"\n  imsvd evaluate --workdir={workdir} --protocol=knn/imsvd,collapse"
+    f"\n  imsvd explain --workdir={workdir}"
+    f"\n  imsvd export --workdir={workdir} --format=torchvision"
+    " --output=encoder.pth"
   )
 
 
@@ -96,6 +140,24 @@ def describe_data(config: ConfigDict, source: Source) -> None:
     )
 
 
+LOG_FILE = "train.log"
+
+
+class Judgment(NamedTuple):
+  """What all processes know of the verdict on a run.
+
+  Attributes:
+    state: One of `verdict.STATES`; "" before the first logged step.
+    scores: Of the latest state; see `verdict.scores`.
+  """
+
+  state: str
+  scores: dict[str, float]
+
+
+NO_JUDGMENT = Judgment("", {})
+
+
 class StepLog:
   """Writes the numbers of steps, and prints a line every few seconds.
 
@@ -125,7 +187,9 @@ class StepLog:
     self._skip_limit = skip_limit
     self._every_seconds = every_seconds
     self._pending: tuple[int, Mapping[str, Any], bool] | None = None
-    self._warned = False
+    self._warned = ""
+    stop = experiment.config.get("stop", {})
+    self._stop_when_diverged = stop.get("when_diverged", False)
     self._last_time: float | None = None  # Of the line on the console.
     self._last_step = start_step
 
@@ -152,10 +216,30 @@ class StepLog:
       line = {"epoch": self._experiment.epoch(step)}
       line |= {**metrics.flat(values), "skipped": skips.total}
       self._writer.write(step, line)
-      self._warn(step, values["diagnostics"])
+      self._warn(step)
       self._skip_limit.check(skips, finite.checked_names(values))
     if self._print_is_due() or step == self._experiment.last_step:
       self._print(step, values)
+
+  def judge(self, step: int) -> Judgment:
+    """Writes and prints the verdict on the run so far, and its scores.
+
+    Every process must call it; the numbers of process 0 decide.
+    """
+    history = self._writer.history
+    found = verdict.judge(history)
+    judgment = Judgment(found.state if found else "", verdict.scores(history))
+    agreed = agreement.exchange(json.dumps(judgment))[0]
+    judgment = Judgment(*json.loads(agreed))
+    if found is not None:
+      words = {"verdict": found.name, "why": found.why}
+      if found.advice:
+        words["advice"] = found.advice
+      self._writer.write(step, {}, words=words)
+      scores = {f"verdict/{k}": v for k, v in judgment.scores.items()}
+      self._writer.write(step, scores, timing=True)
+      say(f"step {step}  {found}", "red" if found.is_bad else "green")
+    return judgment
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
@@ -188,13 +272,15 @@ class StepLog:
         "seconds_left": seconds_left,
       }
     self._last_time, self._last_step = now, step
-    say(self._format(step, values, timing))
+    line, brief = self._format(step, values, timing)
+    console.print_progress(line, step / self._experiment.last_step, brief)
     if timing:
       self._writer.write(step, timing, timing=True)
 
   def _format(
     self, step: int, values: Mapping[str, Any], timing: Mapping[str, float]
-  ) -> str:
+  ) -> tuple[str, str]:
+    """Returns the line for the log, and the one for a terminal."""
     terms = " ".join(f"{k} {v:.4f}" for k, v in values["terms"].items())
     parts = [
       f"step {step}/{self._experiment.last_step}",
@@ -205,13 +291,21 @@ class StepLog:
     if timing:
       parts.append(f"{timing['images_per_second']:,.0f} images/s")
       parts.append(f"left {console.duration(timing['seconds_left'])}")
-    return "  ".join(parts)
+    brief = [parts[0], f"loss {values['loss']:.4f}", *parts[4:]]
+    return "  ".join(parts), "  ".join(brief)
 
-  def _warn(self, step: int, diagnostics: Mapping[str, float]) -> None:
-    """Says that the run collapses, once when it begins to."""
-    if step < MIN_STEPS_TO_WARN:
+  def _warn(self, step: int) -> None:
+    """Says that the run collapses or diverges, once when it begins to."""
+    found = verdict.judge(self._writer.history)
+    bad = found.name if found is not None and found.is_bad else ""
+    if found is not None and bad not in ("", self._warned):
+      verb = "has" if found.state == verdict.DIVERGED else "is"
+      say(f"WARNING at step {step}: The run {verb} {found}", "red")
+    self._warned = bad
+    if not self._stop_when_diverged:
       return
-    warning = collapse_warning(diagnostics)
-    if warning and not self._warned:
-      say(f"WARNING at step {step}: {warning}")
-    self._warned = bool(warning)
+    state = agreement.exchange(found.state if found is not None else "")[0]
+    if state == verdict.DIVERGED:
+      finite.stop(
+        f"The run has diverged at step {step}; stop.when_diverged is True."
+      )

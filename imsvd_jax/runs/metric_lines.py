@@ -8,10 +8,13 @@ digest, so that a resumed run notices a line that is missing or has changed.
 import hashlib
 import json
 import math
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 _NOT_FINITE = "not_finite"
+# What is words, for people; `verdict.judge` makes them of the numbers.
+_WORDS = (_NOT_FINITE, "verdict", "why", "advice")
 _BYTES = "surrogateescape"  # Lines of a damaged file may not be UTF-8.
 
 
@@ -37,10 +40,14 @@ def digest(lines: Sequence[str]) -> str:
   return hashlib.sha256("".join(lines).encode(errors=_BYTES)).hexdigest()
 
 
-def encode(step: int, scalars: Mapping[str, float]) -> str:
-  """Returns a line."""
+def encode(
+  step: int,
+  scalars: Mapping[str, float],
+  words: Mapping[str, str] = types.MappingProxyType({}),
+) -> str:
+  """Returns a line of numbers, and of words, which `decode` leaves out."""
   wrong = [name for name, value in scalars.items() if not math.isfinite(value)]
-  line = {"step": step, **scalars, **dict.fromkeys(wrong)}
+  line = {"step": step, **words, **scalars, **dict.fromkeys(wrong)}
   if wrong:
     line[_NOT_FINITE] = wrong
   return json.dumps(line, allow_nan=False) + "\n"
@@ -50,7 +57,8 @@ def decode(line: str) -> dict[str, float] | None:
   """Returns the numbers of a line; None if it is not a line of a run."""
   try:
     found: Any = json.loads(line) if line.isascii() else None
-    found.pop(_NOT_FINITE, None)
+    for name in _WORDS:
+      found.pop(name, None)
     step = found.pop("step")
     numbers = {k: math.nan if v is None else float(v) for k, v in found.items()}
   except (ArithmeticError, AttributeError, LookupError, RecursionError):

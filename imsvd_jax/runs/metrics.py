@@ -5,22 +5,25 @@ there are no TensorBoard files. `metrics.jsonl` holds nothing that depends on
 the clock, so a resumed run writes the same lines as one that never stopped.
 """
 
+import collections
 import contextlib
 import hashlib
 import itertools
 import logging
 import os
+import types
 from collections.abc import Mapping, Sequence
 from concurrent import futures
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
-from imsvd_jax.base import console, devices, files
+from imsvd_jax.base import console, devices, files, metric_groups
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.runs import metric_lines
 
@@ -58,8 +61,36 @@ def flat(metrics: Mapping[str, Any]) -> dict[str, float]:
   return result
 
 
+class Writer(Protocol):
+  """Where the numbers of a run also go; only process 0 has one."""
+
+  def write(self, step: int, values: Mapping[str, Any]) -> None:
+    """Writes numbers, words, pictures [H, W, C] and samples [N] of a step."""
+
+  def sync(self) -> None:
+    """Waits until what was written cannot be lost; before a checkpoint."""
+
+  def close(self) -> None:
+    """Writes what is left."""
+
+
+def other_writers(config: ConfigDict, workdir: str) -> list[Writer]:
+  """Returns the writers that a config asks for, in process 0."""
+  project = config.log.get("wandb_project", "")
+  if not project or jax.process_index() > 0:
+    return []
+  from imsvd_jax.runs import wandb_writer
+
+  return [wandb_writer.WandbWriter(project, workdir, config)]
+
+
 class MetricWriter:
-  """Writes scalars to TensorBoard and metrics.jsonl, from process 0 only."""
+  """Writes scalars to TensorBoard and metrics.jsonl, from process 0 only.
+
+  Attributes:
+    workdir: The run's directory.
+    history: The numbers of metrics.jsonl so far, in process 0.
+  """
 
   def __init__(
     self,
@@ -67,6 +98,7 @@ class MetricWriter:
     *,
     start_step: int,
     marks: Sequence[metric_lines.Mark] = (),
+    others: Sequence[Writer] = (),
   ) -> None:
     """Opens the files; drops lines after `start_step`, to be written again.
 
@@ -76,11 +108,13 @@ class MetricWriter:
       workdir: Existing directory of the run.
       start_step: Step that the run continues from; 0 if from the beginning.
       marks: See `metric_lines.keep`.
+      others: Further writers, which this one closes.
 
     Raises:
       UserError: The files cannot be written. The methods raise it too.
     """
     self.workdir = workdir
+    self.history: list[dict[str, float]] = []
     self._is_main = jax.process_index() == 0
     if not self._is_main:
       return
@@ -91,21 +125,28 @@ class MetricWriter:
       kept, _ = _kept_lines(self._path, start_step, marks)
       self._lines = lines(self._path, kept)
       self._num_lines = len(kept)
+      self.history += filter(None, map(metric_lines.decode, kept))
       self._digest = hashlib.sha256("".join(kept).encode())
-      self._tensorboard = _TensorBoard(
-        os.fspath(directory / "tensorboard"), start_step=start_step
-      )
+    tensorboard = os.fspath(directory / "tensorboard")
+    self._others = [_TensorBoard(tensorboard, start_step=start_step), *others]
 
   def write(
-    self, step: int, scalars: Mapping[str, float], *, timing: bool = False
+    self,
+    step: int,
+    scalars: Mapping[str, float],
+    *,
+    words: Mapping[str, str] = types.MappingProxyType({}),
+    timing: bool = False,
   ) -> None:
-    """Writes scalars of a step; `timing` ones to TensorBoard alone."""
+    """Writes numbers and words of a step; `timing` not to metrics.jsonl."""
     if not self._is_main:
       return
     with self._writing():
-      self._tensorboard.write(step, dict(scalars))
+      for writer in self._others:
+        writer.write(step, {**scalars, **words})
       if not timing:
-        line = metric_lines.encode(step, scalars)
+        line = metric_lines.encode(step, scalars, words)
+        self.history.append({"step": step, **scalars})
         self._lines.write(line)
         self._num_lines += 1
         self._digest.update(line.encode())
@@ -129,16 +170,17 @@ class MetricWriter:
       if lost := self._lines.lost():
         raise UserError(lost)
       self._lines.sync()
+      for writer in self._others:
+        writer.sync()
     return metric_lines.Mark(self._num_lines, self._digest.hexdigest())
 
   def close(self) -> None:
     """Flushes and closes both files."""
     if self._is_main:
-      with self._writing():
-        try:
-          self._tensorboard.close()
-        finally:
-          self._lines.close()
+      # Each is closed, whatever the others do.
+      with self._writing(), contextlib.ExitStack() as stack:
+        for writer in (self._lines, *self._others):
+          stack.callback(writer.close)
 
   def _writing(self) -> contextlib.AbstractContextManager:
     return files.writing("the metrics", self._path.parent)
@@ -154,18 +196,21 @@ class _TensorBoard:
   def __init__(self, directory: str, *, start_step: int = -1) -> None:
     self._directory = directory
     self._start_step = start_step
-    self._waiting: list[tuple[int, Mapping[str, float]]] = []
+    self._waiting: list[tuple[int, Mapping[str, Any]]] = []
     self._writer: Any = None
     self._thread = futures.ThreadPoolExecutor(1, "tensorboard")
     self._last: futures.Future | None = None
 
-  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+  def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Writes later; raises what went wrong before."""
     if self._last is not None and self._last.done():
       self._last.result()
-    self._waiting.append((step, scalars))
+    self._waiting.append((step, values))
     if step > self._start_step:
       self._last = self._thread.submit(self._write, self._last)
+
+  def sync(self) -> None:
+    """Does nothing: metrics.jsonl has all that a resumed run needs."""
 
   def close(self) -> None:
     """Writes what waits; raises what went wrong."""
@@ -181,7 +226,23 @@ class _TensorBoard:
     if self._writer is None:
       self._writer = _summary_writer(self._directory)
     while self._waiting:
-      self._writer.write_scalars(*self._waiting.pop(0))
+      _write_summaries(self._writer, *self._waiting.pop(0))
+
+
+def _write_summaries(writer: Any, step: int, values: Mapping[str, Any]) -> None:
+  """Writes each value as what it is: a text, a picture, bins or a number."""
+  kinds: dict[str, dict[str, Any]] = collections.defaultdict(dict)
+  for name, value in values.items():
+    kinds[_kind(value)][metric_groups.tag(name)] = value
+  for kind, found in kinds.items():
+    getattr(writer, f"write_{kind}")(step, found)
+
+
+def _kind(value: Any) -> str:
+  if isinstance(value, str):
+    return "texts"
+  dimensions = np.ndim(value)
+  return "images" if dimensions > 1 else ("scalars", "histograms")[dimensions]
 
 
 def _summary_writer(directory: str) -> Any:
@@ -198,8 +259,10 @@ def _summary_writer(directory: str) -> Any:
 
 
 class _NoWriter:
-  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+  def write_scalars(self, step: int, values: Mapping[str, Any]) -> None:
     pass
+
+  write_texts = write_images = write_histograms = write_scalars
 
   def close(self) -> None:
     pass
@@ -289,10 +352,10 @@ def write_tensorboard(
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
-  """Returns the lines of a run's metrics.jsonl, oldest first.
+  """Returns the numbers of a run's metrics.jsonl, by line, oldest first.
 
-  Numbers that were not finite are NaN. Lines that cannot be read are left out,
-  and the log says so.
+  Lines of words are left out. Numbers that were not finite are NaN. Lines that
+  cannot be read are left out, too, and the log says so.
   """
   path = epath.Path(workdir) / METRICS_FILE
   lines = metric_lines.split(_read(path))
@@ -300,7 +363,7 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
   if len(found) < len(lines):
     count = len(lines) - len(found)
     logger.warning("%d lines of %s cannot be read; left out.", count, path)
-  return found
+  return [numbers for numbers in found if len(numbers) > 1]
 
 
 def _read(path: epath.Path) -> bytes:

@@ -16,7 +16,9 @@ from imsvd_jax.base.errors import Damage, UserError
 from imsvd_jax.runs import environment, run_directory, verification
 from imsvd_jax.runs.checkpointer import Checkpointer
 from imsvd_jax.runs.metric_lines import Mark
+from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training.experiment import Experiment, Progress
+from imsvd_jax.training.verdict import LABEL_FREE
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ def open_checkpoints(
     workdir,
     keep_last=config.checkpoint.keep_last,
     keep_every=config.checkpoint.keep_every,
+    keep_best=config.checkpoint.get("keep_best", 0),
+    keep_best_by=config.checkpoint.get("keep_best_by", LABEL_FREE),
     config=config.to_dict(),
     facts=facts,
     deadline_minutes=config.checkpoint.deadline_minutes,
@@ -113,6 +117,14 @@ def load_progress(
       changed_at=progress.images, changed_from=progress.learning_rate
     )
   return progress, changed
+
+
+def was_ended(
+  workdir: str | os.PathLike, step: int, config: ConfigDict
+) -> bool:
+  """Returns whether the verdict at a checkpoint ends the run; see `ends`."""
+  state = _meta(workdir, step)["record"].get("state", "")
+  return experiment_lib.ends(config, state)
 
 
 def load_marks(workdir: str | os.PathLike, step: int) -> list[Mark]:

@@ -13,7 +13,7 @@ from etils import epath
 from imsvd_jax import formats
 from imsvd_jax.base.errors import UserError, listing
 from imsvd_jax.models.vit import resized_positions
-from imsvd_jax.runs import run_directory, verification, weight_files
+from imsvd_jax.runs import best, run_directory, verification, weight_files
 
 _POSITIONS = "params/backbone/pos_embed"
 _VARIABLES = ("params", "batch_stats", "target")
@@ -50,20 +50,20 @@ class InitReport(NamedTuple):
 
 
 def load_variables(
-  workdir: str | os.PathLike, step: int | None = None
+  workdir: str | os.PathLike, step: int | str | None = None
 ) -> Variables:
   """Reads a run's weights without knowing its optimizer or its devices.
 
   Args:
     workdir: A run's directory, or one step's directory in it.
-    step: The step; the newest good one by default.
+    step: The step, or "best" (see `best`); the newest good one by default.
 
   Raises:
     UserError: There is no checkpoint, or none that is undamaged.
   """
   directory, named_step = run_directory.locate(workdir)
   root = directory / run_directory.CHECKPOINTS
-  step = named_step if step is None else step
+  step = named_step if step is None else best.find_step(directory, step)
   run_id = run_directory.read_id(directory)
   (tree, meta), found, _ = verification.newest_usable(
     root,

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from imsvd_jax.base.options import TRUST_WORKDIR, option
+from imsvd_jax.base.options import STEP, TRUST_WORKDIR, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +12,7 @@ class BuildOptions:
   workdir: str = option("", "Directory of a run, or a file of weights.")
   data: str = option("", "The images, as of `imsvd embed`.")
   split: str = option("", "Of the run's data or of --data: train, eval, ...")
-  step: int | None = option(None, "Which checkpoint; the newest by default.")
+  step: str | None = STEP
   target: bool = option(False, "Use the EMA target network.")
   trust_workdir: bool = TRUST_WORKDIR
   batch_size: int = option(

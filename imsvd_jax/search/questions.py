@@ -39,7 +39,7 @@ def query(
   image: str,
   count: int,
   workdir: str = "",
-  step: int | None = None,
+  step: int | str | None = None,
   use_target: bool = False,
 ) -> Answer:
   """Returns the images whose features are most like an image's.
@@ -49,7 +49,7 @@ def query(
     image: The name or the row of an image of the index, or another file.
     count: How many.
     workdir: The run that built the index; for a file only.
-    step: Its checkpoint.
+    step: Its checkpoint, or "best".
     use_target: Take the EMA target network's weights.
 
   Raises:
@@ -90,7 +90,11 @@ def _row_of(store: Store, image: str) -> int | None:
 
 
 def _encode(
-  store: Store, image: str, workdir: str, step: int | None, use_target: bool
+  store: Store,
+  image: str,
+  workdir: str,
+  step: int | str | None,
+  use_target: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the features and the codes of a file."""
   if not workdir:

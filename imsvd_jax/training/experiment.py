@@ -2,6 +2,7 @@
 
 import fnmatch
 import math
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from imsvd_jax.models import (
   make_backbone,
 )
 from imsvd_jax.objectives import OBJECTIVES, Objective
+from imsvd_jax.training import verdict
 from imsvd_jax.training.augment import Augmentation
 from imsvd_jax.training.optim import SCHEDULES, Plan, make_optimizer
 from imsvd_jax.training.sharding import MODES, REPLICATED
@@ -172,6 +174,11 @@ def build(
   )
 
 
+def ends(config: ConfigDict, state: str) -> bool:
+  """Returns whether a verdict ends the run; see config.stop."""
+  return state != "" and state == config.get("stop", {}).get("when", "")
+
+
 def epochs_to_steps(epochs: float, steps_per_epoch: float) -> int:
   """Returns epochs in steps, rounded, at least one."""
   return max(1, round(epochs * steps_per_epoch))
@@ -315,6 +322,7 @@ _LIMITS = {
   "checkpoint.every_minutes": (0, _ANY),
   "checkpoint.keep_last": (1, _ANY),
   "checkpoint.keep_every": (0, _ANY),
+  "checkpoint.keep_best": (0, _ANY),
   "checkpoint.deadline_minutes": (_POSITIVE, 1e6),
   "not_finite.max_in_a_row": (0, _ANY),
   "eval.every_epochs": (0, _ANY),
@@ -355,6 +363,9 @@ def check(config: ConfigDict, num_devices: int = 1) -> None:
       f"optimizer.schedule={config.optimizer.schedule!r}; expected one of"
       f" {', '.join(SCHEDULES)}."
     )
+  _check_choice(config, "checkpoint", "keep_best_by", verdict.SCORES)
+  _check_choice(config, "stop", "when", ("", *verdict.STATES))
+  _check_best(config)
   if placement(config) not in _PLACEMENTS:
     raise UserError(
       f"data.placement={placement(config)!r}; expected one of"
@@ -387,6 +398,36 @@ def _check_numbers(config: ConfigDict) -> None:
     for pattern, limits in _RANGES.items():
       if fnmatch.fnmatchcase(key, pattern):
         _check_range(key, value, limits)
+
+
+def _check_choice(
+  config: ConfigDict, section: str, key: str, known: Collection[str]
+) -> None:
+  """Checks a name; a recipe of an earlier version may lack it."""
+  value = config.get(section, {}).get(key, next(iter(known)))
+  if value not in known:
+    raise UserError(
+      f"{section}.{key}={value!r}; expected one of"
+      f" {', '.join(map(repr, known))}."
+    )
+
+
+def _check_best(config: ConfigDict) -> None:
+  """Checks that the score of `checkpoint.keep_best` is measured."""
+  if not config.checkpoint.get("keep_best", 0):
+    return
+  by = config.checkpoint.get("keep_best_by", verdict.LABEL_FREE)
+  needed = ["every_epochs"]
+  needed += {
+    verdict.LABEL_FREE: ["collapse_images"],
+    "online/linear": ["linear_epochs"],
+  }.get(by, [])
+  for key in needed:
+    if not config.eval[key]:
+      raise UserError(
+        f"checkpoint.keep_best needs the score {by!r}, and eval.{key} is 0: it"
+        f" is not measured. Set eval.{key}, or checkpoint.keep_best=0."
+      )
 
 
 def _within(limits: tuple[float, float], value: Any) -> bool:

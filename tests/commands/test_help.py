@@ -91,7 +91,7 @@ def test_dashes_and_underscores_are_the_same():
     (("trian",), "Unknown command 'trian'. Did you mean 'train'? Known: "),
     (("--config=x",), "Unknown command '--config=x'. Known: train, "),
     (("embed",), "--workdir is missing. Give it, for example --workdir=runs/"),
-    (("embed", "--step=a"), "--step=a: expected a non-negative integer."),
+    (("embed", "--step=a"), "--step=a: expected a non-negative integer or"),
     (("embed", "--batch-size=0"), "--batch_size=0: expected a positive int"),
     (("embed", "--codes=maybe"), "--codes=maybe: expected true or false."),
     (("embed", "--stpe=1"), "Unknown flag --stpe. Did you mean 'step'?"),

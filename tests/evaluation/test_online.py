@@ -59,6 +59,7 @@ def digits():
 def said(monkeypatch):
   lines = []
   monkeypatch.setattr(console, "say", lines.append)
+  monkeypatch.setattr(console, "print_result", lines.append)
   return lines
 
 

@@ -24,11 +24,41 @@ def test_curves_are_by_step_and_the_later_record_counts():
 
 def test_training_curves():
   figure = figures.training_curves(figures.curves_of(RECORDS))
-  assert [axes.get_title() for axes in figure.axes] == ["loss", "knn/top1"]
+  assert [axes.get_title() for axes in figure.axes] == ["Loss"]
   (line,) = figure.axes[0].lines
   np.testing.assert_array_equal(line.get_xydata()[:, 1], [3, 2.5, 2])
-  assert line.get_marker() == "None"
-  assert figure.axes[1].lines[0].get_marker() == "o"
+
+
+def test_training_curves_are_about_twelve_panels_in_groups():
+  names = ["loss", "learning_rate", "gradient_norm", "off_diagonal", "mine"]
+  names += ["diagonal", "invariance", "information", "argmax_agreement"]
+  names += ["marginal_entropy_mean", "marginal_entropy_min", "embedding_std"]
+  names += [f"online/collapse/codes/number_{i}" for i in range(20)]
+  names += ["online/knn", "online/linear", "online/collapse/alignment"]
+  records = [
+    {"step": s, "off_diagonal_floor": -5.0, "dead_bins": 0.0, "skipped": 0.0}
+    | {name: float(s) for name in names}
+    for s in range(3)
+  ]
+  records.append({"step": 2, "final_knn": 0.9})
+  figure = figures.training_curves(figures.curves_of(records))
+  titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
+  assert titles[:2] == ["Loss", "Term diagonal"]
+  assert len(titles) == 12
+  assert {"Accuracy", "Learning rate", "Term mine"} <= set(titles)
+  assert "Dead bins" not in titles  # A constant.
+  accuracy = figure.axes[titles.index("Accuracy")]
+  assert [line.get_label() for line in accuracy.lines] == ["k-NN", "linear"]
+  off_diagonal = figure.axes[titles.index("Term off_diagonal")]
+  floor = off_diagonal.lines[-1]
+  assert floor.get_label() == "floor"
+  assert set(floor.get_ydata()) == {-5.0}
+
+
+def test_constants_and_single_values_are_no_curves():
+  records = [{"step": s, "loss": 1.0} for s in range(3)]
+  records.append({"step": 2, "final_knn": 0.9})
+  assert figures.panels_of(figures.curves_of(records)) == []
 
 
 def test_joint_matrix_shows_the_chosen_blocks():

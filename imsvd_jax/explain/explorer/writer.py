@@ -19,7 +19,7 @@ import json
 import pathlib
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jinja2
@@ -84,6 +84,7 @@ def build(
   illustrations: Illustrations,
   *,
   title: str | None = None,
+  training: Sequence[health.Indicator] = (),
   names: Callable[[int], str] | None = None,
   report: Callable[[str], None] = console.print_line,
 ) -> pathlib.Path:
@@ -92,6 +93,7 @@ def build(
   Args:
     directory: The folder; its "sprites" holds the sheets.
     title: By default the subject's name.
+    training: How the training went, for the overview.
     names: Image index -> what to call the image, such as its path; asked for
       the shown images only.
 
@@ -102,6 +104,7 @@ def build(
   (directory / "data").mkdir(parents=True, exist_ok=True)
   title = title or subject.name
   core = _core(subject, analysis, illustrations, title)
+  core["health"] = [i._asdict() for i in training] + core["health"]
   core["views"] = _write_views(directory, analysis.views)
   report("explorer: tables and images")
   _write(directory, "images", _images(analysis, illustrations, names))
