@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from imsvd_jax.base import distributed
+from imsvd_jax.base import cpu_devices, distributed
 from imsvd_jax.base.config import flatten
 from imsvd_jax.base.errors import UserError, suggestion
 from imsvd_jax.data import SOURCES
@@ -58,6 +58,7 @@ def pretrain(
     )
   config = load_recipe(recipe).config
   _change(config, {**_data_keys(os.fspath(data)), **_dotted(keys)})
+  cpu_devices.spare_threads()
   distributed.initialize()
   train_and_evaluate(config, workdir)
   return load_encoder(workdir)
