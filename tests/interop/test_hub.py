@@ -72,7 +72,7 @@ def test_timm_builds_the_network_from_the_folder(name, tmp_path, monkeypatch):
   settings = timm.data.resolve_model_data_config(model)
   assert settings["input_size"] == (channels, 32, 32)
   assert settings["interpolation"] == "bilinear"
-  assert settings["mean"] == tuple(metadata["mean"])
+  assert list(settings["mean"]) == metadata["mean"]
   assert settings["crop_pct"] == 0.8
   x = np.random.default_rng(0).normal(size=(2, 32, 32, channels))
   x = x.astype(np.float32)
