@@ -23,7 +23,7 @@ def pretrain(
   data: str | os.PathLike[str] = "",
   out: str | os.PathLike[str] = "",
   *,
-  recipe: str = "configs/folder_r50.py",
+  recipe: str = "folder_r50",
   **keys: Any,
 ) -> LoadedEncoder:
   """Pretrains an encoder without labels, or resumes a run, and loads it.
@@ -39,8 +39,9 @@ def pretrain(
       where: "folder:DIR", "arrays:FILE", "tar:DIR", "tfds:NAME", "digits". By
       default the recipe's own data.
     out: Directory of the run.
-    recipe: File of the recipe, FILE.py[:MODE].
-    **keys: Keys of the recipe (configs/common.py has them all): `epochs=100`,
+    recipe: A name that `imsvd recipes` lists, or a file; either may end in
+      :MODE.
+    **keys: Keys of the recipe (`imsvd recipes show common`): `epochs=100`,
       `batch_size=64`, `backbone="resnet50"`. A dot is two underscores:
       `optimizer__name="sgd"` or `**{"optimizer.name": "sgd"}`.
 
@@ -101,8 +102,8 @@ def _change(config: ConfigDict, changes: Mapping[str, Any]) -> None:
       ends = [name for name in known if name.endswith(f".{key}")]
       hint = f" Did you mean {ends[0]!r}?" if ends else suggestion(key, known)
       raise UserError(
-        f"The recipe has no key {key!r}.{hint} configs/common.py has all keys;"
-        " a dot is two underscores: optimizer__name."
+        f"The recipe has no key {key!r}.{hint} `imsvd recipes show common`"
+        " has all keys; a dot is two underscores: optimizer__name."
       )
     try:
       if value is None:
