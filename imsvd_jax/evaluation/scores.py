@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from imsvd_jax.base.errors import UserError
 
@@ -106,6 +105,8 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
   """Returns Wilson's 95% score interval of a proportion of at least 1 trial."""
+  from scipy import stats  # It takes a second, which most commands can save.
+
   interval = stats.binomtest(successes, trials).proportion_ci(method="wilson")
   return float(interval.low), float(interval.high)
 
