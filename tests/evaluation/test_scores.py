@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from imsvd_jax.base.errors import UserError
@@ -91,6 +92,22 @@ def test_wilson_interval_by_hand():
   assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
   assert metrics.wilson_interval(10, 10)[1] == 1.0
   assert metrics.wilson_interval(0, 10)[0] == 0.0
+
+
+def test_the_bootstrap_is_scipys():
+  generator = np.random.default_rng(2)
+  labels, right = generator.integers(0, 7, 90), generator.random(90) < 0.6
+  mean = lambda sample: metrics.mean_per_class(right[sample], labels[sample])
+  expected = stats.bootstrap(
+    (np.arange(90),),
+    mean,
+    n_resamples=1000,
+    vectorized=False,
+    method="percentile",
+    random_state=np.random.default_rng(0),
+  ).confidence_interval
+  assert metrics.bootstrap_interval(mean, 90) == tuple(expected)
+  assert metrics.bootstrap_interval(lambda _: 1.0, 1) == (1.0, 1.0)
 
 
 def test_bootstrap_interval_covers_like_wilson():

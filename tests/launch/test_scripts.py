@@ -16,10 +16,12 @@ import sys
 import time
 
 import pytest
+import yaml
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
+RECIPE = "--config=configs/digits.py"
 POD = ["--name=pod", "--zone=us-west4-a", "--type=v5litepod-16"]
 FLAGS = ["--", "--config=configs/imagenet_r50.py", "--workdir=gs://b/a run"]
 
@@ -118,6 +120,8 @@ def test_scripts_say_how_they_are_used(script):
     (["slurm.sbatch", "--workdir=x"], "--config is missing"),
     (["slurm.sbatch", "--config="], "--config is missing"),
     (["slurm.sbatch", "--config=x"], "submit it: sbatch"),
+    (["xpk.sh", "--dry-run"], "CLUSTER, TYPE, IMAGE or --config is missing"),
+    (["xpk.sh", "a", "b", "--config=x", "-v"], "is missing"),
     (["tpu_pod.sh", "--fast"], "'--fast'"),
     (["tpu_pod.sh", "--dry-run"], "an action is missing"),
   ],
@@ -506,6 +510,7 @@ def test_slurm_requeues_unless_a_retry_is_useless(
   path = path_with(
     srun=f'echo "srun $*"; exit {code}',
     scontrol=f'echo "$*" > {tmp_path}/scontrol',
+    python="exit 0",  # The recipe is fine.
   )
   result = run(
     "slurm.sbatch",
@@ -534,12 +539,84 @@ def test_a_dry_run_prints_what_slurm_would_run():
   ]
 
 
+@pytest.mark.proof  # Each line imports the package.
+@pytest.mark.parametrize(
+  ("script", "words", "job", "message"),
+  [
+    ("slurm.sbatch", [RECIPE, "--config.batch_size=0"], "77", "batch_size"),
+    ("slurm.sbatch", [RECIPE, "--config.epoch=3"], "77", "mean 'epochs'"),
+    ("slurm.sbatch", ["--check", RECIPE, "--config.epoch=3"], "", "'epoch'"),
+    ("slurm.sbatch", ["--check", RECIPE, "--workdir=x"], "", None),
+    ("gpu_node.sh", [RECIPE, "--config.epoch=3"], "", "'epoch'"),
+  ],
+)
+def test_a_mistake_in_the_recipe_starts_nothing(
+  path_with, tmp_path, script, words, job, message
+):
+  programs = dict.fromkeys(("srun", "scontrol"), f"touch {tmp_path}/started")
+  programs["nvidia_smi"] = "exit 0"
+  programs["python"] = f'exec {sys.executable} "$@"'
+  result = run(script, *words, PATH=path_with(**programs), SLURM_JOB_ID=job)
+  assert result.returncode == (2 if message else 0), result.stderr
+  assert (message or "") in result.stderr
+  assert result.stderr.count("\n") == (1 if message else 0)
+  assert result.stdout == ""
+  assert not (tmp_path / "started").exists()
+
+
 def test_slurm_signals_the_tasks_before_the_time_limit():
   lines = (LAUNCH / "slurm.sbatch").read_text().splitlines()
   settings = [x.split(None, 1)[1] for x in lines if x.startswith("#SBATCH")]
   assert "--signal=TERM@120" in settings  # Not B:, which only the shell gets.
   assert "--requeue" in settings
   assert "--open-mode=append" in settings
+
+
+# --- Other people's launchers ------------------------------------------------
+
+
+def test_xpk_gets_one_command_for_all_hosts():
+  flags = ["--config=configs/digits.py", "--workdir=gs://b/a run"]
+  result = run("xpk.sh", "--dry-run", "mine", "v5litepod-16", "image:1", *flags)
+  assert result.returncode == 0, result.stderr
+  (words,) = commands(result.stdout)
+  assert words[:3] == ["xpk", "workload", "create"]
+  assert {"--cluster=mine", "--tpu-type=v5litepod-16", "--num-slices=1"} < set(
+    words
+  )
+  inner = shlex.split(words[-1].removeprefix("--command="))
+  assert inner == ["python", "-m", "imsvd_jax.main", *flags]
+
+
+def test_skypilot_starts_one_process_per_machine(path_with):
+  task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+  assert task["setup"] == 'pip install -e ".[cuda12,gcs]"'
+  result = subprocess.run(
+    ["bash", "-c", task["run"]],
+    cwd=ROOT,
+    env={
+      **os.environ,
+      "PATH": path_with(python='echo "$JAX_PLATFORMS python $*"'),
+      "CONFIG": "configs/digits.py",
+      "RUN": "gs://b/a run",
+      "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+      "SKYPILOT_NUM_NODES": "2",
+      "SKYPILOT_NODE_RANK": "1",
+      "JAX_PLATFORMS": "",
+    },
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  check, train = result.stdout.splitlines()
+  assert check == (
+    "cpu python -m imsvd_jax.commands.check_recipe --config=configs/digits.py"
+  )
+  assert train == (
+    " python -m imsvd_jax.main --config=configs/digits.py"
+    " --workdir=gs://b/a run"
+    " --coordinator_address=10.0.0.1:8476 --num_processes=2 --process_id=1"
+  )
 
 
 # --- One machine with GPUs ---------------------------------------------------
