@@ -46,6 +46,9 @@ def base() -> ConfigDict:
   c = ConfigDict()
   c.seed = 0
   c.batch_size = 2048  # Images per step over all devices.
+  # Micro-batches of a step, which needs the memory of one. The loss is that of
+  # the whole batch; BatchNorm normalizes each micro-batch by itself.
+  c.accumulate_steps = 1
   c.epochs = 100.0
   c.allow_changes = ()  # Keys that may differ from the run being continued.
   # Workdir of another run, or file of weights, from which this one starts; its

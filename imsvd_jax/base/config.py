@@ -20,6 +20,7 @@ HARMLESS_KEYS = (
 
 # Keys that recipes of earlier versions lack, and what those versions did.
 ADDED_KEYS: dict[str, Any] = {
+  "accumulate_steps": 1,
   "data.antialias": False,
   "data.train_interpolation": "",
   "data.exif": False,

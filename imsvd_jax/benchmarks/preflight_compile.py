@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -106,7 +107,8 @@ def _largest_batch(
   return compiled_step.largest_batch(
     measure_batch,
     start=config.batch_size,
-    unit=_IMAGES_PER_CHIP * len(slice_.devices),
+    unit=math.lcm(_IMAGES_PER_CHIP, experiment_lib.accumulate_steps(config))
+    * len(slice_.devices),
   )
 
 

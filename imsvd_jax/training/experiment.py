@@ -21,6 +21,7 @@ from imsvd_jax.models import (
   make_backbone,
 )
 from imsvd_jax.objectives import OBJECTIVES, Objective
+from imsvd_jax.training import micro_batches
 from imsvd_jax.training.augment import Augmentation
 from imsvd_jax.training.optim import SCHEDULES, Plan, make_optimizer
 from imsvd_jax.training.sharding import MODES, REPLICATED
@@ -66,6 +67,7 @@ class Experiment(NamedTuple):
     embedding_size: Dimensions of an embedding, without those of its noise.
     target_momentum: Of the EMA target network, at the first step.
     state_sharding: What of the state is split; see `training.sharding`.
+    accumulate_steps: Micro-batches of a step.
     seed: Seed of weights, augmentation and noise.
     total_steps: Length of the run, in batches of this size.
     steps_per_epoch: May be fractional.
@@ -86,6 +88,7 @@ class Experiment(NamedTuple):
   embedding_size: int
   target_momentum: float
   state_sharding: str
+  accumulate_steps: int
   seed: int
   total_steps: int
   steps_per_epoch: float
@@ -165,6 +168,7 @@ def build(
     embedding_size=config.model.projector[-1],
     target_momentum=config.target_momentum,
     state_sharding=state_sharding(config),
+    accumulate_steps=accumulate_steps(config),
     seed=config.seed,
     total_steps=total_steps,
     steps_per_epoch=steps_per_epoch,
@@ -232,6 +236,11 @@ def changed_options(settings: ConfigDict) -> dict[str, Any]:
   return {name: v for name, v in given.items() if v != defaults[name]}
 
 
+def accumulate_steps(config: ConfigDict) -> int:
+  """Returns accumulate_steps; its default for a recipe that lacks it."""
+  return config.get("accumulate_steps", ADDED_KEYS["accumulate_steps"])
+
+
 def placement(config: ConfigDict) -> str:
   """Returns data.placement; its default for a recipe that lacks it."""
   return config.data.get("placement", "auto")
@@ -278,6 +287,7 @@ MAX_HOLDOUT = 0.9  # Of a class.
 # checks its own hyper-parameters.
 _LIMITS = {
   "batch_size": (2, _ANY),  # Objectives are statistics over the batch.
+  "accumulate_steps": (1, _ANY),
   "epochs": (_POSITIVE, 1e9),
   "target_momentum": (0, 1),
   "model.width_multiplier": (_POSITIVE, _ANY),
@@ -365,11 +375,10 @@ def check(config: ConfigDict, num_devices: int = 1) -> None:
       f"sharding.state={state_sharding(config)!r}; expected one of"
       f" {', '.join(MODES)}."
     )
-  for name, size in (
-    ("batch_size", config.batch_size),
-    ("eval.batch_size", config.eval.batch_size),
-  ):
-    devices.check_batch_size(size, num_devices, name)
+  check_batch(config, num_devices)
+  devices.check_batch_size(
+    config.eval.batch_size, num_devices, "eval.batch_size"
+  )
   _check_views(config)
   _check_widths(config.model.projector)
   objective = lookup(OBJECTIVES, config.objective.name, "objective")
@@ -377,6 +386,12 @@ def check(config: ConfigDict, num_devices: int = 1) -> None:
     _check_bins(config)
   _check_sizes(config, make_model(config.model, objective))
   jax.eval_shape(lambda: _trace_objective(config, objective))
+
+
+def check_batch(config: ConfigDict, num_devices: int) -> None:
+  """Raises UserError unless a batch divides over devices and micro-batches."""
+  devices.check_batch_size(config.batch_size, num_devices, "batch_size")
+  micro_batches.check(config.batch_size, accumulate_steps(config), num_devices)
 
 
 def _check_numbers(config: ConfigDict) -> None:
