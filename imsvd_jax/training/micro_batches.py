@@ -1,7 +1,7 @@
 """A batch in micro-batches that one device can hold.
 
-Micro-batch k of K holds the images k, k + K, k + 2 K, ...: each device takes its
-part of every micro-batch from the images that it has, and nothing travels.
+Micro-batch k of K holds the images k, k + K, k + 2 K, ...: each device takes
+its part of every micro-batch from the images that it has, and nothing travels.
 """
 
 from typing import Any
