@@ -197,6 +197,9 @@ def base() -> ConfigDict:
   c.views.view2 = view(blur_prob=0.1, solarize_prob=0.2)
   c.views.local = view(size=96, crop_scale=(0.05, 0.4), blur_prob=0.5)
   c.views.num_local = 0
+  # Pairs (epoch, size): from this epoch on, global views have this size, as in
+  # ((0, 128), (50, 224)); up to four, the last with view1.size. (): one size.
+  c.views.resolution_schedule = ()
 
   c.log = ConfigDict(
     dict(
@@ -360,6 +363,7 @@ def _shrink(c: ConfigDict) -> None:
   c.views.view1.size = 32
   c.views.view2.size = 32
   c.views.local.size = 24
+  c.views.resolution_schedule = ()
   c.log.every_steps = 1
   c.eval.every_epochs = 1.0
   c.eval.num_neighbors = 3

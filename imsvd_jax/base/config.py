@@ -18,7 +18,8 @@ HARMLESS_KEYS = (
   "sharding",
 )
 
-# Keys that recipes of earlier versions lack, and what those versions did.
+# Keys that recipes of earlier versions lack, and what those versions did, as
+# JSON stores it.
 ADDED_KEYS: dict[str, Any] = {
   "accumulate_steps": 1,
   "data.antialias": False,
@@ -40,6 +41,7 @@ ADDED_KEYS: dict[str, Any] = {
   "model.projector_last_bias": False,
   "optimizer.schedule": "cosine",
   "sharding.state": "replicated",
+  "views.resolution_schedule": [],
 }
 
 

@@ -64,7 +64,65 @@ def measure(
   report = _compile(config, slice_, num_examples)
   text = as_text(report, slice_, num_examples)
   numbers = as_dict(report, slice_, num_examples)
+  schedule = experiment.resolution_schedule(config)
+  if len(schedule) > 1 and report.parts:
+    steps = (num_examples or _MILLION) / config.batch_size * report.num_chips
+    flops = {
+      size: steps * _compile(small, slice_, num_examples).total("flops")
+      for small, size in _smaller(config, schedule)
+    }
+    flops[schedule[-1][1]] = steps * report.total("flops")
+    phases, fewer = _phases(schedule, flops, config.epochs)
+    numbers["resolution_schedule"] = {"phases": phases, "times_fewer": fewer}
+    images = "" if num_examples else " (of a million images)"
+    text += "\n\n" + "\n".join(_phase_lines(phases, fewer, images))
   return Findings(f"{name} on {slice_.name}\n\n{text}", numbers)
+
+
+def _smaller(
+  config: ConfigDict, schedule: list[tuple[float, int]]
+) -> Iterator[tuple[ConfigDict, int]]:
+  """Yields the config for each size but the last, which `config` has."""
+  for _, size in schedule[:-1]:
+    yield experiment.at_size(config, size), size
+
+
+def _phases(
+  schedule: list[tuple[float, int]], flops: dict[int, float], epochs: float
+) -> tuple[list[dict[str, float]], float]:
+  """Returns what each size costs, and how much the schedule saves.
+
+  Args:
+    schedule: Pairs (epoch, size).
+    flops: FLOP of an epoch on all chips, by size.
+    epochs: Length of the run.
+
+  Returns:
+    For each size {"from", "to": epochs, "size", "flops_per_epoch"}, and the
+    FLOP of a run with the last size throughout over those of the schedule.
+  """
+  ends = [*(start for start, _ in schedule[1:]), epochs]
+  phases = [
+    {"from": start, "to": end, "size": size, "flops_per_epoch": flops[size]}
+    for (start, size), end in zip(schedule, ends, strict=True)
+  ]
+  total = sum((p["to"] - p["from"]) * p["flops_per_epoch"] for p in phases)
+  return phases, epochs * phases[-1]["flops_per_epoch"] / total
+
+
+def _phase_lines(
+  phases: list[dict[str, float]], fewer: float, images: str
+) -> list[str]:
+  lines = [f"Resolution schedule: FLOP per epoch{images}, all chips"]
+  for phase in phases:
+    epochs = f"epochs {phase['from']:g} to {phase['to']:g}"
+    flops = quantity(phase["flops_per_epoch"])
+    lines.append(f"  {epochs:20}{phase['size']:5} pixels{flops:>11}")
+  lines.append(
+    f"  The run needs {fewer:.2f} times fewer FLOP than with"
+    f" {phases[-1]['size']} pixels throughout."
+  )
+  return lines
 
 
 def _compile(

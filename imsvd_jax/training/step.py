@@ -6,6 +6,7 @@ on any machine.
 
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -106,6 +107,48 @@ def jit_train_step(
 
   shardings = (state_shardings(experiment, replicated), replicated)
   return jax.jit(step, donate_argnums=0, out_shardings=shardings)
+
+
+def train_steps(
+  experiment: Experiment,
+  state_sharding: jax.sharding.NamedSharding,
+  sizes: Sequence[int],
+) -> dict[int, jax.stages.Wrapped]:
+  """Returns `jit_train_step` for each size of the global views."""
+  return {
+    size: jit_train_step(experiment.at_size(size), state_sharding)
+    for size in sizes
+  }
+
+
+def compile_ahead(
+  steps: Mapping[int, jax.stages.Wrapped],
+  state: TrainState,
+  batch: dict[str, Any],
+) -> dict[int, jax.stages.Compiled]:
+  """Compiles `train_steps`, so that no change of the size stops a run.
+
+  Args:
+    steps: From `train_steps`.
+    state: A state.
+    batch: A batch of any size of views.
+  """
+  return {
+    size: step.lower(state, _abstract_at_size(batch, size)).compile()
+    for size, step in steps.items()
+  }
+
+
+def _abstract_at_size(batch: dict[str, Any], size: int) -> dict[str, Any]:
+  """Returns the shapes of a batch whose global views have one size."""
+  batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch
+  )
+  if "views" not in batch:
+    return batch  # The step cuts them out.
+  views, *local = batch["views"]
+  shape = (*views.shape[:2], size, size, views.shape[-1])
+  return batch | {"views": (views.update(shape=shape), *local)}
 
 
 def train_step(
