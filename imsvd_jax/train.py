@@ -226,6 +226,7 @@ def _batches(
   # Images in memory are cut out by the step, on the devices.
   where = experiment_lib.placement(config)
   data_set = placement.data_set(source, where, mesh)
+  batches: Iterator[dict[str, Any]]
   if images is None:
     # A pipeline for each size of the views, opened when its steps come.
     batches = itertools.chain.from_iterable(
