@@ -27,6 +27,7 @@ def config_of(**overrides):
       "views.resolution_schedule": SCHEDULE,
       "eval.every_epochs": 0.0,
       "log.every_steps": 1,
+      "checkpoint.keep_last": 5,
       **overrides,
     }
   )
