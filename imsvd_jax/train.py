@@ -106,7 +106,8 @@ def _pretrain(
   if len(sizes) > 1:
     first = next(batches)
     batches = itertools.chain([first], batches)
-    state = jax.device_put(state, replicated)
+    shardings = step_lib.state_shardings(experiment, replicated)
+    state = jax.device_put(state, shardings)
     train_steps = step_lib.compile_ahead(train_steps, state, first)
   writer = metrics.MetricWriter(workdir, start_step=start_step, marks=marks)
   evaluation = Evaluation(experiment, source)

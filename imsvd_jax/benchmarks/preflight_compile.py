@@ -64,27 +64,30 @@ def measure(
   report = _compile(config, slice_, num_examples)
   text = as_text(report, slice_, num_examples)
   numbers = as_dict(report, slice_, num_examples)
-  schedule = experiment.resolution_schedule(config)
-  if len(schedule) > 1 and report.parts:
-    steps = (num_examples or _MILLION) / config.batch_size * report.num_chips
-    flops = {
-      size: steps * _compile(small, slice_, num_examples).total("flops")
-      for small, size in _smaller(config, schedule)
-    }
-    flops[schedule[-1][1]] = steps * report.total("flops")
-    phases, fewer = _phases(schedule, flops, config.epochs)
+  if report.parts and len(experiment_lib.resolution_schedule(config)) > 1:
+    phases, fewer = _scheduled(config, slice_, num_examples, report)
     numbers["resolution_schedule"] = {"phases": phases, "times_fewer": fewer}
     images = "" if num_examples else " (of a million images)"
     text += "\n\n" + "\n".join(_phase_lines(phases, fewer, images))
   return Findings(f"{name} on {slice_.name}\n\n{text}", numbers)
 
 
-def _smaller(
-  config: ConfigDict, schedule: list[tuple[float, int]]
-) -> Iterator[tuple[ConfigDict, int]]:
-  """Yields the config for each size but the last, which `config` has."""
+def _scheduled(
+  config: ConfigDict, slice_: Slice, num_examples: int | None, report: Report
+) -> tuple[list[dict[str, float]], float]:
+  """Compiles the other sizes of a schedule; returns what `_phases` does.
+
+  Args:
+    report: Of the last size, which `config` has.
+  """
+  schedule = experiment_lib.resolution_schedule(config)
+  steps = (num_examples or _MILLION) / config.batch_size * report.num_chips
+  flops = {schedule[-1][1]: steps * report.total("flops")}
   for _, size in schedule[:-1]:
-    yield experiment.at_size(config, size), size
+    small = experiment_lib.at_size(config, size)
+    costs = _compile(small, slice_, num_examples)
+    flops[size] = steps * costs.total("flops")
+  return _phases(schedule, flops, config.epochs)
 
 
 def _phases(

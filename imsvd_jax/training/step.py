@@ -111,13 +111,12 @@ def jit_train_step(
 
 def train_steps(
   experiment: Experiment,
-  state_sharding: jax.sharding.NamedSharding,
+  replicated: jax.sharding.NamedSharding,
   sizes: Sequence[int],
 ) -> dict[int, jax.stages.Wrapped]:
   """Returns `jit_train_step` for each size of the global views."""
   return {
-    size: jit_train_step(experiment.at_size(size), state_sharding)
-    for size in sizes
+    size: jit_train_step(experiment.at_size(size), replicated) for size in sizes
   }
 
 
