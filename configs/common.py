@@ -46,6 +46,9 @@ def base() -> ConfigDict:
   c = ConfigDict()
   c.seed = 0
   c.batch_size = 2048  # Images per step over all devices.
+  # Micro-batches of a step, which needs the memory of one. The loss is that of
+  # the whole batch; BatchNorm normalizes each micro-batch by itself.
+  c.accumulate_steps = 1
   c.epochs = 100.0
   c.allow_changes = ()  # Keys that may differ from the run being continued.
   # Workdir of another run, or file of weights, from which this one starts; its
@@ -194,6 +197,9 @@ def base() -> ConfigDict:
   c.views.view2 = view(blur_prob=0.1, solarize_prob=0.2)
   c.views.local = view(size=96, crop_scale=(0.05, 0.4), blur_prob=0.5)
   c.views.num_local = 0
+  # Pairs (epoch, size): from this epoch on, global views have this size, as in
+  # ((0, 128), (50, 224)); up to four, the last with view1.size. (): one size.
+  c.views.resolution_schedule = ()
 
   c.log = ConfigDict(
     dict(
@@ -369,6 +375,7 @@ def _shrink(c: ConfigDict) -> None:
   c.views.view1.size = 32
   c.views.view2.size = 32
   c.views.local.size = 24
+  c.views.resolution_schedule = ()
   c.log.every_steps = 1
   c.eval.every_epochs = 1.0
   c.eval.num_neighbors = 3

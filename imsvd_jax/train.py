@@ -100,7 +100,6 @@ def _pretrain(
   log_lines.describe_data(config, source)
 
   # --- What the loop needs ---------------------------------------------------
-  train_step = step_lib.jit_train_step(experiment, replicated)
   steps = range(start_step + 1, experiment.last_step + 1)
   batches = _batches(experiment, source, mesh, steps)
   with agreement.together(workdir):
@@ -109,6 +108,14 @@ def _pretrain(
     workdir, start_step=start_step, marks=marks, others=others
   )
   log_lines.record_config(writer, config)
+  sizes = [size for _, size in experiment.phases(steps)]
+  train_steps = step_lib.train_steps(experiment, replicated, sizes)
+  if len(sizes) > 1:
+    first = next(batches)
+    batches = itertools.chain([first], batches)
+    shardings = step_lib.state_shardings(experiment, replicated)
+    state = jax.device_put(state, shardings)
+    train_steps = step_lib.compile_ahead(train_steps, state, first)
   evaluation = Evaluation(experiment, source)
   skip_limit = finite.SkipLimit(
     config.not_finite.policy,
@@ -156,6 +163,7 @@ def _pretrain(
       for step, batch in zip(steps, batches, strict=True):
         is_last = step == experiment.last_step
         judgment = log_lines.NO_JUDGMENT
+        train_step = train_steps[experiment.view_size(step)]
         state, step_metrics = train_step(state, batch)  # Returns at once.
 
         log.flush()  # Of the step before, while the devices compute this one.
@@ -233,18 +241,34 @@ def _batches(
   order = dict(
     batch_size=config.batch_size,
     seed=config.seed,
-    start_step=steps.start - 1 + experiment.offset,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
   # Images in memory are cut out by the step, on the devices.
   where = experiment_lib.placement(config)
   data_set = placement.data_set(source, where, mesh)
+  batches: Iterator[dict[str, Any]]
   if images is None:
-    batches = host_pipeline.train_batches(source, views=config.views, **order)
+    # A pipeline for each size of the views, opened when its steps come.
+    batches = itertools.chain.from_iterable(
+      itertools.islice(
+        host_pipeline.train_batches(
+          source,
+          views=experiment_lib.at_size(config, size).views,
+          start_step=part.start - 1 + experiment.offset,
+          **order,
+        ),
+        len(part),
+      )
+      for part, size in experiment.phases(steps)
+    )
   else:
-    crops = boxes.view_crops(config.views)
-    batches = array_batches.ordered(images, crops, **order)
+    batches = array_batches.ordered(
+      images,
+      boxes.view_crops(config.views),
+      start_step=steps.start - 1 + experiment.offset,
+      **order,
+    )
     if data_set is None:
       batches = placement.with_images(batches, images)
   every_step = {} if data_set is None else {"data_set": data_set}

@@ -19,8 +19,10 @@ HARMLESS_KEYS = (
   "stop",
 )
 
-# Keys that recipes of earlier versions lack, and what those versions did.
+# Keys that recipes of earlier versions lack, and what those versions did, as
+# JSON stores it.
 ADDED_KEYS: dict[str, Any] = {
+  "accumulate_steps": 1,
   "data.antialias": False,
   "data.train_interpolation": "",
   "data.exif": False,
@@ -40,6 +42,7 @@ ADDED_KEYS: dict[str, Any] = {
   "model.projector_last_bias": False,
   "optimizer.schedule": "cosine",
   "sharding.state": "replicated",
+  "views.resolution_schedule": [],
 }
 
 

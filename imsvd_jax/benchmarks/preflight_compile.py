@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -63,7 +64,68 @@ def measure(
   report = _compile(config, slice_, num_examples)
   text = as_text(report, slice_, num_examples)
   numbers = as_dict(report, slice_, num_examples)
+  if report.parts and len(experiment_lib.resolution_schedule(config)) > 1:
+    phases, fewer = _scheduled(config, slice_, num_examples, report)
+    numbers["resolution_schedule"] = {"phases": phases, "times_fewer": fewer}
+    images = "" if num_examples else " (of a million images)"
+    text += "\n\n" + "\n".join(_phase_lines(phases, fewer, images))
   return Findings(f"{name} on {slice_.name}\n\n{text}", numbers)
+
+
+def _scheduled(
+  config: ConfigDict, slice_: Slice, num_examples: int | None, report: Report
+) -> tuple[list[dict[str, float]], float]:
+  """Compiles the other sizes of a schedule; returns what `_phases` does.
+
+  Args:
+    report: Of the last size, which `config` has.
+  """
+  schedule = experiment_lib.resolution_schedule(config)
+  steps = (num_examples or _MILLION) / config.batch_size * report.num_chips
+  flops = {schedule[-1][1]: steps * report.total("flops")}
+  for _, size in schedule[:-1]:
+    small = experiment_lib.at_size(config, size)
+    costs = _compile(small, slice_, num_examples)
+    flops[size] = steps * costs.total("flops")
+  return _phases(schedule, flops, config.epochs)
+
+
+def _phases(
+  schedule: list[tuple[float, int]], flops: dict[int, float], epochs: float
+) -> tuple[list[dict[str, float]], float]:
+  """Returns what each size costs, and how much the schedule saves.
+
+  Args:
+    schedule: Pairs (epoch, size).
+    flops: FLOP of an epoch on all chips, by size.
+    epochs: Length of the run.
+
+  Returns:
+    For each size {"from", "to": epochs, "size", "flops_per_epoch"}, and the
+    FLOP of a run with the last size throughout over those of the schedule.
+  """
+  ends = [*(start for start, _ in schedule[1:]), epochs]
+  phases = [
+    {"from": start, "to": end, "size": size, "flops_per_epoch": flops[size]}
+    for (start, size), end in zip(schedule, ends, strict=True)
+  ]
+  total = sum((p["to"] - p["from"]) * p["flops_per_epoch"] for p in phases)
+  return phases, epochs * phases[-1]["flops_per_epoch"] / total
+
+
+def _phase_lines(
+  phases: list[dict[str, float]], fewer: float, images: str
+) -> list[str]:
+  lines = [f"Resolution schedule: FLOP per epoch{images}, all chips"]
+  for phase in phases:
+    epochs = f"epochs {phase['from']:g} to {phase['to']:g}"
+    flops = quantity(phase["flops_per_epoch"])
+    lines.append(f"  {epochs:20}{phase['size']:5} pixels{flops:>11}")
+  lines.append(
+    f"  The run needs {fewer:.2f} times fewer FLOP than with"
+    f" {phases[-1]['size']} pixels throughout."
+  )
+  return lines
 
 
 def _compile(
@@ -106,7 +168,8 @@ def _largest_batch(
   return compiled_step.largest_batch(
     measure_batch,
     start=config.batch_size,
-    unit=_IMAGES_PER_CHIP * len(slice_.devices),
+    unit=math.lcm(_IMAGES_PER_CHIP, experiment_lib.accumulate_steps(config))
+    * len(slice_.devices),
   )
 
 

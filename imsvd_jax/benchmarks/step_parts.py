@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 
 from imsvd_jax.base import console, cpu_devices
 from imsvd_jax.base.devices import (
-  check_batch_size,
   make_mesh,
   replicated,
   shard_batch,
@@ -115,7 +114,7 @@ def measure(
   Raises:
     UserError: The config contradicts itself, or its batch does not divide.
   """
-  check_batch_size(config.batch_size, len(used), "batch_size")
+  experiment_lib.check_batch(config, len(used))
   experiment = experiment_lib.build(config, _NUM_EXAMPLES)
   mesh = make_mesh(used)
   state = step_lib.initial_state(experiment, replicated(mesh))

@@ -56,6 +56,15 @@ def describe_run(
   if start_step:
     say(f"Continuing from the checkpoint of step {start_step}.")
   _describe_warmup(experiment)
+  if len(experiment.resolutions) > 1:
+    schedule = ", ".join(
+      f"{size} from step {done + 1 - experiment.offset}"
+      for done, size in experiment.resolutions
+    )
+    say(
+      f"Pixels of a side of the global views: {schedule}. Every size is"
+      " compiled before the first step."
+    )
   say(
     f"Training to step {experiment.last_step}"
     f" ({experiment.steps_per_epoch:.2f} steps per epoch)."
@@ -215,6 +224,8 @@ class StepLog:
     if write:
       line = {"epoch": self._experiment.epoch(step)}
       line |= {**metrics.flat(values), "skipped": skips.total}
+      if len(self._experiment.resolutions) > 1:
+        line["view_size"] = self._experiment.view_size(step)
       self._writer.write(step, line)
       self._warn(step)
       self._skip_limit.check(skips, finite.checked_names(values))

@@ -1,6 +1,7 @@
 """From a config to the objects of a training step; the check of a config."""
 
 import fnmatch
+import itertools
 import math
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from imsvd_jax.models import (
   make_backbone,
 )
 from imsvd_jax.objectives import OBJECTIVES, Objective
-from imsvd_jax.training import verdict
+from imsvd_jax.training import micro_batches, verdict
 from imsvd_jax.training.augment import Augmentation
 from imsvd_jax.training.optim import SCHEDULES, Plan, make_optimizer
 from imsvd_jax.training.sharding import MODES, REPLICATED
@@ -68,11 +69,14 @@ class Experiment(NamedTuple):
     embedding_size: Dimensions of an embedding, without those of its noise.
     target_momentum: Of the EMA target network, at the first step.
     state_sharding: What of the state is split; see `training.sharding`.
+    accumulate_steps: Micro-batches of a step.
     seed: Seed of weights, augmentation and noise.
     total_steps: Length of the run, in batches of this size.
     steps_per_epoch: May be fractional.
     offset: What to add to a step, which counts updates, for its position in
       the run, in batches of this size: not 0 after a change of the batch size.
+    resolutions: Batches of the run after which global views have another size,
+      and that size; the first after 0.
   """
 
   config: ConfigDict
@@ -88,10 +92,12 @@ class Experiment(NamedTuple):
   embedding_size: int
   target_momentum: float
   state_sharding: str
+  accumulate_steps: int
   seed: int
   total_steps: int
   steps_per_epoch: float
   offset: int
+  resolutions: tuple[tuple[int, int], ...]
 
   @property
   def last_step(self) -> int:
@@ -107,6 +113,29 @@ class Experiment(NamedTuple):
   def epoch(self, step: int) -> float:
     """Returns the epochs that a run has seen after a step."""
     return (step + self.offset) / self.steps_per_epoch
+
+  def view_size(self, step: int) -> int:
+    """Returns the side of the global views of a step, in pixels."""
+    done = step - 1 + self.offset
+    return [size for start, size in self.resolutions if start <= done][-1]
+
+  def phases(self, steps: range) -> list[tuple[range, int]]:
+    """Divides steps by the size of their global views: (steps, size)."""
+    starts = [1 - self.offset + done for done, _ in self.resolutions]
+    ends = [*starts[1:], steps.stop]
+    parts = [
+      range(max(start, steps.start), min(end, steps.stop))
+      for start, end in zip(starts, ends, strict=True)
+    ]
+    sizes = [size for _, size in self.resolutions]
+    return [
+      (part, size) for part, size in zip(parts, sizes, strict=True) if part
+    ]
+
+  def at_size(self, size: int) -> "Experiment":
+    """Returns the experiment with global views of one size."""
+    local = self.view_sizes[NUM_GLOBAL:]
+    return self._replace(view_sizes=(size,) * NUM_GLOBAL + local)
 
   def progress(
     self, step: int, learning_rate: Any, start: Progress
@@ -167,10 +196,15 @@ def build(
     embedding_size=config.model.projector[-1],
     target_momentum=config.target_momentum,
     state_sharding=state_sharding(config),
+    accumulate_steps=accumulate_steps(config),
     seed=config.seed,
     total_steps=total_steps,
     steps_per_epoch=steps_per_epoch,
     offset=offset,
+    resolutions=tuple(
+      (round(epoch * steps_per_epoch), size)
+      for epoch, size in resolution_schedule(config)
+    ),
   )
 
 
@@ -206,6 +240,24 @@ def view_sizes(config: ConfigDict) -> tuple[int, ...]:
   return (views.view1.size, views.view2.size, *local)
 
 
+def resolution_schedule(config: ConfigDict) -> list[tuple[float, int]]:
+  """Returns the epochs from which global views have a size, and that size."""
+  added = ADDED_KEYS["views.resolution_schedule"]
+  given = config.views.get("resolution_schedule", added)
+  return [(epoch, size) for epoch, size in given] or [
+    (0, config.views.view1.size)
+  ]
+
+
+def at_size(config: ConfigDict, size: int) -> ConfigDict:
+  """Returns a copy of a config whose global views have one size."""
+  config = config.copy_and_resolve_references()
+  config.views.view1.size = config.views.view2.size = size
+  if "resolution_schedule" in config.views:
+    config.views.resolution_schedule = ()
+  return config
+
+
 def make_model(settings: ConfigDict, objective: Objective) -> Encoder:
   """Returns the encoder of `config.model` with the objective's head."""
   dtype = lookup(_DTYPES, settings.dtype, "dtype")
@@ -237,6 +289,11 @@ def changed_options(settings: ConfigDict) -> dict[str, Any]:
   defaults = {name: ADDED_KEYS[f"model.{name}"] for name in OPTIONS}
   given = {name: settings.get(name, old) for name, old in defaults.items()}
   return {name: v for name, v in given.items() if v != defaults[name]}
+
+
+def accumulate_steps(config: ConfigDict) -> int:
+  """Returns accumulate_steps; its default for a recipe that lacks it."""
+  return config.get("accumulate_steps", ADDED_KEYS["accumulate_steps"])
 
 
 def placement(config: ConfigDict) -> str:
@@ -281,10 +338,12 @@ def random_batch(config: ConfigDict) -> dict[str, Any]:
 _POSITIVE = math.ulp(0.0)  # The smallest number above zero.
 _ANY = math.inf
 MAX_HOLDOUT = 0.9  # Of a class.
+_MOST_SIZES = 4  # Of a resolution schedule: each one is a compiled program.
 # The smallest and the largest value of each number of a recipe. An objective
 # checks its own hyper-parameters.
 _LIMITS = {
   "batch_size": (2, _ANY),  # Objectives are statistics over the batch.
+  "accumulate_steps": (1, _ANY),
   "epochs": (_POSITIVE, 1e9),
   "target_momentum": (0, 1),
   "model.width_multiplier": (_POSITIVE, _ANY),
@@ -376,18 +435,24 @@ def check(config: ConfigDict, num_devices: int = 1) -> None:
       f"sharding.state={state_sharding(config)!r}; expected one of"
       f" {', '.join(MODES)}."
     )
-  for name, size in (
-    ("batch_size", config.batch_size),
-    ("eval.batch_size", config.eval.batch_size),
-  ):
-    devices.check_batch_size(size, num_devices, name)
+  check_batch(config, num_devices)
+  devices.check_batch_size(
+    config.eval.batch_size, num_devices, "eval.batch_size"
+  )
   _check_views(config)
+  _check_resolutions(config)
   _check_widths(config.model.projector)
   objective = lookup(OBJECTIVES, config.objective.name, "objective")
   if objective.discrete:
     _check_bins(config)
   _check_sizes(config, make_model(config.model, objective))
   jax.eval_shape(lambda: _trace_objective(config, objective))
+
+
+def check_batch(config: ConfigDict, num_devices: int) -> None:
+  """Raises UserError unless a batch divides over devices and micro-batches."""
+  devices.check_batch_size(config.batch_size, num_devices, "batch_size")
+  micro_batches.check(config.batch_size, accumulate_steps(config), num_devices)
 
 
 def _check_numbers(config: ConfigDict) -> None:
@@ -478,10 +543,39 @@ def _check_views(config: ConfigDict) -> None:
       )
 
 
+def _check_resolutions(config: ConfigDict) -> None:
+  """Checks views.resolution_schedule."""
+  given = config.views.get("resolution_schedule", ())
+  expected = (
+    f"expected up to {_MOST_SIZES} pairs of (epoch, size) such as"
+    " ((0, 128), (50, 224)): both grow, the first epoch is 0, the last is less"
+    f" than epochs={config.epochs:g}, and the last size is"
+    f" views.view1.size={config.views.view1.size}; () for one size."
+  )
+  message = f"views.resolution_schedule is {given!r}; {expected}"
+  try:
+    epochs, sizes = zip(*given, strict=True) if given else ((), ())
+  except (TypeError, ValueError):
+    raise UserError(message) from None
+  grows = lambda numbers: all(a < b for a, b in itertools.pairwise(numbers))
+  if given and not (
+    len(sizes) <= _MOST_SIZES
+    and all(_within((0, _ANY), epoch) for epoch in epochs)
+    and all(isinstance(size, int) and size > 0 for size in sizes)
+    and grows(epochs)
+    and grows(sizes)
+    and epochs[0] == 0
+    and epochs[-1] < config.epochs
+    and sizes[-1] == config.views.view1.size
+  ):
+    raise UserError(message)
+
+
 def _check_sizes(config: ConfigDict, model: Encoder) -> None:
   views = config.views
   local = {views.local.size} if views.num_local else set()
-  for size in {views.view1.size, config.data.crop} | local:
+  scheduled = {size for _, size in resolution_schedule(config)}
+  for size in {config.data.crop} | scheduled | local:
     check_size(model.backbone, size)
 
 

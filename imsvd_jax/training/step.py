@@ -6,7 +6,8 @@ on any machine.
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from imsvd_jax.data import resampling
 from imsvd_jax.models import Encoder
 from imsvd_jax.models.layers import DROP_PATH
 from imsvd_jax.objectives.diagnostics import diagnostics, off_diagonal_floor
-from imsvd_jax.training import finite, sharding
+from imsvd_jax.training import finite, micro_batches, sharding
 from imsvd_jax.training.augment import augment_views
 from imsvd_jax.training.experiment import NUM_GLOBAL, Experiment
 from imsvd_jax.training.state import TrainState, target_momentum, update_target
@@ -108,6 +109,47 @@ def jit_train_step(
   return jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
 
+def train_steps(
+  experiment: Experiment,
+  replicated: jax.sharding.NamedSharding,
+  sizes: Sequence[int],
+) -> dict[int, jax.stages.Wrapped]:
+  """Returns `jit_train_step` for each size of the global views."""
+  return {
+    size: jit_train_step(experiment.at_size(size), replicated) for size in sizes
+  }
+
+
+def compile_ahead(
+  steps: Mapping[int, jax.stages.Wrapped],
+  state: TrainState,
+  batch: dict[str, Any],
+) -> dict[int, jax.stages.Compiled]:
+  """Compiles `train_steps`, so that no change of the size stops a run.
+
+  Args:
+    steps: From `train_steps`.
+    state: A state.
+    batch: A batch of any size of views.
+  """
+  return {
+    size: step.lower(state, _abstract_at_size(batch, size)).compile()
+    for size, step in steps.items()
+  }
+
+
+def _abstract_at_size(batch: dict[str, Any], size: int) -> dict[str, Any]:
+  """Returns the shapes of a batch whose global views have one size."""
+  batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch
+  )
+  if "views" not in batch:
+    return batch  # The step cuts them out.
+  views, *local = batch["views"]
+  shape = (*views.shape[:2], size, size, views.shape[-1])
+  return batch | {"views": (views.update(shape=shape), *local)}
+
+
 def train_step(
   experiment: Experiment, state: TrainState, batch: dict[str, Any]
 ) -> tuple[TrainState, dict[str, Any]]:
@@ -128,37 +170,9 @@ def train_step(
     norm is not finite, the new state is the old one but for `step`, `skips` and
     `bad_images`.
   """
-  # The scopes name the parts in profiles and in preflight's table. The model's
-  # modules have scopes of their own.
-  with jax.named_scope("augment"):
-    batch = cut_views(experiment, batch)
-    views = augment_views(experiment.augmentation, state.rng, batch)
-
-  targets = target = None
-  if experiment.objective.uses_target:
-    targets, target = _target_pass(experiment, state, views[0])
-
-  def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-    embeddings, batch_stats = embed_views(
-      experiment.model,
-      whole_weights(experiment, params),
-      state.batch_stats,
-      views,
-      noise_key(state.rng, state.step, _DEPTH),
-    )
-    with jax.named_scope("objective"):
-      loss, terms = experiment.objective.loss(
-        embeddings,  # [B, D] per view
-        num_global=NUM_GLOBAL,
-        targets=targets,
-        key=noise_key(state.rng, state.step),
-        **experiment.hyperparameters,
-      )
-    return loss, (terms, embeddings, batch_stats)
-
-  (loss, (terms, embeddings, batch_stats)), gradients = jax.value_and_grad(
-    loss_fn, has_aux=True
-  )(state.params)
+  backpropagate = _accumulate if experiment.accumulate_steps > 1 else _whole
+  passes = backpropagate(experiment, state, batch)
+  gradients, target = passes.gradients, passes.target
 
   with jax.named_scope("optimizer"):
     mode = experiment.state_sharding
@@ -176,10 +190,10 @@ def train_step(
       target["params"] = update_target(target["params"], params, momentum)
 
   with jax.named_scope("diagnostics"):
-    diagnosed = _diagnostics(experiment, embeddings)
+    diagnosed = _diagnostics(experiment, passes.embeddings)
   metrics = {
-    "loss": loss,
-    "terms": terms,
+    "loss": passes.loss,
+    "terms": passes.terms,
     "diagnostics": diagnosed,
     # The optimizer does not count the steps that were skipped.
     "learning_rate": experiment.schedule(state.step - state.skips.total),
@@ -191,12 +205,135 @@ def train_step(
   new_state = dataclasses.replace(
     state,
     params=params,
-    batch_stats=batch_stats,
+    batch_stats=passes.batch_stats,
     opt_state=opt_state,
     target=target,
   )
   with jax.named_scope("optimizer"):
     return finite.discard_unless_finite(state, new_state, metrics)
+
+
+class _Passes(NamedTuple):
+  """What the passes through the networks give."""
+
+  loss: jax.Array
+  terms: dict[str, jax.Array]
+  embeddings: list[jax.Array]  # [B, D] per view.
+  gradients: Any  # Of the loss, in the structure of the parameters.
+  batch_stats: Any  # Running statistics after the step.
+  target: dict[str, Any] | None  # The target, with its running statistics.
+
+
+def _whole(
+  experiment: Experiment, state: TrainState, batch: dict[str, Any]
+) -> _Passes:
+  """Passes the whole batch through the network at once."""
+  views = _views(experiment, state, batch)
+  targets = target = None
+  if experiment.objective.uses_target:
+    targets, target = _target_pass(experiment, state.target, views[0])
+
+  def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+    embeddings, batch_stats = embed_views(
+      experiment.model,
+      whole_weights(experiment, params),
+      state.batch_stats,
+      views,
+      noise_key(state.rng, state.step, _DEPTH),
+    )
+    loss, terms = _objective(experiment, state, embeddings, targets)
+    return loss, (terms, embeddings, batch_stats)
+
+  (loss, (terms, embeddings, batch_stats)), gradients = jax.value_and_grad(
+    loss_fn, has_aux=True
+  )(state.params)
+  return _Passes(loss, terms, embeddings, gradients, batch_stats, target)
+
+
+def _accumulate(
+  experiment: Experiment, state: TrainState, batch: dict[str, Any]
+) -> _Passes:
+  """Passes micro-batches through the network, in the memory of one (GradCache).
+
+  The first pass keeps nothing but embeddings, of which the objective is that of
+  the whole batch. The second computes each micro-batch again and passes the
+  gradients of its embeddings back. BatchNorm normalizes by the statistics of a
+  micro-batch; each updates the running ones once, in the first pass.
+  """
+  count = experiment.accumulate_steps
+  target = state.target
+  depth = noise_key(state.rng, state.step, _DEPTH)
+
+  def embed(
+    params: Any, batch_stats: Any, number: jax.Array
+  ) -> tuple[list[jax.Array], tuple[Any, list[jax.Array]]]:
+    part = micro_batches.take(batch, number, count)
+    views = _views(experiment, state, part)
+    key = jax.random.fold_in(depth, number)
+    weights = whole_weights(experiment, params)
+    z, stats = embed_views(experiment.model, weights, batch_stats, views, key)
+    return z, (stats, views)
+
+  def forward(carry: Any, number: jax.Array) -> tuple[Any, Any]:
+    batch_stats, target = carry
+    z, (batch_stats, views) = embed(state.params, batch_stats, number)
+    targets = None
+    if target is not None:
+      targets, target = _target_pass(experiment, target, views[0])
+    return (batch_stats, target), (z, targets)
+
+  def backward(total: Any, part: Any) -> tuple[Any, None]:
+    number, cotangents = part
+    _, pull, _ = jax.vjp(
+      lambda params: embed(params, state.batch_stats, number),
+      state.params,
+      has_aux=True,
+    )
+    return jax.tree.map(jnp.add, total, pull(cotangents)[0]), None
+
+  numbers = jnp.arange(count)
+  (batch_stats, target), parts = jax.lax.scan(
+    forward, (state.batch_stats, target), numbers
+  )
+  embeddings, targets = jax.tree.map(micro_batches.join, parts)
+  (loss, terms), cotangents = jax.value_and_grad(
+    lambda z: _objective(experiment, state, z, targets), has_aux=True
+  )(embeddings)
+  cotangents = [micro_batches.split(z, count) for z in cotangents]
+  gradients, _ = jax.lax.scan(
+    backward,
+    jax.tree.map(jnp.zeros_like, state.params),
+    (numbers, cotangents),
+  )
+  return _Passes(loss, terms, embeddings, gradients, batch_stats, target)
+
+
+def _views(
+  experiment: Experiment, state: TrainState, batch: dict[str, Any]
+) -> list[jax.Array]:
+  """Returns the augmented views of a batch, see `augment_views`."""
+  # The scopes name the parts in profiles and in preflight's table. The model's
+  # modules have scopes of their own.
+  with jax.named_scope("augment"):
+    batch = cut_views(experiment, batch)
+    return augment_views(experiment.augmentation, state.rng, batch)
+
+
+def _objective(
+  experiment: Experiment,
+  state: TrainState,
+  embeddings: list[jax.Array],
+  targets: list[jax.Array] | None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns the loss and its terms, of the embeddings [B, D] of each view."""
+  with jax.named_scope("objective"):
+    return experiment.objective.loss(
+      embeddings,
+      num_global=NUM_GLOBAL,
+      targets=targets,
+      key=noise_key(state.rng, state.step),
+      **experiment.hyperparameters,
+    )
 
 
 def cut_views(experiment: Experiment, batch: dict[str, Any]) -> dict[str, Any]:
@@ -292,7 +429,7 @@ def _in_compute_type(model: Encoder, params: Any) -> Any:
 
 
 def _target_pass(
-  experiment: Experiment, state: TrainState, global_views: jax.Array
+  experiment: Experiment, target: dict[str, Any], global_views: jax.Array
 ) -> tuple[list[jax.Array], dict[str, Any]]:
   """Embeds the global views with the EMA target network.
 
@@ -302,11 +439,11 @@ def _target_pass(
   """
   embeddings, batch_stats = embed_views(
     experiment.model,
-    whole_weights(experiment, state.target["params"]),
-    state.target["batch_stats"],
+    whole_weights(experiment, target["params"]),
+    target["batch_stats"],
     [global_views],
   )
-  target = {"params": state.target["params"], "batch_stats": batch_stats}
+  target = target | {"batch_stats": batch_stats}
   return [jax.lax.stop_gradient(z) for z in embeddings], target
 
 

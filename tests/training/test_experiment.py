@@ -6,11 +6,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
-from imsvd_jax.base.config import flatten
+from imsvd_jax.base.config import ADDED_KEYS, as_json, flatten
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.objectives import OBJECTIVES
 from imsvd_jax.training import experiment
 from tests.train_child import small_config
+
+_SCHEDULE = "views.resolution_schedule"
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,23 @@ from tests.train_child import small_config
     ({"views.num_local": -1}, "num_local=-1; expected 0 or more"),
     ({"views.view1.size": 16}, None),
     ({"views.view1.size": 8}, r"view1\.size=8 differs from .*size=16"),
+    ({"accumulate_steps": 0}, "accumulate_steps=0; expected 1 or more"),
+    ({"accumulate_steps": 2}, None),
+    ({"accumulate_steps": 3}, "accumulate_steps=3 micro-batches.* as 24"),
+    ({"accumulate_steps": 4}, "over 8 device.* multiple of 32"),
+    ({_SCHEDULE: ((0, 8), (1.5, 16))}, None),
+    ({_SCHEDULE: ((1, 8), (2, 16))}, "the first epoch is 0"),
+    ({_SCHEDULE: ((0, 8), (3, 16))}, r"less than epochs=3"),
+    ({_SCHEDULE: ((0, 8), (1, 12))}, r"the last size is views\.view1\.size=16"),
+    ({_SCHEDULE: ((0, 12), (1, 8), (2, 16))}, "both grow"),
+    ({_SCHEDULE: ((0, 8), (2, 12), (1, 16))}, "both grow"),
+    ({_SCHEDULE: tuple((i / 2, 12 + i) for i in range(5))}, "up to 4 pairs"),
+    ({_SCHEDULE: (0, 16)}, "pairs of"),
+    ({_SCHEDULE: ((0, 16, 3),)}, "pairs of"),
+    ({_SCHEDULE: ((0, 0), (1, 16))}, "expected"),
+    ({_SCHEDULE: ((0, 7.5), (1, 16))}, "expected"),
+    ({_SCHEDULE: (("0", 8), (1, 16))}, "expected"),
+    ({_SCHEDULE: ((float("nan"), 8), (1, 16))}, "expected"),
     ({"views.view1.crop_scale": (0.5, 1.5)}, "more than 0, at most 1"),
     ({"views.view1.crop_scale": (0.9, 0.5)}, "smallest first"),
     ({"views.view1.crop_scale": (0.5,)}, r"crop_scale is \(0\.5,\)"),
@@ -65,6 +84,12 @@ def test_bad_values_are_one_clear_line(overrides, message):
   assert "\n" not in str(error.value)
 
 
+def test_a_run_of_an_earlier_version_has_the_defaults():
+  """What an added key was before is its default now, as a run stores it."""
+  defaults = as_json(flatten(common.base()))
+  assert {key: defaults[key] for key in ADDED_KEYS} == ADDED_KEYS
+
+
 def test_every_number_of_a_recipe_has_limits():
   limits = [*experiment._LIMITS, *experiment._RANGES]
   unlimited = {
@@ -75,7 +100,7 @@ def test_every_number_of_a_recipe_has_limits():
   }
   # The objective checks its own.
   unlimited = {k for k in unlimited if not k.startswith("objective.")}
-  checked_otherwise = {"model.projector", "data.mean", "data.std"}
+  checked_otherwise = {"model.projector", "data.mean", "data.std", _SCHEDULE}
   assert unlimited == {"seed", "allow_changes", *checked_otherwise}
 
 

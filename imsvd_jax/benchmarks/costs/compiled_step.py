@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from imsvd_jax.base.devices import (
   batch_sharded,
-  check_batch_size,
   make_mesh,
   replicated,
 )
@@ -141,7 +140,7 @@ def measure(config: ConfigDict, slice_: Slice, num_examples: int) -> Report:
     UserError: The config contradicts itself, or its batch does not divide.
   """
   num_chips = len(slice_.devices)
-  check_batch_size(config.batch_size, num_chips, "batch_size")
+  experiment_lib.check_batch(config, num_chips)
   experiment = experiment_lib.build(config, num_examples)
   mesh = make_mesh(slice_.devices)
   state = step_lib.abstract_state(experiment, replicated(mesh))

@@ -237,6 +237,37 @@ def test_a_bound_becomes_time_per_epoch(cpu_report):
   assert "per million images" in preflight_compile.as_text(report, slice_, None)
 
 
+def test_a_schedule_is_priced_by_the_epoch():
+  schedule, flops = [(0, 8), (1, 16)], {8: 1e9, 16: 4e9}
+  phases, fewer = preflight_compile._phases(schedule, flops, epochs=4.0)
+  assert [(p["from"], p["to"], p["size"]) for p in phases] == [
+    (0, 1, 8),
+    (1, 4.0, 16),
+  ]
+  assert fewer == pytest.approx(4 * 4 / (1 + 3 * 4))
+  text = "\n".join(preflight_compile._phase_lines(phases, fewer, ""))
+  assert "epochs 1 to 4" in text
+  assert "1.23 times fewer FLOP than with 16 pixels throughout" in text
+
+
+@pytest.mark.proof
+def test_every_size_of_a_schedule_is_compiled():
+  result = run_preflight(
+    "--config.views.resolution_schedule=((0,16),(0.5,32))",
+    "--config.accumulate_steps=2",
+    "--topology=cpu:2",
+    "--json",
+  )
+  assert result.returncode == 0, result.stderr
+  figures = json.loads(result.stdout)
+  small, large = figures["resolution_schedule"]["phases"]
+  assert (small["size"], large["size"]) == (16, 32)
+  assert small["flops_per_epoch"] < 0.5 * large["flops_per_epoch"]
+  # An epoch is one step, of 16 images on two devices.
+  assert large["flops_per_epoch"] == 2 * figures["flops"]
+  assert figures["unknown_loops"] == 0
+
+
 def test_what_does_not_fit_says_by_how_much():
   memory = compiled_step.Memory(
     1e9, 1e9, 1e6, peak=20 * 2**30, available=15.75 * 2**30
