@@ -130,7 +130,7 @@ DATED = {
 }
 DATE = r"\b[A-Z][a-z]+ 20\d\d\b"
 MADE_BY_TABLES = re.compile(r"<!-- tables\.py: \S+ -->\n\n(?:\|.*\n)+")
-COMMAND = r"(?:^|`)(?:imsvd|pytest|python -m) [a-z-]"
+COMMAND = r"(?:^|`)(?:imsvd|pytest|python(?: -m)?) [a-z-]"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
