@@ -11,6 +11,7 @@ on the rest.
 """
 
 import argparse
+import datetime
 import json
 import pathlib
 import statistics
@@ -125,7 +126,7 @@ def train(workdir: pathlib.Path) -> None:
   """Trains the runs that are not stored yet, and stores their numbers."""
   from imsvd_jax.train import train_and_evaluate  # Evaluating needs no JAX.
 
-  stored = json.loads(STORED.read_text()) if STORED.exists() else {}
+  stored = _stored()
   for run in runs():
     if run.name in stored:
       continue
@@ -166,21 +167,29 @@ def numbers_of(path: pathlib.Path) -> list[dict[str, float | None]]:
 
 
 def _as_text(stored: Mapping[str, Any]) -> str:
-  rows = (f"{json.dumps(k)}: {json.dumps(v)}" for k, v in stored.items())
-  return "{\n" + ",\n".join(rows) + "\n}\n"
+  head = {
+    "command": "python docs/learning_study.py --workdir=runs/study",
+    "date": datetime.date.today().isoformat(),
+  }
+  lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in head.items()]
+  rows = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in stored.items()]
+  lines.append('"rows": {\n' + ",\n".join(rows) + "\n}")
+  return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def load() -> dict[str, list[dict[str, float]]]:
   """Returns the stored lines of each run."""
-  if not STORED.exists():
-    return {}
   return {
     name: [
       {k: float("nan") if v is None else v for k, v in line.items()}
       for line in lines
     ]
-    for name, lines in json.loads(STORED.read_text()).items()
+    for name, lines in _stored().items()
   }
+
+
+def _stored() -> dict[str, Any]:
+  return json.loads(STORED.read_text())["rows"] if STORED.exists() else {}
 
 
 # --- Evaluation ---------------------------------------------------------------

@@ -113,7 +113,7 @@ def test_a_wheel_holds_what_it_needs_and_no_more(wheel):
 def test_the_address_of_the_project_is_one():
   notebook = nbformat.read(ROOT / "launch/colab.ipynb", as_version=4)
   (settings,) = (c for c in notebook.cells if "INSTALL = True" in c.source)
-  address = re.search(r'^REPOSITORY = "(.*)"', settings.source, re.M)[1]
+  address = re.search(r'^REPOSITORY = "([^"]*)"', settings.source, re.M)[1]
   assert address == imsvd_jax.REPOSITORY
   badge = "colab.research.google.com" in (ROOT / "README.md").read_text()
   assert badge == bool(address)

@@ -1,6 +1,5 @@
 """How SIGINT ends a command: one line and exit code 130, never a traceback."""
 
-import _thread
 import os
 import signal
 import sys
@@ -68,6 +67,10 @@ def _interrupt_again(unraisable: "UnraisableHookArgs") -> None:
   if unraisable.exc_type is not KeyboardInterrupt:
     sys.__unraisablehook__(unraisable)
     return
-  again = threading.Timer(_AGAIN_SECONDS, _thread.interrupt_main)
+  main = threading.main_thread().ident or 0
+  # A signal: it ends a wait of the main thread, too.
+  again = threading.Timer(
+    _AGAIN_SECONDS, signal.pthread_kill, (main, signal.SIGINT)
+  )
   again.daemon = True
   again.start()

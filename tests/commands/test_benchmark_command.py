@@ -35,7 +35,7 @@ def test_the_help_of_a_benchmark_is_its_own(name):
     (("--num_bins=3",), "Unknown command '--num_bins=3'."),
     (("loss", "--num_images=1"), "--num_images=1; expected at least 2."),
     (("step", "--confg=x"), "Unknown flag --confg. Did you mean 'config'?"),
-    (("step",), "--config is missing. Give it, for example --config=configs/"),
+    (("step",), "--config is missing. Give it, for example --config="),
     (
       ("step", "--config=configs/digits.py", "--devices=-3"),
       "--devices=-3: expected a non-negative integer.",

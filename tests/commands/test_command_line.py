@@ -71,12 +71,13 @@ def test_a_folder_that_is_no_checkout_is_not_searched(elsewhere):
   recipe.write_text("")
   before = list(sys.path)
   assert recipe_files.locate(f"{recipe}:a:b") == (str(recipe), "a:b")
-  assert sys.path == before
+  # Only the recipes of this project, behind everything else.
+  assert sys.path == [*before, str(recipe_files.FOLDER.parent)]
 
 
 def test_what_a_recipe_cannot_import_is_named(elsewhere, parse, capsys):
   recipe = elsewhere / "recipe.py"
-  recipe.write_text("from configs import common\n")
+  recipe.write_text("from configurations import common\n")
   with pytest.raises(
     UserError, match="cannot be loaded: No module named 'conf"
   ):
@@ -91,14 +92,12 @@ def test_what_a_recipe_cannot_import_is_named(elsewhere, parse, capsys):
 @pytest.mark.parametrize(
   ("words", "found"),
   [
-    (
-      (),
-      "--config is missing. Give it, for example --config=configs/digits.py",
-    ),
-    (("--config=",), "No recipe '': found nothing, .* such as configs/digits"),
+    ((), "--config is missing. Give it, for example --config=digits."),
+    (("--config=",), "No recipe '': found nothing. .* such as digits"),
+    (("--config=digit",), "No recipe 'digit': .* Did you mean 'digits'?"),
     (("--config", "--seed"), "No recipe '--seed': found nothing"),
     (("--config=nowhere.py:debug",), "No recipe 'nowhere.py': found nothing"),
-    (("--config=.",), r"No recipe '\.': found a folder, expected a file"),
+    (("--config=.",), r"No recipe '\.': found a folder. Expected a file"),
     (("--config",), "(?i)missing value for flag --config"),
   ],
 )
@@ -134,13 +133,19 @@ def test_tracebacks_that_reach_us_as_exceptions_are_not_logged_too(
 @pytest.mark.parametrize(
   ("error", "message"),
   [
-    (AttributeError(KeyError("'lr'")), "Unknown config key 'lr'. Every key"),
-    (KeyError("nothing"), "Unknown config key 'nothing'. Every key"),
+    (
+      AttributeError(KeyError("'lr'")),
+      "Unknown config key 'lr'. `imsvd recipes",
+    ),
+      AttributeError(KeyError("'lr'")),
+      "Unknown config key 'lr'. `imsvd recipes",
+    ),
+    (KeyError("nothing"), "Unknown config key 'nothing'. `imsvd recipes"),
     (
       KeyError('\'epoch\'\nDid you mean "epochs" instead of "epoch"?'),
-      "Unknown config key 'epoch'. Did you mean 'epochs'? Every key",
+      "Unknown config key 'epoch'. Did you mean 'epochs'? `imsvd recipes",
     ),
-    (KeyError("\"'lr'\""), "Unknown config key 'lr'. Every key"),
+    (KeyError("\"'lr'\""), "Unknown config key 'lr'. `imsvd recipes"),
   ],
 )
 def test_an_unknown_key_is_named(error, message):

@@ -45,7 +45,7 @@ def test_report_of_a_discrete_code(tmp_path, monkeypatch):
       variables=(2, 0),
     ),
     untrained=constant(subject),
-    records=[{"step": 1, "loss": 2.0}],
+    records=[{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}],
     report=lines.append,
   )
   assert all(report._FIGURE.fullmatch(path.name) for path in found.figures)
