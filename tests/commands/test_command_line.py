@@ -137,9 +137,6 @@ def test_tracebacks_that_reach_us_as_exceptions_are_not_logged_too(
       AttributeError(KeyError("'lr'")),
       "Unknown config key 'lr'. `imsvd recipes",
     ),
-      AttributeError(KeyError("'lr'")),
-      "Unknown config key 'lr'. `imsvd recipes",
-    ),
     (KeyError("nothing"), "Unknown config key 'nothing'. `imsvd recipes"),
     (
       KeyError('\'epoch\'\nDid you mean "epochs" instead of "epoch"?'),

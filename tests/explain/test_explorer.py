@@ -390,6 +390,7 @@ def test_patches_and_attention_are_overlays(browser):
   browser.wait("document.querySelector('.bin canvas')")
   assert max(browser.script(drawn)) > 2
   browser.script(choose % "patches")
+  browser.wait("document.querySelector('.bin canvas')")
   sizes = browser.script(drawn)
   assert set(sizes) <= {1, 2}  # In the bin or not, without blur.
   assert 2 in sizes
