@@ -117,6 +117,7 @@ class Source:
     factor_names: Names of the columns of `factors`.
     masks: factors [n, ...] of n images -> uint8 [n, H, W, channels] of the size
       of the images, 255 on the object and 0 elsewhere. None if not known.
+    draw: Rows of factors -> uint8 images, of the size of `images`; or None.
     named: Names of the unreadable records that are in the log already; parts of
       a source share the set.
     factor_values: Class names of each column that holds class numbers, by the
@@ -148,6 +149,7 @@ class Source:
   factors: np.ndarray | None = None
   factor_names: tuple[str, ...] = ()
   masks: Callable[[np.ndarray], np.ndarray] | None = None
+  draw: Callable[[np.ndarray], np.ndarray] | None = None
   named: set[str] = dataclasses.field(default_factory=set, compare=False)
   factor_values: Mapping[str, tuple[str, ...]] = dataclasses.field(
     default_factory=dict

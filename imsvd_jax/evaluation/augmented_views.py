@@ -27,17 +27,22 @@ from imsvd_jax.training import augment, experiment
 
 
 def some_images(source: Source, count: int, *, seed: int) -> Source:
-  """Returns a fixed random part of a source, at most `count` images.
+  """Returns a fixed random part of a source; see `some_indices`."""
+  if source.num_examples <= count:
+    return source
+  return part.take(source, some_indices(source, count, seed=seed))
+
+
+def some_indices(source: Source, count: int, *, seed: int) -> np.ndarray:
+  """Returns the ascending indices of at most `count` images of a source.
 
   Of a stream, which cannot be read at random, the first ones: TensorFlow
   Datasets has shuffled its records when it wrote them.
   """
-  if source.num_examples <= count:
-    return source
+  count = min(count, source.num_examples)
   if source.stream is not None:
-    return part.take(source, np.arange(count))
-  chosen = hashing.hash_order(source.num_examples, seed=seed)[:count]
-  return part.take(source, np.sort(chosen))
+    return np.arange(count)
+  return np.sort(hashing.hash_order(source.num_examples, seed=seed)[:count])
 
 
 class ViewEmbedder:

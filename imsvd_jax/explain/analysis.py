@@ -12,7 +12,9 @@ import numpy as np
 
 from imsvd_jax.base import files
 from imsvd_jax.explain import information
+from imsvd_jax.explain.captions import Captions
 from imsvd_jax.explain.factors import Factor
+from imsvd_jax.explain.interventions import Interventions
 
 _Part = TypeVar("_Part")
 
@@ -140,6 +142,8 @@ class Analysis:
   patches: Patches | None = None  # None when no masks of objects are known.
   # By augmentation, [M], share of images whose bin it changes.
   flip_rates: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  interventions: Interventions | None = None  # None without a drawing.
+  captions: Captions | None = None  # None where they were not looked for.
   seconds: float = 0.0  # Of the pass over the images, with compilation.
   images_per_second: float = 0.0  # Without the first batch, which compiles.
 

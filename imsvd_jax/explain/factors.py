@@ -18,6 +18,7 @@ class Factor(NamedTuple):
   name: str  # What it is called.
   values: np.ndarray  # [N] int32, 0..K-1, or -1 where unknown.
   names: tuple[str, ...]  # K names of the values.
+  ordered: bool = False  # Whether the values are ranges, ascending.
 
 
 def make_factor(
@@ -60,7 +61,7 @@ def _continuous_factor(name: str, values: np.ndarray) -> Factor:
     f"{low:.{digits}f} to {high:.{digits}f}"
     for low, high in itertools.pairwise(bounds)
   )
-  return Factor(name, codes, names)
+  return Factor(name, codes, names, ordered=True)
 
 
 def _decimals(span: float) -> int:

@@ -36,6 +36,21 @@ class TwoViews:
 
 
 @dataclasses.dataclass(frozen=True)
+class Drawing:
+  """How images are drawn from factors.
+
+  Attributes:
+    draw: Rows of factors -> images, prepared as in `Images.batches`.
+    factors: float32 [n, columns], of some images.
+    names: Of the columns.
+  """
+
+  draw: Callable[[np.ndarray], np.ndarray]
+  factors: np.ndarray
+  names: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
 class Images:
   """A data set.
 
@@ -44,13 +59,15 @@ class Images:
       "image" uint8 [B, H, W, C], "index" [B], optionally "label" [B] (-1:
       unlabeled) and "mask" [B] (False: padding); each image once.
     count: How many images will come, for the time left; None: unknown.
-    some: Returns batches of n images from everywhere in the data set; by
+    some: Returns batches of n images from everywhere in the data set, with
+      their indices in it; by
       default one more pass over `batches` that keeps n of them.
     masked: Returns batches as `some`, with "object" uint8 [B, H, W, C], 255 on
       the object of the image and 0 elsewhere; None where that is not known.
     views: Two augmented views of every image, for agreement.
     factors: Known values by name, each indexed by image index (a sequence of
       length > largest index, or a mapping); see `factors.make_factor`.
+    drawing: Where the images were drawn from factors: how, and the factors.
     label_names: Names of the classes.
     names: Image index -> what to call the image, such as its path.
   """
@@ -61,6 +78,7 @@ class Images:
   masked: Callable[[int], Batches] | None = None
   views: TwoViews | None = None
   factors: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  drawing: Drawing | None = None
   label_names: Sequence[str] | None = None
   names: Callable[[int], str] | None = None
 

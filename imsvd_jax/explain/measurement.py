@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from imsvd_jax.base import console, devices
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import accumulate, information, patch_codes, probes
+from imsvd_jax.explain import captions as captions_lib
 from imsvd_jax.explain import factors as factors_lib
 from imsvd_jax.explain import sums as sums_lib
 from imsvd_jax.explain.analysis import (
@@ -23,6 +24,7 @@ from imsvd_jax.explain.analysis import (
 from imsvd_jax.explain.explain_options import ExplainOptions
 from imsvd_jax.explain.factors import Factor
 from imsvd_jax.explain.images import (
+  Batches,
   Images,
   TwoViews,
   as_shown,
@@ -30,10 +32,13 @@ from imsvd_jax.explain.images import (
   padded_batches,
   some_of,
 )
+from imsvd_jax.explain.interventions import Interventions, intervene
 from imsvd_jax.explain.scan import scan
 from imsvd_jax.explain.subject import Subject
 
 NUM_MASKED = 2048  # Images whose patches are compared with their objects.
+MAX_CAPTION_IMAGES = 20_000  # Of which half choose names, and half confirm.
+_BLOCK = 256  # Drawings that are encoded together.
 NUM_EXAMPLES = 6  # Images that are shown with their two views.
 
 
@@ -82,6 +87,10 @@ def analyze(
     return found
   return dataclasses.replace(
     found,
+    interventions=_interventions(
+      subject, images, found.num_variables, options.max_flip_images
+    ),
+    captions=_captions(found, found.code, factors, images),
     scores=_scores(found.code, factors, untrained, images, common),
     views=_views(subject, images, found, options, common),
     patches=_patches(subject, untrained, images, found.code, common),
@@ -176,6 +185,54 @@ def _class_counts(code: Code, factor: Factor) -> np.ndarray:
       for m in range(code.num_variables)
     ]
   )
+
+
+def _captions(
+  found: Analysis, code: Code, factors: tuple[Factor, ...], images: Images
+) -> captions_lib.Captions:
+  """Names bins by the factors and by what pixels tell, on some images."""
+  count = min(MAX_CAPTION_IMAGES, found.num_images)
+  indices, facts = [], []
+  for batch in _some_images(images, found, count):
+    mask = np.asarray(batch.get("mask", np.ones(len(batch["index"]), bool)))
+    indices.append(np.asarray(batch["index"], np.int64)[mask])
+    facts.append(captions_lib.pixel_facts(np.asarray(batch["image"])[mask]))
+  chosen = np.concatenate(indices)
+  rows = found.rows(chosen)
+  known = [factor._replace(values=factor.values[rows]) for factor in factors]
+  for name in facts[0]:
+    values = np.concatenate([fact[name] for fact in facts])
+    known.append(factors_lib.make_factor(name, values))
+  return captions_lib.name_bins(code.codes[rows], code.num_bins, known, chosen)
+
+
+def _interventions(
+  subject: Subject, images: Images, num_variables: int, max_images: int
+) -> Interventions | None:
+  """Changes one factor at a time where images are drawn from factors."""
+  drawing = images.drawing
+  if drawing is None or not max_images or num_variables < 2:
+    return None
+  encode = jax.jit(subject.encode)
+
+  def codes_of(pixels: np.ndarray) -> np.ndarray:
+    blocks = []
+    for start in range(0, len(pixels), _BLOCK):
+      block = pixels[start : start + _BLOCK]
+      padding = [(0, _BLOCK - len(block))] + [(0, 0)] * (pixels.ndim - 1)
+      q = encode(subject.variables, np.pad(block, padding)).probabilities
+      blocks.append(np.asarray(q)[: len(block)].argmax(axis=-1))
+    return np.concatenate(blocks)
+
+  factors = drawing.factors[:max_images]
+  return intervene(codes_of, drawing.draw, factors, drawing.names)
+
+
+def _some_images(images: Images, found: Analysis, count: int) -> Batches:
+  """Returns batches of images from everywhere in the data set."""
+  if images.some is not None:
+    return images.some(count)
+  return only(images.batches(), some_of(found.indices, count))
 
 
 def _views(
@@ -288,6 +345,5 @@ def _flip_rates(
   count = min(max_images, len(found.indices))
   if not count:
     return {}
-  chosen = lambda n: only(images.batches(), some_of(found.indices, n))
-  some = (images.some or chosen)(count)
+  some = _some_images(images, found, count)
   return probes.flip_rates(subject, some, num_images=count, **options)

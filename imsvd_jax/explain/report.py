@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from imsvd_jax.base import console, devices
+from imsvd_jax.base import console, devices, files
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.explain import figure_set, figures, health, patch_codes
 from imsvd_jax.explain.analysis import Analysis
@@ -23,6 +23,8 @@ from imsvd_jax.explain.scan import encoding_shapes
 from imsvd_jax.explain.subject import Subject, no_code_sentence
 
 ANALYSIS = "analysis.npz"
+CAPTIONS = "captions.csv"
+INTERVENTIONS = "interventions.csv"
 _FIGURE = re.compile(
   r"(joint|cross_joint|mutual_information|factors|samples_variable_\d+"
   r"|attribution|embedding_vectors|embedding_map|training_curves)"
@@ -57,7 +59,8 @@ def explain(
 
   Removes first what an earlier report left in `directory`. Writes
   `analysis.npz` (every array, among them the joint matrices in float32),
-  `figures/*` and `explorer/index.html` under `directory`.
+  `captions.csv` (names of bins), `figures/*` and `explorer/index.html` under
+  `directory`.
 
   Args:
     untrained: The same encoder with random weights; see `analyze`.
@@ -113,6 +116,15 @@ def explain(
     lines += patch_codes.lines(analysis.patches)
   for line in lines:
     report(line)
+  if analysis.captions is not None:
+    table = analysis.captions.table()
+    files.write_whole(directory / CAPTIONS, table.encode())
+    report(analysis.captions.line())
+  if analysis.interventions is not None:
+    table = analysis.interventions.table()
+    files.write_whole(directory / INTERVENTIONS, table.encode())
+    for line in analysis.interventions.lines():
+      report(line)
   if analysis.code is None:
     report(no_code_sentence(subject))
   report(f"Open {index}")
@@ -147,6 +159,8 @@ def _remove_former(directory: pathlib.Path) -> None:
   for path in (directory / "figures").glob("*"):
     if _FIGURE.fullmatch(path.name):
       path.unlink()
+  for name in (CAPTIONS, INTERVENTIONS):
+    (directory / name).unlink(missing_ok=True)
   (directory / ANALYSIS).unlink()  # Last: it says that there was a report.
 
 

@@ -25,7 +25,7 @@ from imsvd_jax.evaluation import augmented_views
 from imsvd_jax.explain import report as report_lib
 from imsvd_jax.explain.explain_options import RunOptions
 from imsvd_jax.explain.health import Indicator
-from imsvd_jax.explain.images import Batch, Images, TwoViews
+from imsvd_jax.explain.images import Batch, Drawing, Images, TwoViews
 from imsvd_jax.explain.subject import Encoding, Subject
 from imsvd_jax.models import attention_maps
 from imsvd_jax.objectives.soft_variables import log_soft_discretize
@@ -157,6 +157,18 @@ def _factors(source: Source) -> dict[str, np.ndarray]:
   return found
 
 
+def _drawing(
+  source: Source, settings: ml_collections.ConfigDict
+) -> Drawing | None:
+  """Returns how the images are drawn, if the encoder sees them as drawn."""
+  if source.draw is None or source.factors is None:
+    return None
+  shape = source.draw(source.factors[:1]).shape[1:3]
+  if not shape == (settings.resize,) * 2 == (settings.crop,) * 2:
+    return None
+  return Drawing(source.draw, source.factors, source.factor_names)
+
+
 def batches_of(
   source: Source, settings: ml_collections.ConfigDict, batch_size: int
 ) -> Iterator[Batch]:
@@ -200,7 +212,9 @@ def images_of(
 
   def some(count: int) -> Iterator[Batch]:
     part = augmented_views.some_images(source, count, seed=0)
-    return batches_of(part, settings, batch_size)
+    indices = augmented_views.some_indices(source, count, seed=0)
+    for batch in batches_of(part, settings, batch_size):
+      yield {**batch, "index": indices[batch["index"]]}
 
   def masked(count: int) -> Iterator[Batch]:
     part = augmented_views.some_images(source, count, seed=0)
@@ -222,6 +236,7 @@ def images_of(
     some=some,
     views=two_views(source, config, batch_size) if "views" in config else None,
     factors=_factors(source),
+    drawing=_drawing(source, settings),
     label_names=source.label_names or None,
     names=source.describe if absolute_paths else source.relative_name,
   )

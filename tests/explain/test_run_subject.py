@@ -227,6 +227,28 @@ def test_flip_rates_look_at_all_classes(encoder, source):
   assert labels.max() > source.labels[23]  # Beyond the first half.
 
 
+def test_some_images_keep_their_indices(encoder, source):
+  config = encoder.config
+  images = run_subject.images_of(source, config.data, config, 16)
+  (batch,) = images.some(12)
+  mask = batch["mask"]
+  np.testing.assert_array_equal(
+    batch["image"][mask], source.images[batch["index"][mask]]
+  )
+
+
+def test_changed_factors_and_names_are_written(report):
+  folder = report.index.parents[1]
+  rows = (folder / "interventions.csv").read_text().splitlines()
+  names = {row.partition(",")[0] for row in rows[1:]}
+  assert {"shape", "texture", "foreground", "background", "size"} <= names
+  assert (folder / "captions.csv").read_text().startswith("variable,bin,text")
+  # The drawings are the images themselves before a factor changes.
+  found = report.analysis.interventions
+  assert found.flips.shape == (8, 2)
+  assert found.images.max() <= 48
+
+
 def test_reports_do_not_share_a_folder():
   name_of = lambda **options: run_subject.folder_name(3, RunOptions(**options))
   made = [

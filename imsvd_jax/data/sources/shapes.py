@@ -59,6 +59,7 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source:
     factors=factors,
     factor_names=FACTORS,
     masks=lambda factors: masks_of(factors, size, channels),
+    draw=lambda factors: render(factors, size, channels),
     factor_values={"shape": SHAPES, "texture": TEXTURES},
   )
 

@@ -203,10 +203,21 @@ def _core(
   if code is not None:
     core["variables"] = _variable_table(analysis, code)
     core["usage"] = code.usage.tolist()
+    core["captions"] = _captions(analysis)
     core["overlays"] = list(_overlays(illustrations))
     if analysis.pairs is not None and code.num_variables > 1:
       core |= _pair_tables(code, analysis.pairs, analysis.views)
   return core
+
+
+def _captions(analysis: Analysis) -> dict[str, list[Any]]:
+  """Returns [text, precision, lift] of the bins that have a name."""
+  if analysis.captions is None:
+    return {}
+  return {
+    f"{c.variable}/{c.bin}": [c.text, round(c.precision, 3), round(c.lift, 2)]
+    for c in analysis.captions.confirmed
+  }
 
 
 def _pair_tables(

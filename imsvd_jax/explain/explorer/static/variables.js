@@ -183,7 +183,11 @@ function orderOfBins(usage, counts) {
 
 function fillBin(node, all, data, m, d, counts) {
   const usage = core.usage[m][d];
+  const caption = core.captions[`${m}/${d}`];
   const what = h("div", { class: "what" }, h("h3", {}, `Bin ${d}`),
+    caption && h("div", { title: "Chosen on one half of the images, confirmed "
+      + `on the other: precision ${percent(caption[1], 0)}, `
+      + `lift ${caption[2]}` }, caption[0]),
     h("div", {}, `${number(usage)} images · `
       + `${percent(usage / core.numImages)}`),
     counts && classes(counts));
