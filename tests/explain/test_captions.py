@@ -68,6 +68,6 @@ def test_pixels_tell_color_texture_size_and_place():
   assert facts["share of red"][0] > facts["share of blue"][0]
   assert facts["brightness"][0] > facts["brightness"][1]
   assert max(facts["edges"][1], facts["contrast"][1]) < 1e-6
-  assert facts["size of the object"].tolist() == np.float32([0.04, 0]).tolist()
+  np.testing.assert_allclose(facts["size of the object"], [0.04, 0], 1e-6)
   np.testing.assert_allclose(facts["x of the object"], [0.7, 0.5], atol=0.01)
   np.testing.assert_allclose(facts["y of the object"], [0.2, 0.5], atol=0.01)
