@@ -192,7 +192,10 @@ def _train_all(jobs: Sequence[_Job], root: pathlib.Path) -> list[_Job]:
     # Runs that differ in their seed compile the same programs.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(root / "compiled")}
     environment = cache | os.environ
-    code = subprocess.run(command, env=environment, check=False).returncode
+    # What a run prints as its result is progress here: to standard error.
+    code = subprocess.run(
+      command, env=environment, stdout=2, check=False
+    ).returncode
     if code == 2 or code < 0 or code >= 75:
       raise UserError(
         f"{recipe.name} with seed {seed} ended with exit code {code}, as it"

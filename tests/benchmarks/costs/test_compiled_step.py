@@ -157,7 +157,7 @@ def test_a_tpu_scatters_gradients_and_gathers_weights():
   whole = sent["replicated"]
   for mode in ("optimizer", "all"):
     scattered = sent[mode]["reduce-scatter"] - whole["reduce-scatter"]
-    assert 0.4 * weights < scattered < 0.6 * weights, mode  # bfloat16.
+    assert 0.3 * weights < scattered < 0.6 * weights, mode  # bfloat16.
     assert sent[mode]["all-reduce"] < 0.3 * whole["all-reduce"], mode
   gathered = {
     mode: sent[mode]["all-gather"] - whole["all-gather"] for mode in sent
