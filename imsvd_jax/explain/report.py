@@ -111,6 +111,19 @@ def explain(
   for name, figure in drawn.items():
     paths.append(directory / "figures" / f"{name}.{options.figure_format}")
     figures.save(figure, paths[-1])
+  _tell(analysis, directory, report)
+  if analysis.code is None:
+    report(no_code_sentence(subject))
+  report(f"Open {index}")
+  return Report(analysis, index, paths)
+
+
+def _tell(
+  analysis: Analysis,
+  directory: pathlib.Path,
+  report: Callable[[str], None],
+) -> None:
+  """Reports the findings in words, and writes those that are tables."""
   lines = factor_lines(analysis)
   if analysis.patches is not None:
     lines += patch_codes.lines(analysis.patches)
@@ -125,10 +138,6 @@ def explain(
     files.write_whole(directory / INTERVENTIONS, table.encode())
     for line in analysis.interventions.lines():
       report(line)
-  if analysis.code is None:
-    report(no_code_sentence(subject))
-  report(f"Open {index}")
-  return Report(analysis, index, paths)
 
 
 def _check(subject: Subject, images: Images, options: ExplainOptions) -> None:
