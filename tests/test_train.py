@@ -87,11 +87,12 @@ def test_online_numbers_say_that_they_are(finished):
 
 
 def test_the_log_says_what_was_found_where_the_config_points(capsys):
-  config = debug_config(**{"batch_size": 2048})
+  config = debug_config(**{"batch_size": 2048, "data.path": "/a/file.npz"})
   source = data.make_source(config.data, "train")
   log_lines.describe_data(config, source)
   said = capsys.readouterr().err
   assert said.startswith("Data: synthetic: 16 images, ")
+  assert "data.path=/a/file.npz is not read: data.name is 'synthetic'" in said
   assert "batch_size=2048 is larger than the number of images" in said
 
 

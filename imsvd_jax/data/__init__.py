@@ -47,6 +47,8 @@ SOURCES = {
   "tar": _tar,
   "tfds": _tfds,
 }
+# Those that draw their images, or come with a package.
+WITHOUT_FILES = ("digits", "shapes", "synthetic")
 
 
 @overload

@@ -2,10 +2,11 @@
 
 import os
 import re
+from collections.abc import Sequence
 
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.base.files import printable
-from imsvd_jax.data import SOURCES
+from imsvd_jax.data import SOURCES, tensorflow_needed
 
 EXPECTED = "folder:DIR, arrays:FILE, tar:DIR, tfds:NAME or digits"
 
@@ -37,6 +38,25 @@ def name_and_path(text: str) -> tuple[str, str]:
   if (kind == "tfds") != bool(of_tfds):
     raise UserError(f"--data={printable(text)}; expected {EXPECTED}.")
   return name, path
+
+
+def check(text: str, splits: Sequence[str] = ()) -> None:
+  """Finds what is wrong with a data set before weights are loaded.
+
+  Args:
+    text: As `name_and_path` has it.
+    splits: Splits to be read, as `data.train_split`; checked for TFDS, whose
+      splits are known without reading images.
+
+  Raises:
+    UserError: There is no such data set, file or split.
+  """
+  name, path = name_and_path(text)
+  if name.startswith("tfds:"):
+    with tensorflow_needed("Source 'tfds'"):
+      from imsvd_jax.data.sources import tfds
+
+      tfds.check(name, path, splits)
 
 
 def _check_exists(text: str, kind: str, path: str) -> None:

@@ -52,9 +52,9 @@ def evaluate_runs(options: Options) -> list[results.Result]:
       " share one file; leave it out, or evaluate one at a time."
     )
   # Check what needs no weights before the first run is loaded.
-  if options.data:
-    named.name_and_path(options.data)
   _check_splits(options)
+  if options.data:
+    named.check(options.data, options.splits)
   _choose(options, protocols.Crops(size=1, test_resize=1))
   everything, compared, failures = [], [], []
   for workdir in options.workdir:

@@ -253,7 +253,7 @@ def explain_run(
   options = options or RunOptions()
   _check_local(workdir, options)
   if options.data:  # Before the weights are loaded, which takes longer.
-    named.name_and_path(options.data)
+    named.check(options.data)
   encoder = load_encoder(workdir, options.step, use_target=options.target)
   if not options.data:
     ownership.check_data(workdir, encoder.config, trusted=options.trust_workdir)

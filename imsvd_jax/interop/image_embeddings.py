@@ -186,7 +186,7 @@ def open_images(
   # Found before the weights are loaded, which takes longer.
   files = None
   if data and (split or data.startswith(_ARRAYS)):
-    named.name_and_path(data)
+    named.check(data, () if split in ("", "train", "eval") else (split,))
   if not split and not data.startswith(_ARRAYS):
     with data_lib.tensorflow_needed("A folder"):
       files = _listed_files(data)

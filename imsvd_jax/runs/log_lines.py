@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from imsvd_jax.base import agreement, console, files
 from imsvd_jax.base.config import flatten
 from imsvd_jax.base.console import print_detail, say
+from imsvd_jax.data import WITHOUT_FILES
 from imsvd_jax.runs import metrics
 from imsvd_jax.training import finite, optim, verdict
 from imsvd_jax.training.experiment import Experiment, Progress
@@ -142,6 +143,12 @@ def describe_change(
 def describe_data(config: ConfigDict, source: Source) -> None:
   """Prints what the data source found: a path may lead to other images."""
   say(f"Data: {source.summary()}.")
+  if config.data.path and config.data.name in WITHOUT_FILES:
+    say(
+      f"data.path={config.data.path} is not read: data.name is"
+      f" {config.data.name!r}, which needs no files. Set data.name, too, such as"
+      " --config.data.name=folder."
+    )
   if config.batch_size > source.num_examples:
     say(
       f"batch_size={config.batch_size} is larger than the number of images:"

@@ -54,6 +54,8 @@ WRONG = [
   ("folder", "names no file"),
   ("tfds", "expected folder:DIR, arrays:FILE"),
   ("digits:x", "expected folder:DIR, arrays:FILE"),
+  ("tfds:mnits", "Unknown TensorFlow data set 'mnits'. Did you mean"),
+  ("tfds:mnist=/no/folder", "is not prepared"),
 ]
 
 

@@ -14,7 +14,7 @@ import tensorflow_datasets as tf_datasets
 from tensorflow_datasets import features
 
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.data import part
+from imsvd_jax.data import named, part
 from imsvd_jax.data import source as source_lib
 from imsvd_jax.data.sources import shapes, tfds
 from imsvd_jax.interop import image_embeddings
@@ -519,6 +519,13 @@ def test_training_and_evaluation_have_filters_of_their_own():
   of_bilinear = views(make("digits", interpolation="bilinear"))
   np.testing.assert_array_equal(of_bilinear, views(apart))
   np.testing.assert_array_equal(images(both)["image"], images(apart)["image"])
+
+
+def test_a_split_of_tfds_is_checked_before_images_are_read(tfds_dir):
+  data_set = f"tfds:tiny_photos={tfds_dir}"
+  named.check(data_set, ("train[:50%]", "test"))
+  with pytest.raises(UserError, match="no split 'trian'; expected one of"):
+    named.check(data_set, ("train", "trian"))
 
 
 def test_no_evaluation_split():

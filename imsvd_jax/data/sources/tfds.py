@@ -44,7 +44,7 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 from unittest import mock
 
@@ -109,6 +109,19 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source:
     source = read_into_memory(source, stream, records, images.shape)
     return _with_classes(source, own, classes)
   return read_into_memory(source, stream, records, images.shape)
+
+
+def check(name: str, path: str, splits: Sequence[str] = ()) -> None:
+  """Raises UserError if a data set or one of its splits is not there.
+
+  Args:
+    name: As `data.name`.
+    path: As `data.path`.
+    splits: As `data.train_split`.
+  """
+  builder = _builder(ConfigDict({"name": name, "path": path}))
+  for split in splits:
+    _Files(builder, split)
 
 
 # --- Content of the data set --------------------------------------------------
