@@ -146,8 +146,8 @@ def describe_data(config: ConfigDict, source: Source) -> None:
   if config.data.path and config.data.name in WITHOUT_FILES:
     say(
       f"data.path={config.data.path} is not read: data.name is"
-      f" {config.data.name!r}, which needs no files. Set data.name, too, such as"
-      " --config.data.name=folder."
+      f" {config.data.name!r}, which needs no files. Set data.name, too, such"
+      " as --config.data.name=folder."
     )
   if config.batch_size > source.num_examples:
     say(
