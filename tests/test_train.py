@@ -1,5 +1,6 @@
 """The trainer from end to end, on tiny data."""
 
+import collections
 import json
 import pathlib
 import re
@@ -13,6 +14,7 @@ import pytest
 from configs import digits
 from imsvd_jax import data
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.evaluation import augmented_views
 from imsvd_jax.runs import log_lines, metrics
 from imsvd_jax.train import train_and_evaluate
 from tests.train_child import small_config
@@ -65,6 +67,25 @@ def test_a_run_leaves_metrics_tensorboard_and_checkpoints(finished):
     last["diagonal"] + last["off_diagonal"] + last["invariance"], rel=1e-5
   )
   assert list((workdir / "tensorboard").glob("events*"))
+
+
+def test_tensorboard_shows_the_views_once_and_the_entropies(finished):
+  tf = pytest.importorskip("tensorflow")
+  config, workdir, _ = finished
+  (path,) = (workdir / "tensorboard").glob("events*")
+  found = collections.defaultdict(list)
+  for event in tf.compat.v1.train.summary_iterator(str(path)):
+    for value in event.summary.value:
+      found[value.tag].append((event.step, tf.make_ndarray(value.tensor)))
+  ((step, content),) = found["views/views"]
+  source = data.make_source(config.data, "train")
+  picture = augmented_views.picture(source, config)
+  size, count = config.views.view1.size, min(8, source.num_examples)
+  assert step == 0
+  assert picture.shape == (2 * size, count * size, 3)
+  assert picture.std() > 10  # Of 255 levels.
+  np.testing.assert_array_equal(tf.io.decode_png(content[2]), picture)
+  assert [step for step, _ in found["code/entropies"]] == [0, 3]
 
 
 def test_online_numbers_say_that_they_are(finished):

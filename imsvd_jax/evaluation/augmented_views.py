@@ -161,6 +161,41 @@ def train_crops(
   )
 
 
+def picture(
+  source: Source, config: ml_collections.ConfigDict, *, columns: int = 8
+) -> np.ndarray:
+  """Returns a picture of some images as training sees them: two rows of views.
+
+  The crops and the photometric augmentation are the recipe's; not collective.
+
+  Args:
+    source: Training images.
+    config: The recipe.
+    columns: How many images.
+
+  Returns:
+    uint8 [2 S, n S, C] of n = min(columns, images) images; C is 1 or 3: of
+    other channels it shows the mean.
+  """
+  some = some_images(source, columns, seed=0)
+  views = config.views.copy_and_resolve_references()
+  views.num_local = 0
+  batch = next(
+    host_pipeline.train_batches(
+      some, views=views, batch_size=some.num_examples, seed=0
+    )
+  )
+  batch = {name: batch[name] for name in ("views", "index", "epoch")}
+  recipes = experiment.augmentation(config)
+  augmented = jax.jit(functools.partial(augment.augment_views, recipes))
+  rows = np.asarray(augmented(jax.random.key(0), batch)[0])  # [2, n, S, S, C]
+  rows = rows * np.asarray(config.data.std) + np.asarray(config.data.mean)
+  if rows.shape[-1] not in (1, 3):
+    rows = rows.mean(-1, keepdims=True)
+  pixels = np.clip(np.rint(255 * rows), 0, 255).astype(np.uint8)
+  return np.concatenate([np.concatenate(row, axis=1) for row in pixels])
+
+
 def _embed_two_views(
   model: Encoder,
   config: ml_collections.ConfigDict,

@@ -9,12 +9,14 @@ import collections
 import dataclasses
 import functools
 import itertools
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -22,7 +24,7 @@ from imsvd_jax import data
 from imsvd_jax.base import agreement, console, devices, files, hashing
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data.source import Source
-from imsvd_jax.evaluation import protocols, results
+from imsvd_jax.evaluation import augmented_views, protocols, results
 from imsvd_jax.evaluation.binder import (
   RAW_PIXELS,
   Binder,
@@ -39,6 +41,8 @@ from imsvd_jax.training.experiment import Experiment
 from imsvd_jax.training.state import TrainState
 
 T = TypeVar("T")
+
+_ENTROPY = re.compile(r"codes/variable/\d+/entropy")  # See `collapse`.
 
 
 class Evaluation:
@@ -78,6 +82,7 @@ class Evaluation:
     if why:
       console.say(f"No k-NN or linear evaluation: {why}.")
     self._has_labels = not why
+    self._has_shown_views = False
     self._failures: collections.Counter[str] = collections.Counter()
 
   # --- Online -----------------------------------------------------------------
@@ -92,9 +97,14 @@ class Evaluation:
     if not self._settings.every_epochs:
       return
     start = time.monotonic()
-    found = list(self._measure_online(step, state))
-    if not found and not self._failures:
+    measured = list(self._measure_online(step, state))
+    if not measured and not self._failures:
       return
+    self._show(step, measured, writer)
+    found = [
+      dataclasses.replace(result, values=results.shown(result))
+      for result in measured
+    ]
     scalars = _scalars(found)
     if scalars:
       writer.write(step, {f"online/{name}": v for name, v in scalars.items()})
@@ -124,7 +134,39 @@ class Evaluation:
         continue
       for number, reason in result.failed.items():
         failed(f"{name} {number}", reason)
-      yield dataclasses.replace(result, values=results.shown(result))
+      yield result
+
+  def _show(
+    self,
+    step: int,
+    measured: Sequence[results.Result],
+    writer: metrics.MetricWriter,
+  ) -> None:
+    """Writes what is looked at: views, once, and a histogram of the variables.
+
+    The views come from process 0 alone, which is the one that writes.
+    """
+    shown: dict[str, Any] = {}
+    entropies = [
+      value
+      for result in measured
+      for name, value in result.values.items()
+      if _ENTROPY.fullmatch(name)
+    ]
+    if entropies:
+      shown["code/entropies"] = np.asarray(entropies)
+    if jax.process_index() == 0 and not self._has_shown_views:
+      self._has_shown_views = True
+      try:
+        views = augmented_views.picture(
+          self._data.train, self._experiment.config
+        )
+      except Exception as error:  # No picture ends a run.
+        console.say(f"WARNING: no picture of the views: {reason_of(error)}")
+      else:
+        shown["views/views"] = views
+    if shown:
+      writer.write(step, shown, timing=True)
 
   def _measure(
     self, binding: Binding, name: str, protocol: protocols.Protocol

@@ -133,12 +133,20 @@ class MetricWriter:
   def write(
     self,
     step: int,
-    scalars: Mapping[str, float],
+    scalars: Mapping[str, Any],
     *,
     words: Mapping[str, str] = types.MappingProxyType({}),
     timing: bool = False,
   ) -> None:
-    """Writes numbers and words of a step; `timing` not to metrics.jsonl."""
+    """Writes numbers and words of a step.
+
+    Args:
+      step: The step.
+      scalars: Numbers by name; with `timing` also pictures and samples.
+      words: Texts by name.
+      timing: Whether they depend on the clock, or are to be looked at:
+        metrics.jsonl does not get them.
+    """
     if not self._is_main:
       return
     with self._writing():

@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from imsvd_jax.base import files, metric_groups
 from imsvd_jax.base.config import flatten
 from imsvd_jax.base.errors import UserError
@@ -29,6 +31,7 @@ class WandbWriter:
         f"log.wandb_project={project!r} needs the package wandb ({error}):"
         ' `pip install wandb`, or --config.log.wandb_project="".'
       ) from error
+    self._wandb = wandb
     directory = files.absolute(workdir)
     try:
       self._run = wandb.init(
@@ -48,9 +51,17 @@ class WandbWriter:
     self._run.define_metric("*", step_metric="step")
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
-    """Sends numbers and words of a step."""
-    tagged = {metric_groups.tag(name): v for name, v in values.items()}
+    """Sends numbers, words, pictures and samples of a step."""
+    tagged = {
+      metric_groups.tag(name): self._as_seen(v) for name, v in values.items()
+    }
     self._run.log({"step": step, **tagged})
+
+  def _as_seen(self, value: Any) -> Any:
+    """Returns a picture or a sample as wandb shows it."""
+    kinds = {3: self._wandb.Image, 1: self._wandb.Histogram}
+    kind = kinds.get(np.ndim(value))
+    return kind(value) if kind else value
 
   def sync(self) -> None:
     """Does nothing: wandb sends by itself."""

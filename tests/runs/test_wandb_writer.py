@@ -3,6 +3,7 @@
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from configs import common
@@ -27,6 +28,10 @@ class FakeRun:
 @pytest.fixture
 def wandb(monkeypatch):
   fake = types.SimpleNamespace(run=FakeRun(), calls=[])
+  fake.Image, fake.Histogram = (
+    lambda x: ("image", x.shape),
+    lambda x: ("bins", x.shape),
+  )
   fake.init = lambda **kwargs: fake.calls.append(kwargs) or fake.run
   monkeypatch.setitem(sys.modules, "wandb", fake)
   return fake
@@ -46,6 +51,8 @@ def test_numbers_go_there_in_groups_and_a_resumed_run_continues(
   writer = metrics.MetricWriter(str(tmp_path), start_step=0, others=others)
   writer.write(5, {"loss": 1.0, "diagonal": 2.0, "online/knn": 0.5})
   writer.write(5, {"images_per_second": 9.0}, timing=True)
+  looked_at = {"views/views": np.zeros((4, 8, 3)), "code/entropies": np.ones(5)}
+  writer.write(6, looked_at, timing=True)
   writer.sync()
   writer.close()
   (call,) = wandb.calls
@@ -58,6 +65,11 @@ def test_numbers_go_there_in_groups_and_a_resumed_run_continues(
   assert wandb.run.logged == [
     {"step": 5, "loss/loss": 1.0, "terms/diagonal": 2.0, "online/knn": 0.5},
     {"step": 5, "speed/images_per_second": 9.0},
+    {
+      "step": 6,
+      "views/views": ("image", (4, 8, 3)),
+      "code/entropies": ("bins", (5,)),
+    },
   ]
   assert wandb.run.is_finished
 
