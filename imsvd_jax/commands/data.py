@@ -11,19 +11,40 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from imsvd_jax.commands import command_line, shared_flags
+
+
+def _define_recipe() -> Callable[[], ConfigDict]:
+  """Defines --config, and --data in place of its data; returns what reads."""
+  config = shared_flags.define_config()
+  data = flags.DEFINE_string(
+    "data",
+    "",
+    "Other data than the recipe's: folder:DIR, arrays:FILE, tfds:NAME.",
+  )
+
+  def read() -> ConfigDict:
+    if data.value:
+      from imsvd_jax.data import named
+
+      named.check(data.value)
+      named.choose(config.value.data, data.value)
+    return config.value
+
+  return read
 
 
 def _check() -> Callable[[], None]:
   """Reports on the data of a recipe, and shows its views.
 
-  imsvd data check --config=folder_r18 --config.data.path=~/images
+  imsvd data check --config=folder_r18 --data=folder:~/images
 
   The page (index.html in --output) shows ten images with all their views in
   training, and repeats the report.
   """
-  config = shared_flags.define_config()
+  config = _define_recipe()
   output = flags.DEFINE_string(
     "output", "data-check", "Folder for the page; empty: no page."
   )
@@ -31,7 +52,7 @@ def _check() -> Callable[[], None]:
   def check() -> None:
     from imsvd_jax.explain import data_page
 
-    print("\n".join(data_page.check_data(config.value, output.value)))
+    print("\n".join(data_page.check_data(config(), output.value)))
 
   return check
 
@@ -39,17 +60,17 @@ def _check() -> Callable[[], None]:
 def _stats() -> Callable[[], None]:
   """Reports the mean and std of each channel of a recipe's images.
 
-  imsvd data stats --config=folder_r18 --config.data.path=~/images
+  imsvd data stats --config=folder_r18 --data=folder:~/images
 
   Prints the flags that set data.mean and data.std to them. Each image counts
   alike, whatever its size.
   """
-  config = shared_flags.define_config()
+  config = _define_recipe()
 
   def stats() -> None:
     from imsvd_jax.explain import data_page
 
-    print("\n".join(data_page.data_stats(config.value)))
+    print("\n".join(data_page.data_stats(config())))
 
   return stats
 

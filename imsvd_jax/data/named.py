@@ -4,11 +4,18 @@ import os
 import re
 from collections.abc import Sequence
 
+from ml_collections import ConfigDict
+
+from imsvd_jax.base.config import ADDED_KEYS
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.base.files import printable
 from imsvd_jax.data import SOURCES, tensorflow_needed
 
 EXPECTED = "folder:DIR, arrays:FILE, tar:DIR, tfds:NAME or digits"
+# Keys of `config.data` that make sense for one data set only.
+_OF_ITS_OWN_DATA = (
+  *("holdout", "holdout_seed", "image_key", "label_key", "labels"),
+)
 
 
 def name_and_path(text: str) -> tuple[str, str]:
@@ -38,6 +45,23 @@ def name_and_path(text: str) -> tuple[str, str]:
   if (kind == "tfds") != bool(of_tfds):
     raise UserError(f"--data={printable(text)}; expected {EXPECTED}.")
   return name, path
+
+
+def choose(settings: ConfigDict, text: str) -> None:
+  """Makes data settings those of another data set; its own keys are reset.
+
+  Args:
+    settings: As `config.data`, perhaps of an earlier version.
+    text: As `name_and_path` has it.
+
+  Raises:
+    UserError: There is no such source, or no such file.
+  """
+  settings.name, settings.path = name_and_path(text)
+  settings.num_examples = 0
+  for key in _OF_ITS_OWN_DATA:
+    if key in settings:
+      settings[key] = ADDED_KEYS[f"data.{key}"]
 
 
 def check(text: str, splits: Sequence[str] = ()) -> None:

@@ -17,7 +17,6 @@ import ml_collections
 import numpy as np
 
 from imsvd_jax.base import devices
-from imsvd_jax.base.config import ADDED_KEYS
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.data import named
 from imsvd_jax.data.source import value_range_of
@@ -27,10 +26,6 @@ from imsvd_jax.runs import weight_files, weights
 from imsvd_jax.training import augment, experiment
 
 logger = logging.getLogger(__name__)
-# Keys of a run's `data` that say nothing about another data set.
-_OF_ITS_OWN_DATA = (
-  *("holdout", "holdout_seed", "image_key", "label_key", "labels"),
-)
 
 
 class LoadedEncoder:
@@ -372,11 +367,7 @@ def data_settings(
     }
   )
   if chosen:
-    settings.name, settings.path = named.name_and_path(chosen)
-    settings.num_examples = 0
-    for key in _OF_ITS_OWN_DATA:
-      if key in settings:
-        settings[key] = ADDED_KEYS[f"data.{key}"]
+    named.choose(settings, chosen)
   return settings
 
 

@@ -1,5 +1,6 @@
 """--data means the same in every command, and is checked before weights."""
 
+import numpy as np
 import pytest
 
 from imsvd_jax.base.errors import UserError
@@ -9,7 +10,7 @@ from imsvd_jax.evaluation.evaluate_options import Options
 from imsvd_jax.explain import run_subject
 from imsvd_jax.explain.explain_options import RunOptions
 from imsvd_jax.interop import image_embeddings
-from tests.run_command import one_line_error
+from tests.run_command import check_refused, one_line_error, run_imsvd
 
 
 @pytest.mark.parametrize(
@@ -75,3 +76,15 @@ def test_wrong_splits_are_found_before_weights():
 def test_embedding_a_data_set_asks_for_its_split():
   with one_line_error("is a data set with splits; name one"):
     image_embeddings.embed("/no/run", "tfds:cifar10")
+
+
+def test_looking_at_data_takes_it_in_place_of_the_recipes(tmp_path):
+  path = tmp_path / "bright.npz"
+  images = np.full((4, 8, 8, 3), 255, np.uint8)
+  np.savez(path, train_images=images, train_labels=np.arange(4))
+  look = ("data", "stats", "--config=digits:debug")
+  found = run_imsvd(*look, f"--data=arrays:{path}")
+  assert found.returncode == 0, found.stderr
+  assert 'data.mean="(1.0000, 1.0000, 1.0000,)"' in found.stdout
+  missing = run_imsvd(*look, "--data=folder:/no/images")
+  check_refused(missing, "/no/images does not exist; expected folder:DIR")
