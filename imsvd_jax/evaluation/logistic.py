@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from imsvd_jax.base import console
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.evaluation import input_checks, protocols, subsets
 from imsvd_jax.evaluation import scores as metrics
@@ -83,10 +84,18 @@ def logistic_regression(
   ) -> list[tuple[np.ndarray, bool]]:
     path = _path_of_several if several else _path
     x, y = x_train[rows], y_train[rows]
+    fits = []
     with _threads_for(x_train.size * num_classes):
-      return list(path(x, y, penalties, features, num_classes, protocol))
+      for fitted in path(x, y, penalties, features, num_classes, protocol):
+        fits.append(fitted)
+        meter.add(1)
+    return fits
 
   penalties = sorted(float(c) for c in protocol.inverse_penalties)
+  # Raw pixels of large images take minutes.
+  meter = console.Progress(
+    "Logistic regression", len(penalties) + 1, unit="fits"
+  )
   tried: dict[float, float] = {}
   if len(penalties) > 1:
     strata = np.argmax(y_train, axis=1) if several else y_train
