@@ -1,7 +1,8 @@
-"""Hides what decoders of images print about damaged files.
+"""Hides what decoders of images print about damaged files, and TensorFlow.
 
 libjpeg, libpng and TensorFlow print it on standard error, past all logging.
-Each file that cannot be read is one line of ours.
+Each file that cannot be read is one line of ours. That TensorFlow finds no GPU
+is no news: images are read on the CPU, and JAX says what it computes on.
 """
 
 import faulthandler
@@ -21,6 +22,13 @@ _DECODERS_SAY = (
   r"|Application transferred too|Cannot (quantize|transcode)|Didn't expect more"
   r"|libpng |TIFF|Insufficient memory \(case)|jpeg_mem\.cc:"
 )
+# At every level of its logging.
+_TENSORFLOW_SAYS = (
+  r"^WARNING: All log messages before absl::InitializeLog"
+  r"|^[IWE]0000 .* (port|cudart_stub|cuda_platform|cpu_feature_guard)\.cc:"
+  r"|^To enable the following instructions: "
+)
+_HIDDEN = f"{_DECODERS_SAY}|{_TENSORFLOW_SAYS}"
 
 
 def hide() -> None:
@@ -36,7 +44,7 @@ def hide() -> None:
     if sys.stderr.fileno() != 2:
       return  # Somebody captures it.
     grep = subprocess.Popen(
-      ["grep", "-a", "-v", "-E", "--line-buffered", _DECODERS_SAY],
+      ["grep", "-a", "-v", "-E", "--line-buffered", _HIDDEN],
       stdin=subprocess.PIPE,
       stdout=2,
       env=os.environ | {"LC_ALL": "C"},
