@@ -149,16 +149,23 @@ def train_crops(
   They are this process's part of what `host_pipeline.train_batches` returns for
   `batch_size` images over all processes.
   """
-  views = config.views.copy_and_resolve_references()
-  views.num_local = 0
   return host_pipeline.train_batches(
     source,
-    views=views,
+    views=_global_views(config),
     batch_size=batch_size,
     seed=seed,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
+
+
+def _global_views(
+  config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  """Returns the settings of the recipe's views without local ones."""
+  views = config.views.copy_and_resolve_references()
+  views.num_local = 0
+  return views
 
 
 def picture(
@@ -178,11 +185,12 @@ def picture(
     other channels it shows the mean.
   """
   some = some_images(source, columns, seed=0)
-  views = config.views.copy_and_resolve_references()
-  views.num_local = 0
   batch = next(
     host_pipeline.train_batches(
-      some, views=views, batch_size=some.num_examples, seed=0
+      some,
+      views=_global_views(config),
+      batch_size=some.num_examples,
+      seed=0,
     )
   )
   batch = {name: batch[name] for name in ("views", "index", "epoch")}
