@@ -2,17 +2,18 @@
 
   python -m imsvd_jax.main --config=configs/comparison.py:digits-simclr
 
-The mode is DATA-OBJECTIVE or DATA-imsvd-VARIANT: a shorter digits.py, or
-shapes.py, changed only by the settings below. docs/objectives.md has the
-results.
+The mode is DATA-OBJECTIVE or DATA-imsvd-VARIANT: a shorter digits.py, shapes.py
+or fashion_mnist_r8.py ("fashion"), changed only by the settings below.
+docs/objectives.md and docs/results.md have the results.
 """
 
-from configs import common, digits, shapes
+from configs import common, digits, fashion_mnist_r8, shapes
 
 # Data: its recipe, and the length of the training for every objective.
 DATA = {
   "digits": (digits, {"epochs": 53.5}),  # 150 steps of 512.
   "shapes": (shapes, {}),  # 512 steps of 256.
+  "fashion": (fashion_mnist_r8, {}),
 }
 
 # Settings with which each objective learns. IMSVD's learning rate does not suit
