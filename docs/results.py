@@ -74,11 +74,13 @@ def runs() -> list[Run]:
 
 
 def _multi_crop() -> ConfigDict:
-  """Returns MVEB on shapes with six crops of 16 pixels beside its two views."""
-  config = comparison.get_config("shapes-mveb")
+  """Returns MVEB on Fashion-MNIST with six crops of 14 pixels, two epochs."""
+  config = comparison.get_config("fashion-mveb")
+  config.epochs = 2.0
+  config.optimizer.warmup_epochs = 0.5
   config.views.local.update(config.views.view1)
-  config.views.local.size = 16
-  config.views.local.crop_scale = (0.1, 0.5)
+  config.views.local.size = 14
+  config.views.local.crop_scale = (0.1, 0.4)
   config.views.num_local = 6
   return config
 
@@ -145,6 +147,7 @@ def store(rows: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
+  """Trains, stores or lists what the flags name."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("--workdir", type=pathlib.Path, default="runs/results")
   parser.add_argument("--only", default=",".join(GROUPS), help="groups")

@@ -10,6 +10,7 @@ tests/test_tables.py fails where a page differs from them.
 import json
 import pathlib
 import re
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 DOCS = pathlib.Path(__file__).parent
@@ -49,23 +50,94 @@ def _of_views(number: str, form: str, *contenders: str) -> str:
   return markdown(("view", "filter", *contenders), rows)
 
 
+ENCODERS = {
+  "raw pixels": "raw pixels",
+  "random init": "random weights",
+  "trained": "trained",
+}
+
+
 def laptop() -> str:
   """Accuracy of the recipes for a laptop."""
-  rows, before = [], ""
-  for row in measured("laptop")["rows"]:
-    cells = [row["features"], _percent(row["knn"]), _percent(row["linear"])]
-    if row["features"] == "trained":
-      cells = [f"**{cell}**" for cell in cells]
-    rows.append(("" if row["data"] == before else row["data"], *cells))
-    before = row["data"]
+  rows = []
+  for group, title in (
+    ("digits", "digits, 10 classes"),
+    ("shapes", "shapes, 24 classes"),
+    ("fashion-imsvd", "Fashion-MNIST, 10 classes"),
+  ):
+    for encoder, name in ENCODERS.items():
+      cells = [name, *_accuracies(group, encoder)]
+      if encoder == "trained":
+        cells = [f"**{cell}**" for cell in cells]
+      rows.append(("" if encoder != "raw pixels" else title, *cells))
   return markdown(("data", "features", "k-NN", "linear"), rows)
 
 
-def _percent(number: dict[str, float]) -> str:
-  span = f"{number['low']} to {number['high']}" if "low" in number else ""
-  if "mean" not in number:
-    return f"{span}%"
-  return f"{number['mean']}%" + (f" ({span})" if span else "")
+OBJECTIVES = {
+  "imsvd": "IMSVD",
+  "music": "MUSIC",
+  "mveb": "MVEB",
+  "superinfo": "SuperInfo",
+  "barlow_twins": "Barlow Twins",
+  "vicreg": "VICReg",
+  "simclr": "SimCLR",
+}
+
+
+def fashion() -> str:
+  """Every objective on Fashion-MNIST, and lightly's."""
+  head = ("encoder", "seeds", "k-NN", "linear", "minutes")
+  rows = [
+    (ENCODERS[encoder], "", *_accuracies("fashion-imsvd", encoder), "")
+    for encoder in ("raw pixels", "random init")
+  ]
+  for library in ("fashion", "lightly"):
+    for name, title in OBJECTIVES.items():
+      group = f"{library}-{name}"
+      if found := _runs(group):
+        minutes = " to ".join(
+          sorted(
+            {f"{f(run['minutes'] for run in found):.0f}" for f in (min, max)}
+          )
+        )
+        title += " (lightly)" if library == "lightly" else ""
+        cells = _accuracies(group, "trained")
+        rows.append((title, str(len(found)), *cells, minutes))
+  return markdown(head, rows)
+
+
+def digits() -> str:
+  """The digits recipe on each version of JAX."""
+  groups = sorted({k.rpartition("-")[0] for k in measured("results")["rows"]})
+  rows = [
+    (
+      name.removeprefix("digits-jax"),
+      str(len(_runs(name))),
+      *_accuracies(name, "trained"),
+    )
+    for name in groups
+    if name.startswith("digits-")
+  ]
+  return markdown(("jax", "seeds", "k-NN", "linear"), rows)
+
+
+def _runs(group: str) -> list[dict]:
+  """Returns the runs whose names begin with a group's."""
+  rows = measured("results")["rows"]
+  return [row for name, row in rows.items() if name.startswith(f"{group}-")]
+
+
+def _accuracies(group: str, encoder: str) -> list[str]:
+  """Returns k-NN and linear accuracy: the mean, and the range of several."""
+  found = [run[encoder] for run in _runs(group) if encoder in run]
+  cells = []
+  for evaluator in ("knn", "lbfgs"):
+    values = [run[evaluator] for run in found]
+    cell = f"{statistics.mean(values):.1f}%"
+    if len(values) > 1:
+      cell += f" ({min(values):.1f} to {max(values):.1f})"
+    cells.append(cell)
+  return cells
 
 
 # A variable that knows so much of a factor is in bold.
@@ -108,6 +180,8 @@ TABLES: dict[str, Callable[[], str]] = {
   "energy": energy,
   "view_cost": view_cost,
   "laptop": laptop,
+  "digits": digits,
+  "fashion": fashion,
   "factors": factors,
   "four_factors": four_factors,
 }
