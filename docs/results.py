@@ -74,10 +74,10 @@ def runs() -> list[Run]:
 
 
 def _multi_crop() -> ConfigDict:
-  """Returns MVEB on Fashion-MNIST with six crops of 14 pixels, two epochs."""
+  """Returns MVEB on Fashion-MNIST with six crops of 14 pixels, one epoch."""
   config = comparison.get_config("fashion-mveb")
-  config.epochs = 2.0
-  config.optimizer.warmup_epochs = 0.5
+  config.epochs = 1.0
+  config.optimizer.warmup_epochs = 0.25
   config.views.local.update(config.views.view1)
   config.views.local.size = 14
   config.views.local.crop_scale = (0.1, 0.4)
@@ -106,12 +106,13 @@ CROPS = {"together": _embed_views, "apart": _embed_apart}
 def train(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
   """Trains and returns accuracies, images/s and minutes.
 
-  A run that was trained to its end in `workdir` is measured again, not trained.
+  A run that ended in `workdir` before is not trained again.
   """
   config = run.config
   config.seed = run.seed
   config.eval.every_epochs = 0.0
-  config.eval.baselines = run.seed == 0
+  # Of 10,000 images the seed of random weights hardly matters.
+  config.eval.baselines = run.seed == 0 or run.group == "digits"
   step.embed_views = CROPS.get(run.name, _embed_views)
   start = time.perf_counter()
   train_and_evaluate(config, str(workdir))

@@ -65,7 +65,7 @@ def laptop() -> str:
     ("shapes", "shapes, 24 classes"),
     ("fashion-imsvd", "Fashion-MNIST, 10 classes"),
   ):
-    for encoder, name in ENCODERS.items():
+    for encoder, name in ENCODERS.items() if _runs(group) else ():
       cells = [name, *_accuracies(group, encoder)]
       if encoder == "trained":
         cells = [f"**{cell}**" for cell in cells]
@@ -134,7 +134,7 @@ def _accuracies(group: str, encoder: str) -> list[str]:
   for evaluator in ("knn", "lbfgs"):
     values = [run[evaluator] for run in found]
     cell = f"{statistics.mean(values):.1f}%"
-    if len(values) > 1:
+    if min(values) < max(values):
       cell += f" ({min(values):.1f} to {max(values):.1f})"
     cells.append(cell)
   return cells
