@@ -37,7 +37,7 @@ def main() -> None:
   subprocess.run(command, check=True)
   variable = flags.variable
   if variable is None:
-    nmi = Analysis.load(output / "analysis.npz").nmi
+    nmi = Analysis.load(output / "analysis.npz").scores.nmi
     variable = int(np.argmax(nmi[:, 0]))  # Of the label, which is first.
   page = (output / "explorer" / "index.html").resolve().as_uri()
   subprocess.run(
