@@ -2,8 +2,8 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -30,8 +30,11 @@ from imsvd_jax.runs.metric_lines import Mark
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import finite
 from imsvd_jax.training import step as step_lib
-from imsvd_jax.training.experiment import BEGINNING, Experiment
+from imsvd_jax.training.experiment import BEGINNING, Experiment, Progress
 from imsvd_jax.training.state import TrainState
+
+_Batches = Iterator[dict[str, Any]]
+_Steps = Mapping[int, Callable[..., Any]]  # Side of the global views -> step.
 
 
 @interruption.ends_with_its_peers
@@ -73,62 +76,22 @@ def _pretrain(
   """Starts or resumes the run in a directory that nobody else writes to."""
   # --- Start or resume -------------------------------------------------------
   config = experiment.config
-  replicated = devices.replicated(mesh)
   checkpointer = resume.open_checkpoints(config, source.num_examples, workdir)
   ownership.sign(workdir, config)
-  restored = checkpointer.restore(
-    step_lib.abstract_state(experiment, replicated)
-  )
-  start_step, progress, marks = 0, BEGINNING, []
-  if restored is None:
-    state = step_lib.initial_state(experiment, replicated)
-    state = _with_weights(config, state)
-  else:
-    state, start_step = restored
-    with agreement.together(workdir):
-      marks = resume.load_marks(workdir, start_step)
-      progress, changed = resume.load_progress(workdir, start_step, experiment)
-    experiment = experiment_lib.build(
-      config, source.num_examples, step=start_step, progress=progress
-    )
-    was_ended = resume.was_ended(workdir, start_step, config)
-    if start_step >= experiment.last_step or was_ended:
-      checkpointer.close()
-      return _finished(experiment, source, state, workdir, marks)
-    log_lines.describe_change(experiment, progress, changed, state)
-  log_lines.describe_run(experiment, state.params, mesh, workdir, start_step)
+  start, state = _start(experiment, source, mesh, checkpointer, workdir)
+  experiment = start.experiment
+  if start.is_finished:
+    checkpointer.close()
+    return _finished(start, source, state, workdir)
+  log_lines.describe_change(experiment, start.progress, start.changed, state)
+  log_lines.describe_run(experiment, state.params, mesh, workdir, start.step)
   log_lines.describe_data(config, source)
 
   # --- What the loop needs ---------------------------------------------------
-  steps = range(start_step + 1, experiment.last_step + 1)
-  batches = _batches(experiment, source, mesh, steps)
-  with agreement.together(workdir):
-    others = metrics.other_writers(config, workdir)
-  writer = metrics.MetricWriter(
-    workdir, start_step=start_step, marks=marks, others=others
-  )
-  log_lines.record_config(writer, config)
-  sizes = [size for _, size in experiment.phases(steps)]
-  train_steps = step_lib.train_steps(experiment, replicated, sizes)
-  if len(sizes) > 1:
-    first = next(batches)
-    batches = itertools.chain([first], batches)
-    shardings = step_lib.state_shardings(experiment, replicated)
-    state = jax.device_put(state, shardings)
-    train_steps = step_lib.compile_ahead(train_steps, state, first)
+  batches = _batches(experiment, source, mesh, start.steps)
+  run = _open(start, state, checkpointer, workdir, lock)
+  train_steps, state, batches = _train_steps(start, mesh, state, batches)
   evaluation = Evaluation(experiment, source)
-  skip_limit = finite.SkipLimit(
-    config.not_finite.policy,
-    config.not_finite.max_in_a_row,
-    seen=int(state.skips.total),
-  )
-  log = log_lines.StepLog(
-    experiment,
-    writer,
-    skip_limit,
-    start_step=start_step,
-    every_seconds=config.log.progress_seconds,
-  )
   log_period = Every(steps=config.log.every_steps)
   evaluation_period = Every(steps=experiment.evaluation_steps)
   save_period = Every(
@@ -137,52 +100,35 @@ def _pretrain(
     clock_steps=config.log.every_steps,
   )
 
-  def save(
-    step: int,
-    state: TrainState,
-    step_metrics: Mapping[str, Any],
-    judgment: log_lines.Judgment,
-  ) -> None:
-    lock.check()
-    log.flush()
-    mark = writer.sync()  # A resumed run finds all lines before its checkpoint.
-    skips = jax.device_get(state.skips)
-    skip_limit.check(skips, finite.checked_names(step_metrics))
-    now = experiment.progress(step, step_metrics["learning_rate"], progress)
-    record = {"progress": now._asdict(), "metrics": mark._asdict()}
-    record |= judgment._asdict()
-    if not checkpointer.save(step, state, record):
-      finite.stop(f"The state of step {step} is not finite and was not saved.")
-    save_period.restart()
-
   # --- The loop --------------------------------------------------------------
-  with _closing(checkpointer, writer):
+  with _closing(checkpointer, run.writer):
     with interruption.StopRequest() as stop:
-      if start_step == 0:
-        evaluation.online(0, state, writer)
-      for step, batch in zip(steps, batches, strict=True):
+      if start.step == 0:
+        evaluation.online(0, state, run.writer)
+      for step, batch in zip(start.steps, batches, strict=True):
         is_last = step == experiment.last_step
         judgment = log_lines.NO_JUDGMENT
         train_step = train_steps[experiment.view_size(step)]
         state, step_metrics = train_step(state, batch)  # Returns at once.
 
-        log.flush()  # Of the step before, while the devices compute this one.
-        log.add(step, step_metrics, write=is_last or log_period.due(step))
+        run.log.flush()  # The step before, while the devices compute this one.
+        run.log.add(step, step_metrics, write=is_last or log_period.due(step))
 
         if is_last or evaluation_period.due(step):
-          log.flush()  # The order of the lines must not depend on the clock.
+          run.log.flush()  # The order of lines must not depend on the clock.
           lock.check()
-          with log.paused():
-            evaluation.online(step, state, writer)
-            judgment = log.judge(step)
+          with run.log.paused():
+            evaluation.online(step, state, run.writer)
+            judgment = run.log.judge(step)
           is_last |= experiment_lib.ends(config, judgment.state)
 
         is_better = checkpointer.improves(judgment.scores)
         if is_last or is_better or save_period.due(step):
-          save(step, state, step_metrics, judgment)
+          run.save(step, state, step_metrics, judgment)
+          save_period.restart()
 
         if stop.requested(step):
-          save(step, state, step_metrics, judgment)
+          run.save(step, state, step_metrics, judgment)
           checkpointer.wait()
           console.say(
             f"Stopped by a signal: step {step} is saved. The same command"
@@ -194,30 +140,111 @@ def _pretrain(
       checkpointer.wait()
 
     # --- Finish: all is saved; a signal ends the process again ----------------
-    log_lines.describe_end(writer)
+    log_lines.describe_end(run.writer)
     if config.eval.final:
-      evaluation.final(state, writer, workdir)
+      evaluation.final(state, run.writer, workdir)
     log_lines.describe_next(workdir)
   return state
 
 
-def _with_weights(config: ConfigDict, state: TrainState) -> TrainState:
-  """Returns an initial state with the weights of `init_from`, if given."""
-  if config.init_from:
-    state, report = weights.init_from(config.init_from, state)
-    console.say(f"Weights from {config.init_from}, {report}")
-  return state
+# --- Its parts ----------------------------------------------------------------
+
+
+class _Start(NamedTuple):
+  """Where training begins: at step 0, or at the newest checkpoint.
+
+  Attributes:
+    experiment: What the config means from `step` on.
+    step: Updates so far.
+    progress: How far the run has come.
+    marks: What the checkpoints record of the metrics.
+    changed: Keys of the run's plan that differ from the checkpoint's.
+    is_finished: Whether there is no step left.
+  """
+
+  experiment: Experiment
+  step: int = 0
+  progress: Progress = BEGINNING
+  marks: Sequence[Mark] = ()
+  changed: Sequence[str] = ()
+  is_finished: bool = False
+
+  @property
+  def steps(self) -> range:
+    """The steps that are left."""
+    return range(self.step + 1, self.experiment.last_step + 1)
+
+
+class _Run(NamedTuple):
+  """What the loop writes to; `save` is the order in which it does."""
+
+  start: _Start
+  lock: lock_lib.Lock
+  checkpointer: Checkpointer
+  writer: metrics.MetricWriter
+  skip_limit: finite.SkipLimit
+  log: log_lines.StepLog
+
+  def save(
+    self,
+    step: int,
+    state: TrainState,
+    step_metrics: Mapping[str, Any],
+    judgment: log_lines.Judgment,
+  ) -> None:
+    """Saves a checkpoint; a state that is not finite ends the run."""
+    self.lock.check()
+    self.log.flush()
+    # A resumed run finds all lines before its checkpoint.
+    mark = self.writer.sync()
+    skips = jax.device_get(state.skips)
+    self.skip_limit.check(skips, finite.checked_names(step_metrics))
+    progress = self.start.experiment.progress(
+      step, step_metrics["learning_rate"], self.start.progress
+    )
+    record = {"progress": progress._asdict(), "metrics": mark._asdict()}
+    record |= judgment._asdict()
+    if not self.checkpointer.save(step, state, record):
+      finite.stop(f"The state of step {step} is not finite and was not saved.")
+
+
+def _start(
+  experiment: Experiment,
+  source: Source,
+  mesh: jax.sharding.Mesh,
+  checkpointer: Checkpointer,
+  workdir: str,
+) -> tuple[_Start, TrainState]:
+  """Restores the newest checkpoint, or makes the first state."""
+  config, replicated = experiment.config, devices.replicated(mesh)
+  restored = checkpointer.restore(
+    step_lib.abstract_state(experiment, replicated)
+  )
+  if restored is None:
+    state = step_lib.initial_state(experiment, replicated)
+    if config.init_from:
+      state, report = weights.init_from(config.init_from, state)
+      console.say(f"Weights from {config.init_from}, {report}")
+    return _Start(experiment), state
+  state, step = restored
+  with agreement.together(workdir):
+    marks = resume.load_marks(workdir, step)
+    progress, changed = resume.load_progress(workdir, step, experiment)
+  experiment = experiment_lib.build(
+    config, source.num_examples, step=step, progress=progress
+  )
+  was_ended = resume.was_ended(workdir, step, config)
+  is_finished = was_ended or step >= experiment.last_step
+  start = _Start(experiment, step, progress, marks, changed, is_finished)
+  return start, state
 
 
 def _finished(
-  experiment: Experiment,
-  source: Source,
-  state: TrainState,
-  workdir: str,
-  marks: Sequence[Mark],
+  start: _Start, source: Source, state: TrainState, workdir: str
 ) -> TrainState:
   """Says how to go on; evaluates if a kill came before that was done."""
-  config, step = experiment.config, int(state.step)
+  experiment, step = start.experiment, start.step
+  config = experiment.config
   more = (
     f"--config.epochs={2 * config.epochs:g}"
     " --config.allow_changes=\"('epochs',)\""
@@ -225,9 +252,9 @@ def _finished(
   if step < experiment.last_step:
     more = '--config.stop.when=""'
   console.say(f"{workdir}: finished at step {step}; for more: {more}.")
-  is_evaluated = metrics.check_finished(workdir, step, marks)
+  is_evaluated = metrics.check_finished(workdir, step, start.marks)
   if config.eval.final and not is_evaluated:
-    writer = metrics.MetricWriter(workdir, start_step=step, marks=marks)
+    writer = metrics.MetricWriter(workdir, start_step=step, marks=start.marks)
     Evaluation(experiment, source).final(state, writer, workdir)
     writer.close()
   return state
@@ -235,7 +262,7 @@ def _finished(
 
 def _batches(
   experiment: Experiment, source: Source, mesh: jax.sharding.Mesh, steps: range
-) -> Iterator[dict[str, Any]]:
+) -> _Batches:
   """Yields the batch of each step, on the devices."""
   config, images = experiment.config, source.images
   order = dict(
@@ -247,7 +274,7 @@ def _batches(
   # Images in memory are cut out by the step, on the devices.
   where = experiment_lib.placement(config)
   data_set = placement.data_set(source, where, mesh)
-  batches: Iterator[dict[str, Any]]
+  batches: _Batches
   if images is None:
     # A pipeline for each size of the views, opened when its steps come.
     batches = itertools.chain.from_iterable(
@@ -274,6 +301,59 @@ def _batches(
   every_step = {} if data_set is None else {"data_set": data_set}
   batches = devices.prefetch(itertools.islice(batches, len(steps)), mesh)
   return (batch | every_step for batch in batches)
+
+
+def _open(
+  start: _Start,
+  state: TrainState,
+  checkpointer: Checkpointer,
+  workdir: str,
+  lock: lock_lib.Lock,
+) -> _Run:
+  """Opens the metrics and the log of the run."""
+  config = start.experiment.config
+  with agreement.together(workdir):
+    others = metrics.other_writers(config, workdir)
+  writer = metrics.MetricWriter(
+    workdir, start_step=start.step, marks=start.marks, others=others
+  )
+  log_lines.record_config(writer, config)
+  skip_limit = finite.SkipLimit(
+    config.not_finite.policy,
+    config.not_finite.max_in_a_row,
+    seen=int(state.skips.total),
+  )
+  log = log_lines.StepLog(
+    start.experiment,
+    writer,
+    skip_limit,
+    start_step=start.step,
+    every_seconds=config.log.progress_seconds,
+  )
+  return _Run(start, lock, checkpointer, writer, skip_limit, log)
+
+
+def _train_steps(
+  start: _Start,
+  mesh: jax.sharding.Mesh,
+  state: TrainState,
+  batches: _Batches,
+) -> tuple[_Steps, TrainState, _Batches]:
+  """Returns the step for each size of the views, the state and the batches.
+
+  Several sizes are compiled ahead, for the state and the first batch as they
+  lie on the devices.
+  """
+  experiment, replicated = start.experiment, devices.replicated(mesh)
+  sizes = [size for _, size in experiment.phases(start.steps)]
+  train_steps = step_lib.train_steps(experiment, replicated, sizes)
+  if len(sizes) == 1:
+    return train_steps, state, batches
+  first = next(batches)
+  shardings = step_lib.state_shardings(experiment, replicated)
+  state = jax.device_put(state, shardings)
+  compiled = step_lib.compile_ahead(train_steps, state, first)
+  return compiled, state, itertools.chain([first], batches)
 
 
 @contextlib.contextmanager

@@ -84,11 +84,6 @@ def adjust_contrast(planes: jax.Array, factor: jax.Array) -> jax.Array:
   return blend(planes, factor, mean_luminance(planes))
 
 
-def adjust_saturation(planes: jax.Array, factor: jax.Array) -> jax.Array:
-  """Blends with the gray image."""
-  return blend(planes, factor, with_gray=jnp.ones_like(factor, bool))
-
-
 def adjust_hue(planes: Planes, shift: jax.Array) -> list[jax.Array]:
   """Turns the hue of HSV and keeps value and saturation.
 

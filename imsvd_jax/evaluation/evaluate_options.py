@@ -30,7 +30,9 @@ class Options:
   )
   trust_workdir: bool = TRUST_WORKDIR
   splits: tuple[str, ...] = option(
-    (), "Its train and test split: train,test. The run's by default."
+    (),
+    "Its train and test split: train,test. The run's by default; where --data"
+    " have no such split, train and the first of validation, val, test.",
   )
   holdout: float | None = option(
     None,

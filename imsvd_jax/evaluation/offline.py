@@ -235,6 +235,11 @@ def _data_set(encoder: LoadedEncoder, options: Options) -> DataSet:
     settings.holdout = options.holdout
     # The part that is held out has no name, but no name means none.
     settings.eval_split = settings.eval_split or "held out"
+  elif options.data and not options.splits:
+    console.say(
+      f"Splits of {options.data}: {settings.train_split!r} and"
+      f" {settings.eval_split!r}; --splits=TRAIN,TEST names others."
+    )
   return DataSet(settings)
 
 

@@ -7,7 +7,7 @@ held-out part of train; the heads are then trained again on all of it.
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -130,16 +130,6 @@ def _fit(
     deviation=0.01,
     mesh=mesh,
   )
-  generator = np.random.default_rng(protocol.seed)
-  num_drawn = 0  # Orders; the one of each epoch depends on those before.
-
-  def batches(epoch: int, done: int) -> Iterator[np.ndarray]:
-    nonlocal num_drawn
-    while num_drawn <= epoch:
-      order = generator.permutation(len(train))
-      num_drawn += 1
-    for start in range(done * batch_size, len(train), batch_size):
-      yield order[start : start + batch_size]
 
   def step(
     state: linear_heads.HeadsState, rows: np.ndarray, epoch: int
@@ -167,13 +157,31 @@ def _fit(
   found = epochs.train(
     state,
     protocol.epochs,
-    batches=batches,
+    batches=_shuffled(len(train), batch_size, protocol.seed),
     step=step,
     finish=finish,
     meter=console.Progress("Linear probe", protocol.epochs * len(train)),
     keeper=keeper,
   )
   return [*found.history]
+
+
+def _shuffled(
+  count: int, batch_size: int, seed: int
+) -> Callable[[int, int], Iterator[np.ndarray]]:
+  """Returns `batches` of `epochs.train`: rows, in another order each epoch."""
+  generator = np.random.default_rng(seed)
+  num_drawn = 0  # Orders; the one of each epoch depends on those before.
+
+  def batches(epoch: int, done: int) -> Iterator[np.ndarray]:
+    nonlocal num_drawn
+    while num_drawn <= epoch:
+      order = generator.permutation(count)
+      num_drawn += 1
+    for start in range(done * batch_size, count, batch_size):
+      yield order[start : start + batch_size]
+
+  return batches
 
 
 EVALUATOR = Evaluator(run, needs=("train", "test", "keeper"))

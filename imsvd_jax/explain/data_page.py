@@ -212,7 +212,11 @@ def write_page(output: str, picture: np.ndarray, lines: list[str]) -> str:
   report = html.escape("\n".join(lines))
   text = (
     '<!doctype html><html lang="en"><meta charset="utf-8">'
-    "<title>Data</title><h1>Data of a recipe</h1>"
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    "<title>Data</title>"
+    "<style>pre { white-space: pre-wrap; overflow-wrap: anywhere }"
+    " img { max-width: 100% }</style>"
+    "<h1>Data of a recipe</h1>"
     f"<pre>{report}</pre>"
     "<p>Each row: an image as evaluation sees it, and its views in training:"
     " two global ones, then the local ones.</p>"

@@ -96,23 +96,6 @@ def write_embeddings(
   return notes
 
 
-def embed_folder(
-  workdir: str, data: str, **options: Any
-) -> dict[str, np.ndarray]:
-  """Returns the embeddings of images as arrays, see `embed`.
-
-  Returns:
-    "paths" [N], "features" float32 [N, F], with `codes` also "codes" int32
-    [N, M], and "unreadable": paths of files that cannot be decoded.
-  """
-  found = embed(workdir, data, **options)
-  return {
-    "paths": np.array(found.names),
-    **found.columns,
-    "unreadable": np.array(found.unreadable, np.str_),
-  }
-
-
 def embed(
   workdir: str,
   data: str = "",

@@ -88,9 +88,9 @@ def model_card(
   file_name: str,
   metadata: Mapping[str, Any],
   loading: str,
-  language: str,
-  again: bool,
-  library: str,
+  language: str = "python",
+  again: bool = True,
+  library: str = "imsvd_jax",
   title: str = "",
 ) -> str:
   """Returns the card, in Markdown.
@@ -105,6 +105,29 @@ def model_card(
     title: Of the card; by default the file's name.
   """
   title = title or file_name
+  return f"""{_front_matter(title, metadata, library)}
+# {title}
+
+An image encoder pretrained without labels.
+
+| | |
+|---|---|
+{_facts(metadata)}
+## How to load it
+
+```{language}
+{loading.rstrip()}
+```
+{_loading_again(file_name) if again else ""}
+## Evaluation
+
+{_evaluation(metadata["evaluation"])}
+The configuration of the run is in the file's metadata.
+"""
+
+
+def _facts(metadata: Mapping[str, Any]) -> str:
+  """Returns the rows of the table at the top."""
   size = metadata["input_size"]
   mean, std = (_numbers(metadata[key]) for key in ("mean", "std"))
   settings = ", ".join(
@@ -126,10 +149,12 @@ def model_card(
     "Made by": f"imsvd_jax {metadata['imsvd_jax_version']}",
     "License": metadata["license"] or "not stated",
   }
-  table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
-  ours = ""
-  if again:
-    ours = f"""
+  return "".join(f"| {key} | {value} |\n" for key, value in rows.items())
+
+
+def _loading_again(file_name: str) -> str:
+  """Returns how this package loads the file."""
+  return f"""
 With imsvd_jax, from such pixels of any size, resizing included:
 
 ```python
@@ -137,25 +162,6 @@ from imsvd_jax import load_encoder
 
 features = load_encoder("{file_name}")(images)
 ```
-"""
-  return f"""{_front_matter(title, metadata, library)}
-# {title}
-
-An image encoder pretrained without labels.
-
-| | |
-|---|---|
-{table}
-## How to load it
-
-```{language}
-{loading.rstrip()}
-```
-{ours}
-## Evaluation
-
-{_evaluation(metadata["evaluation"])}
-The configuration of the run is in the file's metadata.
 """
 
 

@@ -82,35 +82,68 @@ def export_encoder(
   )
   if in_folder:
     return _write_folder(output, encoder, metadata, classifier)
-  files, note, language = [output], "", "python"
   if format_name in PROGRAMS:
-    if classifier is not None:
-      raise UserError(
-        "A StableHLO or ONNX program ends in features; leave out --classifier."
-      )
-    code = PROGRAMS[format_name](
-      output, encoder, metadata, projector=with_projector
-    )
-  else:
-    code = _write_weights(
+    return _write_program(
       output, encoder, metadata, format_name, with_projector, classifier
     )
-    chosen = formats.FORMATS[format_name]
-    language, note = chosen.language, _note(encoder, format_name)
-    if chosen.code_suffix:
-      files.append(f"{output}{chosen.code_suffix}")
-      write_whole(files[-1], code.encode())
-  files.append(f"{output}.md")
+  return _write_file(
+    output, encoder, metadata, format_name, with_projector, classifier
+  )
+
+
+def _write_program(
+  output: str,
+  encoder: LoadedEncoder,
+  metadata: Mapping[str, Any],
+  format_name: str,
+  projector: bool,
+  classifier: Classifier | None,
+) -> tuple[list[str], str]:
+  """Writes a program and its card; returns as `export_encoder`."""
+  if classifier is not None:
+    raise UserError(
+      "A StableHLO or ONNX program ends in features; leave out --classifier."
+    )
+  write = PROGRAMS[format_name]
+  code = write(output, encoder, metadata, projector=projector)
+  library = _LIBRARIES[format_name]
+  card = _write_card(output, metadata, code, again=False, library=library)
+  return [output, card], ""
+
+
+def _write_file(
+  output: str,
+  encoder: LoadedEncoder,
+  metadata: Mapping[str, Any],
+  format_name: str,
+  projector: bool,
+  classifier: Classifier | None,
+) -> tuple[list[str], str]:
+  """Writes weights and their card; returns as `export_encoder`."""
+  code = _write_weights(
+    output, encoder, metadata, format_name, projector, classifier
+  )
+  files, chosen = [output], formats.FORMATS[format_name]
+  if chosen.code_suffix:
+    files.append(f"{output}{chosen.code_suffix}")
+    write_whole(files[-1], code.encode())
+  files.append(_write_card(output, metadata, code, language=chosen.language))
+  return files, _note(encoder, format_name)
+
+
+def _write_card(
+  output: str, metadata: Mapping[str, Any], loading: str, **options: Any
+) -> str:
+  """Writes the card beside a file; returns its path."""
+  path = f"{output}.md"
   card = model_card.model_card(
     file_name=os.path.basename(output),
     metadata=metadata,
-    loading=code,
-    language=language,
-    again=format_name not in PROGRAMS,
-    library=_LIBRARIES.get(format_name, "imsvd_jax"),
+    loading=loading,
+    **options,
   )
-  write_whole(files[-1], card.encode())
-  return files, note
+  write_whole(path, card.encode())
+  return path
 
 
 def _write_folder(
@@ -142,8 +175,6 @@ def _write_folder(
     title=os.path.basename(folder),
     metadata=metadata,
     loading=code,
-    language="python",
-    again=True,
     library="timm" if config else "imsvd_jax",
   )
   write_whole(card, text.encode())

@@ -9,11 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from imsvd_jax.objectives.barlow_twins import barlow_twins_loss
-from imsvd_jax.objectives.diagnostics import (
-  collapse_warning,
-  diagnostics,
-  off_diagonal_floor,
-)
+from imsvd_jax.objectives.diagnostics import diagnostics, off_diagonal_floor
 from imsvd_jax.objectives.imsvd import imsvd_loss
 from imsvd_jax.objectives.music import music_loss
 from imsvd_jax.objectives.mveb import mveb_loss, mveb_views
@@ -31,7 +27,6 @@ __all__ = [
   "OBJECTIVES",
   "Objective",
   "barlow_twins_loss",
-  "collapse_warning",
   "diagnostics",
   "entropy",
   "imsvd_loss",

@@ -1,13 +1,14 @@
-"""Is the run collapsing? Cheap figures of a training step, and a verdict.
+"""Is the run collapsing? Cheap figures of a training step.
 
 A run collapses when the embedding stops depending on the image: a constant
 code, or bins that all stay equally likely. These figures cost O(N D), nothing
 beside the D x D matrix of the loss; the off-diagonal entropy is a term of the
-loss already, to be read beside `off_diagonal_floor`.
+loss already, to be read beside `off_diagonal_floor`. `training.verdict` judges
+them.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -143,46 +144,3 @@ def off_diagonal_floor(num_bins: int, batch_size: int) -> float:
       math.exp(log_ways + log_probability) * share * math.log(share)
     )
   return cells * expectation
-
-
-# Measured on digits with random ResNets and projectors (a last layer without
-# bias after BatchNorm and ReLU): embedding_std 0.80-0.82, information 0.02
-# at b = 16 (it goes as 1 / log b), marginal entropy 0.99. A run well below its
-# own random start has lost what an untrained network gives for nothing.
-LEAST_STD = 0.05  # Mean cosine between different images above 0.9975.
-LEAST_MARGINAL_ENTROPY = 0.5  # A variable in sqrt(b) of its b bins.
-LEAST_INFORMATION = 0.005  # At b = 80: 0.02 nats about the image.
-
-
-def collapse_warning(figures: Mapping[str, float]) -> str | None:
-  """Says in words that a run is collapsing, or returns None.
-
-  Args:
-    figures: What `diagnostics` returned, as Python numbers.
-
-  Returns:
-    One or more sentences, or None if nothing looks like a collapse.
-  """
-  reasons = []
-  std = figures["embedding_std"]
-  if std < LEAST_STD:
-    reasons.append(
-      f"embeddings of different images are almost equal (standard deviation"
-      f" {std:.3f}, healthy is near 1)"
-    )
-  marginal = figures.get("marginal_entropy_mean", 1.0)
-  if marginal < LEAST_MARGINAL_ENTROPY:
-    reasons.append(
-      f"most images share the same few bins (marginal entropy"
-      f" {marginal:.0%} of log b, {figures['dead_bins']:.0%} of bins dead)"
-    )
-  information = figures.get("information", 1.0)
-  if information < LEAST_INFORMATION and marginal >= LEAST_MARGINAL_ENTROPY:
-    reasons.append(
-      f"every bin stays equally likely for every image (information"
-      f" {information:.1%} of log b, largest probability"
-      f" {figures['max_probability']:.3f})"
-    )
-  if not reasons:
-    return None
-  return "The run is collapsing: " + "; ".join(reasons) + "."

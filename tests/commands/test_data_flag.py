@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import named
@@ -32,6 +33,72 @@ def test_a_name_and_a_path(text, expected, tmp_path):
   folder.mkdir()
   made = named.name_and_path(text.format(folder))
   assert made == tuple(word.format(folder) for word in expected)
+
+
+def write_splits(kind, folder, names):
+  """Writes data of some splits; returns how --data names them."""
+  path = folder / "data.npz" if kind == "arrays" else folder
+  if kind == "arrays":
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    np.savez(path, **{f"{name}_images": images for name in names})
+  for name in names if kind == "folder" else ():
+    (folder / name).mkdir()
+  for name in names if kind == "tar" else ():
+    (folder / f"{name}-000.tar").touch()
+  return "digits" if kind == "digits" else f"{kind}:{path}"
+
+
+SLICES = ("train[:80%]", "train[80%:]")
+
+
+@pytest.mark.parametrize(
+  ("kind", "there", "own", "expected"),
+  [
+    ("arrays", ["train", "val", "test"], ("train", "test"), ("train", "test")),
+    ("arrays", ["train", "test"], ("train", "validation"), ("train", "test")),
+    ("arrays", ["train", "val"], ("train", "test"), ("train", "val")),
+    ("arrays", ["train", "test"], ("unlabelled", "test"), ("train", "test")),
+    ("arrays", ["train", "test"], SLICES, ("train", "test")),
+    ("arrays", ["train", "test"], ("train", ""), ("train", "test")),
+    # Nothing to take instead: the source names what is there.
+    ("arrays", ["train"], ("train", "test"), ("train", "test")),
+    ("arrays", ["train"], SLICES, SLICES),
+    ("arrays", ["mine"], ("train", "test"), ("mine", "test")),
+    # Any usual name stands for any other in a folder.
+    ("folder", ["train", "test"], ("train", "val"), ("train", "val")),
+    ("folder", ["train", "val"], ("unlabelled", "val"), ("train", "val")),
+    ("folder", ["train", "val"], SLICES, ("train", "validation")),
+    ("folder", ["cat", "dog"], SLICES, SLICES),
+    ("tar", ["train", "test"], ("train", "validation"), ("train", "test")),
+    ("digits", [], ("train", "validation"), ("train", "test")),
+  ],
+)
+def test_splits_that_other_data_lack_become_their_own(
+  kind, there, own, expected, tmp_path
+):
+  settings = settings_of(*own)
+  named.choose(settings, write_splits(kind, tmp_path, there))
+  assert (settings.train_split, settings.eval_split) == expected
+
+
+def settings_of(train_split, eval_split, num_examples=0):
+  return ConfigDict(
+    {
+      "name": "",
+      "path": "",
+      "train_split": train_split,
+      "eval_split": eval_split,
+      "num_examples": num_examples,
+    }
+  )
+
+
+def test_drawn_images_need_their_number():
+  settings = settings_of("train", "validation", num_examples=8)
+  named.choose(settings, "shapes")
+  assert (settings.num_examples, settings.eval_split) == (8, "test")
+  with one_line_error("--data=shapes draws data.num_examples images"):
+    named.choose(settings_of("train", "test"), "shapes")
 
 
 def evaluate(data):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tf_datasets
+from ml_collections import ConfigDict
 from tensorflow_datasets import features
 
 from imsvd_jax.base.errors import UserError
@@ -526,6 +527,14 @@ def test_a_split_of_tfds_is_checked_before_images_are_read(tfds_dir):
   named.check(data_set, ("train[:50%]", "test"))
   with pytest.raises(UserError, match="no split 'trian'; expected one of"):
     named.check(data_set, ("train", "trian"))
+
+
+@pytest.mark.parametrize("own", [("train", "validation"), ("a", "a[:9]")])
+def test_splits_that_a_tfds_data_set_lacks_become_its_own(own, tfds_dir):
+  settings = ConfigDict(vars(made_sources.data_settings("digits")))
+  settings.train_split, settings.eval_split = own
+  named.choose(settings, f"tfds:tiny_photos={tfds_dir}")
+  assert (settings.train_split, settings.eval_split) == ("train", "test")
 
 
 def test_no_evaluation_split():

@@ -135,9 +135,13 @@ class Browser:
     feature = {"name": "prefers-color-scheme", "value": theme}
     self.devtools("Emulation.setEmulatedMedia", features=[feature])
 
+  def load(self, path):
+    """Opens a page from disk."""
+    self._call("POST", "/url", {"url": path.as_uri()})
+
   def open(self, path):
     """Opens an explorer from disk and waits for its first page."""
-    self._call("POST", "/url", {"url": path.as_uri()})
+    self.load(path)
     self.wait("document.querySelector('main')?.dataset.ready")
 
   def script(self, source, *arguments):

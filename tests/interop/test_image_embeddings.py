@@ -47,6 +47,13 @@ def pixels():
   return rng.integers(0, 256, (7, 32, 32, 3), np.uint8)
 
 
+def arrays_of(workdir, data, **options):
+  """Embeds images; returns everything as arrays."""
+  found = image_embeddings.embed(workdir, data, **options)
+  names = {"paths": found.names, "unreadable": found.unreadable}
+  return {name: np.array(v) for name, v in names.items()} | found.columns
+
+
 NAMES = ["a.png", "b/1.png", "b/2.bmp", "b/c/x.PNG", "val/é.png", "z.webp"]
 
 
@@ -65,9 +72,7 @@ def folder(tmp_path, pixels):
 
 
 def test_features_and_codes_are_those_of_the_encoder(workdir, folder, pixels):
-  arrays = image_embeddings.embed_folder(
-    workdir, f"folder={folder}", codes=True, batch_size=4
-  )
+  arrays = arrays_of(workdir, f"folder={folder}", codes=True, batch_size=4)
   assert arrays["paths"].tolist() == NAMES
   assert arrays["unreadable"].tolist() == []
   encoder = load_encoder(workdir)
@@ -85,7 +90,7 @@ def test_broken_images_are_left_out_and_named(workdir, folder, pixels, caplog):
   (folder / "b" / "1.png").write_text("no image")
   content = (folder / "z.webp").read_bytes()
   (folder / "aa.png").write_bytes(content[:30])
-  arrays = image_embeddings.embed_folder(workdir, str(folder), batch_size=4)
+  arrays = arrays_of(workdir, str(folder), batch_size=4)
   left = [name for name in NAMES if name != "b/1.png"]
   assert arrays["paths"].tolist() == left
   assert arrays["unreadable"].tolist() == ["aa.png", "b/1.png"]
@@ -104,7 +109,7 @@ def test_broken_images_are_left_out_and_named(workdir, folder, pixels, caplog):
 def test_mistakes_are_one_line(workdir, folder, tmp_path):
   def refuse(message, images=folder, **options):
     with one_line_error(message):
-      image_embeddings.embed_folder(workdir, str(images), **options)
+      arrays_of(workdir, str(images), **options)
 
   refuse("does not exist", tmp_path / "none")
   refuse("is a file", __file__)
@@ -124,7 +129,7 @@ def test_mistakes_are_one_line(workdir, folder, tmp_path):
 
 def test_inputs_other_than_a_folder(workdir, folder, tmp_path):
   """One image, a pattern, a list in its own order; a split of the run."""
-  embed = lambda data, **options: image_embeddings.embed_folder(
+  embed = lambda data, **options: arrays_of(
     workdir, str(data), batch_size=4, **options
   )
   everything = embed(folder)
@@ -151,7 +156,7 @@ def test_inputs_other_than_a_folder(workdir, folder, tmp_path):
 
 
 def test_every_format_has_the_same_numbers(workdir, folder, tmp_path):
-  arrays = image_embeddings.embed_folder(workdir, str(folder), codes=True)
+  arrays = arrays_of(workdir, str(folder), codes=True)
   write = lambda name: image_embeddings.write_embeddings(
     str(tmp_path / name), workdir, str(folder), codes=True
   )
@@ -183,7 +188,7 @@ def test_every_format_has_the_same_numbers(workdir, folder, tmp_path):
 def test_a_stopped_command_goes_on(workdir, folder, tmp_path, monkeypatch):
   """Every chunk is computed once; other weights or data begin again."""
   monkeypatch.setattr(image_embeddings, "CHUNK_IMAGES", 2)
-  whole = image_embeddings.embed_folder(workdir, str(folder))
+  whole = arrays_of(workdir, str(folder))
   batches, chunks = image_embeddings._batches, []
 
   def stopping(encoder, source, *arguments):
@@ -255,12 +260,8 @@ def test_codes_need_a_discrete_objective(workdir, folder, tmp_path):
   state = {"params": run.params, "batch_stats": run.batch_stats}
   save(tmp_path / "run", run.config, state)
   with pytest.raises(UserError, match="no discrete code"):
-    image_embeddings.embed_folder(
-      str(tmp_path / "run"), str(folder), codes=True
-    )
-  found = image_embeddings.embed_folder(
-    str(tmp_path / "run"), str(folder), dense=True
-  )
+    arrays_of(str(tmp_path / "run"), str(folder), codes=True)
+  found = arrays_of(str(tmp_path / "run"), str(folder), dense=True)
   assert found["features"].ndim == 4
   assert "codes" not in found
 

@@ -8,12 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imsvd_jax.objectives import (
-  OBJECTIVES,
-  collapse_warning,
-  diagnostics,
-  off_diagonal_floor,
-)
+from imsvd_jax.objectives import OBJECTIVES, diagnostics, off_diagonal_floor
+from imsvd_jax.training import verdict
 from tests.objectives import idioms
 
 M, B = 3, 4
@@ -119,19 +115,24 @@ def test_one_view_raises():
     diagnostics([jnp.ones((4, 8))])
 
 
-def test_warning_says_which_collapse():
-  assert collapse_warning(figures(logits(CODE))) is None
-  one_bin = collapse_warning(figures(logits(0 * CODE)))
-  assert "few bins" in one_bin
-  assert "75% of bins dead" in one_bin
+def kind(found):
+  """What the verdict on a run calls the collapse in these figures, if any."""
+  judged = verdict.judge([{"step": verdict.MIN_STEPS, "loss": 0.0, **found}])
+  return judged.kind
+
+
+def test_the_verdict_says_which_collapse():
+  assert kind(figures(logits(CODE))) == ""
+  # All images in one bin of each variable: the embeddings are equal, too.
+  assert kind(figures(logits(0 * CODE))) == "constant"
+  assert kind(figures(logits(0 * CODE)) | {"embedding_std": 1.0}) == "dead bins"
   rng = np.random.default_rng(0)
   noise = jnp.asarray(1e-3 * rng.normal(size=(64, M * B)), jnp.float32)
-  uniform = collapse_warning(figures(noise))
-  assert "equally likely" in uniform
-  assert "almost equal" not in uniform  # Directions still differ.
-  assert "almost equal" in collapse_warning(figures(1.0 + noise))
-  assert "almost equal" in collapse_warning({"embedding_std": 0.01})
-  assert collapse_warning({"embedding_std": 0.8}) is None
+  uniform = figures(noise)
+  assert uniform["embedding_std"] > 0.5  # Directions still differ.
+  assert kind(uniform) == kind(figures(1.0 + noise)) == "constant"
+  assert kind({"embedding_std": 0.01}) == "constant"
+  assert kind({"embedding_std": 0.8}) == ""
 
 
 def train(name, steps=100, **hyperparameters):
@@ -164,8 +165,7 @@ def train(name, steps=100, **hyperparameters):
 
 def test_a_collapsing_run_is_named_within_a_hundred_steps():
   first, last = train("imsvd")
-  assert collapse_warning(first) is None
-  assert collapse_warning(last) is None
+  assert kind(first) == kind(last) == ""
   first, last = train("imsvd", diagonal_weight=0.0, off_diagonal_weight=0.0)
-  assert collapse_warning(first) is None
-  assert "few bins" in collapse_warning(last)
+  assert kind(first) == ""
+  assert kind(last) == "dead bins"

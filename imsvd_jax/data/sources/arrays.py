@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -64,6 +65,13 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source | None:
     multi_label=several,
     describe=lambda index: f"{index} of {prefix}images in {path}",
   )
+
+
+def split_names(settings: ConfigDict) -> list[str]:
+  """Returns the splits of `data.path`."""
+  contents = _contents(os.path.expanduser(settings.path))
+  found = [key for key in contents if re.fullmatch(r"(.*_)?images", key)]
+  return [key.removesuffix("images").rstrip("_") or "train" for key in found]
 
 
 # --- Files --------------------------------------------------------------------

@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import source as source_lib
 
+SPLITS = ("train", "test")
+
 
 def make(settings: ConfigDict, split: str) -> source_lib.Source:
   """Returns the "train" (1437) or "test" (360) scans."""
@@ -27,7 +29,7 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source:
     random_state=0,
     stratify=digits.target,
   )
-  rows_of = dict(zip(("train", "test"), parts, strict=True))
+  rows_of = dict(zip(SPLITS, parts, strict=True))
   if split not in rows_of:
     raise UserError(
       f"Source 'digits' has no split {split!r}; expected 'train' or 'test'."

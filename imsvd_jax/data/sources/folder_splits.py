@@ -309,6 +309,16 @@ def list_directory_of(root: str) -> list[str]:
     ) from error
 
 
+def split_names(settings: ConfigDict) -> list[str]:
+  """Returns the subfolders, and the usual names of the splits that are there.
+
+  Any of the usual names stands for any other, see `Layout`.
+  """
+  folders = list_directory_of(root_of(settings.path))
+  has_evaluation = any(_plain(folder) in _EVALUATION for folder in folders)
+  return [*folders, *_TRAIN, *(_EVALUATION if has_evaluation else ())]
+
+
 def root_of(path: str) -> str:
   """Returns data.path with ~ expanded; raises UserError if it is not there."""
   if not path:

@@ -21,6 +21,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -86,6 +87,14 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source:
     remarks=(f"{len(shards)} shards",),
     **source_lib.decoding_of(settings),
   )
+
+
+def split_names(settings: ConfigDict) -> list[str]:
+  """Returns the first words of the names of the shards."""
+  path = os.path.join(os.path.expanduser(settings.path), "*.tar")
+  names = map(os.path.basename, sorted(tf.io.gfile.glob(path)))
+  words = (re.match(r"[^\W\d_]+", name) for name in names)
+  return list(dict.fromkeys(word[0] for word in words if word))
 
 
 def _shards(settings: ConfigDict, split: str) -> list[str]:

@@ -111,6 +111,11 @@ def make(settings: ConfigDict, split: str) -> source_lib.Source:
   return read_into_memory(source, stream, records, images.shape)
 
 
+def split_names(settings: ConfigDict) -> list[str]:
+  """Returns the splits of a prepared data set."""
+  return list(_builder(settings).info.splits)
+
+
 def check(name: str, path: str, splits: Sequence[str] = ()) -> None:
   """Raises UserError if a data set or one of its splits is not there.
 
