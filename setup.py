@@ -12,6 +12,13 @@ REPOSITORY = re.search(r'REPOSITORY = "(.*)"', PACKAGE).group(1)
 # Orbax imports it, undeclared, for checkpoints on gs://.
 GCS = ["google-cloud-storage>=2.18"]
 
+# A package index shows the README, where links to files lead nowhere.
+README = (ROOT / "README.md").read_text()
+if REPOSITORY:
+  for before, view in ((r"(!\[[^]]*\]\()", "raw"), (r"(\]\()", "blob")):
+    address = rf"\1{REPOSITORY}/{view}/HEAD/"
+    README = re.sub(before + r"(?!https:|#)", address, README)
+
 # The recipes travel with the wheel; see imsvd_jax/base/recipe_files.py.
 RECIPES = "imsvd_jax.recipes.configs"
 
@@ -22,7 +29,7 @@ setuptools.setup(
     "Self-supervised image representation learning with discrete,"
     " information-theoretic, explainable embeddings, in JAX"
   ),
-  long_description=(ROOT / "README.md").read_text(),
+  long_description=README,
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   license_files=["LICENSE"],

@@ -20,6 +20,9 @@ def __getattr__(name: str) -> Any:
 
     return load_encoder
   if name == "pretrain":
+    from imsvd_jax.base import tensorflow_notes
+
+    tensorflow_notes.hide(3)  # The next line imports it.
     from imsvd_jax.commands.one_call import pretrain
 
     return pretrain

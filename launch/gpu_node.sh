@@ -66,7 +66,7 @@ import jax
 if jax.default_backend() != "gpu":
   sys.exit(
     "error: JAX sees no GPU; install its CUDA build:"
-    " pip install -e \".[cuda12]\"."
+    " pip install \"imsvd_jax[cuda12]\"."
   )
 print(f"{jax.local_device_count()} x {jax.devices()[0].device_kind}")'
 exec "${command[@]}"

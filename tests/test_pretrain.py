@@ -1,5 +1,9 @@
 """`imsvd_jax.pretrain`, and what it makes of its arguments."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -91,6 +95,25 @@ def test_mistakes_are_one_line(keys, message, folder, tmp_path):
   with one_line_error(message):
     imsvd_jax.pretrain(folder, tmp_path / "run", **{"recipe": RECIPE, **keys})
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.proof
+def test_tensorflow_says_nothing_at_its_start():
+  code = (
+    "import imsvd_jax; imsvd_jax.pretrain; import tensorflow as tf;"
+    " tf.config.list_physical_devices(); tf.constant(1) + 1"
+  )
+  # Without what the tests themselves set.
+  environment = {k: v for k, v in os.environ.items() if k[:3] != "TF_"}
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stderr == ""
 
 
 def test_a_run_needs_a_directory(folder):

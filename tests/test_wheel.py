@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -96,6 +97,25 @@ def test_a_wheel_trains_embeds_and_exports_by_name(installed, tmp_path):
   # A copy of a recipe works where it is.
   run(imsvd, "recipes", "copy", "digits", "mine.py", cwd=tmp_path)
   run(imsvd, "train", "--config=mine.py:debug", "--workdir=mine", cwd=tmp_path)
+
+
+@pytest.mark.proof
+def test_links_of_the_description_lead_to_the_repository(tmp_path):
+  for name in ("setup.py", "README.md", "LICENSE", "configs/__init__.py"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    shutil.copy(ROOT / name, tmp_path / name)
+  (tmp_path / "imsvd_jax").mkdir()
+  (tmp_path / "imsvd_jax/__init__.py").write_text(
+    '__version__ = "1.0"\nREPOSITORY = "https://example.org/us/it"\n'
+  )
+  build = "from setuptools import build_meta as b"
+  build += "; b.prepare_metadata_for_build_wheel('.')"
+  run(sys.executable, "-c", build, cwd=tmp_path)
+  text = next(tmp_path.glob("*.dist-info/METADATA")).read_text()
+  targets = re.findall(r"\]\(([^)]+)\)", text)
+  assert all(target.startswith("https://") for target in targets), targets
+  assert "https://example.org/us/it/raw/HEAD/docs/images/" in text
+  assert "(https://example.org/us/it/blob/HEAD/docs/data.md)" in text
 
 
 @pytest.mark.proof

@@ -17,7 +17,13 @@ from typing import Any, NoReturn, TextIO, cast
 from absl import app, flags
 from absl import logging as absl_logging
 
-from imsvd_jax.base import cpu_devices, distributed, interrupts, recipe_files
+from imsvd_jax.base import (
+  cpu_devices,
+  distributed,
+  interrupts,
+  recipe_files,
+  tensorflow_notes,
+)
 from imsvd_jax.base.errors import EXIT_AT_ONCE, UserError, suggestion
 from imsvd_jax.commands import decoder_lines, help_page
 
@@ -80,10 +86,7 @@ def run(
       `main`'s module.
     max_arguments: The largest number of arguments that are no flags.
   """
-  # TensorFlow's start-up notes hide ours; the user's own setting wins.
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  # Nothing here uses oneDNN, and it announces itself at every level.
-  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+  tensorflow_notes.hide(2)  # `decoder_lines` hides the others.
   cpu_devices.spare_threads()
   required = required or {}
 

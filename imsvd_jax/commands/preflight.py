@@ -6,8 +6,8 @@
 Compiles the real train step for the slice (minutes for a ResNet-50) and reports
 per chip: memory and whether it fits, arithmetic, memory traffic, every
 collective, and a lower bound on the time of a step and of an epoch. Nothing
-runs. `pip install -e ".[tpu]"` installs the compiler; --topology=cpu:8 needs
-nothing.
+runs. `pip install "imsvd_jax[tpu]"` installs the compiler; --topology=cpu:8
+needs nothing.
 """
 
 import faulthandler

@@ -234,7 +234,7 @@ def _array(contents: bytes, how: Decoding) -> np.ndarray:
 
 
 @functools.cache
-def _pillow() -> Any:
+def pillow() -> Any:
   """Returns PIL.Image, with the formats of the installed plug-ins."""
   from PIL import Image
 
@@ -254,7 +254,7 @@ def _picture(contents: bytes, how: Decoding) -> np.ndarray:
 
   is_tiff = contents.startswith(_TIFF)
   try:
-    image = _pillow().open(io.BytesIO(contents))
+    image = pillow().open(io.BytesIO(contents))
   except UnidentifiedImageError as error:
     if is_tiff:
       return _tiff(contents, how)
@@ -317,7 +317,7 @@ def _reads(kind: str) -> bool:
 
   if kind == "AVIF":
     return bool(features.check("avif"))
-  return _NEEDS[kind][1][0] in _pillow().registered_extensions()
+  return _NEEDS[kind][1][0] in pillow().registered_extensions()
 
 
 def missing_readers(files: Iterable[str]) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.data import decode, execution, faults
+from imsvd_jax.data import decode, execution, faults, image_files
 from imsvd_jax.data.source import Source
 
 _PREFETCH = 64  # Images.
@@ -188,12 +188,10 @@ def _digest(content: bytes) -> bytes:
 
 def _kind(content: bytes) -> str:
   """Returns the format and mode of a file by its header."""
-  from PIL import Image
-
   if content.startswith(b"\x93NUMPY"):
     return "NumPy"
   try:
-    with Image.open(io.BytesIO(content)) as image:
+    with image_files.pillow().open(io.BytesIO(content)) as image:
       return f"{image.format} {image.mode}"
   except (OSError, ValueError, SyntaxError):
     is_tiff = content[:2] in (b"II", b"MM")

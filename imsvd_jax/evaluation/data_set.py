@@ -35,6 +35,10 @@ class DataSet:
     """The test split."""
     return self._source("eval")
 
+  def make(self) -> None:
+    """Makes both splits now; raises UserError if there is none such."""
+    _ = self.train, self.test
+
   @property
   def given_test(self) -> Source | None:
     """The test split, if it is made already."""

@@ -135,6 +135,8 @@ class Run:
         workdir, self.encoder.config, trusted=options.trust_workdir
       )
     self._data = _data_set(self.encoder, options)
+    if reads_own and options.splits:
+      self._data.make()  # A wrong name is one line, not one of each protocol.
     self._keepers: list[Keeper] = []
     self._stop: interruption.StopRequest | None = None
     self._binding = Binding(

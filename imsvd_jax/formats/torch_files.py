@@ -44,7 +44,7 @@ def _torch() -> Any:
     import torch
   except ImportError as error:
     raise UserError(
-      'torch files need PyTorch: pip install -e ".[torch]", or use '
+      'torch files need PyTorch: pip install "imsvd_jax[torch]", or use '
       "--format=safetensors or --format=numpy."
     ) from error
   return torch

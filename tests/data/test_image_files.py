@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.data import boxes, decode, image_files
+from imsvd_jax.data import boxes, decode, image_files, survey
 from imsvd_jax.data import source as source_lib
 from imsvd_jax.data.source import Decoding, Source
 from tests.data import made_sources
@@ -204,10 +204,18 @@ def test_what_a_plug_in_would_read_is_counted(tmp_path, monkeypatch):
 )
 def test_plug_ins_read_their_files(plug_in, file_format):
   pytest.importorskip(plug_in)
-  image_files._pillow()
+  image_files.pillow()
   image = photograph(0, WIDTH, HEIGHT)
   pixels = image_files.read(encode(image, file_format), Decoding())
   assert np.abs(pixels - np.asarray(image, int)).mean() < 12
+
+
+def test_the_kind_of_a_huge_image_is_told_without_a_warning(monkeypatch):
+  """Its size is no attack: `data.max_pixels` is the limit, not Pillow's."""
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT // 3)
+  image_files.pillow.cache_clear()
+  contents = encode(photograph(0, WIDTH, HEIGHT), "PNG")
+  assert survey._kind(contents) == "PNG RGB"
 
 
 def test_a_palette_bmp_is_read_by_its_palette():

@@ -454,7 +454,8 @@ def test_a_mistake_is_one_clear_line(workdir, tmp_path, monkeypatch):
   refused("no EMA target network", run, knn, target=True)
   refused("Unknown data source 'digit'", run, knn, data="digit")
   refused("expected two names", run, knn, splits=["train"])
-  refused("has no split 'val'", run, knn, splits=["train", "val"])
+  both = (knn, "linear/lbfgs")  # Not a line for each.
+  refused("has no split 'val'", run, *both, splits=["train", "val"])
   refused("seed='-1'; expected from 0", run, "linear/online", seed=-1)
   (tmp_path / "file").write_text("")
   for output in ("file", "file/below"):

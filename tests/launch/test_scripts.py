@@ -155,6 +155,27 @@ def test_the_container_copies_what_exists():
   assert 'ENTRYPOINT ["python", "-m", "imsvd_jax.main"]' in text
 
 
+def test_what_the_container_copies_first_can_be_installed(tmp_path):
+  """Its dependencies are a layer of their own, below most of the code."""
+  text = (LAUNCH / "Dockerfile").read_text().partition("RUN pip install")[0]
+  for line in re.findall("^COPY (.+)$", text, re.MULTILINE):
+    *sources, folder = line.split()
+    for source in sources:
+      place = tmp_path / (source if folder == "./" else folder)
+      place.parent.mkdir(exist_ok=True)
+      shutil.copy(ROOT / source, place)
+  build = "from setuptools import build_meta; build_meta.build_editable('.')"
+  done = subprocess.run(
+    [sys.executable, "-c", build],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert list(tmp_path.glob("imsvd_jax-*.whl"))
+
+
 # --- TPU pods ----------------------------------------------------------------
 
 

@@ -86,7 +86,7 @@ def _tpu_devices(name: str, chip: Chip, shape: tuple[int, ...]) -> list[Any]:
   if importlib.util.find_spec("libtpu") is None:
     raise UserError(
       f"Topology {name!r} needs the TPU compiler (no TPU):"
-      ' pip install -e ".[tpu]".'
+      ' pip install "imsvd_jax[tpu]".'
     )
   # The library looks for the TPU of this machine unless told not to.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

@@ -344,7 +344,7 @@ def test_a_wrong_topology_is_one_clear_line(name, message):
 
 def test_without_the_tpu_compiler_it_says_how_to_install_it(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  with one_line_error(r'pip install -e "\.\[tpu\]"'):
+  with one_line_error(r'pip install "imsvd_jax\[tpu\]"'):
     slices.get_slice("v5e:4x4")
 
 
