@@ -16,9 +16,9 @@ from sklearn.metrics import roc_auc_score
 
 from imsvd_jax import data
 from imsvd_jax.data.sources import shapes
+from imsvd_jax.explain.rarity import RARITY
 from imsvd_jax.runs.encoder import data_settings, load_encoder
 from imsvd_jax.search.build import normalized
-from imsvd_jax.search.rarity import RARITY
 
 NUM_PLANTED = 200
 THRESHOLDS = (0.95, 0.97, 0.98, 0.99, 0.995, 0.999)

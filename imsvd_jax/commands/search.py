@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from absl import flags
 
 from imsvd_jax.commands import command_line, option_flags, shared_flags
+from imsvd_jax.explain import duplicates as duplicates_lib
 
 if TYPE_CHECKING:  # They import JAX.
   from imsvd_jax.search.questions import Answer
@@ -89,7 +90,7 @@ def _duplicates() -> Callable[[], None]:
   """
   threshold = flags.DEFINE_float(
     "threshold",
-    0.995,
+    duplicates_lib.THRESHOLD,
     "Least cosine of the features of near duplicates; 2: exact ones only.",
     -1.0,
   )

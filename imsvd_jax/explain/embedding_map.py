@@ -7,31 +7,62 @@ import jax.numpy as jnp
 import numpy as np
 
 from imsvd_jax.explain.analysis import Features
+from imsvd_jax.explain.images import some_of
 from imsvd_jax.explain.information import entropy
 
 _BLOCK = 512  # Queries per product, so that memory is _BLOCK * S.
+TSNE_IMAGES = 3000  # At most: its time grows faster than their number.
+_TSNE_COMPONENTS = 50  # Principal ones that it starts from.
+_PERPLEXITY = 30.0
 
 
-def principal_components(features: Features) -> tuple[np.ndarray, np.ndarray]:
-  """Projects the sample to the first two components of the exact PCA.
+def principal_components(
+  features: Features, count: int = 2
+) -> tuple[np.ndarray, np.ndarray]:
+  """Projects the sample to the first components of the exact PCA.
 
   The components are those of all images, from their covariance. The entry of
   largest magnitude is positive, so that signs do not depend on the solver.
 
   Args:
-    features: With the covariance [F, F] of at least two features.
+    features: With the covariance [F, F] of at least `count` features.
+    count: k, number of components.
 
   Returns:
-    ([S, 2] float32, [2] each component's share of the total variance).
+    ([S, k] float32, [k] each component's share of the total variance).
   """
   values, vectors = np.linalg.eigh(features.feature_covariance)
-  components = vectors[:, ::-1][:, :2].T
+  components = vectors[:, ::-1][:, :count].T
   peak = np.abs(components).argmax(1)
-  components = components * np.sign(components[[0, 1], peak])[:, None]
+  components = components * np.sign(components[range(len(peak)), peak])[:, None]
   centered = features.sample_features.astype(np.float64) - features.feature_mean
   total = float(np.trace(features.feature_covariance))
-  explained = np.maximum(values[::-1][:2], 0) / max(total, 1e-300)
+  explained = np.maximum(values[::-1][:count], 0) / max(total, 1e-300)
   return (centered @ components.T).astype(np.float32), explained
+
+
+def t_sne(features: Features) -> tuple[np.ndarray, np.ndarray] | None:
+  """Places a sample of at most `TSNE_IMAGES` in the plane by t-SNE.
+
+  It keeps neighbors together; distances between groups mean little.
+
+  Returns:
+    (rows of the sample [T], ascending, positions [T, 2] float32); None where
+    there are too few images, or all have the same features.
+  """
+  rows = some_of(np.arange(len(features.sample_indices)), TSNE_IMAGES)
+  width = min(_TSNE_COMPONENTS, len(features.feature_mean))
+  points, explained = principal_components(features, width)
+  if len(rows) < 10 or not explained[0] > 0:
+    return None
+  from sklearn.manifold import TSNE  # It takes a second.
+
+  found = TSNE(
+    init="pca",
+    perplexity=min(_PERPLEXITY, (len(rows) - 1) / 3),
+    random_state=0,
+  ).fit_transform(points[rows])
+  return rows, found.astype(np.float32)
 
 
 def spectrum(covariance: np.ndarray) -> np.ndarray:

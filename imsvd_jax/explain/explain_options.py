@@ -76,8 +76,8 @@ class RunOptions(ExplainOptions):
   trust_workdir: bool = TRUST_WORKDIR
   absolute_paths: bool = option(
     False,
-    "Write absolute paths of images into the page, not those relative to the"
-    " data's folder.",
+    "Write absolute paths and links of images into the page, not those relative"
+    " to the data's folder and to the page.",
   )
   split: str = option(
     "train", "Which part of the data.", choices=("train", "eval")

@@ -4,9 +4,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imsvd_jax.explain import embedding_map
+from imsvd_jax.explain import embedding_map, information
 from imsvd_jax.explain.analysis import Analysis, Code, Pairs, Views
 from imsvd_jax.explain.factors import Factor
+
+# Two variables that share more of their entropy say mostly the same.
+_MOSTLY_SHARED = 0.5
 
 
 class Indicator(NamedTuple):
@@ -41,7 +44,10 @@ def indicators(analysis: Analysis) -> list[Indicator]:
   if analysis.code is not None:
     found += _code_indicators(analysis.code)
     if analysis.pairs is not None and analysis.num_variables > 1:
-      found.append(_independence_indicator(analysis.code, analysis.pairs))
+      label = analysis.factors[0] if analysis.factors else None
+      found.append(
+        _independence_indicator(analysis.code, analysis.pairs, label)
+      )
   if analysis.views is not None:
     found.append(_agreement_indicator(analysis.views))
   if analysis.features.feature_covariance is not None:
@@ -100,17 +106,33 @@ def _agreement_indicator(views: Views) -> Indicator:
   )
 
 
-def _independence_indicator(code: Code, pairs: Pairs) -> Indicator:
+def _independence_indicator(
+  code: Code, pairs: Pairs, label: Factor | None
+) -> Indicator:
   excess = pairs.excess()[np.triu_indices(code.num_variables, 1)]
   entropy = max(float(code.entropies().mean()), 1e-12)
   shared = max(float(excess.mean()) / entropy, 0.0)
+  meaning = (
+    "Mean mutual information of two variables above its finite-sample floor, "
+    "as a share of their entropy."
+  )
+  needed = 0.0
+  if label is not None:
+    counts = np.bincount(label.values[label.values >= 0])
+    content = float(information.entropy(counts / max(counts.sum(), 1)))
+    # H(a) + H(b) - I(a; b) = H(a, b), at most the content that they tell.
+    needed = min(max(2 - content / entropy, 0.0), 1.0)
+  if needed > _MOSTLY_SHARED:
+    meaning += (
+      f" The {label.name} of the images has {content:.2f} nats: two variables"
+      f" that told nothing else would share {needed:.0%}."
+    )
   return Indicator(
     "Shared information",
     f"{shared:.1%}",
     1 - min(shared, 1.0),
-    _level(shared, 0.05, 0.2),
-    "Mean mutual information of two variables above its finite-sample floor, "
-    "as a share of their entropy.",
+    _level(shared, 0.05, max(needed, _MOSTLY_SHARED)),
+    meaning,
   )
 
 

@@ -70,6 +70,8 @@ class Images:
     drawing: Where the images were drawn from factors: how, and the factors.
     label_names: Names of the classes.
     names: Image index -> what to call the image, such as its path.
+    links: Image index -> a link from the explorer's page to its file, "" if it
+      is in none of its own.
   """
 
   batches: Callable[[], Batches]
@@ -81,6 +83,7 @@ class Images:
   drawing: Drawing | None = None
   label_names: Sequence[str] | None = None
   names: Callable[[int], str] | None = None
+  links: Callable[[int], str] | None = None
 
 
 def _padded(batch: Batch, batch_size: int) -> dict[str, np.ndarray]:

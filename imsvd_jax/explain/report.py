@@ -25,6 +25,7 @@ from imsvd_jax.explain.subject import Subject, no_code_sentence
 ANALYSIS = "analysis.npz"
 CAPTIONS = "captions.csv"
 INTERVENTIONS = "interventions.csv"
+EXPLORER = "explorer"  # The folder of pages.
 _FIGURE = re.compile(
   r"(joint|cross_joint|mutual_information|factors|samples_variable_\d+"
   r"|attribution|embedding_vectors|embedding_map|training_curves)"
@@ -91,19 +92,20 @@ def explain(
     subject,
     images.batches(),
     analysis,
-    directory / "explorer" / "sprites",
+    directory / EXPLORER / "sprites",
     options,
     keep=figure_set.wanted_images(analysis, chosen),
     **common,
   )
   index = writer.build(
-    directory / "explorer",
+    directory / EXPLORER,
     subject,
     analysis,
     pictures,
     title=title,
     training=training,
     names=images.names,
+    links=images.links,
     report=report,
   )
   paths = []
@@ -164,7 +166,7 @@ def _remove_former(directory: pathlib.Path) -> None:
   if not (directory / ANALYSIS).exists():
     return
   for name in ("data", "sprites"):
-    shutil.rmtree(directory / "explorer" / name, ignore_errors=True)
+    shutil.rmtree(directory / EXPLORER / name, ignore_errors=True)
   for path in (directory / "figures").glob("*"):
     if _FIGURE.fullmatch(path.name):
       path.unlink()

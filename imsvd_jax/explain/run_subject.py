@@ -6,7 +6,9 @@ import hashlib
 import itertools
 import math
 import os
+import pathlib
 import re
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -201,13 +203,15 @@ def images_of(
   settings: ml_collections.ConfigDict,
   config: ml_collections.ConfigDict,
   batch_size: int,
+  explorer: str = "",
   absolute_paths: bool = False,
 ) -> Images:
   """Describes a source as a data set to explain a subject by.
 
   The images are prepared by `settings`, and the views by the run's `config`.
   Names of images are paths relative to the data, which do not tell where they
-  are on this machine, unless they shall be `absolute_paths`.
+  are on this machine, unless they shall be `absolute_paths`. Links are from
+  pages in the folder `explorer`.
   """
 
   def some(count: int) -> Iterator[Batch]:
@@ -215,6 +219,9 @@ def images_of(
     indices = augmented_views.some_indices(source, count, seed=0)
     for batch in batches_of(part, settings, batch_size):
       yield {**batch, "index": indices[batch["index"]]}
+
+  def links(index: int) -> str:
+    return _link(source.describe(index), explorer, absolute_paths)
 
   def masked(count: int) -> Iterator[Batch]:
     part = augmented_views.some_images(source, count, seed=0)
@@ -239,7 +246,24 @@ def images_of(
     drawing=_drawing(source, settings),
     label_names=source.label_names or None,
     names=source.describe if absolute_paths else source.relative_name,
+    links=links if source.root and explorer else None,
   )
+
+
+def _link(path: str, folder: str, absolute: bool) -> str:
+  """Returns a link from a page in a folder to a file.
+
+  "" if there is no such file; or unless `absolute`, if it shares no folder
+  with the page: the link would tell where the images are on this machine.
+  """
+  if not os.path.isfile(path):
+    return ""
+  if absolute:
+    return pathlib.Path(path).absolute().as_uri()
+  both = [os.path.abspath(path), os.path.abspath(folder)]
+  if os.path.commonpath(both) == os.path.sep:
+    return ""
+  return urllib.parse.quote(os.path.relpath(*both))
 
 
 def explain_run(
@@ -279,7 +303,12 @@ def explain_run(
     return report_lib.explain(
       subject,
       images_of(
-        source, settings, encoder.config, batch_size, options.absolute_paths
+        source,
+        settings,
+        encoder.config,
+        batch_size,
+        os.path.join(output, report_lib.EXPLORER),
+        options.absolute_paths,
       ),
       output,
       options,

@@ -10,8 +10,10 @@ from imsvd_jax.base import hashing
 from imsvd_jax.base.console import Progress
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.base.files import printable
+from imsvd_jax.explain import duplicates as duplicates_lib
+from imsvd_jax.explain import rarity
 from imsvd_jax.interop import image_embeddings
-from imsvd_jax.search import build, conditions, rarity
+from imsvd_jax.search import build, conditions
 from imsvd_jax.search.nearest import Nearest
 from imsvd_jax.search.store import Store
 
@@ -156,11 +158,7 @@ def _same_content(store: Store, left: int, right: int) -> bool:
 
 
 def _first_of(store: Store, threshold: float) -> dict[int, int]:
-  """Returns the first image of the group of each row.
-
-  Groups are stars: every image is a duplicate of the first one. Chains of
-  pairs would join images that differ.
-  """
+  """Returns the first image of the group of each row."""
   firsts: dict[bytes, int] = {}
   content_of = {
     row: firsts.setdefault(bytes(store.contents[row]), row)
@@ -168,15 +166,10 @@ def _first_of(store: Store, threshold: float) -> dict[int, int]:
   }
   if threshold > 1:
     return content_of
-  near: dict[int, int] = {}
-  pairs = {
-    tuple(sorted((content_of[left], content_of[right])))
+  near = duplicates_lib.first_of(
+    (content_of[left], content_of[right])
     for left, right in _near_pairs(store, threshold)
-  }
-  for first, other in sorted(pairs):
-    # The first ones come in order: a later one that has its own is none.
-    if first != other and first not in near:
-      near.setdefault(other, first)
+  )
   return {row: near.get(c, c) for row, c in content_of.items()}
 
 

@@ -33,6 +33,23 @@ def test_principal_components_against_scikit_learn(features):
   assert (components[[0, 1], peak] > 0).all()
 
 
+def test_t_sne_keeps_groups_together(monkeypatch):
+  monkeypatch.setattr(embedding_map, "TSNE_IMAGES", 60)
+  rng = np.random.default_rng(1)
+  group = np.arange(90) % 3
+  rows = rng.normal(size=(90, 5)) * 0.1 + 8 * np.eye(5)[group]
+  of = lambda rows: Features(
+    rows.mean(0), np.arange(90), rows, np.cov(rows.T, bias=True)
+  )
+  chosen, places = embedding_map.t_sne(of(rows.astype(np.float32)))
+  assert len(chosen) == len(places) == 60
+  assert (np.diff(chosen) > 0).all()
+  apart = np.linalg.norm(places[:, None] - places, axis=2)
+  np.fill_diagonal(apart, np.inf)
+  assert (group[chosen][apart.argmin(1)] == group[chosen]).all()
+  assert embedding_map.t_sne(of(np.ones((90, 5)))) is None  # All the same.
+
+
 def test_spectrum_and_effective_rank():
   np.testing.assert_allclose(
     embedding_map.spectrum(np.diag([1.0, 3, 0])), [0.75, 0.25, 0], atol=1e-12

@@ -13,7 +13,14 @@ from matplotlib import image as matplotlib_image
 
 from imsvd_jax.base import devices
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.explain import attribution, embedding_map, measurement
+from imsvd_jax.explain import (
+  attribution,
+  captions,
+  embedding_map,
+  interventions,
+  measurement,
+  rarity,
+)
 from imsvd_jax.explain import illustrations as illustrations_lib
 from imsvd_jax.explain.explain_options import ExplainOptions
 from imsvd_jax.explain.explorer import writer
@@ -30,6 +37,26 @@ OPTIONS = ExplainOptions(
   grad_cam_per_bin=3,
   integrated_per_bin=1,
 )
+
+
+FLIPS = np.array([[0.1, 0.92, 0, 0.2, 0.3, 0.4], [0.5, 0, 0, 0, 0, 0]])
+
+
+def caption(text):
+  return captions.Caption(1, 2, text, 30, 0.8, 0.6, 4.0, 1e-6)
+
+
+def one_factor_at_a_time():
+  best = [
+    interventions.Selectivity(name, m, 0.9, 0.1, 9.0, 7.5, 11.0)
+    for name, m in (("shape<i>", 1), ("hue", 0))
+  ]
+  names = ("shape<i>", "hue")
+  return interventions.Interventions(names, np.full(2, 500), FLIPS, tuple(best))
+
+
+def link(index):
+  return f"../a%20b/{index}.png" if index == 7 else ""
 
 
 def file_names(index):
@@ -55,6 +82,8 @@ class Built:
     self.analysis = dataclasses.replace(
       found,
       flip_rates={"mirror": np.linspace(0, 1, M)},
+      interventions=one_factor_at_a_time(),
+      captions=captions.Captions((caption("shape <u>ring"),), 20),
       scores=dataclasses.replace(
         found.scores, nmi_untrained=found.scores.nmi / 4
       ),
@@ -75,6 +104,7 @@ class Built:
       self.illustrations,
       title="Shapes & <colors>",
       names=images.names,
+      links=link,
     )
 
   def data(self, name):
@@ -241,7 +271,7 @@ def test_sheets_do_not_depend_on_the_order(tmp_path):
 
 PAGES = (
   *("overview", "variables", "variable/1", "images", "image/7"),
-  *("matrix", "map"),
+  *("matrix", "map", "duplicates", "outliers"),
 )
 
 
@@ -283,6 +313,8 @@ def test_every_page_has_one_heading_and_its_tab(browser):
     ("#/image/3", "Image", "Images"),
     ("#/matrix", "Joint matrix", "Matrix"),
     ("#/map", "Map of the embedding", "Map"),
+    ("#/duplicates", "Duplicates", "Duplicates"),
+    ("#/outliers", "Outliers", "Outliers"),
     ("#/nonsense", "Not found", ""),
     ("#/variable/99", "Not found", "Variables"),
     ("#/image/99999", "Not found", "Images"),
@@ -553,6 +585,183 @@ def test_map_opens_the_image_under_the_mouse(browser):
   index = re.search(r"index (\d+)", browser.text("#tip"))[1]
   browser.move(".stage canvas", 0.5, float(y), click=True)
   browser.wait(f"location.hash === '#/image/{index}'")
+
+
+def test_empty_bins_are_last_in_every_list(browser):
+  browser.go("#/overview")
+  browser.script("core.usage[2][1] = 0")
+  browser.go("#/variable/2")
+  for order in ("usage", "purity", "number"):
+    browser.script(
+      "const s = [...document.querySelectorAll('select')].find((s) =>"
+      " s.options[0].value === 'number'); s.value = arguments[0];"
+      "s.dispatchEvent(new Event('change'))",
+      order,
+    )
+    usage = browser.value("core.usage[2]")
+    bins = browser.all(".bin", "+n.dataset.bin")
+    assert [usage[d] > 0 for d in bins] == sorted(
+      (n > 0 for n in usage), reverse=True
+    )
+  used = [d for d in range(BINS) if usage[d]]
+  assert bins == used + [d for d in range(BINS) if not usage[d]]
+  empty = BINS - len(used)
+  assert browser.text(".axis span:last-child") == f"{empty} empty"
+  browser._call("POST", "/refresh", {})  # The data as they were.
+  browser.wait("document.querySelector('main')?.dataset.ready")
+
+
+def test_charts_have_axes_and_units(browser, built):
+  browser.go("#/overview")
+  entropy, spectrum = browser.texts(".scale")
+  assert entropy.split("\n")[0] == f"{np.log(BINS):.2f} nats"
+  assert spectrum.split("\n")[0].endswith("%")
+  assert f"across: variables 0 to {M - 1}" in browser.text(".legend")
+  browser.go("#/variable/1")
+  most = built.analysis.code.usage[1].max()
+  assert browser.text(".scale").split() == [str(most), "images", "0"]
+
+
+def test_names_of_bins_are_shown_as_text(browser, built):
+  name = "shape <u>ring"
+  browser.go("#/variable/1")
+  browser.show("[data-bin='2']")
+  assert name in browser.text("[data-bin='2'] .what")
+  inside = int(np.flatnonzero(built.analysis.code.codes[:, 1] == 2)[0])
+  browser.go(f"#/image/{inside}")
+  assert browser.texts(".chip .name") == [name]
+
+
+def test_interventions_are_a_table(browser):
+  browser.go("#/overview")
+  cells = browser.texts("#interventions td.share")
+  assert cells[:M] == [f"{x:.0%}" for x in FLIPS[0]]
+  text = browser.text("#interventions")
+  assert "shape<i>" in text
+  assert "9.0 [7.5, 11.0]" in text
+  low, high = interventions.wilson(0.92, 500)
+  assert browser.all("#interventions td.share", "n.title")[1] == (
+    f"95% interval {low:.1%} to {high:.1%}"
+  )
+  browser.go("#/variable/1")
+  assert "a change of shape<i> flips it most often: 92%" in browser.text("main")
+
+
+def test_duplicates_and_outliers_are_pages(browser, built):
+  browser.go("#/duplicates")
+  groups = built.data("duplicates")["groups"]
+  assert len(groups) > 0
+  assert "at least 0.995" in browser.text("main")
+  assert f"{N} were compared" in browser.text("#found")
+  browser.wait("document.querySelector('[data-group=\"0\"] .thumb')")
+  shown = browser.images("[data-group='0'] .thumb")
+  assert shown == groups[0][0][:24]
+  browser.go("#/outliers")
+  codes = built.analysis.code.codes
+  expected = np.argsort(-rarity.pair_surprise(codes, BINS), kind="stable")
+  found = browser.images("#outliers .thumb")
+  np.testing.assert_array_equal(found, expected[: len(found)])
+
+
+def test_only_an_image_with_a_file_links_to_it(browser, built):
+  browser.go("#/image/7")
+  parent = built.root.parent.as_uri()
+  assert browser.value("document.getElementById('file').href") == (
+    f"{parent}/a%20b/7.png"
+  )
+  browser.go("#/image/8")
+  assert not browser.value("document.getElementById('file')")
+
+
+def lasso(browser, corners):
+  """Drags around fractions of the map."""
+  box = browser.script(
+    "const b = document.querySelector('.stage canvas').getBoundingClientRect();"
+    "return [b.left, b.top, b.width, b.height]"
+  )
+  moves = [
+    {
+      "type": "pointerMove",
+      "duration": 20,
+      "x": round(box[0] + x * box[2]),
+      "y": round(box[1] + y * box[3]),
+    }
+    for x, y in corners
+  ]
+  down, up = ({"type": f"pointer{n}", "button": 0} for n in ("Down", "Up"))
+  actions = [moves[0], down, *moves[1:], up]
+  mouse = {"type": "pointer", "id": "mouse", "actions": actions}
+  browser._call("POST", "/actions", {"actions": [mouse]})
+
+
+@pytest.mark.parametrize("layout", ["pca", "tsne"])
+def test_a_lasso_filters_images_and_variables(browser, built, layout):
+  browser.go("#/map")
+  browser.script(
+    "const s = document.getElementById('layout'); s.value = arguments[0];"
+    "s.dispatchEvent(new Event('change'))",
+    layout,
+  )
+  browser.wait(
+    "document.querySelector('main p').textContent.includes"
+    f"('{'t-SNE' if layout == 'tsne' else 'principal components'}')"
+  )
+  browser.script(
+    "document.querySelector('.stage').scrollIntoView({block: 'center'})"
+  )
+  browser.click("#lasso")
+  # The left half of the square, which fills the canvas from top to bottom.
+  width, height = browser.script(
+    "const c = document.querySelector('.stage canvas');"
+    "return [c.clientWidth, c.clientHeight]"
+  )
+  left = 0.5 - height / width / 2
+  lasso(browser, [(left, 0.01), (0.5, 0.01), (0.5, 0.99), (left, 0.99)])
+  chart = built.data("map")[layout]
+  slots = built.array(chart["slots"], np.int32)
+  points = built.array(chart["points"], np.uint16).reshape(-1, 2)
+  half = (height - 24) / height / 2  # Of the square, around the middle.
+  inside = points[:, 0] / 65_535 * 2 * half < half
+  expected = set(slots[inside].tolist())
+  browser.click("#chosen a")  # Show these images.
+  browser.wait_for_heading("Images")
+  found = int(browser.text("main [role=status]").split()[0])
+  assert abs(found - len(expected)) <= 3  # Pixels of the border.
+  assert 0 < found < N
+  browser.wait("document.querySelector('#grid .thumb')")
+  outside = set(browser.images("#grid .thumb")) - expected
+  assert len(outside) <= 3
+  browser.go("#/variables")
+  assert "Divergence of the selection" in browser.text("#variables thead")
+  rows = len(browser.texts("#variables tbody tr"))
+  assert browser.text("#told").startswith(f"{rows} variables")
+  values = [float(t) for t in browser.texts("#variables td:nth-child(2)")]
+  assert values == sorted(values, reverse=True)
+  browser.go("#/variable/0")
+  codes = built.analysis.code.codes[:, 0]
+  bins = browser.all(".bin", "+n.dataset.bin")
+  assert set(bins) <= set(codes[list(expected | outside)].tolist())
+  browser.wait("document.querySelector('.bin .thumb')")
+  shown = browser.images(f"[data-bin='{bins[0]}'] .thumb")
+  assert (codes[shown] == bins[0]).all()
+  browser.click("#selection button")
+  browser.wait("!document.getElementById('selection')")
+  assert len(browser.texts(".bin")) == BINS
+
+
+def test_what_is_in_view_is_selected_by_keys(browser):
+  browser.go("#/map")
+  browser.script("document.querySelector('.stage canvas').focus()")
+  browser.press("+", "+", "ArrowLeft")
+  browser.script(
+    "document.querySelector('#map-tools button:nth-child(2)').focus()"
+  )
+  browser.press("Enter")
+  count = int(browser.text("#chosen").split()[0])
+  assert 0 < count < N
+  assert "images selected" in browser.text("#live")
+  browser.click("#map-tools button:nth-child(3)")
+  assert browser.text("#chosen") == ""
 
 
 def test_theme_follows_the_system_and_the_button(browser):

@@ -10,7 +10,8 @@ from imsvd_jax import explain
 from imsvd_jax.base import devices
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import health, images, probes, report
-from imsvd_jax.explain.analysis import Code, Features
+from imsvd_jax.explain.analysis import Code, Features, Pairs
+from imsvd_jax.explain.factors import Factor
 from tests.explain import chromium, shapes_subject
 
 N = 48
@@ -136,7 +137,7 @@ def test_report_without_a_code_says_so(continuous):
   assert any("VICReg" in line and "no bins" in line for line in lines)
   assert found.analysis.code is None
   data = {path.stem for path in (found.index.parent / "data").iterdir()}
-  assert data == {"core", "images", "map", "neighbors"}
+  assert data == {"core", "duplicates", "images", "map", "neighbors"}
 
 
 def test_explorer_without_a_code(continuous):
@@ -145,8 +146,8 @@ def test_explorer_without_a_code(continuous):
     browser.open(found.index)
     assert "VICReg" in browser.text(".note")
     tabs = browser.text("#tabs").split()
-    assert tabs == ["Overview", "Images", "Map"]
-    for page in ("image/3", "images", "map"):
+    assert tabs == ["Overview", "Images", "Map", "Duplicates"]
+    for page in ("image/3", "images", "map", "duplicates"):
       browser.go(f"#/{page}")
     browser.go("#/variables")
     assert browser.text("h1") == "Not found"
@@ -168,6 +169,42 @@ def test_user_mistake_is_found_before_the_work(tmp_path, wrong, message):
       tmp_path,
       explain.ExplainOptions(**wrong),
     )
+
+
+def shared_information(shared, values, names=("a", "b")):
+  """The verdict on two variables of four bins that share a part of all."""
+  marginal = np.full((2, 4), 0.25)
+  code = Code(
+    codes=np.zeros((100, 2), np.uint8),
+    marginal=marginal,
+    usage=np.full((2, 4), 25),
+    conditional_entropy=np.zeros(2),
+    confidence=np.ones(2),
+    top_scores=np.zeros((2, 4, 1)),
+    top_indices=np.zeros((2, 4, 1), int),
+  )
+  information = np.full((2, 2), shared * np.log(4))
+  pairs = Pairs(np.zeros((8, 8)), information, np.zeros((2, 2)))
+  factors = () if values is None else (Factor("label", values, names),)
+  features = Features(np.zeros(1), np.arange(1), np.zeros((1, 1)))
+  found = explain.Analysis(
+    np.arange(100), features, code, pairs, factors=factors
+  )
+  every = {i.name: i for i in health.indicators(found)}
+  return every["Shared information"]
+
+
+def test_shared_information_knows_what_the_images_tell():
+  two, many = np.arange(100) % 2, np.arange(100) % 50
+  assert shared_information(0.02, None).level == "good"
+  assert shared_information(0.45, None).level == "fair"  # A good quick start.
+  assert shared_information(0.6, None).level == "poor"
+  assert shared_information(0.6, many, ("x",) * 50).level == "poor"
+  found = shared_information(0.9, two)  # Each of 1.39 nats about 0.69 nats.
+  assert found.level == "fair"
+  assert found.meaning.endswith(
+    "has 0.69 nats: two variables that told nothing else would share 100%."
+  )
 
 
 @pytest.mark.parametrize(

@@ -318,6 +318,27 @@ def test_the_data_that_a_foreign_run_names_need_a_word(tmp_path, monkeypatch):
   monkeypatch.setattr(run_subject.report_lib, "explain", explain)
   run_subject.explain_run(run, RunOptions(trust_workdir=True, untrained=False))
   assert shown["images"].names(1) == "deep/1.png"
+  # From RUN/explain-N/explorer.
+  assert shown["images"].links(1) == "../../../images/deep/1.png"
   options = RunOptions(trust_workdir=True, untrained=False, absolute_paths=True)
   run_subject.explain_run(run, options)
   assert shown["images"].names(1) == f"{tmp_path}/images/deep/1.png"
+  uri = shown["images"].links(1)
+  assert uri == (tmp_path / "images" / "deep" / "1.png").as_uri()
+
+
+def test_a_link_is_escaped_and_tells_no_place_by_default(tmp_path):
+  image = tmp_path / "a b" / "1#%3C.png"
+  image.parent.mkdir()
+  image.write_bytes(b"x")
+  page = tmp_path / "out" / "explorer"
+  link = lambda path, absolute=False: run_subject._link(
+    str(path), str(page), absolute
+  )
+  assert link(image) == "../../a%20b/1%23%253C.png"
+  assert link(image, absolute=True) == image.as_uri()
+  assert link(tmp_path / "missing.png") == ""
+  assert link(f"3 of images in {image}") == ""  # Of arrays.
+  elsewhere = next(p for p in pathlib.Path("/etc").iterdir() if p.is_file())
+  assert link(elsewhere) == ""  # Its link would be its whole path.
+  assert link(elsewhere, absolute=True) == elsewhere.as_uri()

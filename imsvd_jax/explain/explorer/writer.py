@@ -9,8 +9,10 @@ data are scripts that call one function, loaded when a page needs them:
   data/images.js          names, labels and codes of the shown images
   data/variable_M.js      bins, best images and attribution of a variable
   data/joint_M.js         one row of blocks of the joint matrix
-  data/map.js             the 2-D map
+  data/map.js             the 2-D maps
   data/neighbors.js       nearest neighbors
+  data/duplicates.js      groups of images with nearly the same features
+  data/outliers.js        images of rare codes
   sprites/0.jpg ...       sheets of 8 x 8 thumbnails
 """
 
@@ -30,6 +32,7 @@ import numpy as np
 from imsvd_jax.base import console, files
 from imsvd_jax.explain import embedding_map, health
 from imsvd_jax.explain.analysis import Analysis, Code, Features, Pairs, Views
+from imsvd_jax.explain.explorer import findings
 from imsvd_jax.explain.illustrations import (
   PER_SHEET,
   SHEET_SIDE,
@@ -86,6 +89,7 @@ def build(
   title: str | None = None,
   training: Sequence[health.Indicator] = (),
   names: Callable[[int], str] | None = None,
+  links: Callable[[int], str] | None = None,
   report: Callable[[str], None] = console.print_line,
 ) -> pathlib.Path:
   """Writes the folder; the sprites are there already (see `illustrate`).
@@ -96,6 +100,8 @@ def build(
     training: How the training went, for the overview.
     names: Image index -> what to call the image, such as its path; asked for
       the shown images only.
+    links: Image index -> where its file is, relative to index.html or as
+      file://; "" if it is in none of its own.
 
   Returns:
     The path of index.html.
@@ -107,8 +113,9 @@ def build(
   core["health"] = [i._asdict() for i in training] + core["health"]
   core["views"] = _write_views(directory, analysis.views)
   report("explorer: tables and images")
-  _write(directory, "images", _images(analysis, illustrations, names))
+  _write(directory, "images", _images(analysis, illustrations, names, links))
   shown = analysis.features.sampled_from(illustrations.indices)
+  report("explorer: maps and neighbors")
   core["hasMap"] = _write_map(directory, shown, illustrations.indices)
   neighbors = _write_neighbors(directory, shown, illustrations.indices)
   core["hasNeighbors"] = neighbors is not None
@@ -120,6 +127,10 @@ def build(
   if analysis.code is not None:
     report("explorer: variables")
     _write_variables(directory, analysis, analysis.code, illustrations)
+    rare = findings.outliers(
+      analysis.code, analysis.rows(illustrations.indices)
+    )
+    _write(directory, "outliers", rare)
     if analysis.pairs is not None and analysis.num_variables > 1:
       report("explorer: joint matrix")
       _write_joint(directory, analysis.code, analysis.pairs)
@@ -204,6 +215,9 @@ def _core(
     core["variables"] = _variable_table(analysis, code)
     core["usage"] = code.usage.tolist()
     core["captions"] = _captions(analysis)
+    if analysis.interventions is not None:
+      table = findings.intervention_table(analysis.interventions)
+      core["interventions"] = table
     core["overlays"] = list(_overlays(illustrations))
     if analysis.pairs is not None and code.num_variables > 1:
       core |= _pair_tables(code, analysis.pairs, analysis.views)
@@ -263,6 +277,7 @@ def _images(
   analysis: Analysis,
   illustrations: Illustrations,
   names: Callable[[int], str] | None,
+  links: Callable[[int], str] | None,
 ) -> dict[str, Any]:
   indices = illustrations.indices
   rows = analysis.rows(indices)
@@ -274,6 +289,7 @@ def _images(
   result = {
     "indices": deflated(indices.astype(np.int32)),
     "names": None if names is None else [str(names(int(i))) for i in indices],
+    "links": None if links is None else [links(int(i)) for i in indices],
     "factors": factors,
   }
   if analysis.code is not None:
@@ -364,31 +380,40 @@ def _write_joint(directory: pathlib.Path, code: Code, pairs: Pairs) -> None:
 def _write_map(
   directory: pathlib.Path, features: Features, indices: np.ndarray
 ) -> bool:
-  """Writes two principal components of the sampled images that are shown."""
+  """Writes where the sampled images that are shown lie: PCA and t-SNE."""
   covariance = features.feature_covariance
   few = len(features.sample_indices) < 3
   if few or covariance is None or len(covariance) < 2:
     return False
   position, explained = embedding_map.principal_components(features)
+  slots = np.searchsorted(indices, features.sample_indices).astype(np.int32)
+  maps = {"pca": _points(slots, position), "explained": _rounded(explained)}
+  near = embedding_map.t_sne(features)
+  if near is not None:
+    rows, position = near
+    maps["tsne"] = _points(slots[rows], position)
+  _write(directory, "map", maps)
+  return True
+
+
+def _points(slots: np.ndarray, position: np.ndarray) -> dict[str, str]:
+  """Returns images and their places, scaled to fill a square."""
   low, high = position.min(0), position.max(0)
   unit = (position - low) / np.maximum(high - low, 1e-12)
-  slots = np.searchsorted(indices, features.sample_indices)
-  _write(
-    directory,
-    "map",
-    {
-      "slots": deflated(slots.astype(np.int32)),
-      "points": deflated(np.rint(unit * 65_535).astype(np.uint16)),
-      "explained": _rounded(explained),
-    },
-  )
-  return True
+  return {
+    "slots": deflated(slots),
+    "points": deflated(np.rint(unit * 65_535).astype(np.uint16)),
+  }
 
 
 def _write_neighbors(
   directory: pathlib.Path, features: Features, indices: np.ndarray
 ) -> np.ndarray | None:
-  """Writes the nearest neighbors; returns their rows, or None without any."""
+  """Writes nearest neighbors and duplicates.
+
+  Returns:
+    The rows of the neighbors, or None without any.
+  """
   if len(features.sample_indices) < 2:
     return None
   rows, cosines = embedding_map.nearest_neighbors(
@@ -406,6 +431,10 @@ def _write_neighbors(
       "cosines": deflated(levels),
     },
   )
+  groups = findings.duplicate_groups(
+    slots, features.sample_features, rows, cosines
+  )
+  _write(directory, "duplicates", groups)
   return rows
 
 

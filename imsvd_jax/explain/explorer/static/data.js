@@ -70,7 +70,7 @@ function once(make) {
    position of an image in these arrays. */
 const images = once(async () => {
   const raw = await load("images");
-  const result = { names: raw.names, factors: [] };
+  const result = { names: raw.names, links: raw.links, factors: [] };
   result.indices = await typed(Int32Array, raw.indices);
   for (const { wide, values } of raw.factors) {
     result.factors.push(await typed(wide ? Int32Array : Int16Array, values));

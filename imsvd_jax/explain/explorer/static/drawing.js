@@ -34,7 +34,10 @@ function drawBars([context, width, height], values, most, room) {
   });
 }
 
-/* Bars with a tooltip each, drawn when they are near the screen. */
+/* Bars with a tooltip each, drawn when they are near the screen.
+
+   Options: most, the value at the top; unit(value), as text; tip(i); open(i);
+   axis, texts below. */
 function barChart(values, label, options) {
   const canvas = h("canvas", { class: "chart", role: "img",
     "aria-label": label, onpointerleave: hideTip });
@@ -56,8 +59,11 @@ function barChart(values, label, options) {
     canvas.style.cursor = "pointer";
     canvas.addEventListener("click", (event) => options.open(at(event)));
   }
-  return h("div", { class: "bars" }, canvas, h("div", { class: "axis" },
-    options.axis.map((text) => h("span", {}, text))));
+  return h("div", { class: "bars" },
+    h("div", { class: "scale" }, h("span", {}, options.unit(most)),
+      h("span", {}, "0")),
+    canvas, h("div", { class: "axis" },
+      options.axis.map((text) => h("span", {}, text))));
 }
 
 /* Small bars without labels, for a table. */
@@ -78,6 +84,7 @@ class View {
     this.ask = oncePerFrame(() => { if (canvas.isConnected) draw(); });
     this.pointers = new Map();
     this.moved = 0;
+    this.isStill = false;  // Whether a drag does something else.
     canvas.addEventListener("wheel", (event) => {
       event.preventDefault();
       this.zoom(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0018)),
@@ -158,7 +165,7 @@ class View {
       const [x, y] = others[0];
       const apart = (p) => Math.max(Math.hypot(p[0] - x, p[1] - y), 1);
       this.zoom(apart(now) / apart(before), x, y);
-    } else this.pan(now[0] - before[0], now[1] - before[1]);
+    } else if (!this.isStill) this.pan(now[0] - before[0], now[1] - before[1]);
     this.pointers.set(event.pointerId, now);
   }
 

@@ -31,6 +31,11 @@ function h(tag, properties, ...children) {
 }
 
 const heading = (text) => h("h1", { tabindex: "-1" }, text);
+/* A bin's number, and its name where it has one. */
+function binTitle(m, d) {
+  const caption = core.captions[`${m}/${d}`];
+  return caption ? `bin ${d}: ${caption[0]}` : `bin ${d}`;
+}
 const variableLink = (m) => h("a", { href: `#/variable/${m}` }, `v${m}`);
 
 /* A list of [name, value] pairs. */

@@ -9,7 +9,7 @@ pages.images = async ({ query }) => {
   const status = h("p", { class: "soft small", role: "status" });
   const grid = h("div", { class: "grid", id: "grid" });
   const show = () => {
-    const found = searchImages(all, text.value);
+    const found = searchImages(all, text.value).filter(isSelected);
     status.textContent = `${number(found.length)} of `
       + `${number(all.indices.length)} images`;
     fillGrid(grid, found.length, (i) => thumb(all, found[i]));
@@ -25,7 +25,7 @@ pages.images = async ({ query }) => {
     h("p", { class: "soft" }, core.hasCodes
       ? "Select an image to see its codes and the images that share them."
       : "Select an image to see its nearest neighbors."),
-    h("div", { class: "controls" }, text), status, grid,
+    selectionNote(), h("div", { class: "controls" }, text), status, grid,
   ];
 };
 
@@ -109,7 +109,10 @@ pages.image = async ({ first: index }) => {
       stepLinks("#/image/", all.indices[slot - 1], all.indices[slot + 1])),
     h("div", { class: "hero" }, picture, h("div", {},
       h("h2", { id: "image-name" }, imageName(all, slot)),
-      facts([["Index", String(index)], ...imageFacts(all, slot)]))),
+      facts([["Index", String(index)], ...imageFacts(all, slot)]),
+      all.links?.[slot] && h("p", {}, h("a", { id: "file",
+        href: all.links[slot], target: "_blank", rel: "noreferrer" },
+      "Open the original file")))),
   ];
   const required = new Set();  // Variables whose bin must be the same.
   const sharing = core.hasCodes && sharedSection(all, slot, required);
@@ -203,9 +206,11 @@ function codesSection(all, slot, required, changed) {
         changed();
       } }, `bin ${d}`,
     h("span", {}, percent(core.usage[m][d] / core.numImages)));
+    const caption = core.captions[`${m}/${d}`];
     return h("div", { class: "chip" }, h("a", {
       href: `#/variable/${m}/${d}`,
-      "aria-label": `Variable ${m}, bin ${d}` }, `v${m}`), button);
+      "aria-label": `Variable ${m}, ${binTitle(m, d)}` }, `v${m}`), button,
+    caption && h("div", { class: "name" }, caption[0]));
   };
   return h("section", {}, h("h2", {}, "Codes"),
     h("p", { class: "soft small" }, "Variable, bin, and the share of images "

@@ -334,6 +334,7 @@ class Matrix {
 
   legend() {
     return h("div", { class: "legend" },
+      h("span", {}, `down and across: variables 0 to ${this.count - 1}`),
       h("span", {}, "pairs: floor", ramp("sequential"), this.most),
       h("span", {}, "bins: ", `1/${2 ** core.ratioRange} ×`, ramp("ratio"),
         `${2 ** core.ratioRange} × independent`));

@@ -12,6 +12,7 @@ pages.overview = () => {
     h("div", { class: "cards" }, core.health.map(card)),
     core.hasCodes && entropySection(),
     tables.length && h("section", { class: "split" }, tables),
+    core.interventions && interventionSection(),
     core.views && viewsSection(),
     core.spectrum && spectrumSection(),
     h("section", {}, h("p", { class: "soft small" }, scope())),
@@ -47,7 +48,7 @@ function entropySection() {
       "."),
     barChart(order.map((m) => values[m]),
       "Entropy of each variable, largest first", {
-        most,
+        most, unit: nats,
         tip: (i) => [`Variable ${order[i]}`,
           `${nats(values[order[i]])} of ${nats(most)}`],
         open: (i) => { location.hash = `#/variable/${order[i]}`; },
@@ -62,18 +63,48 @@ function spectrumSection() {
       + `component${values.length < core.numFeatures
         ? `, the first ${values.length} of ${core.numFeatures}` : ""}.`),
     barChart(values, "Share of the variance of each principal component", {
+      unit: (x) => percent(x),
       tip: (i) => [`Component ${i + 1}`, `${percent(values[i], 2)} of the `
         + "variance"],
       axis: ["1", "principal components", String(values.length)],
     }));
 }
 
+/* Which variables flip when one factor of the images changes. */
+function interventionSection() {
+  const { factors, images, flips, selectivity } = core.interventions;
+  const share = ([rate, low, high]) => h("td", { class: "share",
+    title: `95% interval ${percent(low)} to ${percent(high)}`,
+    style: { background: "color-mix(in srgb, var(--accent) "
+      + `${Math.round(45 * rate)}%, transparent)` } }, percent(rate, 0));
+  const rows = factors.map((factor, k) => h("tr", {},
+    h("th", { scope: "row" }, factor), h("td", {}, number(images[k])),
+    flips[k].map(share)));
+  const best = selectivity.map((one) => h("tr", {},
+    h("th", { scope: "row" }, one.factor), h("td", {},
+      variableLink(one.variable)), h("td", {}, percent(one.flips)),
+    h("td", {}, percent(one.others)),
+    h("td", {}, `${one.ratio.toFixed(1)} [${one.low.toFixed(1)}, `
+      + `${one.high.toFixed(1)}]`)));
+  return h("section", { class: "views", id: "interventions" },
+    table("What flips when one factor changes", "Each image is drawn twice, "
+      + "the second time with one factor of another image. Numbers are the "
+      + "share of images whose bin flips; their 95% intervals are in "
+      + "interventions.csv and appear under the pointer.",
+    [["Factor"], ["Images"], ...range(core.numVariables).map((m) =>
+      [variableLink(m), "share"])], rows),
+    table("The variable of each factor", "Chosen on one half of "
+      + "the images; the numbers are of the other half. Ratio: its flips over "
+      + "the mean of the others, with a 95% interval.",
+    [["Factor"], ["Variable"], ["Flips"], ["Others"], ["Ratio"]], best));
+}
+
 /* Columns are [label, class] pairs. */
 function table(title, text, columns, rows) {
   return h("div", {},
     h("h2", {}, title), h("p", { class: "soft small" }, text),
-    h("div", { class: "scroll" }, h("table", {},
-      h("thead", {}, h("tr", {}, columns.map(([label, style]) =>
+    h("div", { class: "scroll", tabindex: "0", role: "region",
+      "aria-label": title }, h("table", {}, h("thead", {}, h("tr", {}, columns.map(([label, style]) =>
         h("th", { scope: "col", class: style }, label)))),
       h("tbody", {}, rows))));
 }
@@ -122,7 +153,11 @@ function viewsSection() {
   return h("section", {}, h("h2", {}, "Two views of one image"),
     h("p", { class: "soft small" }, "Each column is a variable, each row a "
       + "bin; a stronger color is a higher probability. The two pictures of "
-      + "an invariant code are the same."), box);
+      + "an invariant code are the same."),
+  h("div", { class: "legend" },
+    h("span", {}, `across: variables 0 to ${core.numVariables - 1}`),
+    h("span", {}, `down: bins 0 to ${core.numBins - 1}`),
+    h("span", {}, "probability: 0", ramp("sequential"), "1")), box);
 }
 
 /* Two views of one image beside their codes; codes: [M, b] bytes each. */

@@ -5,6 +5,8 @@ function tabs() {
   return [["overview", "Overview", true],
     ["variables", "Variables", core.hasCodes], ["images", "Images", true],
     ["matrix", "Matrix", core.information], ["map", "Map", core.hasMap],
+    ["duplicates", "Duplicates", core.hasNeighbors],
+    ["outliers", "Outliers", core.hasCodes],
   ].filter(([, , isShown]) => isShown);
 }
 
@@ -52,6 +54,7 @@ async function route() {
   document.querySelectorAll("#tabs a").forEach((link) => {
     const isOpen = link.dataset.page === tabOf(address.name);
     link.ariaCurrent = isOpen ? "page" : null;
+    if (isOpen) link.scrollIntoView({ block: "nearest", inline: "nearest" });
   });
   scrollTo(0, 0);
   if (routed) title.focus({ preventScroll: true });
@@ -87,7 +90,7 @@ function keyboard(event) {
   else if (event.key === "[") $("previous")?.click();
   else if (event.key === "]") $("next")?.click();
   else if (event.key === "o") nextOverlay();
-  else if (/^[1-5]$/.test(event.key)) {
+  else if (/^[1-7]$/.test(event.key)) {
     const tab = tabs()[event.key - 1];
     if (tab) location.hash = `#/${tab[0]}`;
   }

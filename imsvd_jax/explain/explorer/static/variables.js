@@ -13,7 +13,7 @@ function columnsOf(table) {
   const result = [
     { key: "number", label: "Variable", get: (m) => m, up: true,
       show: variableLink },
-    { key: "usage", label: "Usage of bins", get: (m) => table.usedBins[m],
+    { key: "usage", label: "Images per bin, largest bin first", get: (m) => table.usedBins[m],
       show: (m) => sparkline([...core.usage[m]].sort((a, b) => b - a)) },
     plain("entropy", "Entropy (nats)", table.entropy, decimals(3)),
     plain("effective", "Effective bins", table.effectiveBins, decimals(1)),
@@ -43,8 +43,29 @@ function columnsOf(table) {
   return result;
 }
 
-pages.variables = () => {
+/* Columns about the selected images; `told` is by variable. */
+function selectionColumns(told) {
+  return [
+    { key: "divergence", label: "Divergence of the selection (nats)",
+      get: (m) => told[m].divergence,
+      show: (m) => told[m].divergence.toFixed(3) },
+    { key: "share", label: "Most common bin of the selection",
+      get: (m) => told[m].share, show: (m) => [
+        h("a", { href: `#/variable/${m}/${told[m].bin}` },
+          `bin ${told[m].bin}`), ` ${percent(told[m].share, 0)}`] },
+  ];
+}
+
+pages.variables = async () => {
   const columns = columnsOf(core.variables);
+  let told = null;
+  if (selection) {
+    const all = await images();
+    told = range(core.numVariables).map((m) => tellOf(all, m));
+    columns.splice(1, 0, ...selectionColumns(told));
+    sorting = { key: "divergence", ascending: false };
+  }
+  const shown = range(core.numVariables).filter((m) => !told?.[m].byChance);
   const body = h("tbody", {});
   const rows = range(core.numVariables).map((m) => h("tr", { "data-m": m },
     columns.map((column, i) => h(i ? "td" : "th",
@@ -55,7 +76,7 @@ pages.variables = () => {
   const show = () => {
     const column = columns.find((c) => c.key === sorting.key) || columns[0];
     const sign = sorting.ascending ? 1 : -1;
-    const order = range(core.numVariables).sort((a, b) =>
+    const order = [...shown].sort((a, b) =>
       sign * (column.get(a) - column.get(b)) || a - b);
     body.replaceChildren(...order.map((m) => rows[m]));
     columns.forEach((c, i) => {
@@ -74,12 +95,18 @@ pages.variables = () => {
     heading("Variables"),
     h("p", { class: "soft" }, `${core.numVariables} variables of `
       + `${core.numBins} bins. Select a heading to sort by it.`),
+    selectionNote(), told && h("p", { class: "soft", id: "told" },
+      `${shown.length} variables put the selected images into other bins `
+      + "than all images; the rest, which differ as random images would, are "
+      + "left out. Divergence: sum p log(p / q) of the selection's bins p and "
+      + "those of all images, q."),
     h("div", { class: "scroll tall", tabindex: "0", role: "region",
       "aria-label": "Table of variables" },
     h("table", { id: "variables" }, h("thead", {}, h("tr", {}, heads)), body)),
   ];
 };
 
+const MAX_CHOSEN = 24;  // Selected images that are shown of a bin.
 let binOrder = "number";
 let binFactor = 0;
 
@@ -88,16 +115,20 @@ pages.variable = async ({ first: m, second: litBin }) => {
   const [data, all] = await Promise.all([variable(m), images()]);
   const usage = core.usage[m];
   const list = h("div", { id: "bins" });
+  const chosen = selection && selectedByBin(all, m);
   const fill = () => {
     const counts = data.counts[core.factors[binFactor]?.name];
-    list.replaceChildren(...orderOfBins(usage, counts).map((d) => lazily(
+    const order = orderOfBins(usage, counts, binOrder)
+      .filter((d) => !chosen || chosen[d].length);
+    list.replaceChildren(...order.map((d) => lazily(
       h("div", { class: "bin", "data-bin": d }),
-      (node) => fillBin(node, all, data, m, d, counts?.[d]))));
+      (node) => fillBin(node, all, data, m, d, counts?.[d], chosen?.[d]))));
   };
   fill();
   const light = (d) => {
     list.querySelectorAll(".lit").forEach((n) => n.classList.remove("lit"));
     const node = list.querySelector(`[data-bin="${d}"]`);
+    if (!node) return;  // None of its images are selected.
     node.classList.add("lit");
     node.scrollIntoView({ block: "center" });
   };
@@ -110,18 +141,32 @@ pages.variable = async ({ first: m, second: litBin }) => {
         m + 1 < core.numVariables ? m + 1 : undefined)),
     facts(variableFacts(m)),
     h("p", { class: "soft" }, relations(m)),
-    barChart(usage, `Images in each of the ${core.numBins} bins`, {
-      tip: (d) => [`Bin ${d}`, `${number(usage[d])} images, `
-        + percent(usage[d] / core.numImages)],
-      open: light,
-      axis: ["bin 0", "images in each bin", `bin ${core.numBins - 1}`],
-    }),
-    h("section", {},
+    usageChart(m, light),
+    h("section", {}, selectionNote(),
       h("div", { class: "head" }, h("h2", {}, "Bins and their best images"),
         h("div", { class: "controls" }, binControls(fill))),
       list),
   ];
 };
+
+/* Images in each bin, empty bins last. */
+function usageChart(m, open) {
+  const usage = core.usage[m];
+  const order = orderOfBins(usage, null, "number");
+  const empty = usage.filter((n) => !n).length;
+  const last = empty ? `${empty} empty` : `bin ${core.numBins - 1}`;
+  return barChart(order.map((d) => usage[d]),
+    `Images in each of the ${core.numBins} bins`, {
+      unit: (n) => `${number(Math.round(n))} images`,
+      tip: (i) => {
+        const n = usage[order[i]];
+        return [binTitle(m, order[i]).replace("b", "B"), `${number(n)} images, `
+          + percent(n / core.numImages)];
+      },
+      open: (i) => open(order[i]),
+      axis: [`bin ${order[0]}`, "images in each bin", last],
+    });
+}
 
 function variableFacts(m) {
   const table = core.variables;
@@ -157,8 +202,20 @@ function relations(m) {
       h("a", { href: `#/matrix/${m}/${partner}` }, "joint matrix"), "). "]),
     flips.length ? `The bin changes most often under ${flips[0][0]} `
       + `(${percent(flips[0][1], 0)}) and least often under `
-      + `${flips.at(-1)[0]} (${percent(flips.at(-1)[1], 0)}).` : "",
+      + `${flips.at(-1)[0]} (${percent(flips.at(-1)[1], 0)}). ` : "",
+    intervened(m),
   ];
+}
+
+/* The factor whose change flips the variable most often. */
+function intervened(m) {
+  if (!core.interventions) return "";
+  const { factors, flips } = core.interventions;
+  const rates = flips.map((row) => row[m]);
+  const k = rates.indexOf(rates.reduce((a, b) => (b[0] > a[0] ? b : a)));
+  const [rate, low, high] = rates[k].map((x) => percent(x, 0));
+  return `Of all factors, a change of ${factors[k]} flips it most often: `
+    + `${rate} [${low}, ${high}].`;
 }
 
 function binControls(fill) {
@@ -173,15 +230,18 @@ function binControls(fill) {
   ];
 }
 
-function orderOfBins(usage, counts) {
+/* Bins by "number", "usage" or "purity"; empty ones always last. */
+function orderOfBins(usage, counts, by) {
   const purity = (d) => (counts && usage[d]
     ? Math.max(...counts[d]) / usage[d] : -1);
   const key = { number: (d) => d, usage: (d) => -usage[d],
-    purity: (d) => -purity(d) }[binOrder];
-  return range(core.numBins).sort((a, b) => key(a) - key(b) || a - b);
+    purity: (d) => -purity(d) }[by];
+  return range(core.numBins).sort((a, b) => !usage[a] - !usage[b]
+    || key(a) - key(b) || a - b);
 }
 
-function fillBin(node, all, data, m, d, counts) {
+/* Fills a bin with its best images, or with those of a selection. */
+function fillBin(node, all, data, m, d, counts, chosen) {
   const usage = core.usage[m][d];
   const caption = core.captions[`${m}/${d}`];
   const what = h("div", { class: "what" }, h("h3", {}, `Bin ${d}`),
@@ -190,8 +250,15 @@ function fillBin(node, all, data, m, d, counts) {
       + `lift ${caption[2]}` }, caption[0]),
     h("div", {}, `${number(usage)} images · `
       + `${percent(usage / core.numImages)}`),
+    chosen && h("div", {}, `${number(chosen.length)} selected`),
     counts && classes(counts));
   const strip = h("div", { class: "strip" });
+  if (chosen) {
+    strip.append(...chosen.slice(0, MAX_CHOSEN).map((slot) =>
+      thumb(all, slot)));
+    node.replaceChildren(what, strip);
+    return;
+  }
   // Where a bin has few images, the most probable others follow.
   const isMember = (slot) => all.codes[m * all.indices.length + slot] === d;
   data.slots[d].forEach((slot, rank) => {

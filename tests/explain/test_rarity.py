@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from imsvd_jax.search import rarity
+from imsvd_jax.explain import rarity
 from tests.run_command import one_line_error
 
 
