@@ -116,16 +116,11 @@ def _independence_indicator(
     "Mean mutual information of two variables above its finite-sample floor, "
     "as a share of their entropy."
   )
-  needed = 0.0
-  if label is not None:
-    counts = np.bincount(label.values[label.values >= 0])
-    content = float(information.entropy(counts / max(counts.sum(), 1)))
-    # H(a) + H(b) - I(a; b) = H(a, b), at most the content that they tell.
-    needed = min(max(2 - content / entropy, 0.0), 1.0)
-  if needed > _MOSTLY_SHARED:
+  content, needed = _needed_share(label, entropy)
+  if label is not None and needed > _MOSTLY_SHARED:
     meaning += (
-      f" The {label.name} of the images has {content:.2f} nats: two variables"
-      f" that told nothing else would share {needed:.0%}."
+      f" Two variables that told the {label.name}, {content:.2f} nats, as well"
+      f" as they can would share {needed:.0%}."
     )
   return Indicator(
     "Shared information",
@@ -134,6 +129,23 @@ def _independence_indicator(
     _level(shared, 0.05, max(needed, _MOSTLY_SHARED)),
     meaning,
   )
+
+
+def _needed_share(label: Factor | None, entropy: float) -> tuple[float, float]:
+  """Returns what two variables share that tell a label as well as they can.
+
+  Of H nats each and a label of I nats: if I <= H, both tell all of it and share
+  at least I. Else they tell nothing else, H(a, b) <= I, and as H(a, b) = 2 H -
+  I(a; b), they share at least 2 H - I.
+
+  Returns:
+    (I, the share of H); zeros where no label is known.
+  """
+  known = np.empty(0, int) if label is None else label.values[label.values >= 0]
+  if not len(known):
+    return 0.0, 0.0
+  content = float(information.entropy(np.bincount(known) / len(known)))
+  return content, max(min(content, 2 * entropy - content) / entropy, 0.0)
 
 
 def _rank_indicator(covariance: np.ndarray) -> Indicator:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.explain import information
 
 _CHUNK = 1024  # Images at once.
 _PRIOR = 0.5  # Added to each count: a pair that never occurred has p > 0.
@@ -42,11 +43,13 @@ def pair_surprise(codes: np.ndarray, num_bins: int) -> np.ndarray:
     )
   offsets = np.arange(num_variables) * num_bins
   joint = np.zeros((dimension, dimension), np.float32)
-  for start in range(0, count, _CHUNK):
-    places = codes[start : start + _CHUNK].astype(np.int64) + offsets
-    hot = np.zeros((len(places), dimension), np.float32)
-    np.put_along_axis(hot, places, 1, axis=1)
-    joint += hot.T @ hot
+  for i in range(num_variables):
+    for j in range(i + 1):
+      block = information.contingency(
+        codes[:, i], codes[:, j], num_bins, num_bins
+      )
+      rows, columns = (slice(o, o + num_bins) for o in offsets[[i, j]])
+      joint[rows, columns], joint[columns, rows] = block, block.T
   prior = _PRIOR / num_bins  # Of a pair, as of a bin of a marginal.
   log_joint = np.log((joint + prior) / (count + _PRIOR * num_bins))
   log_p = _log_marginals(codes, num_bins)

@@ -171,7 +171,7 @@ def test_user_mistake_is_found_before_the_work(tmp_path, wrong, message):
     )
 
 
-def shared_information(shared, values, names=("a", "b")):
+def shared_information(shared, values):
   """The verdict on two variables of four bins that share a part of all."""
   marginal = np.full((2, 4), 0.25)
   code = Code(
@@ -185,7 +185,7 @@ def shared_information(shared, values, names=("a", "b")):
   )
   information = np.full((2, 2), shared * np.log(4))
   pairs = Pairs(np.zeros((8, 8)), information, np.zeros((2, 2)))
-  factors = () if values is None else (Factor("label", values, names),)
+  factors = () if values is None else (Factor("label", values, ("x",) * 50),)
   features = Features(np.zeros(1), np.arange(1), np.zeros((1, 1)))
   found = explain.Analysis(
     np.arange(100), features, code, pairs, factors=factors
@@ -195,16 +195,20 @@ def shared_information(shared, values, names=("a", "b")):
 
 
 def test_shared_information_knows_what_the_images_tell():
-  two, many = np.arange(100) % 2, np.arange(100) % 50
+  three, six, many = (np.arange(300) % k for k in (3, 6, 50))
   assert shared_information(0.02, None).level == "good"
   assert shared_information(0.45, None).level == "fair"  # A good quick start.
   assert shared_information(0.6, None).level == "poor"
-  assert shared_information(0.6, many, ("x",) * 50).level == "poor"
-  found = shared_information(0.9, two)  # Each of 1.39 nats about 0.69 nats.
+  assert shared_information(0.6, many).level == "poor"
+  # The variables have log 4 nats each.
+  found = shared_information(0.75, three)  # log 3 / log 4: 79%.
   assert found.level == "fair"
   assert found.meaning.endswith(
-    "has 0.69 nats: two variables that told nothing else would share 100%."
+    "told the label, 1.10 nats, as well as they can would share 79%."
   )
+  assert shared_information(0.8, three).level == "poor"
+  assert shared_information(0.65, six).level == "fair"  # 2 - log 6 / log 4.
+  assert shared_information(0.75, six).level == "poor"
 
 
 @pytest.mark.parametrize(

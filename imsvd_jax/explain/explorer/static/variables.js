@@ -64,6 +64,8 @@ pages.variables = async () => {
     told = range(core.numVariables).map((m) => tellOf(all, m));
     columns.splice(1, 0, ...selectionColumns(told));
     sorting = { key: "divergence", ascending: false };
+  } else if (!columns.some((c) => c.key === sorting.key)) {
+    sorting = { key: "number", ascending: true };
   }
   const shown = range(core.numVariables).filter((m) => !told?.[m].byChance);
   const body = h("tbody", {});
@@ -143,7 +145,8 @@ pages.variable = async ({ first: m, second: litBin }) => {
     h("p", { class: "soft" }, relations(m)),
     usageChart(m, light),
     h("section", {}, selectionNote(),
-      h("div", { class: "head" }, h("h2", {}, "Bins and their best images"),
+      h("div", { class: "head" }, h("h2", {}, chosen
+        ? "Bins and their selected images" : "Bins and their best images"),
         h("div", { class: "controls" }, binControls(fill))),
       list),
   ];
