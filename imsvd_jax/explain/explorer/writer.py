@@ -387,7 +387,10 @@ def _write_map(
     return False
   position, explained = embedding_map.principal_components(features)
   slots = np.searchsorted(indices, features.sample_indices).astype(np.int32)
-  maps = {"pca": _points(slots, position), "explained": _rounded(explained)}
+  maps: dict[str, Any] = {
+    "pca": _points(slots, position),
+    "explained": _rounded(explained),
+  }
   near = embedding_map.t_sne(features)
   if near is not None:
     rows, position = near
