@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from imsvd_jax.base.errors import UserError
 
 _IS_CHILD = "IMSVD_JAX_PREFLIGHT_CHILD"  # An environment variable.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def is_own_process() -> bool:
@@ -29,14 +31,27 @@ def in_own_process(arguments: Sequence[str]) -> int:
   Raises:
     UserError: A signal ended it; the message says what that means.
   """
-  # `subprocess.run` kills the child when an exception leaves it.
-  signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-  signal.signal(signal.SIGINT, lambda number, _: sys.exit(128 + number))
-  child = subprocess.run(
+  requested: list[int] = []
+
+  def stop(number: int, _: Any = None) -> NoReturn:
+    sys.exit(128 + number)
+
+  # A signal that comes while the child starts waits until it can be killed.
+  for number in _SIGNALS:
+    signal.signal(number, lambda number, _: requested.append(number))
+  with subprocess.Popen(
     [sys.executable, "-m", "imsvd_jax", *arguments],
     env=os.environ | {_IS_CHILD: "1"},
-    check=False,
-  )
+  ) as child:
+    try:
+      for number in _SIGNALS:
+        signal.signal(number, stop)
+      if requested:
+        stop(requested[0])
+      child.wait()
+    except BaseException:
+      child.kill()
+      raise
   if child.returncode < 0:
     raise UserError(_crash(-child.returncode))
   return child.returncode
