@@ -4,7 +4,7 @@
 
 The mode is DATA-OBJECTIVE or DATA-imsvd-VARIANT: a shorter digits.py, shapes.py
 or fashion_mnist_r8.py ("fashion"), changed only by the settings below.
-docs/objectives.md and docs/results.md have the results.
+docs/objectives.md has the results on digits and shapes.
 """
 
 from configs import common, digits, fashion_mnist_r8, shapes

@@ -104,7 +104,7 @@ CROPS = {"together": _embed_views, "apart": _embed_apart}
 
 
 def train(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
-  """Trains and returns accuracies, images/s and minutes.
+  """Trains and returns accuracies and minutes.
 
   A run that ended in `workdir` before is not trained again.
   """
