@@ -1,10 +1,11 @@
-"""Time and memory of k-NN here, in scikit-learn, and by the dense formula.
+"""Time and memory of k-NN here, in faiss, in scikit-learn, and all at once.
 
 Every contender classifies the same queries, in a process of its own, so that
 its peak memory is its own. All must agree.
 """
 
 import concurrent.futures
+import importlib.util
 import multiprocessing
 import resource
 import sys
@@ -105,6 +106,28 @@ def _scikit_learn_euclidean(problem: Problem) -> float:
   return _scikit_learn(problem, "euclidean", lambda d: 1 - d**2 / 2)
 
 
+def _faiss(problem: Problem) -> float:
+  """Top-1 accuracy with the neighbors that faiss's flat index finds."""
+  import faiss  # Optional, see `benchmark`.
+
+  unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+  cosines, indices = faiss.knn(
+    unit(problem.queries),
+    unit(problem.bank),
+    problem.num_neighbors,
+    metric=faiss.METRIC_INNER_PRODUCT,
+  )
+  ranks = knn.vote(
+    cosines,
+    problem.bank_labels[indices],
+    problem.query_labels,
+    np.full(1, TEMPERATURE, np.float32),
+    num_neighbors=(problem.num_neighbors,),
+    num_classes=100,
+  )
+  return float((np.asarray(ranks) == 0).mean())
+
+
 def dense(problem: Problem) -> float:
   """Top-1 accuracy by the formula: the whole similarity matrix at once."""
 
@@ -126,6 +149,7 @@ def dense(problem: Problem) -> float:
 
 CONTENDERS: dict[str, Callable[[Problem], float]] = {
   "streamed": streamed,
+  "faiss": _faiss,
   "scikit-learn, cosine": lambda problem: _scikit_learn(
     problem, "cosine", lambda distance: 1 - distance
   ),
@@ -153,6 +177,8 @@ def measure(contender: str, sizes: tuple[int, int, int, int]) -> Measurement:
 def benchmark(bank: int, queries: int, features: int, k: int) -> Findings:
   """Measures every contender in a process of its own; see `make_problem`.
 
+  faiss is left out where it is not installed.
+
   Raises:
     UserError: The bank has too few images.
   """
@@ -162,6 +188,8 @@ def benchmark(bank: int, queries: int, features: int, k: int) -> Findings:
     )
   found: list[Measurement] = []
   for contender in CONTENDERS:
+    if contender == "faiss" and importlib.util.find_spec("faiss") is None:
+      continue
     console.print_line(f"Measuring {contender}.")
     with concurrent.futures.ProcessPoolExecutor(
       1, multiprocessing.get_context("spawn")
