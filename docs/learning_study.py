@@ -1,5 +1,6 @@
 """Which number without labels finds the best checkpoint? A study of short runs.
 
+  tfds build fashion_mnist
   python docs/learning_study.py --workdir=runs/study
   python docs/learning_study.py
 
@@ -31,7 +32,16 @@ from imsvd_jax.training import verdict  # noqa: E402
 
 STORED = ROOT / "docs" / "measurements" / "learning.json"
 STEPS, BATCH, EVERY = 120, 256, 15
-DIGITS_IMAGES = 1437
+# Training images; of Fashion-MNIST a tenth, to keep evaluations short.
+IMAGES = {"digits": 1437, "fashion": 6000}
+SETTINGS = {
+  "digits": {"optimizer.warmup_epochs": 3.0},  # 17 steps.
+  "fashion": {
+    "optimizer.warmup_epochs": 0.72,
+    "data.train_split": "train[:6000]",
+    "data.eval_split": "test[:2000]",
+  },
+}
 
 Line = Mapping[str, float]
 Lines = Sequence[Line]
@@ -72,7 +82,7 @@ _VARIANTS = {
   "imsvd-no_diagonal": {f"{_IMSVD}diagonal_weight": 0.0},
   "imsvd-no_invariance": {f"{_IMSVD}invariance_weight": 0.0},
   "imsvd-bins128": {f"{_IMSVD}num_bins": 128},
-  "imsvd-batch8": {"batch_size": 8},
+  "imsvd-batch8": {"batch_size": 8, "optimizer.warmup_epochs": 0.1},
 }
 
 
@@ -96,25 +106,32 @@ def runs() -> list[Run]:
         for name in _RATES
       ],
     )
-  return [run for group in zip(*parts, strict=True) for run in group]
+  on_digits = [run for group in zip(*parts, strict=True) for run in group]
+  on_fashion = [
+    Run(f"fashion-{name}-{label}", f"fashion-{name}", {_RATE: factor * rate})
+    for name, rate in _RATES.items()
+    for label, factor in (("good", 1.0), ("higher", 300.0))
+  ]
+  return on_digits + on_fashion
 
 
 def config_of(run: Run) -> ConfigDict:
   """Returns the recipe of a run."""
   batch = run.changes.get("batch_size", BATCH)
-  epoch = DIGITS_IMAGES / batch  # Steps.
+  data = run.mode.partition("-")[0]
+  epoch = IMAGES[data] / batch  # Steps.
   settings = {
     "batch_size": BATCH,
     "epochs": STEPS / epoch,
     "eval.every_epochs": EVERY / epoch,
     "model.width_multiplier": 0.25,
-    "optimizer.warmup_epochs": 3.0,
     "eval.collapse_images": 128,
     "eval.linear_epochs": 5,
     "eval.final": False,
     "log.every_steps": 2,
     "checkpoint.every_steps": STEPS,
     "not_finite.max_in_a_row": STEPS,
+    **SETTINGS[data],
     **run.changes,
   }
   config = comparison.get_config(run.mode)
