@@ -3,8 +3,9 @@
 The step is the trainer's own, compiled as the trainer compiles it. Its parts
 are separate programs, measured in the same rounds: augmentation, forward pass,
 forward and backward pass together (the backward pass is the difference), the
-objective with its gradient, and the optimizer. The rest is the difference of
-the step and their sum; it is negative if XLA saves time by fusing parts.
+objective with its gradient, the optimizer, and the diagnostics that are logged.
+The rest is the difference of the step and their sum; it is negative if XLA
+saves time by fusing parts.
 """
 
 import collections
@@ -36,7 +37,10 @@ from imsvd_jax.training import step as step_lib
 from imsvd_jax.training.augment import augment_views
 from imsvd_jax.training.state import TrainState
 
-PARTS = ("augment", "target", "forward", "objective", "backward", "optimizer")
+PARTS = (
+  *("augment", "target", "forward", "objective", "backward"),
+  *("optimizer", "diagnostics"),
+)
 _NUM_EXAMPLES = 1_000_000  # Only the schedule depends on it.
 # (side of the square matrices, bytes of the array that is copied): large enough
 # for a device's full speed, and on a CPU larger than its caches.
@@ -282,6 +286,7 @@ def _parts(
     updates, opt_state = experiment.optimizer.update(params, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
+  diagnostics = functools.partial(step_lib.signs_of_collapse, experiment)
   uses_target = experiment.objective.uses_target
   targets = embeddings[: experiment_lib.NUM_GLOBAL] if uses_target else None
   weights, stats = state.params, state.batch_stats
@@ -293,6 +298,7 @@ def _parts(
     "both": (jit(both), (weights, stats, views, embeddings)),
     "objective": (jit(objective), (embeddings, targets, state.rng)),
     "optimizer": (jit(optimizer, updated), (weights, state.opt_state)),
+    "diagnostics": (jit(diagnostics), (embeddings,)),
   }
   if uses_target:
     programs["target"] = (forward_alone, (weights, stats, views[:1]))

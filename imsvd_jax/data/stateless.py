@@ -93,7 +93,9 @@ def permute(offsets: np.ndarray, size: int, key: Any) -> np.ndarray:
   return result
 
 
-@functools.lru_cache(maxsize=8)
+# As many as an evaluation takes, whose shuffles are always the same, and as the
+# epochs between two of them.
+@functools.lru_cache(maxsize=64)
 def _small_permutation(size: int, key: int) -> np.ndarray:
   """Returns a whole permutation: cheaper than a small one's many repetitions.
 
@@ -103,7 +105,7 @@ def _small_permutation(size: int, key: int) -> np.ndarray:
   table = _Cipher(key, 8)(np.arange(2**16))
   while (table[:size] >= size).any():
     table = np.where(table < size, table, table[table])
-  return table[:size]
+  return table[:size].copy()  # Not the whole table.
 
 
 class _Cipher:

@@ -6,7 +6,7 @@ crops and photometric augmentation, through the frozen network.
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -65,7 +65,7 @@ class ViewEmbedder:
     embeddings are soft discrete variables.
     """
     self._config = config
-    self._discrete = discrete
+    self._soft = _soft_variables(config) if discrete else None
     self._mesh = sharding.make_mesh(jax.local_devices())
     self._batch_size = batch_size
     self._apply = jax.jit(functools.partial(_embed_two_views, model, config))
@@ -88,8 +88,11 @@ class ViewEmbedder:
     groups = some_images(source, protocol.lidar_groups, seed=protocol.seed)
     view_groups = embed(groups, num_views=protocol.lidar_views)
     result = {"embeddings": embeddings, "view_groups": view_groups}
-    if self._discrete:
-      result["codes"] = self._codes(embeddings)
+    if self._soft:  # Of embeddings [n, V, D], probabilities [n, V, M, b].
+      result["codes"] = np.stack(
+        [np.asarray(self._soft(view)) for view in embeddings.swapaxes(0, 1)],
+        axis=1,
+      )
     return result
 
   def embed(
@@ -127,14 +130,14 @@ class ViewEmbedder:
     views[index[wanted], epoch[wanted]] = pairs[wanted]
     return views.reshape(size, 2 * num_pairs, -1)
 
-  def _codes(self, embeddings: np.ndarray) -> np.ndarray:
-    """Embeddings [n, V, D] to probabilities [n, V, M, b]."""
-    settings = experiment.hyperparameters(self._config)
-    wanted = {name: settings[name] for name in ("num_bins", "temperature")}
-    soft = jax.jit(functools.partial(soft_discretize, **wanted))
-    return np.stack(
-      [np.asarray(soft(view)) for view in embeddings.swapaxes(0, 1)], axis=1
-    )
+
+def _soft_variables(
+  config: ml_collections.ConfigDict,
+) -> Callable[[np.ndarray], jax.Array]:
+  """Returns the discretization of embeddings [n, D] into [n, M, b]."""
+  settings = experiment.hyperparameters(config)
+  wanted = {name: settings[name] for name in ("num_bins", "temperature")}
+  return jax.jit(functools.partial(soft_discretize, **wanted))
 
 
 def train_crops(

@@ -190,7 +190,7 @@ def train_step(
       target["params"] = update_target(target["params"], params, momentum)
 
   with jax.named_scope("diagnostics"):
-    diagnosed = _diagnostics(experiment, passes.embeddings)
+    diagnosed = signs_of_collapse(experiment, passes.embeddings)
   metrics = {
     "loss": passes.loss,
     "terms": passes.terms,
@@ -447,10 +447,15 @@ def _target_pass(
   return [jax.lax.stop_gradient(z) for z in embeddings], target
 
 
-def _diagnostics(
+def signs_of_collapse(
   experiment: Experiment, embeddings: list[jax.Array]
 ) -> dict[str, jax.Array]:
-  """Signs of collapse, cheap enough for every step."""
+  """Returns the numbers of `objectives.diagnostics` that every step computes.
+
+  Args:
+    experiment: What is trained.
+    embeddings: Of each view, [N, D]; the first two are used.
+  """
   # A stochastic head outputs the mean, then the parameters of its noise.
   size = experiment.embedding_size
   embeddings = [
