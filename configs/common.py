@@ -187,7 +187,7 @@ def base() -> ConfigDict:
       image_key="",  # TFDS: feature of the images; "": "image" or the only one.
       label_key="",  # TFDS: feature of the labels; "": "label" or the only one.
       # Of images in memory, where they stay while a run trains: "device",
-      # "host", or "auto": the devices, if they take a quarter of them or less.
+      # "host", or "auto": the devices, if at most a quarter of one is needed.
       placement="auto",
     )
   )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.data import placement
 from imsvd_jax.runs import metrics
 from imsvd_jax.train import train_and_evaluate
 from tests.train_child import small_config
@@ -62,9 +63,14 @@ def assert_same_state(a, b):
     np.testing.assert_array_equal(x, y)
 
 
-def test_host_and_devices_give_the_same_run(array_file, finished, tmp_path):
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_host_and_parts_on_devices_give_the_same_run(
+  array_file, finished, tmp_path, monkeypatch, where
+):
   state, workdir = finished
-  config = config_of(array_file, **{"data.placement": "host"})
+  # The finished run has a copy on every device; here there is no room for one.
+  monkeypatch.setattr(placement, "_device_memory", lambda mesh: 1.0)
+  config = config_of(array_file, **{"data.placement": where})
   other = train_and_evaluate(config, str(tmp_path))
   assert_same_state(state, other)
   assert metrics.read_metrics(workdir) == metrics.read_metrics(tmp_path)

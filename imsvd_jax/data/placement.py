@@ -1,8 +1,10 @@
 """Where images in memory stay while a run trains: on the devices or the host.
 
 On the devices every step takes its images from there: nothing but their numbers
-and boxes travels. From the host the images of each batch travel, uncut. Both
-give the same numbers.
+and boxes travels from the host. Every device has all images; or, where they are
+too many, its part of them, and the devices send each other the images of each
+batch. From the host the images of each batch travel, uncut. All of these give
+the same numbers.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ SHARE = 0.25
 def data_set(
   source: Source, placement: str, mesh: jax.sharding.Mesh
 ) -> jax.Array | None:
-  """Puts all images on every device, or returns None: they stay on the host.
+  """Puts images on the devices, or returns None: they stay on the host.
 
-  Says what was chosen, and why.
+  Every device gets all of them if they take no more than its `SHARE`, else a
+  part. Says what was chosen, and why.
 
   Args:
     source: Where images come from.
@@ -46,15 +49,19 @@ def data_set(
       )
     return None
   size, room = images.nbytes, SHARE * _device_memory(mesh)
-  fits = bool(np.all(agreement.of_everyone(np.bool_(size <= room))))
-  on_devices = {"auto": fits, "device": True, "host": False}[placement]
-  reason = "as data.placement says"
-  if placement == "auto":
-    than = "not more" if fits else "more"
-    reason = f"{than} than {SHARE:.0%} of a device's memory, {_shown(room)}"
-  where = "every device" if on_devices else "the host"
+  fitting = np.array([size <= room, size <= room * mesh.size])
+  whole_fits, part_fits = agreement.of_everyone(fitting).reshape(-1, 2).all(0)
+  if placement == "host" or (placement == "auto" and not part_fits):
+    where, sharding = "the host", None
+  elif whole_fits or mesh.size == 1:
+    where, sharding = "every device", devices.replicated(mesh)
+  else:
+    where = f"{mesh.size} devices, a part on each"
+    sharding = devices.batch_sharded(mesh)
+  needed = f"a device has room for {_shown(room)} of them"
+  reason = "as data.placement says" if placement != "auto" else needed
   console.say(f"Images stay on {where}: {_shown(size)}, {reason}.")
-  return _on_every_device(images, mesh) if on_devices else None
+  return None if sharding is None else _on_devices(images, sharding)
 
 
 def with_images(
@@ -65,15 +72,26 @@ def with_images(
     yield batch | {"images": images[batch["index"]]}
 
 
-def _on_every_device(images: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
+def _on_devices(
+  images: np.ndarray, sharding: jax.sharding.NamedSharding
+) -> jax.Array:
+  """Places images; parts are filled up with black ones to equal sizes."""
+  count, rest = len(images), images.shape[1:]
+  padded = count
+  if not sharding.is_fully_replicated:
+    padded += -count % sharding.mesh.size
+
+  def part(where: tuple[slice, ...]) -> np.ndarray:
+    start, stop, _ = where[0].indices(padded)
+    return devices.pad_rows(np.asarray(images[start:stop]), stop - start)
+
   try:
-    placed = jax.make_array_from_process_local_data(
-      devices.replicated(mesh), np.asarray(images), images.shape
+    return jax.block_until_ready(
+      jax.make_array_from_callback((padded, *rest), sharding, part)
     )
-    return jax.block_until_ready(placed)
   except jax.errors.JaxRuntimeError as error:
     raise UserError(
-      f"The images, {_shown(images.nbytes)}, do not fit a device's memory;"
+      f"The images, {_shown(images.nbytes)}, do not fit the devices' memory;"
       " use data.placement='host'."
     ) from error
 

@@ -170,22 +170,27 @@ def placed(monkeypatch, source, where, memory=None):
 
 
 @pytest.mark.parametrize(
-  ("where", "memory", "on_devices", "reason"),
+  ("where", "room", "on_devices", "said"),  # Room: shares of all images.
   [
-    ("auto", 1e9, True, "every device: .* not more than 25% of"),
-    ("auto", 1e4, False, "the host: .* more than 25% of"),
-    ("device", 1e4, True, "every device: .* as data.placement says"),
-    ("host", 1e9, False, "the host: .* as data.placement says"),
+    ("auto", 1.1, "whole", "every device: .* a device has room for"),
+    ("auto", 0.2, "part", "8 devices, a part on each: .* a device has room"),
+    ("auto", 0.1, "", "the host: .* a device has room for .* of them"),
+    ("device", 1.1, "whole", "every device: .* as data.placement says"),
+    ("device", 0.1, "part", "8 devices, .* as data.placement says"),
+    ("host", 1.1, "", "the host: .* as data.placement says"),
   ],
 )
-def test_placement(monkeypatch, where, memory, on_devices, reason):
-  source = made_sources.make("synthetic", num_examples=40)
+def test_placement(monkeypatch, where, room, on_devices, said):
+  source = made_sources.make("synthetic", num_examples=43)
+  memory = room * source.images.nbytes / placement.SHARE
   found, (line,) = placed(monkeypatch, source, where, memory)
-  assert (found is not None) == on_devices
-  if found is not None:
-    np.testing.assert_array_equal(found, source.images)
-    assert found.sharding.is_fully_replicated
-  assert re.search(reason, line), line
+  if found is None:
+    assert not on_devices
+  else:
+    np.testing.assert_array_equal(found[:43], source.images)
+    assert found.sharding.is_fully_replicated == (on_devices == "whole")
+    assert len(found) == {"whole": 43, "part": 48}[on_devices]
+  assert re.search(said, line), line
 
 
 def test_files_cannot_stay_on_the_devices(monkeypatch, photo_folder):
