@@ -48,6 +48,10 @@ _LEAST_INFORMATION = 0.005  # At b = 80: 0.02 nats about the image.
 _DEAD_BINS = 0.5
 _LEAST_RANK = 2.5  # Dimensions of the embedding in use.
 _MOST_ALIGNMENT = 1.6  # Of views of one image; unrelated images have 2.
+# Minus uniformity, as a share of its best while views agreed at least halfway.
+# On digits no good run kept less than 0.58.
+_LEAST_SPREAD = 0.5
+_CLEAR_SPREAD = 0.5  # Best below it: there was nothing to lose.
 _LEAST_KAPPA = 0.02  # Agreement of two views beyond chance.
 _BLOW_UP = 10.0  # Of the loss beyond its start, in ranges of the loss so far.
 
@@ -236,6 +240,21 @@ def _collapsed_space(lines: Sequence[Line]) -> Verdict | None:
       "The embedding uses few of its dimensions. Try a larger weight of the"
       " term that makes them independent, or a lower"
       " optimizer.base_learning_rate.",
+    )
+  spread = [
+    -line[_UNIFORMITY]
+    for line in lines
+    if line.get(_ALIGNMENT, 2.0) <= 1.0 and _UNIFORMITY in line
+  ]
+  best = max(spread, default=0.0)
+  # Twice in a row: a high rate can throw a good run back once.
+  if best > _CLEAR_SPREAD and max(spread[-2:]) < _LEAST_SPREAD * best:
+    return Verdict(
+      COLLAPSING,
+      "constant",
+      {"uniformity": -spread[-1], "at best": -best},
+      "Embeddings of different images come closer and closer. Try a larger"
+      " weight of the term that spreads the embeddings.",
     )
   alignment, kappa = _recent(lines, _ALIGNMENT), _recent(lines, _KAPPA)
   numbers = {}

@@ -97,6 +97,32 @@ def test_a_collapse_shows_in_an_evaluation(numbers, kind):
   assert (found.state, found.kind) == ("collapsing", kind)
 
 
+def test_embeddings_that_come_closer_and_closer_collapse():
+  lines, found = run_of(falling(20, 2)), []
+  for i, uniformity in enumerate((-2.0, -1.5, -0.9, -1.1, -0.9, -0.8)):
+    numbers = {
+      "online/collapse/uniformity": uniformity,
+      "online/collapse/alignment": 0.3,
+    }
+    lines.append({"step": 200 + i} | ONLINE | numbers)
+    found.append(verdict.judge(lines).name)
+  # Once below half of the best is no collapse.
+  assert [name == "collapsing (constant)" for name in found] == [False] * 5 + [
+    True
+  ]
+
+
+def test_a_spread_of_views_that_disagree_is_nothing_to_lose():
+  lines = run_of(falling(20, 2))
+  for uniformity, alignment in ((-3.5, 1.4), (-1.5, 0.3), (-1.5, 0.3)):
+    numbers = {
+      "online/collapse/uniformity": uniformity,
+      "online/collapse/alignment": alignment,
+    }
+    lines.append({"step": 200} | ONLINE | numbers)
+  assert not verdict.judge(lines).is_bad
+
+
 @pytest.mark.parametrize("last", [math.nan, math.inf, 1e5])
 def test_a_loss_that_is_not_finite_or_blows_up_diverges(last):
   losses = [*falling(20, 2), last, last]
