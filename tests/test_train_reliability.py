@@ -260,7 +260,7 @@ def test_a_run_starts_from_what_fits_of_another_ones_weights(
 
 def test_weights_of_nothing_are_one_clear_line(tmp_path):
   config = small_config(init_from=str(tmp_path / "absent"))
-  with pytest.raises(UserError, match="absent holds no checkpoints"):
+  with pytest.raises(UserError, match="absent does not exist"):
     train_and_evaluate(config, str(tmp_path / "run"))
 
 

@@ -369,9 +369,11 @@ def newest_usable(
   def left() -> list[int]:
     steps = list_steps()
     if not steps:
+      exists = root.parent.exists()
+      found = "holds no checkpoints" if exists else "does not exist"
       raise UserError(
-        f"{root.parent} holds no checkpoints. Expected the workdir of a"
-        " training run that has saved at least once."
+        f"{root.parent} {found}. Expected the workdir of a training run that"
+        " has saved at least once."
       )
     if step is not None and step not in steps:
       raise UserError(f"{root} holds no step {step}; it holds {list(steps)}.")

@@ -534,7 +534,7 @@ def test_the_card_shows_accuracies_and_a_copy_keeps_them(
     ({"output": "x" * 300}, "Cannot write .*: File name too long"),
     ({"step": 77}, r"no step 77; it holds \[10, 20, 22\]"),
     ({"use_target": True}, "no EMA target"),
-    ({"workdir": "nowhere"}, "holds no checkpoints"),
+    ({"workdir": "nowhere"}, "nowhere does not exist"),
   ],
 )
 def test_mistakes_are_one_line(options, message, workdir, tmp_path):

@@ -44,7 +44,7 @@ def test_variables_are_verified_and_the_run_is_left_alone(run_copy):
 
 
 def test_variables_of_nothing_are_refused(tmp_path):
-  with pytest.raises(UserError, match="holds no checkpoints"):
+  with pytest.raises(UserError, match="absent does not exist"):
     weights.load_variables(tmp_path / "absent")
 
 
