@@ -5,18 +5,19 @@ N images, M variables of b bins, D = M * b, F features.
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from imsvd_jax.base import files
 from imsvd_jax.explain import information
-from imsvd_jax.explain.captions import Captions
+from imsvd_jax.explain.captions import Caption, Captions
 from imsvd_jax.explain.factors import Factor
-from imsvd_jax.explain.interventions import Interventions
+from imsvd_jax.explain.interventions import Interventions, Selectivity
 
 _Part = TypeVar("_Part")
+_Row = TypeVar("_Row", Caption, Selectivity)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,16 +171,25 @@ class Analysis:
     }
     parts = (self.features, self.code, self.pairs, self.views, self.scores)
     for part in (*parts, self.patches):
-      found = {} if part is None else vars(part)
-      arrays |= {n: v for n, v in found.items() if isinstance(v, np.ndarray)}
+      fields = {} if part is None else vars(part)
+      arrays |= {n: v for n, v in fields.items() if isinstance(v, np.ndarray)}
     for name, rates in self.flip_rates.items():
       arrays[f"flip_rate/{name}"] = rates
     for i, factor in enumerate(self.factors):
       arrays[f"factor/{i}/name"] = np.array(factor.name)
       arrays[f"factor/{i}/values"] = factor.values
       arrays[f"factor/{i}/names"] = np.array(factor.names, dtype=np.str_)
+      arrays[f"factor/{i}/ordered"] = np.array(factor.ordered)
       if self.scores is not None:
         arrays[f"factor/{i}/counts"] = self.scores.class_counts[factor.name]
+    if (names := self.captions) is not None:
+      arrays["caption/num_used"] = np.array(names.num_used)
+      arrays |= _columns("caption/", Caption, names.confirmed)
+    if (found := self.interventions) is not None:
+      arrays["intervention/factors"] = np.array(found.factors)
+      arrays["intervention/images"] = found.images
+      arrays["intervention/flips"] = found.flips
+      arrays |= _columns("selectivity/", Selectivity, found.selectivity)
     with (
       files.in_place_when_done(path) as unfinished,
       open(unfinished, "wb") as file,  # Given a name, NumPy appends ".npz".
@@ -188,7 +198,7 @@ class Analysis:
 
   @classmethod
   def load(cls, path: str | pathlib.Path) -> "Analysis":
-    """Reads what `save` wrote."""
+    """Reads what `save` wrote, also what an earlier version wrote."""
     with np.load(path, allow_pickle=False) as stored:
       arrays = {name: stored[name] for name in stored.files}
     factors: list[Factor] = []
@@ -197,7 +207,8 @@ class Analysis:
       at = f"factor/{len(factors)}/"
       name = str(arrays[at + "name"])
       names = tuple(map(str, arrays[at + "names"]))
-      factors.append(Factor(name, arrays[at + "values"], names))
+      ordered = bool(arrays.get(at + "ordered", False))
+      factors.append(Factor(name, arrays[at + "values"], names, ordered))
       if at + "counts" in arrays:
         class_counts[name] = arrays[at + "counts"]
     prefix = "flip_rate/"
@@ -212,6 +223,8 @@ class Analysis:
       patches=_part(Patches, arrays),
       scores=_part(FactorScores, arrays | {"class_counts": class_counts}),
       flip_rates={n.removeprefix(prefix): v for n, v in rates.items()},
+      interventions=_interventions(arrays),
+      captions=_captions(arrays),
       seconds=float(arrays["seconds"]),
       images_per_second=float(arrays["images_per_second"]),
     )
@@ -224,3 +237,39 @@ def _part(part: type[_Part], arrays: Mapping[str, Any]) -> Any:
   if not needed <= arrays.keys():
     return None
   return part(**{f.name: arrays[f.name] for f in fields if f.name in arrays})
+
+
+def _columns(
+  prefix: str, kind: type[_Row], rows: Sequence[_Row]
+) -> dict[str, np.ndarray]:
+  """Returns an array for each field of rows of one kind."""
+  return {
+    prefix + name: np.array([getattr(row, name) for row in rows])
+    for name in kind._fields
+  }
+
+
+def _rows(
+  prefix: str, kind: type[_Row], arrays: Mapping[str, Any]
+) -> tuple[_Row, ...]:
+  """Returns the rows that `_columns` was given."""
+  columns = [arrays[prefix + name].tolist() for name in kind._fields]
+  return tuple(kind(*row) for row in zip(*columns, strict=True))
+
+
+def _captions(arrays: Mapping[str, Any]) -> Captions | None:
+  if "caption/num_used" not in arrays:
+    return None
+  confirmed = _rows("caption/", Caption, arrays)
+  return Captions(confirmed, int(arrays["caption/num_used"]))
+
+
+def _interventions(arrays: Mapping[str, Any]) -> Interventions | None:
+  if "intervention/factors" not in arrays:
+    return None
+  return Interventions(
+    tuple(arrays["intervention/factors"].tolist()),
+    arrays["intervention/images"],
+    arrays["intervention/flips"],
+    _rows("selectivity/", Selectivity, arrays),
+  )

@@ -10,8 +10,10 @@ from imsvd_jax.base import devices as devices_lib
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.explain import accumulate, measurement, probes, scan
 from imsvd_jax.explain.analysis import Analysis
+from imsvd_jax.explain.captions import Caption, Captions
 from imsvd_jax.explain.explain_options import ExplainOptions
 from imsvd_jax.explain.images import Images, padded_batches
+from imsvd_jax.explain.interventions import Interventions, Selectivity
 from imsvd_jax.explain.subject import Encoding, Subject
 from tests.explain.shapes_subject import two_views
 from tests.explain.table_subject import (
@@ -261,9 +263,30 @@ def test_a_million_images_keep_their_digits():
   np.testing.assert_allclose(found.code.joint.value(), exact, rtol=1e-6)
 
 
+NAMES = Captions(
+  (
+    Caption(0, 2, "depth 0.1 to 0.3", 20, 0.9, 0.5, 4.5, 1e-5),
+    Caption(1, 0, "Größe \u2265 3 and label bee", 11, 0.6, 0.25, 2.0, 0.01),
+  ),
+  num_used=7,
+)
+INTERVENTIONS = Interventions(
+  ("shape", "x"),
+  np.array([30, 40]),
+  np.random.default_rng(0).random((2, M)),
+  (
+    Selectivity("shape", 1, 0.75, 0.25, 3.0, 2.5, 3.5),
+    Selectivity("x", 0, 0.1, 0.1, 1.0, 0.9, 1.1),
+  ),
+)
+
+
 def test_save_and_load(found, tmp_path):
   found = dataclasses.replace(
-    found, flip_rates={"crop 50%": np.linspace(0, 1, M)}
+    found,
+    flip_rates={"crop 50%": np.linspace(0, 1, M)},
+    captions=NAMES,
+    interventions=INTERVENTIONS,
   )
   found.save(tmp_path / "analysis.npz")
   again = Analysis.load(tmp_path / "analysis.npz")
@@ -273,9 +296,39 @@ def test_save_and_load(found, tmp_path):
     np.testing.assert_array_equal(stored[name], value)
     assert stored[name].dtype == value.dtype
   assert list(again.flip_rates) == ["crop 50%"]
-  assert again.factors[0].names == found.factors[0].names
+  assert again.captions == NAMES
+  for one, other in zip(again.interventions, INTERVENTIONS, strict=True):
+    np.testing.assert_array_equal(one, other)
+  assert again.interventions.lines() == INTERVENTIONS.lines()
+  for one, other in zip(again.factors, found.factors, strict=True):
+    assert (one.names, one.ordered) == (other.names, other.ordered)
   assert again.scores.class_counts.keys() == found.scores.class_counts.keys()
   assert again.seconds == found.seconds
+
+
+def test_no_name_is_not_the_same_as_no_search_for_names(found, tmp_path):
+  for captions in (Captions((), 3), None):
+    path = tmp_path / "analysis.npz"
+    dataclasses.replace(found, captions=captions).save(path)
+    assert Analysis.load(path).captions == captions
+
+
+def test_a_file_of_an_earlier_version(found, tmp_path):
+  """It had neither names nor interventions."""
+  found.save(tmp_path / "new.npz")
+  with np.load(tmp_path / "new.npz") as stored:
+    later = ("caption/", "selectivity/", "intervention/")
+    old = {
+      name: stored[name]
+      for name in stored.files
+      if not name.startswith(later) and not name.endswith("/ordered")
+    }
+  assert len(old) < len(stored.files)
+  np.savez(tmp_path / "old.npz", **old)
+  again = Analysis.load(tmp_path / "old.npz")
+  assert again.captions is again.interventions is None
+  np.testing.assert_array_equal(again.code.codes, found.code.codes)
+  assert again.factors[1].names == found.factors[1].names
 
 
 def test_without_codes_the_features_remain(data, tmp_path):

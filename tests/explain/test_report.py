@@ -59,6 +59,7 @@ def test_report_of_a_discrete_code(tmp_path, monkeypatch):
   again = explain.Analysis.load(tmp_path / "out" / "analysis.npz")
   np.testing.assert_array_equal(again.pairs.joint, found.analysis.pairs.joint)
   assert list(again.flip_rates) == ["mirror"]
+  assert again.captions == found.analysis.captions is not None
   chosen = images.some_of(np.arange(N), 30)
   expected = probes.flip_rates(
     subject,
