@@ -16,7 +16,7 @@ import pathlib
 import jax
 import numpy as np
 
-from imsvd_jax.explain import Analysis
+from imsvd_jax.explain import Analysis, patch_codes
 
 STORED = pathlib.Path(__file__).parent / "measurements" / "shapes_factors.json"
 # Rows of the table: a title, and the factors in it.
@@ -33,6 +33,20 @@ ROWS = {
   "x, y, size": ["x", "y", "size"],
   "rotation": ["rotation"],
 }
+
+
+def patches_of(analysis: Analysis) -> dict[str, float | int]:
+  """Returns how well the patches of the best bin cover the objects."""
+  variable, chosen, iou = patch_codes.best(analysis.patches.patch_iou)
+  everything, most = analysis.patches.patch_limits[1]
+  return {
+    "variable": variable,
+    "bin": chosen,
+    "trained": iou,
+    "untrained": patch_codes.best(analysis.patches.patch_iou_untrained)[2],
+    "all": float(everything),
+    "best_choice": float(most),
+  }
 
 
 def main() -> None:
@@ -58,12 +72,19 @@ def main() -> None:
     }
     for title, factors in ROWS.items()
   ]
+  selectivity = analysis.interventions.selectivity
   head = {
     "command": "imsvd explain --workdir=runs/shapes",
     "recipe": "configs/shapes.py, seed 0",
     "date": datetime.date.today().isoformat(),
     "versions": f"jax {jax.__version__}",
     "rows": rows,
+    "names": {
+      "confirmed": len(analysis.captions.confirmed),
+      "used": analysis.captions.num_used,
+    },
+    "selectivity": [one._asdict() for one in selectivity],
+    "patches": patches_of(analysis),
   }
   STORED.write_text(json.dumps(head, indent=1) + "\n")
 
