@@ -300,6 +300,18 @@ def drawn_outputs(encoder: LoadedEncoder, drawing: Drawing) -> Drawing:
   return Drawing(draw, drawing.factors[:MAX_FLIP_IMAGES], drawing.names)
 
 
+def write(rows: Sequence[dict[str, Any]], workdirs: Sequence[str]) -> None:
+  """Stores rows, a line for each."""
+  names = " ".join(f"runs/{pathlib.Path(path).name}" for path in workdirs)
+  head = {
+    "command": f"python -m docs.explain_rivals --workdir {names}",
+    "date": datetime.date.today().isoformat(),
+    "versions": f"jax {jax.__version__}",
+  }
+  lines = ",\n".join(map(json.dumps, rows))
+  STORED.write_text(json.dumps(head)[:-1] + f', "rows": [\n{lines}\n]}}\n')
+
+
 def main() -> None:
   """Writes what is found of all runs."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -310,15 +322,7 @@ def main() -> None:
     for row in study(workdir, seed):
       rows.append(row)
       print(json.dumps(row), flush=True)
-  names = " ".join(f"runs/{pathlib.Path(path).name}" for path in workdirs)
-  head = {
-    "command": f"python -m docs.explain_rivals --workdir {names}",
-    "date": datetime.date.today().isoformat(),
-    "versions": f"jax {jax.__version__}",
-  }
-  lines = ",\n".join(map(json.dumps, rows))
-  text = json.dumps(head)[:-1] + f', "rows": [\n{lines}\n]}}\n'
-  STORED.write_text(text)
+  write(rows, workdirs)
 
 
 if __name__ == "__main__":

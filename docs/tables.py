@@ -159,6 +159,97 @@ def _trained(value: float) -> str:
   return f"**{value:.2f}**" if value > _KNOWS else f"{value:.2f}"
 
 
+def names() -> str:
+  """Bins with a confirmed name, and patches in one bin beside the object."""
+  found = measured("shapes_factors")
+  named, patches = found["names"], found["patches"]
+  one = f"v{patches['variable']}, bin {patches['bin']}"
+  rows = [
+    (
+      "bins with a name that the other half of the images confirms",
+      f"{named['confirmed']} of {named['used']}"
+      f" ({named['confirmed'] / named['used']:.0%})",
+    ),
+    *(
+      (f"mean IoU with the object: {title}", f"{patches[name]:.2f}")
+      for title, name in (
+        (f"patches in one bin ({one})", "trained"),
+        ("patches in one bin, random weights", "untrained"),
+        ("all patches", "all"),
+        ("the best choice of patches", "best_choice"),
+      )
+    ),
+  ]
+  return markdown(("what", "number"), rows)
+
+
+def selectivity() -> str:
+  """Flips of the variable of each factor, and of the others."""
+  rows = [
+    (
+      row["factor"],
+      f"v{row['variable']}",
+      f"{row['flips']:.2f}",
+      f"{row['others']:.2f}",
+      _ratio(row),
+    )
+    for row in measured("shapes_factors")["selectivity"]
+  ]
+  head = ("changed factor", "variable", "its flips", "others", "ratio")
+  return markdown(head, rows)
+
+
+def rivals() -> str:
+  """Names and mutual information of other units on the same encoder."""
+  kinds: dict[str, dict[str, list[dict]]] = {}
+  for row in measured("explain_rivals")["rows"]:
+    kind = kinds.setdefault(row["title"], {"trained": [], "random": []})
+    kind[row["weights"]].append(row)
+  rows = []
+  for title, found in kinds.items():
+    cells = [
+      ", ".join(str(row["used"]) for row in found["trained"]),
+      *(
+        ", ".join(f"{row[key] / row['used']:.0%}" for row in found[weights])
+        for weights in ("trained", "random")
+        for key in ("named", "named_by_label")
+      ),
+      *(
+        ", ".join(f"{row['nmi'][name]:.2f}" for row in found["trained"])
+        for name in ("label", "shape", "texture")
+      ),
+    ]
+    rows.append((title, *cells))
+  named = ("named", "by shape or texture")
+  head = (
+    *("units", "used bins", *named),
+    *(f"random weights: {name}" for name in named),
+    *("NMI with label", "with shape", "with texture"),
+  )
+  return markdown(head, rows)
+
+
+def rival_flips() -> str:
+  """Selectivity of other units on the same encoder: one run."""
+  found = [
+    row
+    for row in measured("explain_rivals")["rows"]
+    if (row["weights"], row["seed"]) == ("trained", 0)
+    and "activity" not in row["title"]
+  ]
+  rows = [
+    (factor, *(_ratio(row["flips"][factor]) for row in found))
+    for factor in found[0]["flips"]
+  ]
+  # "sparse autoencoder, 16 active".
+  short = lambda title: re.sub(":.*(?=, )|:.*", "", title)
+  return markdown(("changed", *(short(row["title"]) for row in found)), rows)
+
+
+def _ratio(row: dict) -> str:
+  return f"{row['ratio']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+
+
 TABLES: dict[str, Callable[[], str]] = {
   "energy": energy,
   "view_cost": view_cost,
@@ -167,6 +258,10 @@ TABLES: dict[str, Callable[[], str]] = {
   "crops": crops,
   "factors": factors,
   "four_factors": four_factors,
+  "names": names,
+  "selectivity": selectivity,
+  "rivals": rivals,
+  "rival_flips": rival_flips,
 }
 
 
