@@ -245,7 +245,7 @@ def _flips(
 
 
 def study(workdir: str, seed: int) -> Iterator[dict[str, Any]]:
-  """Yields a row for each kind of unit, on trained and on random weights."""
+  """Yields a row for each kind of unit; of seed 0 on random weights, too."""
   encoder = load_encoder(workdir)
   settings = data_settings(encoder)
   source = data.make_source(settings, "train")
@@ -263,12 +263,12 @@ def study(workdir: str, seed: int) -> Iterator[dict[str, Any]]:
   )
   pixels = captions.pixel_facts(source.images)
   facts = [make_factor(name, values) for name, values in pixels.items()]
-  subject = run_subject.subject_of(encoder, workdir)
-  random = run_subject.untrained_subject(subject, encoder).variables
-  for weights, one in (
-    ("trained", encoder),
-    ("random", LoadedEncoder(encoder.config, random, step=0)),
-  ):
+  encoders = {"trained": encoder}
+  if seed == 0:
+    subject = run_subject.subject_of(encoder, workdir)
+    random = run_subject.untrained_subject(subject, encoder).variables
+    encoders["random"] = LoadedEncoder(encoder.config, random, step=0)
+  for weights, one in encoders.items():
     own = outputs_of(one, source.images)
     drawing = drawn_outputs(one, images.drawing)
     for units in rivals(own, num_bins_of(encoder), seed):
