@@ -29,7 +29,13 @@ from ml_collections import ConfigDict
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from configs import comparison, digits, shapes  # noqa: E402
+from configs import (  # noqa: E402
+  comparison,
+  digits,
+  digits_convnext,
+  digits_vit,
+  shapes,
+)
 from imsvd_jax.base.errors import Stopped  # noqa: E402
 from imsvd_jax.train import train_and_evaluate  # noqa: E402
 from imsvd_jax.training import step  # noqa: E402
@@ -51,7 +57,12 @@ class Run(NamedTuple):
     return f"{self.group}-{self.name}-seed{self.seed}"
 
 
-GROUPS = ("digits", "shapes", "crops", "fashion")
+GROUPS = ("digits", "shapes", "backbones", "crops", "fashion")
+BACKBONES = {
+  "resnet": digits,
+  "vit": digits_vit,
+  "convnext": digits_convnext,
+}
 # Seeds of the objectives in the order in which they are trained.
 SEEDS = {"imsvd": 3, "music": 3}
 
@@ -63,6 +74,12 @@ def runs() -> list[Run]:
     Run("digits", f"jax{line}", seed, digits.get_config()) for seed in range(5)
   ]
   found += [Run("shapes", "imsvd", s, shapes.get_config()) for s in range(3)]
+  for recipe in BACKBONES:
+    for objective in ("imsvd", "mveb", "simclr"):
+      config = BACKBONES[recipe].get_config()
+      config.objective.name = objective
+      config.update_from_flattened_dict(comparison.OBJECTIVES[objective])
+      found.append(Run("backbones", f"{recipe}-{objective}", 0, config))
   for seed in range(3):
     found += [Run("crops", name, seed, _multi_crop()) for name in CROPS]
   for seed in range(3):
