@@ -180,16 +180,19 @@ def uniformity(features: np.ndarray) -> float:
   """Returns log mean exp(-2 |x - y|^2) over pairs of different images.
 
   0 when collapsed; about -4 when spread evenly in many dimensions. The features
-  [N, D], N at least 2, are L2-normalized here.
+  [N, D], N at least 2, are L2-normalized here; zeros stay zero, and are at
+  distance 0 from each other.
   """
   features = _normalized(input_checks.check_features(features, "embedding"))
   count = len(features)
   if count < 2:
     raise UserError("Uniformity of one image; expected two or more.")
   total = 0.0
+  squares = (features.any(axis=1)).astype(features.dtype)  # Of the lengths.
   for start in range(0, count, 1024):
-    cosines = features[start : start + 1024] @ features.T
-    potential = np.exp(2 * (2 * np.minimum(cosines, 1) - 2))
+    some = slice(start, start + 1024)
+    distances = squares[some, None] + squares - 2 * features[some] @ features.T
+    potential = np.exp(-2 * np.maximum(distances, 0))
     rows = np.arange(len(potential))
     potential[rows, start + rows] = 0  # An image is no pair with itself.
     total += potential.sum(dtype=np.float64)

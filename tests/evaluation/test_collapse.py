@@ -108,6 +108,10 @@ def test_alignment_and_uniformity_equal_their_definitions(views):
   expected = np.log(kernel.mean())
   assert collapse.uniformity(many) == pytest.approx(expected, rel=1e-4)
   assert collapse.uniformity(np.ones((5, 3))) == pytest.approx(0, abs=1e-6)
+  # A network that has died gives every image zeros: equal, not orthogonal.
+  assert collapse.uniformity(np.zeros((5, 3))) == 0
+  one_died = np.array([[0.0, 0.0], [2.0, 0.0]])
+  assert collapse.uniformity(one_died) == pytest.approx(-2)
 
 
 def test_miller_madow_by_hand():
