@@ -7,8 +7,8 @@
 The first trains and evaluates, the second evaluates what is stored. Runs that
 are missing are trained in --workdir, one after the other, and their numbers go
 to docs/measurements/learning.json; a second start goes on where the first one
-stopped. All scores are reported on every other run, on which one is chosen, and
-on the rest.
+stopped. All scores are reported on a half of the runs, drawn by lot, on which
+one is chosen, and on the rest. `python docs/tables.py` writes the tables.
 """
 
 import argparse
@@ -228,6 +228,10 @@ def _spread_and_aligned(line: Line, _: Lines) -> float:
   return -line[_PREFIX + "alignment"] - line[_PREFIX + "uniformity"]
 
 
+def _mostly_aligned(line: Line, _: Lines) -> float:
+  return -2 * line[_PREFIX + "alignment"] - line[_PREFIX + "uniformity"]
+
+
 def _rank_and_aligned(line: Line, _: Lines) -> float:
   aligned = 1 - line[_PREFIX + "alignment"] / 2
   return line[_PREFIX + "rank_me/features"] * aligned
@@ -240,6 +244,7 @@ SCORES: dict[str, Callable[[Line, Lines], float]] = {
   "alignment": _number("alignment", -1),
   "uniformity": _number("uniformity", -1),
   "alignment + uniformity": _spread_and_aligned,
+  "twice alignment + uniformity": _mostly_aligned,
   "RankMe of features x alignment": _rank_and_aligned,
   "agreement beyond chance": _number("codes/kappa"),
   "information between variables": _number("codes/mutual_information_mean"),
@@ -248,13 +253,22 @@ SCORES: dict[str, Callable[[Line, Lines], float]] = {
 }
 
 
-def series(lines: Lines) -> list[tuple[Line, Lines]]:
-  """Returns each evaluation after a step, and the lines before it."""
-  return [
-    (line, lines[:i])
-    for i, line in enumerate(lines)
-    if "online/knn" in line and line["step"] > 0
-  ]
+class Point(NamedTuple):
+  """An evaluation after a step, the lines before it, and the verdict on it."""
+
+  line: Line
+  before: Lines
+  is_bad: bool
+
+
+def series(lines: Lines) -> list[Point]:
+  """Returns each evaluation after a step."""
+  found = []
+  for i, line in enumerate(lines):
+    if "online/knn" in line and line["step"] > 0:
+      judged = verdict.judge(lines[: i + 1])
+      found.append(Point(line, lines[:i], judged is not None and judged.is_bad))
+  return found
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
@@ -284,19 +298,21 @@ def report(names: Iterable[str], stored: Mapping[str, Lines]) -> dict[str, Any]:
 
 def _report_of(
   score: Callable[[Line, Lines], float],
-  runs: Sequence[Sequence[tuple[Line, Lines]]],
+  runs: Sequence[Sequence[Point]],
 ) -> dict[str, float] | None:
   lost, knn, linear, last = [], [], [], []
   for points in runs:
-    values = np.asarray([score(*point) for point in points])
-    accuracy = [line["online/knn"] for line, _ in points]
+    values = np.asarray([score(p.line, p.before) for p in points])
+    accuracy = [p.line["online/knn"] for p in points]
     if len(points) < 3 or not np.isfinite(values).any():
       continue
     values = np.where(np.isfinite(values), values, -np.inf)
-    best = len(values) - 1 - int(np.argmax(values[::-1]))
+    # A run keeps no checkpoint of a state that collapses or diverges.
+    kept = np.where([p.is_bad for p in points], -np.inf, values)
+    best = len(kept) - 1 - int(np.argmax(kept[::-1]))
     lost.append(100 * (max(accuracy) - accuracy[best]))
     knn.append(spearman(values, accuracy))
-    heads = [line.get("online/linear", float("nan")) for line, _ in points]
+    heads = [p.line.get("online/linear", float("nan")) for p in points]
     if np.isfinite(heads).all():
       linear.append(spearman(values, heads))
     last.append((values[-1], accuracy[-1]))
@@ -305,6 +321,7 @@ def _report_of(
   return {
     "runs": len(lost),
     "within half a point": float(np.mean(np.asarray(lost) <= 0.5)),
+    "within one point": float(np.mean(np.asarray(lost) <= 1.0)),
     "points lost": float(np.mean(lost)),
     "most points lost": max(lost),
     "k-NN": float(np.mean(knn)),
@@ -319,6 +336,19 @@ def halves(stored: Mapping[str, Lines]) -> tuple[list[str], list[str]]:
   parts = (names[::2], names[1::2])
   first, second = ([n for n in part if n in stored] for part in parts)
   return first, second
+
+
+# A run fails if it ends so many points of k-NN below its start, which has
+# random weights, and it is good if it ends so many above.
+CLEARLY = 2.0
+
+
+def outcome(start: float, end: float) -> str:
+  """Returns what became of a run, from its accuracy at the start and end."""
+  gain = 100 * (end - start)
+  return (
+    "failed" if gain < -CLEARLY else "good" if gain > CLEARLY else "neither"
+  )
 
 
 def verdicts(stored: Mapping[str, Lines]) -> dict[str, dict[str, Any]]:
@@ -338,6 +368,7 @@ def verdicts(stored: Mapping[str, Lines]) -> dict[str, dict[str, Any]]:
       "end": accuracy[-1],
       "alarm": bad[0] if bad else None,
       "verdict": last.name if last is not None else "",
+      "outcome": outcome(accuracy[0], accuracy[-1]),
     }
   return found
 
@@ -361,7 +392,10 @@ def main() -> None:
     accuracy = " ".join(
       f"{100 * row[k]:5.1f}" for k in ("start", "best", "end")
     )
-    print(f"{name:22} {accuracy}  {row['alarm']}  {row['verdict']}")
+    print(
+      f"{name:26} {accuracy}  {row['outcome']:8} {row['alarm']} "
+      f" {row['verdict']}"
+    )
 
 
 if __name__ == "__main__":

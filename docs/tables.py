@@ -11,9 +11,14 @@ import json
 import pathlib
 import re
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Sequence
 
 DOCS = pathlib.Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent))
+
+from docs import learning_study  # noqa: E402
+
 PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
 _MARKED = re.compile(r"(<!-- tables\.py: (\S+) -->\n\n)((?:\|.*\n)+)")
 
@@ -91,17 +96,21 @@ def crops() -> str:
 
 def digits() -> str:
   """The digits recipe on each version of JAX."""
-  groups = sorted({k.rpartition("-")[0] for k in measured("results")["rows"]})
   rows = [
     (
       name.removeprefix("digits-jax"),
       str(len(_runs(name))),
       *_accuracies(name, "trained"),
     )
-    for name in groups
-    if name.startswith("digits-")
+    for name in _names("digits")
   ]
   return markdown(("jax", "seeds", "k-NN", "linear"), rows)
+
+
+def _names(group: str) -> list[str]:
+  """Returns what runs of a group are called, without their seeds."""
+  names = {key.rpartition("-")[0] for key in measured("results")["rows"]}
+  return sorted(name for name in names if name.startswith(f"{group}-"))
 
 
 def _runs(group: str) -> list[dict]:
@@ -121,6 +130,50 @@ def _accuracies(group: str, encoder: str) -> list[str]:
       cell += f" ({min(values):.1f} to {max(values):.1f})"
     cells.append(cell)
   return cells
+
+
+def learning_scores() -> str:
+  """How good a checkpoint each score chooses without labels."""
+  stored = learning_study.load()
+  chosen_on, held_out = (
+    learning_study.report(names, stored)
+    for names in learning_study.halves(stored)
+  )
+  share = lambda row: f"{100 * row['within half a point']:.0f}%"
+  lost = lambda row: f"{row['points lost']:.1f}"
+  rows = [
+    (
+      label,
+      *(share(chosen_on[label]), lost(chosen_on[label])),
+      *(share(row), f"{100 * row['within one point']:.0f}%", lost(row)),
+      *(f"{row[name]:.2f}" for name in ("k-NN", "linear", "over runs")),
+    )
+    for label, row in held_out.items()
+  ]
+  head = (
+    "score",
+    "half of the choice: within 0.5",
+    "points lost",
+    "held-out half: within 0.5",
+    "within 1",
+    "points lost",
+    "rank correlation with k-NN",
+    "with linear",
+    "over runs",
+  )
+  return markdown(head, rows)
+
+
+def learning_verdicts() -> str:
+  """What the verdict said of runs that failed, and of good ones."""
+  found = learning_study.verdicts(learning_study.load()).values()
+  rows = []
+  for outcome in ("failed", "neither", "good"):
+    runs = [row for row in found if row["outcome"] == outcome]
+    alarms = [row["alarm"][0] for row in runs if row["alarm"]]
+    latest = str(max(alarms)) if alarms else ""
+    rows.append((outcome, str(len(runs)), str(len(alarms)), latest))
+  return markdown(("run", "runs", "with an alarm", "latest at step"), rows)
 
 
 # A variable that knows so much of a factor is in bold.
@@ -262,6 +315,8 @@ TABLES: dict[str, Callable[[], str]] = {
   "selectivity": selectivity,
   "rivals": rivals,
   "rival_flips": rival_flips,
+  "learning_scores": learning_scores,
+  "learning_verdicts": learning_verdicts,
 }
 
 
