@@ -107,16 +107,16 @@ def judge(lines: Sequence[Line]) -> Verdict | None:
 def score(lines: Sequence[Line]) -> float | None:
   """Returns the label-free score of the latest state; larger is better.
 
-  Spread less distance: minus uniformity minus alignment of the embeddings
-  (docs/learning.md). None where they were not measured, and of a state that
-  collapses or diverges.
+  Spread less distance: minus uniformity minus twice the alignment of the
+  embeddings (docs/learning.md). None where they were not measured, and of a
+  state that collapses or diverges.
   """
   alignment = _latest(lines, _ALIGNMENT)
   uniformity = _latest(lines, _UNIFORMITY)
   verdict = judge(lines)
   if alignment is None or uniformity is None or verdict is None:
     return None
-  return None if verdict.is_bad else -uniformity - alignment
+  return None if verdict.is_bad else -uniformity - 2 * alignment
 
 
 def scores(lines: Sequence[Line]) -> dict[str, float]:

@@ -140,7 +140,7 @@ def test_scores_are_those_of_the_latest_step():
   lines = run_of(falling(20, 2))
   assert verdict.scores(lines) == {}
   lines.append({"step": 200, "online/knn": 0.5} | ONLINE)
-  assert verdict.scores(lines) == {"label_free": 1.8, "online/knn": 0.5}
+  assert verdict.scores(lines) == {"label_free": 1.6, "online/knn": 0.5}
   lines.append({"step": 210, "loss": -5.0} | GOOD)
   assert verdict.scores(lines) == {}
 
