@@ -34,6 +34,9 @@ COMMANDS = {
   "data": Command(
     "commands.data", "check the images of a recipe, and show its views"
   ),
+  "pack": Command(
+    "commands.pack", "decode and resize images once, for faster training"
+  ),
   "runs": Command("commands.runs", "list runs, and how each is doing"),
   "compare": Command(
     "commands.compare", "train recipes side by side, over seeds"

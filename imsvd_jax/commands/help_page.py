@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
 _WIDTH = 80
 
@@ -77,7 +78,7 @@ def _description(flag: flags.Flag, is_required: bool) -> str:
   if is_required:
     return f"{text} Required."
   default: Any = flag.default
-  if default in (None, "", [], False):
+  if default in (None, "", [], False) or isinstance(default, ConfigDict):
     return text
   shown = ",".join(default) if isinstance(default, list) else default
   return f"{text} Default: {str(shown).lower() if flag.boolean else shown}."

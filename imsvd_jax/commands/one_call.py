@@ -15,7 +15,7 @@ from imsvd_jax.runs.encoder import LoadedEncoder, load_encoder
 from imsvd_jax.train import train_and_evaluate
 
 _SHORT = {"backbone": "model.backbone"}
-_IN_FILES = ("folder", "arrays", "tar")
+_IN_FILES = ("folder", "arrays", "pack", "tar")
 _BY_ENDING = {".npz": "arrays", ".npy": "arrays", ".tar": "tar"}
 
 

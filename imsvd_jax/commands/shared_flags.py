@@ -33,13 +33,15 @@ _CONFIG = (
 REQUIRED_CONFIG = {"config": recipe_files.EXAMPLE}
 
 
-def define_config(about: str = _CONFIG) -> flags.FlagHolder[ConfigDict]:
+def define_config(
+  about: str = _CONFIG, default: str | None = None
+) -> flags.FlagHolder[ConfigDict]:
   """Defines --config, a recipe whose keys are flags too."""
   # Before ml_collections reads the command line, to find the recipe's keys.
   sys.argv[1:] = recipe_files.with_files(sys.argv[1:])
   try:
     return config_flags.DEFINE_config_file(
-      "config", None, about, lock_config=True
+      "config", default, about, lock_config=True
     )
   except flags.Error as error:  # ml_collections reads --flagfile here.
     command_line.fail(str(error).removeprefix("ERROR:: "))

@@ -25,6 +25,12 @@ def _folder(settings: ConfigDict, split: str) -> Source | None:
   return folder.make(settings, split)
 
 
+def _pack(settings: ConfigDict, split: str) -> Source | None:
+  from imsvd_jax.data.sources import pack
+
+  return pack.make(settings, split)
+
+
 def _tfds(settings: ConfigDict, split: str) -> Source:
   from imsvd_jax.data.sources import tfds
 
@@ -42,6 +48,7 @@ SOURCES = {
   "arrays": arrays.make,
   "digits": digits.make,
   "folder": _folder,
+  "pack": _pack,
   "shapes": shapes.make,
   "synthetic": synthetic.make,
   "tar": _tar,

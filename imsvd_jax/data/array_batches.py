@@ -16,6 +16,7 @@ import numpy as np
 
 from imsvd_jax.data import boxes, order, resampling
 from imsvd_jax.data.source import Source
+from imsvd_jax.data.squares import Squares
 
 _cut_views = jax.jit(resampling.cut_views, static_argnames=("sizes", "kernel"))
 _resample = jax.jit(
@@ -25,7 +26,7 @@ _resample = jax.jit(
 
 
 def ordered(
-  images: np.ndarray,
+  images: np.ndarray | Squares,
   view_list: Sequence[boxes.Crop],
   *,
   seed: int,
@@ -35,7 +36,7 @@ def ordered(
   """Yields this process's part of each batch, without end, before it is cut.
 
   Args:
-    images: uint8 [n, height, width, C].
+    images: uint8 [n, height, width, C], or squares.
     view_list: The crops of V views.
     seed: Seed of the order and of the crops.
     start_step: The first step to return; earlier ones cost nothing.
@@ -44,7 +45,7 @@ def ordered(
   Yields:
     {"index": int32 [b], "epoch": int32 [b], "boxes": float32 [b, V, 5]}.
   """
-  count, height, width, _ = images.shape
+  count = images.shape[0]
   for step in itertools.count(start_step):
     epoch, index = order.batch_of(step, count, seed=seed, **arguments)
     uniforms = order.uniforms_of(
@@ -53,13 +54,28 @@ def ordered(
     yield {
       "index": index.astype(np.int32),
       "epoch": epoch.astype(np.int32),
-      "boxes": boxes.random_boxes(uniforms, height, width, view_list),
+      "boxes": _random_boxes(images, index, uniforms, view_list),
     }
+
+
+def _random_boxes(
+  images: np.ndarray | Squares,
+  index: np.ndarray,
+  uniforms: np.ndarray,
+  view_list: Sequence[boxes.Crop],
+) -> np.ndarray:
+  """Returns the boxes of the images `index`, float32 [b, V, 5]."""
+  if not isinstance(images, Squares):
+    height, width = images.shape[1:3]
+    return boxes.random_boxes(uniforms, height, width, view_list)
+  height, width = images.sides[index].T
+  drawn = boxes.random_boxes(uniforms, height, width, view_list)
+  return images.whole_boxes(index, drawn)
 
 
 def cropped(
   source: Source,
-  images: np.ndarray,
+  images: np.ndarray | Squares,
   view_list: Sequence[boxes.Crop],
   *,
   with_labels: bool,
@@ -84,7 +100,7 @@ def cropped(
 
 def centered(
   source: Source,
-  images: np.ndarray,
+  images: np.ndarray | Squares,
   indices: np.ndarray,
   *,
   batch_size: int,
@@ -96,17 +112,32 @@ def centered(
   `indices` are those of a whole number of batches; -1 is padding.
   """
   height, width = images.shape[1:3]
-  box = boxes.center_box(height, width, resize, crop)
-  all_boxes = np.tile(box, (batch_size, 1))
+  is_cut = (height, width, resize) == (crop, crop, crop)
   for index in indices.reshape(-1, batch_size):
     rows = np.maximum(index, 0)
     pixels = images[rows]
-    if (height, width, resize) != (crop, crop, crop):
+    if isinstance(images, Squares) or not is_cut:
+      centers = _center_boxes(images, rows, resize, crop)
       pixels = np.asarray(
-        _resample(pixels, all_boxes, size=crop, kernel=source.interpolation)
+        _resample(pixels, centers, size=crop, kernel=source.interpolation)
       )
     batch = {"image": pixels, "index": index, "mask": index >= 0}
     if source.labels is not None:
       known = batch["mask"].reshape(-1, *[1] * (source.labels.ndim - 1))
       batch["label"] = np.where(known, source.labels[rows], -1)
     yield batch
+
+
+def _center_boxes(
+  images: np.ndarray | Squares, rows: np.ndarray, resize: int, crop: int
+) -> np.ndarray:
+  """Returns what "resize, then crop the center" shows, float32 [b, 5]."""
+  if not isinstance(images, Squares):
+    height, width = images.shape[1:3]
+    box = boxes.center_box(height, width, resize, crop)
+    return np.tile(box, (len(rows), 1))
+  centers = [
+    boxes.center_box(height, width, resize, crop)
+    for height, width in images.sides[rows].tolist()
+  ]
+  return images.boxes(rows, np.stack(centers))

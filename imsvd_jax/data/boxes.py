@@ -63,14 +63,14 @@ def limits(pairs: Iterable[tuple[float, float]]) -> np.ndarray:
 
 
 def random_boxes(
-  uniforms: np.ndarray, height: int, width: int, view_list: Sequence[Crop]
+  uniforms: np.ndarray, height: Any, width: Any, view_list: Sequence[Crop]
 ) -> np.ndarray:
   """Returns torchvision's random-resized-crop boxes, in whole pixels.
 
   Args:
     uniforms: float32 [..., V, NUM_UNIFORMS] in [0, 1).
-    height: Height of the images.
-    width: Width of the images.
+    height: Height of the images: one number, or of each image [...].
+    width: Width of the images, likewise.
     view_list: The crops of V views.
 
   Returns:
@@ -78,8 +78,12 @@ def random_boxes(
   """
   scale = limits(crop.scale for crop in view_list)  # two of [V, 1]
   ratio = limits(crop.ratio for crop in view_list)
+  height, width = (
+    np.asarray(side, np.float32)[..., np.newaxis, np.newaxis]
+    for side in (height, width)
+  )
   area = uniforms[..., :TRIES] * (scale[1] - scale[0]) + scale[0]
-  area = area * np.float32(height) * np.float32(width)
+  area = area * height * width
   low, high = np.log(ratio)
   ratios = np.exp(uniforms[..., TRIES : 2 * TRIES] * (high - low) + low)
   box_width = np.round(np.sqrt(area * ratios))  # [..., V, TRIES]
@@ -90,6 +94,7 @@ def random_boxes(
   first = fits.argmax(axis=-1)[..., np.newaxis]  # The first try that fits.
   at_first = lambda side: np.take_along_axis(side, first, axis=-1)[..., 0]
   box_width, box_height = at_first(box_width), at_first(box_height)
+  height, width = height[..., 0], width[..., 0]  # [..., 1]
   place = np.moveaxis(uniforms[..., 2 * TRIES :], -1, 0)  # 3 of [..., V]
   top = _random_offset(place[0], height - box_height)
   left = _random_offset(place[1], width - box_width)
@@ -108,8 +113,10 @@ def _random_offset(uniform: np.ndarray, room: np.ndarray) -> np.ndarray:
   return np.minimum(np.floor(uniform * (room + np.float32(1))), room)
 
 
-def _fallback_boxes(height: int, width: int, ratio: np.ndarray) -> np.ndarray:
-  """Returns the largest centered boxes of allowed aspect, [V, 4]."""
+def _fallback_boxes(
+  height: np.ndarray, width: np.ndarray, ratio: np.ndarray
+) -> np.ndarray:
+  """Returns the largest centered boxes of allowed aspect, [..., V, 4]."""
   box_width = np.minimum(width, np.round(height * ratio[1]))
   box_height = np.minimum(height, np.round(width / ratio[0]))
   top = np.floor((height - box_height) / 2)

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from imsvd_jax.data import crops, image_files
+from imsvd_jax.data.execution import num_threads
 from imsvd_jax.data.source import MAX_PIXELS, Decoding, Source, ValueRange
 
 _MAX_HALVINGS = 3  # libjpeg scales by 1, 1/2, 1/4 and 1/8.
@@ -170,6 +171,42 @@ def _shrink(
 def _shrunk_side(side: tf.Tensor, halvings: tf.Tensor) -> tf.Tensor:
   """Returns a side after halvings, which libjpeg rounds up."""
   return tf.math.ceil(side / 2.0 ** tf.cast(halvings, tf.float32))
+
+
+def squares_decoder(
+  size: int, channels: int
+) -> Callable[[list[bytes]], np.ndarray]:
+  """Returns a function from JPEGs to uint8 [b, size, size, channels].
+
+  It raises ValueError if one is not of this size, before it is decoded.
+  """
+
+  def decode(record: tf.Tensor) -> tf.Tensor:
+    shape = tf.image.extract_jpeg_shape(record)
+    with tf.control_dependencies(
+      [tf.debugging.assert_equal(shape, [size, size, channels])]
+    ):
+      image = tf.io.decode_jpeg(record, channels, dct_method=_DCT_METHOD)
+    return tf.ensure_shape(image, (size, size, channels))
+
+  @tf.function(
+    input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
+  )
+  def decode_all(records: tf.Tensor) -> tf.Tensor:
+    return tf.map_fn(
+      decode,
+      records,
+      fn_output_signature=tf.uint8,
+      parallel_iterations=num_threads(),
+    )
+
+  def decoded(contents: list[bytes]) -> np.ndarray:
+    try:
+      return decode_all(tf.constant(contents, tf.string)).numpy()
+    except tf.errors.InvalidArgumentError as error:
+      raise ValueError("not a JPEG of the expected size") from error
+
+  return decoded
 
 
 def _decode_jpeg_window(

@@ -1,4 +1,4 @@
-"""How commands name a data set: folder:DIR, arrays:FILE, tfds:NAME, digits."""
+"""How commands name a data set: folder:DIR, pack:DIR, tfds:NAME, digits."""
 
 import os
 import re
@@ -12,9 +12,9 @@ from imsvd_jax.base.files import printable
 from imsvd_jax.data import SOURCES, WITHOUT_FILES, tensorflow_needed
 from imsvd_jax.data.sources import arrays, digits
 
-EXPECTED = "folder:DIR, arrays:FILE, tar:DIR, tfds:NAME or digits"
+EXPECTED = "folder:DIR, arrays:FILE, tar:DIR, pack:DIR, tfds:NAME or digits"
 # Keys of `config.data` that make sense for one data set only.
-_OF_ITS_OWN_DATA = (
+OF_ITS_OWN_DATA = (
   *("holdout", "holdout_seed", "image_key", "label_key", "labels"),
 )
 
@@ -33,7 +33,9 @@ def name_and_path(text: str) -> tuple[str, str]:
   Raises:
     UserError: There is no such source, or no such file.
   """
-  files = re.fullmatch(r"(folder|arrays|tar)(?:[:=](.*))?", text, re.DOTALL)
+  files = re.fullmatch(
+    r"(folder|arrays|pack|tar)(?:[:=](.*))?", text, re.DOTALL
+  )
   if files:
     kind, path = files[1], files[2] or ""
     _check_exists(text, kind, path)
@@ -74,7 +76,7 @@ def choose(settings: ConfigDict, text: str) -> None:
       f"--data={text} draws data.num_examples images, and this run has no such"
       f" number; expected {EXPECTED}."
     )
-  for key in _OF_ITS_OWN_DATA:
+  for key in OF_ITS_OWN_DATA:
     if key in settings:
       settings[key] = ADDED_KEYS[f"data.{key}"]
   _choose_splits(settings)
@@ -106,6 +108,10 @@ def _split_names(settings: ConfigDict) -> Sequence[str]:
   kind = settings.name.partition(":")[0]
   if kind == "arrays":
     return arrays.split_names(settings)
+  if kind == "pack":
+    from imsvd_jax.data.sources import pack
+
+    return pack.split_names(settings)
   if kind in WITHOUT_FILES:
     return digits.SPLITS
   with tensorflow_needed(f"Source {kind!r}"):

@@ -10,6 +10,7 @@ import numpy as np
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data.source import Source, Stream
+from imsvd_jax.data.squares import Squares
 
 if TYPE_CHECKING:  # Sources of arrays do without it.
   import tensorflow as tf
@@ -38,8 +39,9 @@ def take(source: Source, indices: np.ndarray) -> Source:
 
     records = _chosen_records(source.stream, indices)
     return tfds.read_into_memory(part, source.stream, records, (None, None))
-  fetch = fetch_of_whole = source.fetch
-  if fetch_of_whole is not None and source.images is None:
+  fetch, images = source.fetch, source.images
+  fetch_of_whole = fetch
+  if fetch_of_whole is not None and not isinstance(images, np.ndarray):
     import tensorflow as tf
 
     table = tf.constant(indices)
@@ -47,7 +49,9 @@ def take(source: Source, indices: np.ndarray) -> Source:
   rows = lambda array: None if array is None else array[indices]
   return dataclasses.replace(
     part,
-    images=rows(source.images),
+    images=images.part(indices)
+    if isinstance(images, Squares)
+    else rows(images),
     labels=rows(source.labels),
     factors=rows(source.factors),
     fetch=fetch,

@@ -19,6 +19,7 @@ import numpy as np
 from imsvd_jax.base import agreement, console, devices
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data.source import Source
+from imsvd_jax.data.squares import Squares
 
 # What "auto" may take of a device's memory; the rest is the network's.
 SHARE = 0.25
@@ -65,7 +66,7 @@ def data_set(
 
 
 def with_images(
-  batches: Iterator[dict[str, Any]], images: np.ndarray
+  batches: Iterator[dict[str, Any]], images: np.ndarray | Squares
 ) -> Iterator[dict[str, Any]]:
   """Adds their images, uint8 [b, height, width, C], to batches of indices."""
   for batch in batches:
@@ -73,10 +74,10 @@ def with_images(
 
 
 def _on_devices(
-  images: np.ndarray, sharding: jax.sharding.NamedSharding
+  images: np.ndarray | Squares, sharding: jax.sharding.NamedSharding
 ) -> jax.Array:
   """Places images; parts are filled up with black ones to equal sizes."""
-  count, rest = len(images), images.shape[1:]
+  count, *rest = images.shape
   padded = count
   if not sharding.is_fully_replicated:
     padded += -count % sharding.mesh.size

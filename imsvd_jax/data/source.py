@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from imsvd_jax.base.config import ADDED_KEYS
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.data.squares import Squares
 
 if TYPE_CHECKING:  # Sources of arrays do without it.
   import tensorflow as tf
@@ -99,7 +100,8 @@ class Source:
       bits; "auto": those of their type. None: all images have 8 bits. With a
       range, pixels are float32 levels of 0 to 255, which are not rounded.
     exif: Whether image files are turned as their EXIF orientation says.
-    images: uint8 [num_examples, height, width, channels], or None.
+    images: uint8 [num_examples, height, width, channels], or None. Squares of
+      a pack stand in for them.
     labels: int32 [num_examples]; None if there are none, or only in the stream.
       With `multi_label` [num_examples, num_classes]: 1 if the image has the
       class, 0 if it does not, -1 if the class is to be ignored.
@@ -138,7 +140,7 @@ class Source:
   max_pixels: int = MAX_PIXELS
   value_range: ValueRange = None
   exif: bool = False
-  images: np.ndarray | None = None
+  images: np.ndarray | Squares | None = None
   labels: np.ndarray | None = None
   multi_label: bool = False
   fetch: Fetch | None = None
@@ -207,7 +209,7 @@ class Source:
     digest = hashlib.sha256(f"{self.name} {self.num_examples} ".encode())
     digest.update(self.stamp().encode())
     for array in (self.images, self.labels):
-      if array is not None:
+      if isinstance(array, np.ndarray):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
@@ -220,7 +222,7 @@ class Source:
     stream, fetch = self.stream, self.fetch
     if stream is not None:
       return lambda record: stream.parse(record["serialized"])["image"]
-    if self.images is not None:
+    if isinstance(self.images, np.ndarray):
       import tensorflow as tf
 
       pixels = tf.constant(self.images)

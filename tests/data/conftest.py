@@ -52,6 +52,14 @@ def photo_shards(tmp_path_factory, photo_folder) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def photo_pack(tmp_path_factory, photo_folder) -> pathlib.Path:
+  """The forty JPEGs of the folder, packed."""
+  root = tmp_path_factory.mktemp("packed") / "pack"
+  made_sources.pack(photo_folder, root)
+  return root
+
+
+@pytest.fixture(scope="session")
 def bad_folder(tmp_path_factory, photo_folder) -> pathlib.Path:
   """The same files, six of them replaced by six kinds of unreadable ones."""
   root = tmp_path_factory.mktemp("bad")

@@ -13,8 +13,9 @@ from PIL import Image
 from sklearn import datasets
 
 from imsvd_jax import data
-from imsvd_jax.data import evaluation_batches, host_pipeline
+from imsvd_jax.data import evaluation_batches, host_pipeline, packing
 from imsvd_jax.data.faults import Batches
+from imsvd_jax.data.pack_options import PackOptions
 from imsvd_jax.data.source import Source
 
 
@@ -42,6 +43,17 @@ def data_settings(name: str, **overrides) -> SimpleNamespace:
 def make(name: str, split: str = "train", **overrides) -> Source:
   """One split of a source with small values."""
   return data.make_source(data_settings(name, **overrides), split)
+
+
+def pack(folder, output, *, on_bad_image="replace", **options) -> list[str]:
+  """Packs a folder in squares of 48 pixels, without loss by default."""
+  settings = {"path": folder, "on_bad_image": on_bad_image}
+  splits = {"train": make("folder", **settings)}
+  evaluation = make("folder", "eval", **settings)
+  if evaluation is not None:
+    splits["test"] = evaluation
+  options = PackOptions(**({"size": 48, "format": "raw"} | options))
+  return packing.pack(str(output), splits, options)
 
 
 def train_batches(source: Source, batch_size: int, **arguments) -> Batches:

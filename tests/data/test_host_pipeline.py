@@ -36,6 +36,7 @@ CASES = {
   "arrays": ("arrays", "array_file", {}),
   "folder": ("folder", "photo_folder", {}),
   "tar": ("tar", "photo_shards", {}),
+  "pack": ("pack", "photo_pack", {}),
   "bad_folder": ("folder", "bad_folder", {}),
   "tfds_memory": ("tfds:tiny_photos", "tfds_dir", {}),
   "tfds_stream": ("tfds:tiny_photos", "tfds_dir", {}),

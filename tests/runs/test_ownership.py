@@ -114,6 +114,7 @@ def test_images_that_are_generated_need_no_signature(tmp_path, config, state):
   assert set(data.SOURCES) - set(ownership.GENERATED) == {
     "arrays",
     "folder",
+    "pack",
     "tar",
     "tfds",
   }
