@@ -152,7 +152,7 @@ def base() -> ConfigDict:
 
   c.data = ConfigDict(
     dict(
-      # "digits", "shapes", "synthetic", "arrays", "folder", "tar", or
+      # "digits", "shapes", "synthetic", "arrays", "folder", "tar", "pack", or
       # "tfds:NAME" for a prepared TFDS data set.
       name="tfds:imagenet2012",
       # The folder, or the file of arrays; for TFDS its data_dir ("": TFDS's

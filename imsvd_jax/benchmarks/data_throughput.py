@@ -18,9 +18,9 @@ from sklearn import datasets
 
 from imsvd_jax.base import console
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.benchmarks import host_stages, pil_reference
+from imsvd_jax.benchmarks import host_stages, packed_reading, pil_reference
 from imsvd_jax.benchmarks.text import Findings
-from imsvd_jax.data import boxes, crops, execution, host_pipeline, make_source
+from imsvd_jax.data import boxes, crops, execution, make_source
 from imsvd_jax.training import experiment
 from imsvd_jax.training.augment import augment_views
 
@@ -34,6 +34,7 @@ def benchmark(
   seconds: float,
   reference: bool = False,
   photographs: int = 0,
+  packed: bool = False,
 ) -> Findings:
   """Measures how fast config.data is read, for some seconds per measurement.
 
@@ -41,6 +42,7 @@ def benchmark(
     reference: Whether to measure PIL with the same crops, too.
     photographs: How many JPEGs to make from scikit-learn's photographs, 500 x
       375 pixels, and to read instead of config.data; 0 reads config.data.
+    packed: Whether to pack the images, too, and to measure all beside PIL.
 
   Raises:
     UserError: The data cannot be read.
@@ -55,6 +57,12 @@ def benchmark(
       with config.unlocked():
         config.data.update(name="folder", path=folder, num_examples=0)
     results = _measure(config, seconds, reference)
+    if packed:
+      with tempfile.TemporaryDirectory() as packs:
+        batch_size = results["batch_size"]
+        results["packed"] = packed_reading.measure(
+          config, packs, batch_size, seconds
+        )
   return Findings(_as_text(results), results)
 
 
@@ -110,9 +118,7 @@ def _host(
   """
   source = make_source(config.data, "train")
   view_list = boxes.view_crops(config.views)
-  batches = host_pipeline.train_batches(
-    source, views=config.views, batch_size=batch_size, seed=host_stages.SEED
-  )
+  batches = host_stages.training_batches(source, config.views, batch_size)
   images, wall, cpu = host_stages.time_batches(batches, batch_size, seconds)
   num_views = len(view_list)
   result = {
@@ -176,7 +182,7 @@ def _as_text(results: dict[str, Any]) -> str:
       for stage in ("reading", "decode", "crop", "batching")
     ]
   else:
-    lines.append("(decoded in memory: a whole batch is cropped at once)")
+    lines.append("(the devices cut the views)")
   lines += [
     _row("bad files", results["bad_files"]),
     _row("bad images", results["bad_images"])
@@ -192,6 +198,8 @@ def _as_text(results: dict[str, Any]) -> str:
       _row("pipeline / PIL, once", results["speedup"], ".2f"),
       _row("pipeline / PIL, per view", results["speedup_per_view"], ".2f"),
     ]
+  if "packed" in results:
+    lines += packed_reading.as_text(results["packed"])
   lines += [
     "",
     _row("augmentation", results["augment_ms_per_image"], ".3f")

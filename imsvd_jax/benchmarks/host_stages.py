@@ -16,10 +16,13 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from imsvd_jax.data import (
+  array_batches,
+  boxes,
   crops,
   decode,
   execution,
   host_pipeline,
+  placement,
   record_batches,
 )
 from imsvd_jax.data.source import Source
@@ -27,6 +30,28 @@ from imsvd_jax.data.source import Source
 SEED = 0
 _ROUNDS = 3  # Measurements of each stage; the smallest counts.
 _WAIT_SECONDS, _MAX_WAITS = 0.2, 50  # For threads to become idle.
+
+
+def training_batches(
+  source: Source, views: ConfigDict, batch_size: int
+) -> Iterator[dict[str, Any]]:
+  """Returns the batches that the host makes for a run, without end.
+
+  Views of images in memory, and of squares, are left to the devices.
+  """
+  if source.images is None:
+    return host_pipeline.train_batches(
+      source, views=views, batch_size=batch_size, seed=SEED
+    )
+  batches = array_batches.ordered(
+    source.images,
+    boxes.view_crops(views),
+    batch_size=batch_size,
+    seed=SEED,
+    process_index=0,
+    process_count=1,
+  )
+  return placement.with_images(batches, source.images)
 
 
 def time_batches(

@@ -40,7 +40,7 @@ def beside_pil(
     of the pipeline's speed to them: speedup and speedup_per_view. Nothing if
     PIL can read no image.
   """
-  work = list(_work(source, view_list, _IMAGES))
+  work = list(work_of(source, view_list, _IMAGES))
   if not work:
     return {}
   num_views, kernel = len(view_list), source.train_kernel.upper()
@@ -54,10 +54,10 @@ def beside_pil(
     start = time.thread_time()
     for turn in range(turns * _TURN, (turns + 1) * _TURN):
       contents, boxes = work[turn % len(work)]
-      _views(contents, boxes, view_list, kernel)
+      views_of(contents, boxes, view_list, kernel)
       middle = time.thread_time()
       for box, crop in zip(boxes, view_list, strict=True):
-        _views(contents, [box], [crop], kernel)
+        views_of(contents, [box], [crop], kernel)
       end = time.thread_time()
       pil["once"] += middle - start
       pil["per_view"] += end - middle
@@ -75,7 +75,7 @@ def beside_pil(
   }
 
 
-def _work(
+def work_of(
   source: Source, view_list: list[crops.Crop], count: int
 ) -> Iterator[tuple[bytes, list[tuple[int, ...]]]]:
   """Yields encoded images with the boxes that the pipeline cuts from them."""
@@ -97,7 +97,7 @@ def _work(
     yield contents, [tuple(int(side) for side in box) for box in boxes]
 
 
-def _views(
+def views_of(
   contents: bytes,
   boxes: list[tuple[int, ...]],
   view_list: list[crops.Crop],

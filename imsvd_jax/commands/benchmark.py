@@ -220,6 +220,9 @@ def _data() -> Measure:
     " instead of the recipe's data.",
     lower_bound=0,
   )
+  packed = flags.DEFINE_bool(
+    "packed", False, "Also pack the images, and measure both beside PIL."
+  )
 
   def measure() -> Findings:
     from imsvd_jax.benchmarks import data_throughput
@@ -229,6 +232,7 @@ def _data() -> Measure:
       seconds=seconds.value,
       reference=reference.value,
       photographs=photographs.value,
+      packed=packed.value,
     )
 
   return measure

@@ -36,8 +36,8 @@ def pretrain(
 
   Args:
     data: A folder of images; an .npz, .npy or .tar file; or what to read and
-      where: "folder:DIR", "arrays:FILE", "tar:DIR", "tfds:NAME", "digits". By
-      default the recipe's own data.
+      where: "folder:DIR", "arrays:FILE", "tar:DIR", "pack:DIR", "tfds:NAME",
+      "digits". By default the recipe's own data.
     out: Directory of the run.
     recipe: A name that `imsvd recipes` lists, or a file; either may end in
       :MODE.

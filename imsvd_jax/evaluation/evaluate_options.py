@@ -25,8 +25,8 @@ class Options:
   )
   data: str = option(
     "",
-    "Another data set: folder:DIR, arrays:FILE, tar:DIR, tfds:NAME, digits. The"
-    " run's own by default.",
+    "Another data set: folder:DIR, arrays:FILE, tar:DIR, pack:DIR, tfds:NAME,"
+    " digits. The run's own by default.",
   )
   trust_workdir: bool = TRUST_WORKDIR
   splits: tuple[str, ...] = option(

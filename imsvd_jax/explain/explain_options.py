@@ -70,8 +70,8 @@ class RunOptions(ExplainOptions):
   )
   data: str = option(
     "",
-    "Another data set: folder:DIR, arrays:FILE, tar:DIR, tfds:NAME, digits. The"
-    " run's own by default.",
+    "Another data set: folder:DIR, arrays:FILE, tar:DIR, pack:DIR, tfds:NAME,"
+    " digits. The run's own by default.",
   )
   trust_workdir: bool = TRUST_WORKDIR
   absolute_paths: bool = option(

@@ -67,9 +67,17 @@ def test_numbers_of_a_folder_with_bad_files(bad_folder):
 @pytest.mark.proof
 def test_photographs_take_the_place_of_the_data():
   config = config_for("/nowhere")
-  text, _ = data_throughput.benchmark(config, seconds=0.01, photographs=9)
+  text, results = data_throughput.benchmark(
+    config, seconds=0.01, photographs=9, packed=True
+  )
   assert "bad files" in text
-  assert "PIL" not in text
+  packed = results["packed"]
+  assert list(packed["PIL"]["times_pil"]) == [1, 1, 1]
+  assert packed["pack, raw"]["sent_bytes"] == 256 * 256 * 3
+  assert packed["pack, raw"]["disk_bytes"] > 256 * 256 * 3
+  assert packed["pack, jpeg"]["disk_bytes"] < 40_000
+  assert packed["files"]["sent_bytes"] == 2 * 3 * config.views.view1.size**2
+  assert "pack, jpeg" in text
   assert config.data.path == "/nowhere"
 
 
@@ -97,8 +105,10 @@ def test_the_reference_makes_the_views_of_the_pipeline(tmp_path):
       source, views=views, batch_size=4, seed=host_stages.SEED
     )
   )
-  work = list(pil_reference._work(source, view_list, 4))
-  theirs = [pil_reference._views(*item, view_list, "BICUBIC") for item in work]
+  work = list(pil_reference.work_of(source, view_list, 4))
+  theirs = [
+    pil_reference.views_of(*item, view_list, "BICUBIC") for item in work
+  ]
   difference = np.abs(batch["views"][0].astype(int) - np.array(theirs))
   assert difference.mean() < 4
   shuffled = np.abs(batch["views"][0][::-1].astype(int) - np.array(theirs))
