@@ -259,6 +259,7 @@ def _is_whole(path: str) -> bool:
   """Returns whether a shard is there as it was written."""
   try:
     _, found = pack_files.read_checked(f"{path}.json")
+    pack_files.check_size(path, found["ends"][-1] if found["ends"] else 0)
     return found["sha256"] == pack_files.file_digest(f"{path}.data")
   except (UserError, OSError, LookupError):
     return False

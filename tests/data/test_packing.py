@@ -14,6 +14,7 @@ from PIL import Image
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import boxes, order, pack_files, packing
 from imsvd_jax.data import part as part_lib
+from imsvd_jax.data.sources import tfds
 from tests.data import made_sources
 from tests.data.made_sources import encode, make, photograph
 from tests.run_command import check_refused, run_imsvd, run_python
@@ -160,6 +161,30 @@ def test_small_images_are_enlarged_which_is_said(tmp_path):
   assert np.abs(source.images[[0]][0].astype(int) - expected).max() <= 1
 
 
+def test_gray_jpegs(photo_folder, tmp_path):
+  source = make("folder", path=photo_folder, channels=1)
+  packing.pack(tmp_path / "pack", {"train": source}, packing.PackOptions())
+  gray = make("pack", path=tmp_path / "pack", channels=1).images[[7]]
+  assert gray.shape == (1, 256, 256, 1)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_tfds_in_memory_and_as_a_stream(
+  tfds_dir, tmp_path, monkeypatch, in_memory
+):
+  if not in_memory:
+    monkeypatch.setattr(tfds, "MAX_BYTES_IN_MEMORY", 0)
+  source = make("tfds:tiny_photos", path=tfds_dir)
+  assert (source.stream is None) == in_memory
+  options = packing.PackOptions(size=48, format="raw")
+  packing.pack(tmp_path / "pack", {"train": source}, options)
+  ours = make("pack", path=tmp_path / "pack")
+  assert ours.label_names == source.label_names
+  np.testing.assert_array_equal(ours.labels, part_lib.labels_of(source))
+  assert ours.describe(17) == source.describe(17)
+
+
 # --- Stops and damage ---------------------------------------------------------
 
 
@@ -259,9 +284,18 @@ def test_damage_is_one_line(copy, name, damage, message):
   assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["train-00001.data", "train-00002.json"])
-def test_the_same_command_repairs(copy, photo_tree, packed, name):
-  flip(copy / name)
+@pytest.mark.parametrize(
+  ("name", "damage"),
+  [
+    ("train-00000.data", os.remove),
+    ("train-00000.json", pipe),
+    ("train-00001.data", flip),
+    ("train-00001.data", pipe),
+    ("train-00002.json", flip),
+  ],
+)
+def test_the_same_command_repairs(copy, photo_tree, packed, name, damage):
+  damage(copy / name)
   made_sources.pack(photo_tree, copy)
   assert contents(copy) == contents(packed)
 
@@ -406,7 +440,7 @@ def test_all_bad_is_an_error(tmp_path):
 def test_the_command_packs_and_a_run_trains_on_it(photo_tree, tmp_path):
   pack = ("pack", f"--data=folder:{photo_tree}", f"--output={tmp_path / 'p'}")
   check_refused(run_imsvd(*pack, "--format=zip"), "jpeg|raw")
-  made = run_imsvd(*pack, "--size=64", "--config.data.eval_split=test")
+  made = run_imsvd(*pack, "--size=64")
   assert made.returncode == 0, made.stderr
   assert made.stdout.splitlines()[0].startswith("train: 40 images")
   recipe = ("train", "--config=folder_r18:debug")
