@@ -26,9 +26,9 @@ def _folder(settings: ConfigDict, split: str) -> Source | None:
 
 
 def _pack(settings: ConfigDict, split: str) -> Source | None:
-  from imsvd_jax.data.sources import pack
+  from imsvd_jax.data.sources import packed
 
-  return pack.make(settings, split)
+  return packed.make(settings, split)
 
 
 def _tfds(settings: ConfigDict, split: str) -> Source:

@@ -109,9 +109,9 @@ def _split_names(settings: ConfigDict) -> Sequence[str]:
   if kind == "arrays":
     return arrays.split_names(settings)
   if kind == "pack":
-    from imsvd_jax.data.sources import pack
+    from imsvd_jax.data.sources import packed
 
-    return pack.split_names(settings)
+    return packed.split_names(settings)
   if kind in WITHOUT_FILES:
     return digits.SPLITS
   with tensorflow_needed(f"Source {kind!r}"):
