@@ -82,7 +82,11 @@ def test_a_pack_has_the_order_labels_and_names_of_its_images(
 
 
 @pytest.mark.parametrize(
-  ("options", "limit"), [({}, 3), ({"quality": 95, "format": "jpeg"}, 6)]
+  ("options", "limit"),
+  [
+    ({}, 3),
+    pytest.param({"quality": 95, "format": "jpeg"}, 6, marks=pytest.mark.proof),
+  ],
 )
 def test_views_are_those_of_the_images(photo_tree, tmp_path, options, limit):
   """The squares are larger than the images: nothing is lost."""
@@ -161,6 +165,7 @@ def test_small_images_are_enlarged_which_is_said(tmp_path):
   assert np.abs(source.images[[0]][0].astype(int) - expected).max() <= 1
 
 
+@pytest.mark.proof
 def test_gray_jpegs(photo_folder, tmp_path):
   source = make("folder", path=photo_folder, channels=1)
   packing.pack(tmp_path / "pack", {"train": source}, packing.PackOptions())
@@ -287,11 +292,16 @@ def test_damage_is_one_line(copy, name, damage, message):
 @pytest.mark.parametrize(
   ("name", "damage"),
   [
-    ("train-00000.data", os.remove),
-    ("train-00000.json", pipe),
     ("train-00001.data", flip),
-    ("train-00001.data", pipe),
-    ("train-00002.json", flip),
+    *(
+      pytest.param(*case, marks=pytest.mark.proof)
+      for case in (
+        ("train-00000.data", os.remove),
+        ("train-00000.json", pipe),
+        ("train-00001.data", pipe),
+        ("train-00002.json", flip),
+      )
+    ),
   ],
 )
 def test_the_same_command_repairs(copy, photo_tree, packed, name, damage):
