@@ -227,6 +227,8 @@ def _jpeg_reader(
   decode_all = decode.squares_decoder(size, channels)
 
   def read(index: np.ndarray) -> np.ndarray:
+    if not len(index):
+      return np.zeros((0, size, size, channels), np.uint8)
     contents = [shards.content(number) for number in index]
     try:
       return decode_all(contents)

@@ -41,7 +41,7 @@ class Squares:
     self.shape = (len(self._rows), size, size, channels)
     self.nbytes = int(np.prod(self.shape, dtype=np.int64))
 
-  def __getitem__(self, index: np.ndarray) -> np.ndarray:
+  def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
     """Returns the images of some numbers, uint8 [b, size, size, channels]."""
     return self._read(self._rows[index])
 

@@ -169,8 +169,9 @@ def test_small_images_are_enlarged_which_is_said(tmp_path):
 def test_gray_jpegs(photo_folder, tmp_path):
   source = make("folder", path=photo_folder, channels=1)
   packing.pack(tmp_path / "pack", {"train": source}, packing.PackOptions())
-  gray = make("pack", path=tmp_path / "pack", channels=1).images[[7]]
-  assert gray.shape == (1, 256, 256, 1)
+  images = make("pack", path=tmp_path / "pack", channels=1).images
+  assert images[[7]].shape == (1, 256, 256, 1)
+  assert images[40:].shape == (0, 256, 256, 1)  # A device without images.
 
 
 @pytest.mark.proof
