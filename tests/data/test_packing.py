@@ -364,6 +364,7 @@ def test_a_forged_manifest_is_refused(copy, change):
     make("pack", path=copy)
 
 
+@pytest.mark.proof
 def test_a_huge_jpeg_is_not_decoded(photo_tree, tmp_path):
   made_sources.pack(photo_tree, tmp_path / "p", format="jpeg")
   bomb = encode(Image.new("RGB", (3000, 3000)))
