@@ -164,6 +164,25 @@ def learning_scores() -> str:
   return markdown(head, rows)
 
 
+def learning_not_failed() -> str:
+  """The same of held-out runs that did not fail."""
+  stored = learning_study.load()
+  _, held_out = learning_study.halves(stored)
+  verdicts = learning_study.verdicts(stored)
+  names = [n for n in held_out if verdicts[n]["outcome"] != "failed"]
+  rows = [
+    (
+      label,
+      f"{100 * row['within half a point']:.0f}%",
+      f"{100 * row['within one point']:.0f}%",
+      *(f"{row[name]:.1f}" for name in ("points lost", "most points lost")),
+    )
+    for label, row in learning_study.report(names, stored).items()
+  ]
+  head = ("score", "within 0.5", "within 1", "points lost", "most points lost")
+  return markdown(head, rows)
+
+
 def learning_verdicts() -> str:
   """What the verdict said of runs that failed, and of good ones."""
   found = learning_study.verdicts(learning_study.load()).values()
@@ -316,6 +335,7 @@ TABLES: dict[str, Callable[[], str]] = {
   "rivals": rivals,
   "rival_flips": rival_flips,
   "learning_scores": learning_scores,
+  "learning_not_failed": learning_not_failed,
   "learning_verdicts": learning_verdicts,
 }
 

@@ -23,6 +23,7 @@ from imsvd_jax.base.errors import UserError
 from imsvd_jax.benchmarks.text import Findings
 from imsvd_jax.evaluation import knn, protocols
 from imsvd_jax.evaluation.features import Features
+from imsvd_jax.search import nearest
 
 TEMPERATURE = 0.07
 
@@ -108,8 +109,7 @@ def _scikit_learn_euclidean(problem: Problem) -> float:
 
 def _faiss(problem: Problem) -> float:
   """Top-1 accuracy with the neighbors that faiss's flat index finds."""
-  import faiss  # Optional, see `benchmark`.
-
+  faiss = nearest.load_faiss()  # Optional, see `benchmark`.
   unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
   cosines, indices = faiss.knn(
     unit(problem.queries),
