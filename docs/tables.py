@@ -94,6 +94,15 @@ def crops() -> str:
   return markdown(("local crops", "seeds", "k-NN", "linear"), rows)
 
 
+def fashion_tuning() -> str:
+  """Settings that were tried for Fashion-MNIST."""
+  rows = [
+    (row["title"], f"{row['knn']}%", f"{row['linear']}%")
+    for row in measured("fashion_tuning")["rows"]
+  ]
+  return markdown(("settings", "k-NN", "linear"), rows)
+
+
 def digits() -> str:
   """The digits recipe on each version of JAX."""
   rows = [
@@ -328,6 +337,7 @@ TABLES: dict[str, Callable[[], str]] = {
   "laptop": laptop,
   "digits": digits,
   "crops": crops,
+  "fashion_tuning": fashion_tuning,
   "factors": factors,
   "four_factors": four_factors,
   "names": names,
