@@ -71,7 +71,7 @@ def ours(interpolation: str, size: int, antialias: bool) -> Callable:
 
 def pil(interpolation: str) -> Callable:
   """The same by PIL."""
-  return lambda contents, _, boxes, view_list: pil_reference._views(
+  return lambda contents, _, boxes, view_list: pil_reference.views_of(
     contents, boxes, view_list, interpolation.upper()
   )
 
