@@ -15,7 +15,6 @@ exif, labels, holdout and the names of splits; --config.data.KEY changes one.
 from absl import flags
 from ml_collections import ConfigDict
 
-from imsvd_jax.base import recipe_files
 from imsvd_jax.commands import command_line, option_flags, shared_flags
 
 
@@ -40,9 +39,7 @@ def run() -> None:
   # Late imports keep --help fast.
   from imsvd_jax.data.pack_options import PackOptions
 
-  config = shared_flags.define_config(
-    default=str(recipe_files.FOLDER / "folder_r50.py")
-  )
+  config = shared_flags.define_config(default="folder_r50")
   data = flags.DEFINE_string(
     "data", None, "The images: folder:DIR, arrays:FILE, tar:DIR or tfds:NAME."
   )

@@ -36,7 +36,13 @@ REQUIRED_CONFIG = {"config": recipe_files.EXAMPLE}
 def define_config(
   about: str = _CONFIG, default: str | None = None
 ) -> flags.FlagHolder[ConfigDict]:
-  """Defines --config, a recipe whose keys are flags too."""
+  """Defines --config, a recipe whose keys are flags too.
+
+  `default` is a name of `imsvd recipes`.
+  """
+  if default:
+    # It is executed at once, and must find the files that it imports.
+    default, _ = recipe_files.locate(default)
   # Before ml_collections reads the command line, to find the recipe's keys.
   sys.argv[1:] = recipe_files.with_files(sys.argv[1:])
   try:

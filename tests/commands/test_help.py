@@ -1,5 +1,8 @@
 """`imsvd`, its list of commands, and the --help of each."""
 
+import os
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -119,3 +122,27 @@ def test_the_script_is_the_module():
 def test_a_value_that_jax_does_not_accept_is_one_line():
   result = run_imsvd("benchmark", "loss", JAX_ENABLE_X64="maybe")
   check_refused(result, "JAX does not start: invalid truth value")
+
+
+def test_the_help_of_pack_works_in_any_folder(tmp_path):
+  """Its default recipe is executed, and imports others of its checkout."""
+  code = """
+import sys
+root = sys.argv.pop(1)
+sys.path.insert(0, root)
+import imsvd_jax.__main__
+sys.path[:] = [path for path in sys.path if path != root]
+sys.argv[:] = ["imsvd", "pack", "--help"]
+imsvd_jax.__main__.main()
+"""
+  outside = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+  done = subprocess.run(
+    [sys.executable, "-c", code, str(ROOT)],
+    cwd=tmp_path,
+    env=outside,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "--output" in done.stdout
