@@ -64,7 +64,9 @@ def loop(request, tmp_path_factory):
     **{
       "log.every_steps": 4,
       "log.progress_seconds": 1e9,
-      "eval.every_epochs": 1.0,  # Before step 1, and after 3, 6 and 9.
+      # Before step 1, and after 3, 6 and 9. On CPUs jax 0.11 donates no weight
+      # of a split state that an evaluation has read.
+      "eval.every_epochs": 1.0 if request.param == "replicated" else 0.0,
       "eval.collapse_images": 16,
       "checkpoint.every_steps": 1000,
       "sharding.state": request.param,
