@@ -13,6 +13,7 @@ one is chosen, and on the rest. `python docs/tables.py` writes the tables.
 
 import argparse
 import datetime
+import functools
 import json
 import pathlib
 import statistics
@@ -158,9 +159,8 @@ def train(workdir: pathlib.Path) -> None:
 
 
 _KEPT = (
-  *("step", "loss", "learning_rate", "gradient_norm", "skipped"),
+  *("step", "loss", "learning_rate", "online/knn", "online/linear"),
   *("embedding_std", "information", "marginal_entropy_mean", "dead_bins"),
-  *("max_probability", "online/knn", "online/linear"),
   *(f"online/collapse/rank_me/{part}" for part in ("features", "embeddings")),
   *(f"online/collapse/{n}" for n in ("lidar", "alignment", "uniformity")),
   *(f"online/collapse/codes/{n}" for n in ("kappa", "mutual_information_mean")),
@@ -189,7 +189,8 @@ def _as_text(stored: Mapping[str, Any]) -> str:
     "date": datetime.date.today().isoformat(),
   }
   lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in head.items()]
-  rows = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in stored.items()]
+  small = functools.partial(json.dumps, separators=(",", ":"))
+  rows = [f"{small(k)}: {small(v)}" for k, v in stored.items()]
   lines.append('"rows": {\n' + ",\n".join(rows) + "\n}")
   return "{\n" + ",\n".join(lines) + "\n}\n"
 

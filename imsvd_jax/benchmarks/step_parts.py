@@ -240,17 +240,7 @@ def _parts(
 ) -> dict[str, Callable[[], Any]]:
   """Returns the step's parts as programs of their own, on their own state."""
   state = step_lib.initial_state(experiment, replicated(mesh))
-
-  def jit(
-    function: Callable[..., Any], out_shardings: Any = None
-  ) -> Callable[..., Any]:
-    def traced(*arguments: Any) -> Any:
-      # The objective needs the mesh, as in the trainer's step.
-      with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return function(*arguments)
-
-    return jax.jit(traced, out_shardings=out_shardings)
-
+  jit = functools.partial(_jit_on, mesh)
   recipes = experiment.augmentation
   augment = jit(lambda rng, b: augment_views(recipes, rng, b))
   views = augment(state.rng, batch)
@@ -306,6 +296,17 @@ def _parts(
     name: functools.partial(f, *arguments)
     for name, (f, arguments) in programs.items()
   }
+
+
+def _jit_on(
+  mesh: Mesh, function: Callable[..., Any], out_shardings: Any = None
+) -> Callable[..., Any]:
+  def traced(*arguments: Any) -> Any:
+    # The objective needs the mesh, as in the trainer's step.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*arguments)
+
+  return jax.jit(traced, out_shardings=out_shardings)
 
 
 def _flops_on_cpu(

@@ -13,7 +13,7 @@ class PackOptions:
   size: int = option(256, "Side of the squares, in pixels.", lower_bound=1)
   format: str = option(
     "jpeg",
-    "jpeg takes a tenth of the disk, raw a fifth of the host's time.",
+    "jpeg takes a tenth of the disk, raw a quarter of the host's time.",
     choices=ENCODINGS,
   )
   quality: int = option(90, "Of JPEG, 1 to 100.", lower_bound=1)

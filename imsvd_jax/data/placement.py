@@ -84,7 +84,10 @@ def _on_devices(
 
   def part(where: tuple[slice, ...]) -> np.ndarray:
     start, stop, _ = where[0].indices(padded)
-    return devices.pad_rows(np.asarray(images[start:stop]), stop - start)
+    rows = np.asarray(images[start:stop])
+    # Padding copies, and all images may be a quarter of a device's memory.
+    missing = stop - start - len(rows)
+    return devices.pad_rows(rows, stop - start) if missing else rows
 
   try:
     return jax.block_until_ready(

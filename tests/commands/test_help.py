@@ -1,8 +1,5 @@
 """`imsvd`, its list of commands, and the --help of each."""
 
-import os
-import subprocess
-import sys
 import tomllib
 
 import pytest
@@ -135,14 +132,6 @@ sys.path[:] = [path for path in sys.path if path != root]
 sys.argv[:] = ["imsvd", "pack", "--help"]
 imsvd_jax.__main__.main()
 """
-  outside = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-  done = subprocess.run(
-    [sys.executable, "-c", code, str(ROOT)],
-    cwd=tmp_path,
-    env=outside,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = run_python("-c", code, str(ROOT), cwd=tmp_path, PYTHONPATH="")
   assert done.returncode == 0, done.stderr
   assert "--output" in done.stdout
