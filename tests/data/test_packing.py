@@ -290,6 +290,17 @@ def test_damage_is_one_line(copy, name, damage, message):
   assert "\n" not in str(error.value)
 
 
+def test_exchanged_shards_are_noticed(copy):
+  """Each is whole, but not where it belongs."""
+  for ending in ("json", "data"):
+    first, second = (copy / f"train-0000{n}.{ending}" for n in (0, 1))
+    first.rename(copy / "first")
+    second.rename(first)
+    (copy / "first").rename(second)
+  with pytest.raises(UserError, match=r"not the one that pack\.json names"):
+    make("pack", path=copy)
+
+
 @pytest.mark.parametrize(
   ("name", "damage"),
   [
@@ -380,8 +391,10 @@ def test_a_huge_jpeg_is_not_decoded(photo_tree, tmp_path):
   forge(tmp_path / "p", change)
   source = make("pack", path=tmp_path / "p")
   source.images[np.array([1])]
-  with pytest.raises(UserError, match="not all JPEGs of 48 x 48 pixels"):
+  with pytest.raises(UserError, match="not all JPEGs of 48 x 48 pix") as error:
     source.images[np.array([0, 1])]
+  # By the look at its header, not by its shape when it is in memory.
+  assert "assertion failed" in str(error.value.__cause__.__cause__)
 
 
 # --- Mistakes -----------------------------------------------------------------
