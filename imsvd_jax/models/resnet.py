@@ -7,8 +7,6 @@ Parameter names follow torchvision's (`layer1_0/conv1/kernel` here is
 `layer1.0.conv1.weight` there), so that a conversion is a renaming.
 """
 
-import functools
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -16,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from imsvd_jax.base.errors import UserError, lookup
+from imsvd_jax.models.convolution import convolve
 
 # name: (kernel size, stride, whether a 3x3/2 max-pool follows)
 STEMS: dict[str, tuple[int, int, bool]] = {
@@ -30,77 +29,6 @@ INITS: dict[str, nn.initializers.Initializer] = {
   "fan_out_normal": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
   "torch_default": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
 }
-
-
-def _convolve(
-  x: jax.Array,
-  kernel: jax.Array,
-  strides: Sequence[int],
-  padding: Sequence[tuple[int, int]],
-  **rest: Any,
-) -> jax.Array:
-  """Equals `jax.lax.conv_general_dilated`, and is faster on two extremes.
-
-  On maps of up to 2x2 positions a 3x3 window covers all of them. There one
-  product of matrices has half the arithmetic, because it skips the padding, and
-  takes a twelfth of the time on XLA's CPU backend (forward and backward, 512
-  maps of 96 channels). Images of a few channels are at the other end, see
-  `_convolve_neighbors`. `x` is [B, h, w, C], `kernel` [k, k, C, F].
-  """
-  _, height, width, _ = x.shape
-  size = kernel.shape[0]
-  plain = functools.partial(
-    jax.lax.conv_general_dilated, window_strides=strides, padding=padding
-  )
-  even = not (height % 2 or width % 2)
-  if size == 7 and kernel.shape[2] <= 4 and even and height * width > 4:
-    return jax.lax.platform_dependent(
-      x,
-      kernel,
-      cuda=functools.partial(_convolve_neighbors, **rest),
-      default=functools.partial(plain, **rest),
-    )
-  if size == 1 or height * width > 4:
-    return plain(x, kernel, **rest)
-  starts = [
-    range(-low, length + high - size + 1, stride)
-    for length, (low, high), stride in zip(
-      (height, width), padding, strides, strict=True
-    )
-  ]
-  # The kernel as each output position sees it from the map's own positions.
-  wide = jnp.pad(kernel, ((height,) * 2, (width,) * 2, (0, 0), (0, 0)))
-  matrix = jnp.stack(
-    [
-      jnp.stack(
-        [wide[height - i :, width - j :][:height, :width] for j in starts[1]],
-        axis=3,
-      )
-      for i in starts[0]
-    ],
-    axis=3,
-  )  # [h, w, C, h', w', F]
-  return jnp.einsum("bhwc,hwcijf->bijf", x, matrix)
-
-
-def _convolve_neighbors(
-  x: jax.Array, kernel: jax.Array, **rest: Any
-) -> jax.Array:
-  """A 7x7 convolution at a stride of 2 with a border of 3, for GPUs.
-
-  Three channels leave the units of matrix products nearly empty there. Here 2x2
-  neighbors become channels, and the kernel one of 4x4 without stride. TPUs gain
-  nothing.
-  """
-  x = jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
-  batch, height, width, channels = x.shape
-  x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
-  x = x.transpose(0, 1, 3, 2, 4, 5)
-  x = x.reshape(batch, height // 2, width // 2, 4 * channels)
-  kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
-  kernel = kernel.reshape(4, 2, 4, 2, channels, -1).transpose(0, 2, 1, 3, 4, 5)
-  kernel = kernel.reshape(4, 4, 4 * channels, -1)
-  return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", **rest)
 
 
 @jax.custom_vjp
@@ -206,7 +134,7 @@ def _conv(
     use_bias=False,
     dtype=dtype,
     kernel_init=INITS[init],
-    conv_general_dilated=_convolve,
+    conv_general_dilated=convolve,
     name=name,
   )
 
