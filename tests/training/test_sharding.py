@@ -48,10 +48,15 @@ def start(experiment, count=8):
 
 
 @functools.cache
-def trained(mode, optimizer, objective):
+def trained(mode, optimizer, objective, micro_batches):
   """Returns host copies of the state after three steps, and its metrics."""
   experiment = make_experiment(
-    mode, **{"optimizer.name": optimizer, "objective.name": objective}
+    mode,
+    **{
+      "optimizer.name": optimizer,
+      "objective.name": objective,
+      "accumulate_steps": micro_batches,
+    },
   )
   step, state, batch = start(experiment)
   shardings = [leaf.sharding for leaf in jax.tree.leaves(state)]
@@ -63,9 +68,9 @@ def trained(mode, optimizer, objective):
   return jax.device_get((state.replace(rng=None), metrics))
 
 
-def check_equal(mode, optimizer, objective):
-  expected = trained("replicated", optimizer, objective)
-  found = trained(mode, optimizer, objective)
+def check_equal(mode, *how):
+  expected = trained("replicated", *how)
+  found = trained(mode, *how)
   for a, b in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
     # Gradients that should be zero, as before BatchNorm, are rounding alone.
     a, b = np.float64(a), np.float64(b)
@@ -111,7 +116,7 @@ def test_fields_that_are_split(mode):
 
 @pytest.mark.parametrize("mode", SPLIT)
 def test_numbers_are_those_of_a_replicated_state(mode):
-  check_equal(mode, "adamw", "mveb")
+  check_equal(mode, "adamw", "mveb", 1)
 
 
 @pytest.mark.proof
@@ -119,7 +124,14 @@ def test_numbers_are_those_of_a_replicated_state(mode):
 @pytest.mark.parametrize("optimizer", optim.OPTIMIZERS)
 def test_numbers_of_every_optimizer(optimizer, mode):
   """LARS takes norms of whole leaves."""
-  check_equal(mode, optimizer, "imsvd")
+  check_equal(mode, optimizer, "imsvd", 1)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("mode", SPLIT)
+def test_numbers_of_micro_batches(mode):
+  """With a target, whose statistics follow each micro-batch too."""
+  check_equal(mode, "adamw", "mveb", 2)
 
 
 # --- Checkpoints --------------------------------------------------------------
