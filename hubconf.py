@@ -9,6 +9,7 @@ FOLDER is a checkout of this repository. No code in the weights is executed. A
 ViT or a ConvNeXt is loaded by timm, from a folder of `--format=hub`.
 """
 
+import json
 import os
 import re
 
@@ -42,7 +43,7 @@ def encoder(file):
       f"{file} has no ResNet with torchvision's names. timm loads a ViT or a"
       " ConvNeXt: `imsvd export --format=hub`."
     )
-  network = _network(state)
+  network = _network(state, _pool_grid(metadata))
   network.load_state_dict(state)
   network.metadata = metadata
   return network.eval()
@@ -68,7 +69,15 @@ def _read(file):
   return state, getattr(state, "metadata", {})
 
 
-def _network(state):
+def _pool_grid(metadata):
+  """Returns into how many rows and columns the last map is pooled."""
+  described = metadata.get("architecture", {})
+  if isinstance(described, str):  # In safetensors, JSON.
+    described = json.loads(described)
+  return described.get("pool_grid", 1)
+
+
+def _network(state, pool_grid):
   """Returns torchvision's ResNet of the shapes in a state dict."""
   from torch import nn
   from torchvision.models import resnet
@@ -98,6 +107,7 @@ def _network(state):
   for i, count in enumerate(stages, 1):
     if not count:
       setattr(network, f"layer{i}", nn.Identity())
+  network.avgpool = nn.AdaptiveAvgPool2d(pool_grid)
   network.fc = nn.Identity()
   if "fc.weight" in state:
     network.fc = nn.Linear(*reversed(state["fc.weight"].shape))

@@ -64,6 +64,9 @@ def base() -> ConfigDict:
       stem="imagenet",
       patch_size=0,  # ViT, ConvNeXt: side of a patch in pixels; 0: the stem's.
       pool="token",  # ViT: features of the class token; "mean": of the patches.
+      # ResNet: the features are the means of 2 x 2 (or 3 x 3, ...) parts of the
+      # last map, which tell top from bottom; 1: of the whole map.
+      pool_grid=1,
       registers=0,  # ViT: tokens beside the class token that have no output.
       # ViT, ConvNeXt: start of a learned factor on each residual branch; 0: a
       # ViT has none, a ConvNeXt starts at 1e-6.

@@ -14,8 +14,8 @@ nets = pytest.importorskip("tests.torch_resnet")
 torch = nets.torch
 NETWORKS = {
   "torchvision": formats.Architecture("resnet8", 0.25, "small", channels=1),
-  "timm": formats.Architecture("resnet10", stem="cifar"),
-  "safetensors": formats.Architecture("resnet50", 0.125),
+  "timm": formats.Architecture("resnet10", stem="cifar", pool_grid=3),
+  "safetensors": formats.Architecture("resnet50", 0.125, pool_grid=2),
 }
 
 

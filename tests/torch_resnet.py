@@ -66,7 +66,13 @@ class Block(nn.Module):
 
 class TorchResNet(nn.Module):
   def __init__(
-    self, bottleneck, stage_sizes, filters=64, stem="imagenet", channels=3
+    self,
+    bottleneck,
+    stage_sizes,
+    filters=64,
+    stem="imagenet",
+    channels=3,
+    pool_grid=1,
   ):
     super().__init__()
     kernel, stride, pool = STEMS[stem]
@@ -89,16 +95,17 @@ class TorchResNet(nn.Module):
       setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
       inputs = outputs
     self.num_stages = len(stage_sizes)
+    self.pool_grid = pool_grid
 
   def forward(self, x):
     x = self.maxpool(self.bn1(self.conv1(x)).relu())
     for i in range(self.num_stages):
       x = getattr(self, f"layer{i + 1}")(x)
-    return x.mean((2, 3))
+    return nn.functional.adaptive_avg_pool2d(x, self.pool_grid).flatten(1)
 
 
-def torch_resnet(name, filters=64, stem="imagenet", channels=3):
-  return TorchResNet(*DEPTHS[name], filters, stem, channels)
+def torch_resnet(name, filters=64, stem="imagenet", channels=3, pool_grid=1):
+  return TorchResNet(*DEPTHS[name], filters, stem, channels, pool_grid)
 
 
 def torch_projector(widths, hidden_bias=True, last_bias=False):

@@ -36,6 +36,7 @@ ADDED_KEYS: dict[str, Any] = {
   "model.init": "fan_out_normal",
   "model.patch_size": 0,
   "model.pool": "token",
+  "model.pool_grid": 1,
   "model.registers": 0,
   "model.layer_scale": 0.0,
   "model.drop_path": 0.0,

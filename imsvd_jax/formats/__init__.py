@@ -20,6 +20,7 @@ from imsvd_jax.formats.architecture import (
   Architecture,
   architecture_of,
   infer_architecture,
+  pooled_as,
 )
 from imsvd_jax.formats.detectron2 import DETECTRON2, from_detectron2
 from imsvd_jax.formats.loading_code import is_ready_made
@@ -35,6 +36,7 @@ from imsvd_jax.formats.torchvision import (
 )
 from imsvd_jax.formats.untrusted import one_line
 from imsvd_jax.formats.weight_format import Content, Format, Weights
+from imsvd_jax.models.resnet import MAX_POOL_GRID
 
 __all__ = [
   "FORMATS",
@@ -48,6 +50,7 @@ __all__ = [
   "infer_architecture",
   "is_ready_made",
   "one_line",
+  "pooled_as",
   "read_file",
   "to_torchvision",
   "write_file",
@@ -102,7 +105,9 @@ def write_file(
   """
   chosen = lookup(FORMATS, format_name, "format")
   path = check_output(os.fspath(path))
-  architecture = architecture_of(variables)
+  architecture = pooled_as(
+    architecture_of(variables), metadata.get("num_features")
+  )
   if projector and not architecture.projector:
     raise UserError(
       "These weights have no projector; export the backbone alone."
@@ -165,7 +170,7 @@ def _read(
     imported = read_numpy(path)
     if architecture is not None:
       check_variables(imported.variables, architecture)
-    return imported
+    return _pooled(imported)
   read = {"torch": read_torch, "safetensors": read_safetensors}[kind]
   state, metadata, others = read(path)
   if any(key.startswith("stem.conv1.") for key in state) and not prefix:
@@ -173,7 +178,27 @@ def _read(
   else:
     imported = from_torchvision(state, architecture, prefix=prefix)
   ignored = (*imported.ignored, *others)
-  return imported._replace(metadata=metadata, ignored=ignored)
+  imported = imported._replace(metadata=metadata, ignored=ignored)
+  return imported if architecture else _pooled(imported)
+
+
+def _pooled(imported: Imported) -> Imported:
+  """Returns a backbone with its pooling, which its own weights do not show.
+
+  The classifier shows it, or the metadata of `write_file`.
+  """
+  architecture, classifier = imported.architecture, imported.classifier
+  if architecture.projector:
+    return imported
+  if classifier is not None:
+    architecture = pooled_as(architecture, len(classifier["kernel"]))
+  else:
+    described = (imported.metadata or {}).get("architecture")
+    parts = described.get("pool_grid") if isinstance(described, dict) else None
+    in_range = isinstance(parts, int) and 1 <= parts <= MAX_POOL_GRID
+    if parts is not None and in_range and architecture.is_resnet:
+      architecture = dataclasses.replace(architecture, pool_grid=parts)
+  return imported._replace(architecture=architecture)
 
 
 def _kind(path: str) -> str:

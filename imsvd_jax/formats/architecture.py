@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.models import BACKBONES, make_backbone
 from imsvd_jax.models.convnext import ConvNeXt
-from imsvd_jax.models.resnet import STEMS, ResNet
+from imsvd_jax.models.resnet import MAX_POOL_GRID, STEMS, ResNet
 from imsvd_jax.models.vit import ViT, grid
 
 NUM_BATCHES = "num_batches_tracked"
@@ -43,6 +43,7 @@ class Architecture:
     last_bias: Whether its last layer has one.
     patch_size: Of a ViT or a ConvNeXt, in pixels.
     pool: Of a ViT: "token" or "mean".
+    pool_grid: Of a ResNet: G, for the means of G x G parts of its last map.
     registers: Of a ViT: tokens beside the class token.
     layer_scale: Of a ViT: above 0 where branches have a learned factor.
     positions: Of a ViT: how many positions were learned.
@@ -57,13 +58,14 @@ class Architecture:
   last_bias: bool = False
   patch_size: int = 0
   pool: str = "token"
+  pool_grid: int = 1
   registers: int = 0
   layer_scale: float = 0.0
   positions: int = 0
 
   def options(self) -> dict[str, Any]:
     """Returns what differs from the defaults, by its name in the config."""
-    names = ("patch_size", "pool", "registers", "layer_scale")
+    names = ("patch_size", "pool", "pool_grid", "registers", "layer_scale")
     fields = {field.name: field for field in dataclasses.fields(self)}
     given = {name: getattr(self, name) for name in names}
     return {k: v for k, v in given.items() if v != fields[k].default}
@@ -98,6 +100,8 @@ class Architecture:
     if self.is_resnet:
       if self.width_multiplier != 1 or self.stem != "imagenet":
         parts = [f"width {self.width_multiplier:g}", f"{self.stem} stem"]
+      if self.pool_grid != 1:
+        parts.append(f"means of {self.pool_grid} x {self.pool_grid} parts")
     else:
       if self.width_multiplier != 1:
         parts.append(f"width {self.width_multiplier:g}")
@@ -252,6 +256,9 @@ def infer_architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
     backbone = _infer_convnext(shapes)
   else:
     backbone = _infer_resnet(shapes)
+    first = shapes.get("projector.0.weight", ())
+    if len(first) == 2:
+      backbone = pooled_as(backbone, first[1])
   widths, hidden_bias = _infer_projector(shapes)
   if not all((backbone.channels, *widths)):
     raise UserError("The weights have a layer without inputs or outputs.")
@@ -261,6 +268,26 @@ def infer_architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
     hidden_bias=hidden_bias,
     last_bias=f"projector.{3 * len(widths) - 3}.bias" in shapes,
   )
+
+
+def pooled_as(architecture: Architecture, num_features: Any) -> Architecture:
+  """Returns a ResNet with the pooling that gives this many features.
+
+  Weights of a backbone alone do not show it, but a layer behind them or the
+  file's metadata may.
+
+  Args:
+    architecture: A network; unless it is a ResNet, it stays as it is.
+    num_features: F. What no pooling gives, or is no number, changes nothing.
+  """
+  if not architecture.is_resnet or not isinstance(num_features, int):
+    return architecture
+  whole = dataclasses.replace(architecture, pool_grid=1)
+  channels = whole.network().num_features
+  for parts in range(1, MAX_POOL_GRID + 1):
+    if num_features == channels * parts**2:
+      return dataclasses.replace(architecture, pool_grid=parts)
+  return architecture
 
 
 def _blocks(pattern: str, names: Iterable[str]) -> tuple[int, ...]:

@@ -144,6 +144,12 @@ def _replacements(architecture: Architecture) -> str:
   return lines
 
 
+def _pool(architecture: Architecture) -> str:
+  """Returns code for a pooling of parts; "" where the whole map is one."""
+  parts = architecture.pool_grid
+  return f"torch.nn.AdaptiveAvgPool2d({parts})" if parts > 1 else ""
+
+
 def _network(architecture: Architecture, num_classes: int) -> str:
   net = architecture.network()
   filters, sizes = net.num_filters, _stages(architecture)
@@ -164,6 +170,8 @@ def _network(architecture: Architecture, num_classes: int) -> str:
 model = Scaled({block}, {sizes})
 """
   code += _replacements(architecture)
+  if pool := _pool(architecture):
+    code += f"model.avgpool = {pool}\n"
   if num_classes:
     head = f"torch.nn.Linear({net.num_features}, {num_classes})"
   else:
@@ -202,7 +210,10 @@ def timm_code(content: Content) -> str:
       f'timm.models.load_checkpoint(model, "{file_name}")\nmodel.eval()\n'
     )
   arguments = f"num_classes={num_classes}, in_chans={architecture.channels}"
-  if is_ready_made(architecture) and architecture.stem == "imagenet":
+  pool = _pool(architecture)
+  if (
+    is_ready_made(architecture) and architecture.stem == "imagenet" and not pool
+  ):
     return (
       "import timm\n\n"
       f'model = timm.create_model("{architecture.backbone}", {arguments}, '
@@ -210,8 +221,13 @@ def timm_code(content: Content) -> str:
     )
   block, net = _block(architecture), architecture.network()
   head = ""
-  if num_classes and len(net.stage_sizes) < 4:
-    head = f"model.fc = torch.nn.Linear({net.num_features}, {num_classes})\n"
+  if pool:
+    head += (
+      f"model.global_pool = torch.nn.Sequential(\n  {pool},"
+      " torch.nn.Flatten()\n)\n"
+    )
+  if num_classes and (pool or len(net.stage_sizes) < 4):
+    head += f"model.fc = torch.nn.Linear({net.num_features}, {num_classes})\n"
   return (
     "import torch\n"
     f"from timm.models.resnet import {block}, ResNet\n\n"
@@ -241,13 +257,13 @@ def timm_model(architecture: Architecture) -> tuple[str, dict[str, Any]] | None:
   """Returns the name and arguments by which timm builds the network.
 
   Arguments for classes and channels are left to the caller. None if timm needs
-  other layers: a ResNet of another stem, width or number of stages; a ConvNeXt
-  of other patches than 4 (timm would halve the resolution once more).
+  other layers: a ResNet of another stem, width, number of stages or pooling; a
+  ConvNeXt of other patches than 4 (timm would halve the resolution once more).
   """
   net = architecture.network()
   if architecture.is_resnet:
     usual = architecture.stem == "imagenet" and net.num_filters == 64
-    if not usual or len(net.stage_sizes) != 4:
+    if not usual or len(net.stage_sizes) != 4 or net.pool_grid != 1:
       return None
   elif not architecture.is_vit and net.patch != 4:
     return None

@@ -159,7 +159,7 @@ def _write_folder(
     weights, encoder, metadata, "safetensors", False, classifier
   )
   num_classes = 0 if classifier is None else len(classifier["bias"])
-  architecture = formats.architecture_of(encoder.variables)
+  architecture = _architecture(encoder)
   config = hub.write_config(folder, architecture, metadata, num_classes)
   note = hub.upload_hint(folder)
   if config:
@@ -181,6 +181,14 @@ def _write_folder(
   return [name for name in (weights, config, card) if name], note
 
 
+def _architecture(encoder: LoadedEncoder) -> formats.Architecture:
+  """Returns the network; a backbone's weights do not show their pooling."""
+  return formats.pooled_as(
+    formats.architecture_of(encoder.variables),
+    encoder.model.backbone.num_features,
+  )
+
+
 def describe(
   encoder: LoadedEncoder,
   measured: Sequence[model_card.Measured],
@@ -194,7 +202,7 @@ def describe(
   if not absolute_paths:
     _keep_names_only(config)
   data, name = config.data, config.objective.name
-  architecture = formats.architecture_of(encoder.variables)
+  architecture = _architecture(encoder)
   weights = "EMA target network" if use_target else "trained network"
   metadata = {
     "step": encoder.step,
@@ -323,7 +331,7 @@ def _usage(
 
 def _note(encoder: LoadedEncoder, format_name: str) -> str:
   """Returns how a library loads a network that it has no name for."""
-  architecture = formats.architecture_of(encoder.variables)
+  architecture = _architecture(encoder)
   ready_made = formats.is_ready_made(architecture)
   ready_made = ready_made and architecture.stem == "imagenet"
   has_names = formats.FORMATS[format_name].has_names and architecture.is_resnet

@@ -29,7 +29,14 @@ __all__ = [
 ]
 
 # Arguments that some backbones have beside the common ones.
-OPTIONS = ("patch_size", "pool", "registers", "layer_scale", "drop_path")
+OPTIONS = (
+  "patch_size",
+  "pool",
+  "pool_grid",
+  "registers",
+  "layer_scale",
+  "drop_path",
+)
 
 # name: f(width_multiplier, stem, dtype, remat, zero_init_residual,
 # kernel_init), see ResNet, and options of its own such as patch_size.
@@ -120,7 +127,10 @@ class Encoder(nn.Module):
     in evaluation mode: its batch statistics are those of pooled features.
     """
     maps = self.backbone.feature_maps(images, False)
-    return maps, self.projector(maps, False)
+    features = maps
+    if isinstance(self.backbone, ResNet):
+      features = self.backbone.spread(maps)
+    return maps, self.projector(features, False)
 
   def spatial(self, images: jax.Array) -> Any:
     """Returns what the features are computed from, for attribution.
@@ -134,11 +144,7 @@ class Encoder(nn.Module):
 
   def embed_spatial(self, state: Any) -> jax.Array:
     """Maps what `spatial` returns to embeddings [B, D], in evaluation mode."""
-    if isinstance(self.backbone, ViT | ConvNeXt):
-      features = self.backbone.pooled(state)
-    else:
-      features = jnp.mean(state, axis=(1, 2))
-    return self.projector(features, False)
+    return self.projector(self.backbone.pooled(state), False)
 
 
 def attention_maps(

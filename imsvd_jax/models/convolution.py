@@ -40,7 +40,7 @@ def convolve(
   """
   _, height, width, _ = x.shape
   size = kernel.shape[0]
-  plain = functools.partial(
+  plain: Convolution = functools.partial(
     jax.lax.conv_general_dilated,
     window_strides=strides,
     padding=padding,

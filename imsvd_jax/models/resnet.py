@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.models.convolution import convolve
@@ -22,6 +23,9 @@ STEMS: dict[str, tuple[int, int, bool]] = {
   "cifar": (3, 1, False),
   "small": (5, 2, False),  # Early striding keeps laptops fast.
 }
+
+# More would be most of the positions of any map here.
+MAX_POOL_GRID = 8
 
 # Of the convolutions: torchvision's, and torch's own for any kernel, which is
 # uniform within +-1 / sqrt(fan_in).
@@ -235,9 +239,11 @@ class ResNet(nn.Module):
       scale of its last batch norm is zero).
     kernel_init: Initial convolutions: "fan_out_normal" (torchvision's ResNets)
       or "torch_default" (torch's for any convolution).
+    pool_grid: G; the features are the means of G x G parts of the last map.
 
   Raises:
-    UserError: Unknown stem or init, or a width that leaves no filters.
+    UserError: Unknown stem or init, a width that leaves no filters, or a grid
+      without parts.
   """
 
   block: type[_Block]
@@ -248,6 +254,7 @@ class ResNet(nn.Module):
   remat: bool = False
   zero_init_residual: bool = True
   kernel_init: str = "fan_out_normal"
+  pool_grid: int = 1
 
   def __post_init__(self) -> None:
     lookup(STEMS, self.stem, "stem")
@@ -256,6 +263,11 @@ class ResNet(nn.Module):
       raise UserError(
         f"width_multiplier {self.width_multiplier} leaves {self.num_filters} of"
         " 64 filters; use 1/64 or more."
+      )
+    if not 1 <= self.pool_grid <= MAX_POOL_GRID:
+      raise UserError(
+        f"model.pool_grid={self.pool_grid}; expected 1 (one mean of the whole"
+        f" map) to {MAX_POOL_GRID}."
       )
     super().__post_init__()
 
@@ -268,7 +280,8 @@ class ResNet(nn.Module):
   def num_features(self) -> int:
     """F, the size of the pooled features."""
     doublings = 2 ** (len(self.stage_sizes) - 1)
-    return self.num_filters * doublings * self.block.expansion
+    channels = self.num_filters * doublings * self.block.expansion
+    return channels * self.pool_grid**2
 
   def setup(self) -> None:
     """Creates the stem and the stages under torchvision's names."""
@@ -306,4 +319,44 @@ class ResNet(nn.Module):
 
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     """Maps images [B, H, W, C] to pooled features [B, F]."""
-    return jnp.mean(self.feature_maps(images, train), axis=(1, 2))
+    return self.pooled(self.feature_maps(images, train))
+
+  def pooled(self, maps: jax.Array) -> jax.Array:
+    """Maps the last stage's output [B, h, w, F / G^2] to features [B, F].
+
+    As torch's `AdaptiveAvgPool2d(G)` and `flatten`: the parts of one channel
+    are neighbors, row by row, and overlap where G does not divide h or w.
+    """
+    if self.pool_grid == 1:
+      return jnp.mean(maps, axis=(1, 2))
+    rows, columns = (
+      part_weights(side, self.pool_grid) for side in maps.shape[1:3]
+    )
+    parts = jnp.einsum(
+      "bhwc,hi,wj->bcij", maps, rows, columns, precision="highest"
+    )
+    return parts.reshape(len(maps), -1)
+
+  def spread(self, maps: jax.Array) -> jax.Array:
+    """Maps [B, h, w, F / G^2] to [B, h, w, F]: a position's features.
+
+    They are those of an image that looks like this position everywhere.
+    """
+    return jnp.repeat(maps, self.pool_grid**2, axis=-1)
+
+
+def part_weights(size: int, parts: int) -> np.ndarray:
+  """Returns the share of each position in the mean of each part.
+
+  Args:
+    size: Positions of a row.
+    parts: Parts that the row is cut into.
+
+  Returns:
+    [size, parts] float32; each column sums to 1.
+  """
+  weights = np.zeros((size, parts), np.float32)
+  for part in range(parts):
+    start, stop = size * part // parts, -(-size * (part + 1) // parts)
+    weights[start:stop, part] = 1 / (stop - start)
+  return weights

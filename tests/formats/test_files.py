@@ -1,5 +1,7 @@
 """Files: bit-exact round trips, official layouts, and files that are wrong."""
 
+import dataclasses
+import json
 import os
 import pickle
 import resource
@@ -131,6 +133,47 @@ def test_projector_round_trips_or_is_refused(format_name, variables, tmp_path):
   imported = formats.read_file(path)
   assert_same(imported.variables, variables)
   assert imported.architecture == TINY
+
+
+@pytest.mark.parametrize("shown_by", ["projector", "classifier", "metadata"])
+@pytest.mark.parametrize(
+  "format_name", ["torchvision", "safetensors", "numpy"], indirect=True
+)
+def test_a_pooling_of_parts_is_found_again(format_name, shown_by, tmp_path):
+  """A backbone's own weights are those of any pooling."""
+  architecture = Architecture("resnet8", 1 / 16, "small", pool_grid=2)
+  whole = dataclasses.replace(architecture, projector=(8, 4))
+  path, tree = tmp_path / "encoder.bin", variables_of(whole)
+  if shown_by == "classifier":
+    kernel, bias = (np.ones(s, np.float32) for s in [(4 * 16, 3), 3])
+    options = {"classifier": {"kernel": kernel, "bias": bias}}
+  else:
+    options = {"projector": shown_by == "projector"}
+  write(path, tree, format_name, **options)
+  found = formats.read_file(path)
+  expected = whole if shown_by == "projector" else architecture
+  assert found.architecture == expected
+  # A file that is read and written again, now without a projector.
+  number = found.architecture.network().num_features
+  again = {"num_features": number, **METADATA}
+  write(path, backbone_of(found.variables), format_name, again)
+  assert formats.read_file(path).architecture == architecture
+
+
+def test_no_pooling_that_a_stranger_made_up(tmp_path):
+  architecture = Architecture("resnet8", 1 / 16, "small")
+  whole = dataclasses.replace(architecture, projector=(8,))
+  tree, path = backbone_of(variables_of(whole)), tmp_path / "encoder.npz"
+  for number in (17, 0, -64, "64", None, True, 16 * 81, 1e9, [64]):
+    write(path, tree, metadata={"num_features": number})
+    assert formats.read_file(path).architecture == architecture
+  with np.load(path) as content:
+    arrays = dict(content)
+  for parts in (0, -2, 9, "2", 2.5, None, [2], 10**6):
+    described = {"architecture": {"pool_grid": parts}}
+    arrays["metadata"] = np.array(json.dumps(described))
+    np.savez(path, **arrays)
+    assert formats.read_file(path).architecture == architecture
 
 
 @pytest.mark.parametrize(
@@ -488,6 +531,9 @@ CASES = [
   (Architecture("resnet18", stem="cifar", channels=1), 0),
   (Architecture("resnet10", 0.375, "small", projector=(24, 12)), 0),
   (Architecture("resnet50", 0.25, projector=(8,), last_bias=True), 0),
+  (Architecture("resnet18", pool_grid=2), 0),
+  (Architecture("resnet8", stem="small", pool_grid=3), 5),
+  (Architecture("resnet10", 0.375, "small", pool_grid=2, projector=(9, 6)), 0),
 ]
 
 
@@ -496,7 +542,11 @@ def export_and_execute(nets, format_name, architecture, num_classes, folder):
   filters = round(64 * architecture.width_multiplier)
   reference = nets.nn.Module()
   reference.backbone = nets.torch_resnet(
-    architecture.backbone, filters, architecture.stem, architecture.channels
+    architecture.backbone,
+    filters,
+    architecture.stem,
+    architecture.channels,
+    architecture.pool_grid,
   )
   features = architecture.network().num_features
   if architecture.projector:

@@ -77,65 +77,11 @@ def test_width_scales_every_stage(width, filters):
   assert net.num_features == 32 * filters
 
 
-@pytest.mark.parametrize(
-  ("height", "width", "size", "stride", "product"),
-  [
-    (2, 2, 3, 1, True),
-    (2, 2, 3, 2, True),
-    (1, 1, 3, 1, True),
-    (1, 3, 3, 2, True),
-    (4, 1, 5, 2, True),
-    (2, 2, 7, 2, True),
-    (2, 2, 1, 2, False),
-    (3, 3, 3, 1, False),
-  ],
-)
-def test_the_smallest_maps_are_convolved_by_one_product(
-  height, width, size, stride, product
-):
-  keys = jax.random.split(jax.random.key(0), 3)
-  x = jax.random.normal(keys[0], (3, height, width, 4))
-  kernel = jax.random.normal(keys[1], (size, size, 4, 5))
-  low = (size - 1) // 2
-  windows = ((stride, stride), ((low, low), (low, low)))
-
-  def bind(convolve):
-    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-    return lambda x, kernel: convolve(x, kernel, *windows, **layout)
-
-  def value_and_gradients(convolve):
-    y, transpose = jax.vjp(bind(convolve), x, kernel)
-    return y, transpose(jax.random.normal(keys[2], y.shape))
-
-  plain = value_and_gradients(jax.lax.conv_general_dilated)
-  assert_close(value_and_gradients(resnet._convolve), plain, atol=2e-5)
-  program = str(jax.make_jaxpr(bind(resnet._convolve))(x, kernel))
-  assert ("conv_general_dilated" not in program) == product
-
-
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
   monkeypatch.setattr(
     jax.lax, "platform_dependent", lambda *a, cuda, default: cuda(*a)
   )
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_gpu_convolves_neighbors_in_the_stem(as_on_a_gpu, channels):
-  keys = jax.random.split(jax.random.key(0), 3)
-  x = jax.random.normal(keys[0], (2, 12, 8, channels))
-  kernel = jax.random.normal(keys[1], (7, 7, channels, 5))
-
-  def value_and_gradients(convolve):
-    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-    bound = lambda x, kernel: convolve(
-      x, kernel, (2, 2), ((3, 3), (3, 3)), **layout
-    )
-    y, transpose = jax.vjp(bound, x, kernel)
-    return y, transpose(jax.random.normal(keys[2], y.shape))
-
-  plain = value_and_gradients(jax.lax.conv_general_dilated)
-  assert_close(value_and_gradients(resnet._convolve), plain, atol=5e-5)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +105,9 @@ def test_user_mistakes():
     models.BACKBONES["resnet18"](stem="cifer")
   with pytest.raises(UserError, match=r"init 'torch'.*Known: fan_out_normal, "):
     models.BACKBONES["resnet18"](kernel_init="torch")
+  for parts in (0, 9):
+    with pytest.raises(UserError, match=rf"pool_grid={parts}; expected 1.* 8"):
+      models.BACKBONES["resnet18"](pool_grid=parts)
   with pytest.raises(UserError, match=r"width_multiplier 0\.001"):
     models.BACKBONES["resnet18"](width_multiplier=0.001)
   with pytest.raises(UserError, match="expected at least one"):
@@ -236,6 +185,26 @@ def test_initialisation(variables):
   for leaf in (dense["kernel"], dense["bias"]):
     assert bound * 0.8 < np.abs(leaf).max() <= bound
   assert "bias" not in params["projector"]["dense_1"]
+
+
+def test_parts_of_a_map_are_pooled_apart():
+  """A patch's code is that of an image which looks like it everywhere."""
+  net = models.BACKBONES["resnet8"](1 / 16, stem="cifar", pool_grid=2)
+  encoder = models.Encoder(net, models.Projector((8, 6)))
+  x = images(2)
+  init = jax.jit(lambda: encoder.init(jax.random.key(0), x, False))
+  variables = init()
+  features, z = encoder.apply(variables, x, False)
+  maps, patches = encoder.apply(variables, x, method="patch_embeddings")
+  assert maps.shape == (2, 3, 3, 16)
+  assert features.shape == (2, 64)
+  top_right = maps[:, :2, 1:].mean((1, 2))
+  np.testing.assert_allclose(features[:, 1::4], top_right, rtol=1e-5, atol=1e-6)
+  again = encoder.apply(variables, maps, method="embed_spatial")
+  np.testing.assert_allclose(again, z, rtol=1e-5, atol=1e-6)
+  everywhere = jnp.broadcast_to(maps[:, 1:2, 2:], maps.shape)
+  expected = encoder.apply(variables, everywhere, method="embed_spatial")
+  np.testing.assert_allclose(patches[:, 1, 2], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_encoder_returns_pooled_maps_and_embeddings(variables, single_device):

@@ -68,6 +68,27 @@ def test_evaluation_features_equal_torch(name, stem, sizes):
     assert_same_features(net, imported.variables, reference, shape)
 
 
+@pytest.mark.parametrize(
+  ("pool_grid", "size"),
+  [
+    (2, 16),  # A map of 4: parts of 2.
+    (2, 17),  # Of 5: they share the middle.
+    (3, 16),
+    (2, 4),  # Of 1, which every part is.
+  ],
+)
+def test_means_of_parts_equal_torch(pool_grid, size):
+  reference = torch_resnet("resnet8", 8, "cifar", pool_grid=pool_grid)
+  randomize(reference).eval()
+  imported = from_torchvision(state_of(reference))
+  net = models.BACKBONES["resnet8"](
+    width_multiplier=1 / 8, stem="cifar", pool_grid=pool_grid
+  )
+  shape = (2, size, size, 3)
+  assert_same_features(net, imported.variables, reference, shape)
+  assert net.num_features == 32 * pool_grid**2
+
+
 @pytest.mark.parametrize("last_bias", [False, True])
 def test_projector_equals_torch(last_bias):
   widths = [24, 32, 16, 8]
