@@ -39,6 +39,9 @@ SETTINGS = {
   "digits": {"optimizer.warmup_epochs": 3.0},  # 17 steps.
   "fashion": {
     "optimizer.warmup_epochs": 0.72,
+    "model.pool_grid": 1,
+    "views.view1.crop_scale": (0.25, 1.0),
+    "views.view2.crop_scale": (0.25, 1.0),
     "data.train_split": "train[:6000]",
     "data.eval_split": "test[:2000]",
   },

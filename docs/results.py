@@ -93,6 +93,9 @@ def runs() -> list[Run]:
 def _multi_crop() -> ConfigDict:
   """Returns MVEB on Fashion-MNIST with six crops of 14 pixels, one epoch."""
   config = comparison.get_config("fashion-mveb")
+  config.model.pool_grid = 1
+  for view in (config.views.view1, config.views.view2):
+    view.crop_scale = (0.25, 1.0)
   config.epochs = 1.0
   config.optimizer.warmup_epochs = 0.25
   config.views.local.update(config.views.view1)
@@ -128,7 +131,7 @@ def train(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
   config = run.config
   config.seed = run.seed
   config.eval.every_epochs = 0.0
-  config.eval.baselines = run.seed == 0 and run.group != "crops"
+  config.eval.baselines &= run.seed == 0 and run.group != "crops"
   step.embed_views = CROPS.get(run.name, _embed_views)
   start = time.perf_counter()
   train_and_evaluate(config, str(workdir))
