@@ -247,7 +247,7 @@ def _flips(
 def study(workdir: str, seed: int) -> Iterator[dict[str, Any]]:
   """Yields a row for each kind of unit; of seed 0 on random weights, too."""
   encoder = load_encoder(workdir)
-  settings = data_settings(encoder)
+  settings = data_settings(encoder.config)
   source = data.make_source(settings, "train")
   images = run_subject.images_of(
     source, settings, encoder.config, batch_size=256

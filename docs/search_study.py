@@ -97,7 +97,7 @@ def main() -> None:
   parser = argparse.ArgumentParser()
   parser.add_argument("--workdir", required=True)
   encoder = load_encoder(parser.parse_args().workdir)
-  source = data.make_source(data_settings(encoder), "train")
+  source = data.make_source(data_settings(encoder.config), "train")
   images = encoder.preprocess(source.images)
   rng = np.random.default_rng(0)
   print("\n".join(duplicates_table(encoder, images, rng)))

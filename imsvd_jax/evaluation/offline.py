@@ -7,6 +7,7 @@ statistics are compared before and after every protocol.
 """
 
 import contextlib
+import functools
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -123,20 +124,11 @@ class Run:
     self._options = options
     self._output = _output_directory(workdir, options.output)
     self.encoder = load_encoder(
-      workdir, options.step, use_target=options.target
+      workdir,
+      options.step,
+      use_target=options.target,
+      check=functools.partial(self._choose_data, workdir),
     )
-    self._chosen = _choose(options, _run_crops(self.encoder.config))
-    reads_own = any(
-      evaluator_of(protocol).own_data is None
-      for protocol in self._chosen.values()
-    )
-    if reads_own and not options.data:
-      ownership.check_data(
-        workdir, self.encoder.config, trusted=options.trust_workdir
-      )
-    self._data = _data_set(self.encoder, options)
-    if reads_own and options.splits:
-      self._data.make()  # A wrong name is one line, not one of each protocol.
     self._keepers: list[Keeper] = []
     self._stop: interruption.StopRequest | None = None
     self._binding = Binding(
@@ -202,6 +194,20 @@ class Run:
     self.failures.append(f"{name}: {reason}")
     console.say(f"FAILED: {self.failures[-1]}")
 
+  def _choose_data(self, workdir: str, config: ConfigDict) -> None:
+    """Finds mistakes in what to measure on before the weights are read."""
+    options = self._options
+    self._chosen = _choose(options, _run_crops(config))
+    reads_own = any(
+      evaluator_of(protocol).own_data is None
+      for protocol in self._chosen.values()
+    )
+    if reads_own and not options.data:
+      ownership.check_data(workdir, config, trusted=options.trust_workdir)
+    self._data = _data_set(config, options)
+    if reads_own and options.splits:
+      self._data.make()  # A wrong name is one line, not one of each protocol.
+
   def _cache_directory(self) -> pathlib.Path:
     if self._options.cache:
       return pathlib.Path(os.path.expanduser(self._options.cache))
@@ -220,13 +226,13 @@ class Run:
       metrics.write_tensorboard(folder, result.step or 0, scalars)
 
 
-def _data_set(encoder: LoadedEncoder, options: Options) -> DataSet:
+def _data_set(config: ConfigDict, options: Options) -> DataSet:
   """Returns the data that the options name; the run's own by default."""
-  settings = data_settings(encoder, options.data)
+  settings = data_settings(config, options.data)
   if options.splits:
     settings.train_split, settings.eval_split = options.splits
-  elif not options.data and "eval" in encoder.config:
-    bank_split = encoder.config.eval.get("bank_split", "")
+  elif not options.data and "eval" in config:
+    bank_split = config.eval.get("bank_split", "")
     settings.train_split = bank_split or settings.train_split
   if options.holdout is not None:
     if not 0 <= options.holdout <= MAX_HOLDOUT:
@@ -249,7 +255,7 @@ def _network(encoder: LoadedEncoder) -> Network:
   return Network(
     model=encoder.model,
     config=encoder.config,
-    data=data_settings(encoder),
+    data=data_settings(encoder.config),
     discrete=encoder.discrete,
     has_views=encoder.has_projector and "views" in encoder.config,
   )

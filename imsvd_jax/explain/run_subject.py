@@ -266,6 +266,21 @@ def _link(path: str, folder: str, absolute: bool) -> str:
   return urllib.parse.quote(os.path.relpath(*both))
 
 
+def _choose(
+  config: ml_collections.ConfigDict, workdir: str, options: RunOptions
+) -> tuple[ml_collections.ConfigDict, Source]:
+  """Returns the settings and the source of the images to explain a run by."""
+  if not options.data:
+    ownership.check_data(workdir, config, trusted=options.trust_workdir)
+  settings = data_settings(config, options.data)
+  source = data.make_source(settings, options.split)
+  if source is None:
+    raise UserError(
+      f"The data have no {options.split!r} split; use --split=train."
+    )
+  return settings, source
+
+
 def explain_run(
   workdir: str, options: RunOptions | None = None
 ) -> report_lib.Report:
@@ -278,15 +293,14 @@ def explain_run(
   _check_local(workdir, options)
   if options.data:  # Before the weights are loaded, which takes longer.
     named.check(options.data)
-  encoder = load_encoder(workdir, options.step, use_target=options.target)
-  if not options.data:
-    ownership.check_data(workdir, encoder.config, trusted=options.trust_workdir)
-  settings = data_settings(encoder, options.data)
-  source = data.make_source(settings, options.split)
-  if source is None:
-    raise UserError(
-      f"The data have no {options.split!r} split; use --split=train."
-    )
+  chosen: list[tuple[ml_collections.ConfigDict, Source]] = []
+  encoder = load_encoder(
+    workdir,
+    options.step,
+    use_target=options.target,
+    check=lambda config: chosen.append(_choose(config, workdir, options)),
+  )
+  settings, source = chosen[-1]
   if source.multi_label:
     console.say("These images have several labels each; they are left out.")
   run = epath.Path(os.path.expanduser(workdir))

@@ -173,17 +173,27 @@ def open_images(
   if not split and not data.startswith(_ARRAYS):
     with data_lib.tensorflow_needed("A folder"):
       files = _listed_files(data)
+  sources: list[Source] = []
+
+  def choose(config: ConfigDict) -> None:
+    if files is None:
+      sources.append(
+        _source_of_split(config, workdir, data, split or "train", trust_workdir)
+      )
+
   encoder = load_encoder(
-    workdir, step, use_target=use_target, batch_size=batch_size
+    workdir,
+    step,
+    use_target=use_target,
+    batch_size=batch_size,
+    check=choose,
   )
   if codes:
     encoder.check_discrete()  # Before the first image is read.
   if files is not None:
     paths = [os.path.join(files[0], path) for path in files[1]]
     return encoder, _source_of_files(*files, encoder.config.data), paths
-  source = _source_of_split(
-    encoder, workdir, data, split or "train", trust_workdir
-  )
+  source = sources[-1]
   if not split:
     source = dataclasses.replace(
       source, labels=None, num_classes=0, describe=str, root=""
@@ -336,11 +346,11 @@ def _facts(path: str) -> tuple[str, int, int]:
 
 
 def _source_of_split(
-  encoder: LoadedEncoder, workdir: str, data: str, split: str, trusted: bool
+  config: ConfigDict, workdir: str, data: str, split: str, trusted: bool
 ) -> Source:
   if not data:
-    ownership.check_data(workdir, encoder.config, trusted=trusted)
-  settings = data_settings(encoder, data)
+    ownership.check_data(workdir, config, trusted=trusted)
+  settings = data_settings(config, data)
   if split not in ("train", "eval"):
     settings.eval_split = split
   source = data_lib.make_source(

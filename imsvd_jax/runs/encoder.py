@@ -342,18 +342,18 @@ def features_of(
 
 
 def data_settings(
-  encoder: LoadedEncoder, chosen: str = ""
+  config: ml_collections.ConfigDict, chosen: str = ""
 ) -> ml_collections.ConfigDict:
   """Returns the run's data settings, for another data set if one is chosen.
 
   Args:
-    encoder: Loaded from a run or a file.
+    config: The recipe of a run or a file.
     chosen: As `named.name_and_path` has it; the run's own data set if empty.
 
   Returns:
     Settings like config.data; the name is empty if none is known.
   """
-  data = encoder.config.copy_and_resolve_references().data.to_dict()
+  data = config.copy_and_resolve_references().data.to_dict()
   settings = ml_collections.ConfigDict(
     {
       "name": "",
@@ -410,6 +410,7 @@ def load_encoder(
   use_target: bool = False,
   config: Mapping[str, Any] | None = None,
   batch_size: int = 256,
+  check: Callable[[ml_collections.ConfigDict], None] | None = None,
 ) -> LoadedEncoder:
   """Loads an encoder: `encoder(images uint8 [B, H, W, 3]) -> [B, F]`.
 
@@ -420,6 +421,7 @@ def load_encoder(
     use_target: Take the EMA target network's weights.
     config: The recipe, for files that hold none; ImageNet's by default.
     batch_size: Images that are computed together, over all devices.
+    check: Called with the recipe; of a run, before the weights are read.
 
   Raises:
     UserError: There is no such run or step, it has no target network, or the
@@ -433,10 +435,14 @@ def load_encoder(
         " target network is chosen in the run's directory."
       )
     file = weight_files.read(path, config)
+    if check is not None:
+      check(file.config)
     return LoadedEncoder(**file._asdict(), batch_size=batch_size)
   if config is not None:
     raise UserError(f"{path} is a run and has its own config; leave it out.")
-  stored = weights.load_variables(path, step)
+  as_config = ml_collections.ConfigDict
+  check_recipe = check and (lambda recipe: check(as_config(recipe)))
+  stored = weights.load_variables(path, step, check_recipe)
   params, batch_stats = stored.params, stored.batch_stats
   if use_target:
     if stored.target is None:
@@ -447,7 +453,7 @@ def load_encoder(
     params = stored.target["params"]
     batch_stats = stored.target.get("batch_stats", {})
   return LoadedEncoder(
-    ml_collections.ConfigDict(stored.config),
+    as_config(stored.config),
     {"params": params, "batch_stats": batch_stats},
     stored.step,
     batch_size=batch_size,

@@ -1,7 +1,7 @@
 """Weights of a run, for evaluation and as the start of another run."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -50,13 +50,16 @@ class InitReport(NamedTuple):
 
 
 def load_variables(
-  workdir: str | os.PathLike, step: int | str | None = None
+  workdir: str | os.PathLike,
+  step: int | str | None = None,
+  check: Callable[[dict[str, Any]], None] | None = None,
 ) -> Variables:
   """Reads a run's weights without knowing its optimizer or its devices.
 
   Args:
     workdir: A run's directory, or one step's directory in it.
     step: The step, or "best" (see `best`); the newest good one by default.
+    check: Called with the recipe before the weights are read.
 
   Raises:
     UserError: There is no checkpoint, or none that is undamaged.
@@ -69,7 +72,7 @@ def load_variables(
     root,
     lambda: run_directory.steps_on_disk(root),
     step,
-    lambda path: _read_variables(path, run_id),
+    lambda path: _read_variables(path, run_id, check),
   )
   # An empty tree, as of networks without BatchNorm, is not stored.
   return Variables(
@@ -82,12 +85,16 @@ def load_variables(
 
 
 def _read_variables(
-  directory: epath.Path, run_id: str | None
+  directory: epath.Path,
+  run_id: str | None,
+  check: Callable[[dict[str, Any]], None] | None,
 ) -> tuple[dict[str, Any], Any]:
   """Reads and verifies params, batch_stats and target as NumPy arrays."""
   meta = verification.read_meta(directory)
   verification.check_owner(meta, run_id, directory)
   verification.check_merged(directory)
+  if check is not None:
+    check(meta["config"])
   wanted = {
     name: leaf
     for name, leaf in meta["leaves"].items()

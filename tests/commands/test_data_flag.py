@@ -1,9 +1,11 @@
 """--data means the same in every command, and is checked before weights."""
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
+from configs import digits
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import named
 from imsvd_jax.evaluation import offline
@@ -11,7 +13,9 @@ from imsvd_jax.evaluation.evaluate_options import Options
 from imsvd_jax.explain import run_subject
 from imsvd_jax.explain.explain_options import RunOptions
 from imsvd_jax.interop import image_embeddings
+from imsvd_jax.runs import ownership
 from tests.run_command import check_refused, one_line_error, run_imsvd
+from tests.runs import made_runs
 
 
 @pytest.mark.parametrize(
@@ -138,6 +142,37 @@ def test_wrong_splits_are_found_before_weights():
   options = Options(workdir=("/no/run",), splits=("train",))
   with pytest.raises(UserError, match="expected two names"):
     offline.evaluate_runs(options)
+
+
+@pytest.fixture
+def run_on_data_that_are_gone(tmp_path, monkeypatch):
+  """A user's own run, whose weights must not be read."""
+  config = digits.get_config("debug")
+  config.data.name, config.data.path = "arrays", str(tmp_path / "gone.npz")
+  config.data.num_examples = 0
+  workdir = tmp_path / "run"
+  made_runs.save_run(workdir, [1], config=config.to_dict())
+  ownership.sign(workdir, config)
+  monkeypatch.delattr(ocp.PyTreeCheckpointHandler, "restore")
+  return str(workdir)
+
+
+@pytest.mark.parametrize(
+  "command",
+  [
+    lambda run: offline.evaluate_runs(
+      Options(workdir=(run,), splits=("train", "test"))
+    ),
+    lambda run: run_subject.explain_run(run, RunOptions(split="train")),
+    lambda run: image_embeddings.embed(run, split="train"),
+  ],
+  ids=["evaluate", "explain", "embed"],
+)
+def test_wrong_own_data_are_found_before_weights(
+  command, run_on_data_that_are_gone
+):
+  with one_line_error(r"gone\.npz.: found nothing"):
+    command(run_on_data_that_are_gone)
 
 
 def test_embedding_a_data_set_asks_for_its_split():
