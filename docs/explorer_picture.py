@@ -18,7 +18,7 @@ import numpy as np
 from imsvd_jax.explain import Analysis
 
 PICTURE = pathlib.Path(__file__).parent / "images" / "explorer.png"
-SIZE = (1180, 992)  # Pixels.
+SIZE = (1180, 1190)  # Pixels.
 
 
 def main() -> None:

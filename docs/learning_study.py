@@ -40,8 +40,6 @@ SETTINGS = {
   "fashion": {
     "optimizer.warmup_epochs": 0.72,
     "model.pool_grid": 1,
-    "views.view1.crop_scale": (0.25, 1.0),
-    "views.view2.crop_scale": (0.25, 1.0),
     "data.train_split": "train[:6000]",
     "data.eval_split": "test[:2000]",
   },
