@@ -26,7 +26,7 @@ COMMANDS = {
     "commands.import_weights", "make a run from a file of weights"
   ),
   "embed": Command(
-    "commands.embed", "write features and codes of a folder of images"
+    "commands.embed", "write features, and codes, of a folder of images"
   ),
   "search": Command(
     "commands.search", "find images by meaning, duplicates and outliers"
