@@ -104,7 +104,8 @@ def _pretrain(
   with _closing(checkpointer, run.writer):
     with interruption.StopRequest() as stop:
       if start.step == 0:
-        evaluation.online(0, state, run.writer)
+        evaluation.online(0, state, run.writer, lambda: stop.asked)
+        _check_may_start(stop)
       for step, batch in zip(start.steps, batches, strict=True):
         is_last = step == experiment.last_step
         judgment = log_lines.NO_JUDGMENT
@@ -118,7 +119,7 @@ def _pretrain(
           run.log.flush()  # The order of lines must not depend on the clock.
           lock.check()
           with run.log.paused():
-            evaluation.online(step, state, run.writer)
+            evaluation.online(step, state, run.writer, lambda: stop.asked)
             judgment = run.log.judge(step)
           is_last |= experiment_lib.ends(config, judgment.state)
 
@@ -148,6 +149,16 @@ def _pretrain(
 
 
 # --- Its parts ----------------------------------------------------------------
+
+
+def _check_may_start(stop: interruption.StopRequest) -> None:
+  """Ends a run before its first step, whose compilation may take minutes."""
+  if stop.asked:
+    console.say(
+      "Stopped by a signal before the first step: nothing was to be saved."
+      " The same command starts again."
+    )
+    raise Stopped(EXIT_SAVED)
 
 
 class _Start(NamedTuple):

@@ -2,10 +2,13 @@
 
 import collections
 import json
+import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -13,8 +16,8 @@ import pytest
 
 from configs import digits
 from imsvd_jax import data
-from imsvd_jax.base.errors import UserError
-from imsvd_jax.evaluation import augmented_views
+from imsvd_jax.base.errors import Stopped, UserError
+from imsvd_jax.evaluation import augmented_views, online
 from imsvd_jax.runs import log_lines, metrics
 from imsvd_jax.train import train_and_evaluate
 from tests.train_child import small_config
@@ -126,6 +129,34 @@ def test_a_finished_run_changes_nothing(finished):
     jax.tree.leaves(again.params)[0], jax.tree.leaves(state.params)[0]
   )
   assert (workdir / metrics.METRICS_FILE).read_text() == before
+
+
+def test_a_signal_before_the_first_step_does_not_wait_for_it(
+  finished, tmp_path, monkeypatch, capsys
+):
+  config, _, expected = finished
+  evaluate = online.Evaluation.online
+
+  def interrupted(self, step, state, writer, stopping):
+    os.kill(os.getpid(), signal.SIGTERM)
+    deadline = time.monotonic() + 10
+    while not stopping() and time.monotonic() < deadline:
+      time.sleep(0.01)
+    evaluate(self, step, state, writer, stopping)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(online.Evaluation, "online", interrupted)
+    with pytest.raises(Stopped) as stopped:
+      train_and_evaluate(config, str(tmp_path))
+  assert stopped.value.code == 75
+  said = capsys.readouterr().err
+  assert "The evaluation of step 0 is left out." in said
+  assert "Stopped by a signal before the first step" in said
+  assert metrics.read_metrics(str(tmp_path)) == []
+  state = train_and_evaluate(config, str(tmp_path))  # The same command.
+  for a, b in zip(*map(jax.tree.leaves, (state, expected)), strict=True):
+    if not jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+      np.testing.assert_array_equal(a, b)
 
 
 def test_the_workdir_of_another_config_is_refused(finished):

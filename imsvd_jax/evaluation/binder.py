@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 import imsvd_jax
 from imsvd_jax.base import agreement, console, devices
-from imsvd_jax.base.errors import UserError
+from imsvd_jax.base.errors import EXIT_SAVED, Stopped, UserError
 from imsvd_jax.data import boxes, evaluation_batches, host_pipeline, part
 from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation import (
@@ -79,6 +79,7 @@ class Binder:
       functools.partial(encoder_lib.features_of, network.model, network.data)
     )
     self._samples: dict[tuple[int, int, int], tuple[Source, Source]] = {}
+    self.stopping: Callable[[], bool] = lambda: False
 
   @functools.cached_property
   def views(self) -> augmented_views.ViewEmbedder:
@@ -110,8 +111,12 @@ class Binder:
     return features[: len(images)] if count > len(images) else features
 
   def eval_batches(self, source: Source, resize: int, crop: int) -> Batches:
-    """Returns this process's share of the images, each once."""
-    return evaluation_batches.eval_batches(
+    """Yields this process's share of the images, each once.
+
+    Raises:
+      Stopped: `stopping` says that the run is to end.
+    """
+    batches = evaluation_batches.eval_batches(
       source,
       batch_size=self.batch_size,
       resize=resize,
@@ -119,6 +124,10 @@ class Binder:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
+    for batch in batches:
+      if self.stopping():
+        raise Stopped(EXIT_SAVED)
+      yield batch
 
 
 class Binding:

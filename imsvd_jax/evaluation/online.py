@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from imsvd_jax import data
 from imsvd_jax.base import agreement, console, devices, files, hashing
-from imsvd_jax.base.errors import UserError
+from imsvd_jax.base.errors import EXIT_SAVED, Stopped, UserError
 from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation import augmented_views, protocols, results
 from imsvd_jax.evaluation.binder import (
@@ -88,16 +88,32 @@ class Evaluation:
   # --- Online -----------------------------------------------------------------
 
   def online(
-    self, step: int, state: TrainState, writer: metrics.MetricWriter
+    self,
+    step: int,
+    state: TrainState,
+    writer: metrics.MetricWriter,
+    stopping: Callable[[], bool] = lambda: False,
   ) -> None:
     """Measures and logs the encoder as it is now.
 
     No measurement ends the run: what fails is said once, and counted.
+
+    Args:
+      step: Updates so far.
+      state: The run's.
+      writer: Of its metrics.
+      stopping: Asked between batches of images; where it is true, nothing is
+        logged.
     """
     if not self._settings.every_epochs:
       return
     start = time.monotonic()
-    measured = list(self._measure_online(step, state))
+    self._binder.stopping = stopping
+    try:
+      measured = list(self._measure_online(step, state))
+    except Stopped:
+      console.say(f"The evaluation of step {step} is left out.")
+      return
     if not measured and not self._failures:
       return
     self._show(step, measured, writer)
@@ -126,6 +142,8 @@ class Evaluation:
     if binding is None:
       return
     for name, protocol in protocols.online(self._settings).items():
+      if self._binder.stopping():
+        raise Stopped(EXIT_SAVED)
       if evaluator_of(protocol).labels and not self._has_labels:
         continue
       measure = functools.partial(self._measure, binding, name, protocol)
@@ -204,6 +222,7 @@ class Evaluation:
 
     What fails is one line and a missing number; `evaluate` can repeat it.
     """
+    self._binder.stopping = lambda: False  # All is saved: a signal kills it.
     if not self._has_labels:
       return
     reasons: list[str] = []

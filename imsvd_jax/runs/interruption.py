@@ -89,6 +89,14 @@ class StopRequest:
     self._thread.join()
     self._reader.close()
 
+  @property
+  def asked(self) -> bool:
+    """Whether a signal has asked to stop; with peers, who must agree, False.
+
+    For long work between steps, which may be left out then.
+    """
+    return not self._has_peers and self._request.is_set()
+
   def requested(self, step: int) -> bool:
     """Returns whether to save and exit now; call it once after each step."""
     if self._has_peers:

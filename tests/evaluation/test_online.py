@@ -114,6 +114,22 @@ def test_the_online_head_is_the_probe_on_the_banks_features(
   assert rows[0]["weights"] == hashing.checksum(encoder.variables)
 
 
+@pytest.mark.parametrize("questions", [0, 1, 2])
+def test_a_signal_leaves_an_evaluation_out(
+  digits, said, evaluation_of, questions
+):
+  """Asked before each measurement and each batch of images."""
+  evaluation, written = evaluation_of()
+  answers = iter([False] * questions + [True])
+  evaluation.online(5, digits[2], written, lambda: next(answers))
+  assert not written.lines
+  assert not written.looked_at
+  assert said == ["The evaluation of step 5 is left out."]
+  assert next(answers, None) is None
+  evaluation.online(6, digits[2], written)  # And the next one is not.
+  assert set(written.lines[6]) == {"online/knn", "online/linear"}
+
+
 def test_images_without_labels_are_measured_too(
   digits, said, tmp_path, evaluation_of
 ):
