@@ -182,6 +182,9 @@ def base() -> ConfigDict:
       # "auto" for the range of their type. "": such an image is a bad image.
       value_range="",
       exif=False,  # Turn image files as their EXIF orientation says.
+      # Level of gray behind transparent pixels of image files: 255 is white.
+      # -1: the colors stored under them, often black, as torchvision has it.
+      background=-1,
       # folder: share of each class that is held out for evaluation, where there
       # is no evaluation part; chosen by the seed and the files' names.
       holdout=0.0,

@@ -29,6 +29,7 @@ def get_config(mode: str = ""):
   c.data.train_interpolation = "bilinear"
   c.data.antialias = True
   c.data.exif = True  # Phones store photos as the sensor lies.
+  c.data.background = 255  # White is what people see behind a drawing.
   c.checkpoint.every_steps = 500
   c.eval.batch_size = 256
   return common.finish(c, mode)

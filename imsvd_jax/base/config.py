@@ -25,6 +25,7 @@ ADDED_KEYS: dict[str, Any] = {
   "accumulate_steps": 1,
   "data.antialias": False,
   "data.train_interpolation": "",
+  "data.background": -1,
   "data.exif": False,
   "data.holdout": 0.0,
   "data.holdout_seed": 0,

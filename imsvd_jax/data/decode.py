@@ -22,7 +22,13 @@ import tensorflow as tf
 
 from imsvd_jax.data import crops, image_files
 from imsvd_jax.data.execution import num_threads
-from imsvd_jax.data.source import MAX_PIXELS, Decoding, Source, ValueRange
+from imsvd_jax.data.source import (
+  ALPHA_DROPPED,
+  MAX_PIXELS,
+  Decoding,
+  Source,
+  ValueRange,
+)
 
 _MAX_HALVINGS = 3  # libjpeg scales by 1, 1/2, 1/4 and 1/8.
 
@@ -30,6 +36,10 @@ _MAX_HALVINGS = 3  # libjpeg scales by 1, 1/2, 1/4 and 1/8.
 _DCT_METHOD = "INTEGER_ACCURATE"
 
 _PNG = b"\x89PNG"
+# Where a PNG says which of its colors are transparent, before its pixels; a
+# color profile may come first.
+_TRANSPARENCY_WITHIN = 1 << 16
+_HAS_TRANSPARENCY = r"(?s)\C*tRNS\C*"
 # Where EXIF data begin, if there are any; a text that RE2 can search bytes for.
 _EXIF_WITHIN = 1 << 12
 _HAS_EXIF = r"\C*(Exif\x00\x00|eXIf)\C*"
@@ -359,29 +369,36 @@ def decode_pixels(
   max_pixels: int = MAX_PIXELS,
   value_range: ValueRange = None,
   exif: bool = False,
+  background: int = ALPHA_DROPPED,
 ) -> tf.Tensor:
   """Decodes an image file to uint8 [height, width, C].
 
   Args:
     record: The contents of the file, a string scalar.
-    channels: C. Between 1, 3 and 4 gray is repeated; alpha is dropped, or added
-      where the file has none. Other numbers are the file's own.
+    channels: C. Between 1, 3 and 4 gray is repeated; alpha is added where the
+      file has none. Other numbers are the file's own.
     max_pixels: An image of more pixels, by its header, is an error.
     value_range: See `Source`; the result is float32 if there is one. Without
       one, an image that is not of 8 bits is an error.
     exif: Whether to turn the image as its EXIF orientation says.
+    background: See `Source`.
   """
-  return _decoded(record, Decoding(channels, max_pixels, value_range, exif))
+  how = Decoding(channels, max_pixels, value_range, exif, background)
+  return _decoded(record, how)
 
 
 def _decoded(record: tf.Tensor, how: Decoding) -> tf.Tensor:
   """Decodes JPEG and PNG by TensorFlow, other files by `image_files`."""
   if not _is_fast(how):
     return _decode_other(record, how)
+  is_png = _is_png(record)
+  if how.background != ALPHA_DROPPED and how.channels != 4:
+    # Lazily: another file may be too short to ask.
+    is_png = tf.cond(is_png, lambda: ~_is_for_pillow(record), lambda: is_png)
   return tf.case(
     [
       (tf.io.is_jpeg(record), lambda: _fast(record, how, _decode_jpeg)),
-      (_is_png(record), lambda: _fast(record, how, _decode_png)),
+      (is_png, lambda: _fast(record, how, _decode_png)),
     ],
     default=lambda: _decode_other(record, how),
   )
@@ -441,6 +458,22 @@ def _is_png(record: tf.Tensor) -> tf.Tensor:
   return tf.strings.substr(record, 0, len(_PNG)) == _PNG
 
 
+def _is_for_pillow(png: tf.Tensor) -> tf.Tensor:
+  """Returns whether a PNG of up to 8 bits may have transparent pixels."""
+  beginning = tf.strings.substr(png, 0, _TRANSPARENCY_WITHIN)
+  names_colors = tf.strings.regex_full_match(beginning, _HAS_TRANSPARENCY)
+  return (_png_bits(png) != 16) & (_has_alpha(png) | names_colors)
+
+
+def _png_bits(png: tf.Tensor) -> tf.Tensor:
+  return tf.io.decode_raw(tf.strings.substr(png, 24, 1), tf.uint8)[0]
+
+
+def _has_alpha(png: tf.Tensor) -> tf.Tensor:
+  kind = tf.io.decode_raw(tf.strings.substr(png, 25, 1), tf.uint8)[0]
+  return (kind == 4) | (kind == 6)
+
+
 def _decode_jpeg(record: tf.Tensor, how: Decoding) -> tf.Tensor:
   decode = lambda components: tf.io.decode_jpeg(
     record, components, dct_method=_DCT_METHOD
@@ -460,7 +493,7 @@ def _jpeg_channels(
 
 
 def _decode_png(record: tf.Tensor, how: Decoding) -> tf.Tensor:
-  bits = tf.io.decode_raw(tf.strings.substr(record, 24, 1), tf.uint8)[0]
+  bits = _png_bits(record)
   return tf.cond(
     bits == 16,
     lambda: _decode_deep_png(record, how),
@@ -472,10 +505,23 @@ def _decode_deep_png(record: tf.Tensor, how: Decoding) -> tf.Tensor:
   """Decodes 16 bits per level, to levels of 0 to 255."""
   if how.value_range is None:
     return _decode_other(record, how)  # Says why it does not.
-  image = tf.io.decode_png(record, how.channels, dtype=tf.uint16)
   low, high = image_files.limits(np.dtype(np.uint16), how.value_range)
-  levels = (tf.cast(image, tf.float32) - low) * (255 / (high - low))
-  return tf.clip_by_value(levels, 0.0, 255.0)
+
+  def levels(channels: int) -> tf.Tensor:
+    image = tf.io.decode_png(record, channels, dtype=tf.uint16)
+    scaled = (tf.cast(image, tf.float32) - low) * (255 / (high - low))
+    return tf.clip_by_value(scaled, 0.0, 255.0)
+
+  def on_background() -> tf.Tensor:
+    opacity = tf.io.decode_png(record, 4, dtype=tf.uint16)[..., 3:]
+    opacity = tf.cast(opacity, tf.float32) / 65535
+    return levels(how.channels) * opacity + how.background * (1 - opacity)
+
+  if how.background == ALPHA_DROPPED or how.channels == 4:
+    return levels(how.channels)
+  return tf.cond(
+    _has_alpha(record), on_background, lambda: levels(how.channels)
+  )
 
 
 def _decode_shallow_png(

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from imsvd_jax.data.source import Decoding
+from imsvd_jax.data.source import ALPHA_DROPPED, Decoding
 
 EXTENSIONS = (
   *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif"),
@@ -280,11 +280,22 @@ def _of_pillow(image: Any, how: Decoding, *, is_widened: bool) -> np.ndarray:
       pixels = pixels.astype(pixels.dtype.newbyteorder("="))
     return _with_channels(_levels(pixels[..., np.newaxis], how), how.channels)
   if how.channels in _MODES:
+    if how.background != ALPHA_DROPPED and how.channels != 4:
+      image = _on_background(image, how.background)
     image = image.convert(_MODES[how.channels])
   pixels = np.asarray(image)
   if pixels.ndim == 2:
     pixels = pixels[..., np.newaxis]
   return _with_channels(_levels(pixels, how), how.channels)
+
+
+def _on_background(image: Any, level: int) -> Any:
+  """Returns a Pillow image as it is seen on a level of gray."""
+  if not image.has_transparency_data:
+    return image
+  color = image.convert("RGBA")
+  behind = pillow().new("RGBA", image.size, (level, level, level, 255))
+  return pillow().alpha_composite(behind, color)
 
 
 def _why_unidentified(contents: bytes) -> str:
@@ -373,7 +384,11 @@ def _tiff(contents: bytes, how: Decoding) -> np.ndarray:
   pixels = {"YX": lambda p: p[..., np.newaxis], "SYX": _channels_last}.get(
     page.axes, lambda p: p
   )(pixels)
-  pixels = _with_channels(_levels(pixels, how), how.channels, alpha=alpha)
+  levels = _levels(pixels, how)
+  if alpha and how.background != ALPHA_DROPPED and how.channels in (1, 3):
+    levels = _mixed(levels, how.background, _is_premultiplied(page))
+    alpha = False
+  pixels = _with_channels(levels, how.channels, alpha=alpha)
   # Pillow always turns TIFF, too.
   return _turned(pixels, int(turn.value)) if turn else pixels
 
@@ -386,6 +401,21 @@ def _alpha(page: Any) -> bool:
   """Returns whether the last channel of gray or color is opacity."""
   has_room = page.samplesperpixel in (2, 4)
   return has_room and tuple(page.extrasamples)[:1] in ((1,), (2,))
+
+
+def _is_premultiplied(page: Any) -> bool:
+  """Returns whether colors are multiplied by their opacity already."""
+  return tuple(page.extrasamples)[:1] == (1,)
+
+
+def _mixed(
+  levels: np.ndarray, background: int, premultiplied: bool
+) -> np.ndarray:
+  """Returns color [h, w, 1 or 3] of color and opacity, seen on a level."""
+  color, opacity = levels[..., :-1], levels[..., -1:].astype(np.float32) / 255
+  seen = color if premultiplied else color * opacity
+  seen = np.clip(seen + background * (1 - opacity), 0, 255)
+  return _rounded(seen, levels.dtype).astype(levels.dtype)
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:

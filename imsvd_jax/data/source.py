@@ -52,6 +52,10 @@ ValueRange = tuple[float, float] | Literal["auto"] | None
 Fetch = Callable[["tf.Tensor"], "tf.Tensor"]
 
 
+# data.background, where the colors under transparent pixels are shown.
+ALPHA_DROPPED = -1
+
+
 class Decoding(NamedTuple):
   """How image files become pixels, see `Source`."""
 
@@ -59,6 +63,7 @@ class Decoding(NamedTuple):
   max_pixels: int = MAX_PIXELS
   value_range: ValueRange = None
   exif: bool = False
+  background: int = ALPHA_DROPPED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +105,9 @@ class Source:
       bits; "auto": those of their type. None: all images have 8 bits. With a
       range, pixels are float32 levels of 0 to 255, which are not rounded.
     exif: Whether image files are turned as their EXIF orientation says.
+    background: Level of gray, 0 to 255, that is behind transparent pixels of
+      image files; ALPHA_DROPPED shows the colors that are stored under them.
+      Images of four channels keep their alpha.
     images: uint8 [num_examples, height, width, channels], or None. Squares of
       a pack stand in for them.
     labels: int32 [num_examples]; None if there are none, or only in the stream.
@@ -140,6 +148,7 @@ class Source:
   max_pixels: int = MAX_PIXELS
   value_range: ValueRange = None
   exif: bool = False
+  background: int = ALPHA_DROPPED
   images: np.ndarray | Squares | None = None
   labels: np.ndarray | None = None
   multi_label: bool = False
@@ -180,7 +189,13 @@ class Source:
   @property
   def decoding(self) -> Decoding:
     """How image files become pixels."""
-    return Decoding(self.channels, self.max_pixels, self.value_range, self.exif)
+    return Decoding(
+      self.channels,
+      self.max_pixels,
+      self.value_range,
+      self.exif,
+      self.background,
+    )
 
   @property
   def pixel_type(self) -> type[np.generic]:
@@ -271,7 +286,23 @@ def decoding_of(settings: ConfigDict) -> dict[str, Any]:
     "max_pixels": setting(settings, "max_pixels"),
     "value_range": value_range_of(settings),
     "exif": setting(settings, "exif"),
+    "background": _background_of(settings),
   }
+
+
+def _background_of(settings: ConfigDict) -> int:
+  """Returns data.background.
+
+  Raises:
+    UserError: It is neither a level nor ALPHA_DROPPED.
+  """
+  level = setting(settings, "background")
+  if not ALPHA_DROPPED <= level <= 255:
+    raise UserError(
+      f"data.background is {level}; expected a level from 0 (black) to 255"
+      f" (white), or {ALPHA_DROPPED} for colors without their transparency."
+    )
+  return int(level)
 
 
 def value_range_of(settings: ConfigDict) -> ValueRange:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from imsvd_jax import data
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.data.source import Source
+from imsvd_jax.data.source import ALPHA_DROPPED, Source
 
 
 class DataSet:
@@ -92,4 +92,6 @@ def preparation(settings: ConfigDict) -> dict[str, Any]:
   names = ("resize", "crop", "interpolation", "channels", "mean", "std")
   found = {name: settings[name] for name in names}
   optional = {name: settings.get(name) for name in ("exif", "value_range")}
+  if settings.get("background", ALPHA_DROPPED) != ALPHA_DROPPED:
+    found["background"] = settings.background
   return found | {name: value for name, value in optional.items() if value}

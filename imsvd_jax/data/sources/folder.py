@@ -13,8 +13,9 @@ labels in a table instead.
 Pipes, devices, sockets and looping links are skipped and counted: reading one
 could wait for ever. A broken link is a bad image.
 
-Gray, RGBA and CMYK files become RGB (alpha is dropped); an animation gives its
-first frame. `image_files` says which formats there are.
+Gray, RGBA and CMYK files become RGB (transparent pixels as `data.background`
+says); an animation gives its first frame. `image_files` says which formats
+there are.
 """
 
 from __future__ import annotations
