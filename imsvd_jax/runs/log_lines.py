@@ -93,8 +93,11 @@ def _has_log(workdir: str) -> bool:
 def describe_end(writer: metrics.MetricWriter) -> None:
   """Prints the verdict on a run that has ended."""
   found = verdict.judge(writer.history)
-  if found is not None:
-    console.print_result(f"\nVerdict: {found}")
+  if found is None:
+    return
+  if found.state == verdict.WARMING_UP and not found.advice:
+    found = found._replace(state="too short to judge")
+  console.print_result(f"\nVerdict: {found}")
 
 
 def describe_next(workdir: str) -> None:
