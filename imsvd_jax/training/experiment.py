@@ -22,6 +22,7 @@ from imsvd_jax.models import (
   check_size,
   make_backbone,
 )
+from imsvd_jax.models.resnet import MAX_POOL_GRID
 from imsvd_jax.objectives import OBJECTIVES, Objective
 from imsvd_jax.training import micro_batches, verdict
 from imsvd_jax.training.augment import Augmentation
@@ -348,6 +349,7 @@ _LIMITS = {
   "target_momentum": (0, 1),
   "model.width_multiplier": (_POSITIVE, _ANY),
   "model.patch_size": (0, _ANY),
+  "model.pool_grid": (1, MAX_POOL_GRID),
   "model.registers": (0, _ANY),
   "model.layer_scale": (0, _ANY),
   "model.drop_path": (0, 1 - math.ulp(0.5)),  # Less than all.
@@ -365,6 +367,7 @@ _LIMITS = {
   "data.resize": (1, _ANY),
   "data.crop": (1, _ANY),
   "data.max_pixels": (1, 2**31),
+  "data.background": (-1, 255),
   "data.holdout": (0, MAX_HOLDOUT),
   "data.holdout_seed": (0, _ANY),
   "views.num_local": (0, _ANY),
