@@ -297,12 +297,12 @@ def _background_of(settings: ConfigDict) -> int:
     UserError: It is neither a level nor ALPHA_DROPPED.
   """
   level = setting(settings, "background")
-  if not ALPHA_DROPPED <= level <= 255:
+  if not isinstance(level, int) or not ALPHA_DROPPED <= level <= 255:
     raise UserError(
-      f"data.background is {level}; expected a level from 0 (black) to 255"
+      f"data.background is {level!r}; expected a level from 0 (black) to 255"
       f" (white), or {ALPHA_DROPPED} for colors without their transparency."
     )
-  return int(level)
+  return level
 
 
 def value_range_of(settings: ConfigDict) -> ValueRange:
