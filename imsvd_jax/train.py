@@ -119,7 +119,7 @@ def _pretrain(
           run.log.flush()  # The order of lines must not depend on the clock.
           lock.check()
           with run.log.paused():
-            evaluation.online(step, state, run.writer, lambda: stop.asked)
+            evaluation.online(step, state, run.writer)
             judgment = run.log.judge(step)
           is_last |= experiment_lib.ends(config, judgment.state)
 
