@@ -225,7 +225,7 @@ def _flips(
     [len(c) - np.bincount(c).max() >= MIN_IMAGES for c in codes.T]
   )
   found = {}
-  whole = [f"{WHOLE_IMAGE}_{name}" for name in drawing.names]
+  whole = [WHOLE_IMAGE] * len(drawing.names)
   for names in (drawing.names, whole):
     result = intervene(
       lambda x: units.codes_of(x)[:, varies],

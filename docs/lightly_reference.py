@@ -71,6 +71,8 @@ class Backbone(ResNet):
     if not pool:
       self.maxpool = torch.nn.Identity()
     self.layer4 = self.fc = torch.nn.Identity()
+    self.avgpool = torch.nn.AdaptiveAvgPool2d(config.model.pool_grid)
+    self.num_features = 4 * self.filters * config.model.pool_grid**2
 
   def _make_layer(self, block: Any, planes: int, *rest: Any, **named: Any):
     if planes == 64:
@@ -83,7 +85,7 @@ class Backbone(ResNet):
 def network(config: ConfigDict) -> torch.nn.Module:
   """Returns backbone and projector."""
   layers: list[torch.nn.Module] = [Backbone(config)]
-  widths = (4 * layers[0].filters, *config.model.projector)
+  widths = (layers[0].num_features, *config.model.projector)
   for inputs, outputs in itertools.pairwise(widths[:-1]):
     layers += [
       torch.nn.Linear(inputs, outputs),

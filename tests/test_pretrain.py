@@ -1,6 +1,7 @@
 """`imsvd_jax.pretrain`, and what it makes of its arguments."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 import imsvd_jax
+from imsvd_jax.base import tensorflow_notes
 from imsvd_jax.base.config import as_json, flatten
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.commands import one_call
@@ -98,22 +100,24 @@ def test_mistakes_are_one_line(keys, message, folder, tmp_path):
 
 
 @pytest.mark.proof
-def test_tensorflow_does_not_announce_what_nothing_here_uses():
+def test_nothing_but_ours_is_printed(folder, tmp_path):
   code = (
-    "import imsvd_jax; imsvd_jax.pretrain; import tensorflow as tf;"
-    " tf.config.list_physical_devices(); tf.constant(1) + 1"
+    "import sys, imsvd_jax; imsvd_jax.pretrain(sys.argv[1], sys.argv[2],"
+    f" recipe={RECIPE!r}, **{SMALL!r})"
   )
   # Without what the tests themselves set.
   environment = {k: v for k, v in os.environ.items() if k[:3] != "TF_"}
   done = subprocess.run(
-    [sys.executable, "-c", code],
+    [sys.executable, "-c", code, folder, tmp_path / "run"],
     cwd=ROOT,
     env=environment,
     capture_output=True,
     text=True,
     check=True,
   )
+  assert not re.search(tensorflow_notes.KNOWN, done.stderr, re.MULTILINE)
   assert "oneDNN" not in done.stderr
+  assert re.search("^Model: resnet8, ", done.stdout + done.stderr, re.MULTILINE)
 
 
 def test_a_run_needs_a_directory(folder):

@@ -2,6 +2,13 @@
 
 import os
 
+# A regular expression, also of grep: lines that are no news at any level.
+KNOWN = (
+  r"^WARNING: All log messages before absl::InitializeLog"
+  r"|^[IWE]0000 .* (port|cudart_stub|cuda_platform|cpu_feature_guard)\.cc:"
+  r"|^To enable the following instructions: "
+)
+
 
 def hide(level: int) -> None:
   """Call it before TensorFlow is imported; the user's own settings win.

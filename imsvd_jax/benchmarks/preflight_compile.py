@@ -18,11 +18,10 @@ from imsvd_jax.benchmarks.costs.chips import Chip
 from imsvd_jax.benchmarks.costs.compiled_step import Bound, Memory, Part, Report
 from imsvd_jax.benchmarks.costs.slices import Slice, compile_only, get_slice
 from imsvd_jax.benchmarks.text import Findings, binary_size, quantity
+from imsvd_jax.data import DRAWN
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training.sharding import MODES
 
-# Sources that make data.num_examples images; others know their own number.
-_MAKE_NUM_EXAMPLES = ("shapes", "synthetic")
 _IMAGES_PER_CHIP = 8  # The step of --find_batch.
 _MILLION = 1_000_000
 
@@ -51,7 +50,7 @@ def measure(
   compile_only(topology)
   slice_ = get_slice(topology)
   config = config.copy_and_resolve_references()
-  if num_examples is None and config.data.name in _MAKE_NUM_EXAMPLES:
+  if num_examples is None and config.data.name in DRAWN:
     num_examples = config.data.num_examples
   if find_batch:
     config.batch_size = _largest_batch(config, slice_, num_examples)

@@ -4,6 +4,7 @@ Every command goes through `run`, which turns a `UserError` (and a wrong flag)
 into one line on standard error and an exit code.
 """
 
+import difflib
 import logging
 import os
 import pathlib
@@ -16,6 +17,7 @@ from typing import Any, NoReturn, TextIO, cast
 
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import ConfigDict
 
 from imsvd_jax.base import (
   cpu_devices,
@@ -58,7 +60,11 @@ def pick(
   """
   word = sys.argv[1] if len(sys.argv) > 1 else ""
   if word in ("", "help", *HELP):
-    _print_and_exit(help_page.commands_page(program, commands, about))
+    _print_and_exit(
+      help_page.commands_page(
+        program, commands, about, has_version=bool(version)
+      )
+    )
   if version and word == "--version":
     _print_and_exit(version)
   name = word.replace("-", "_")
@@ -241,8 +247,31 @@ def _unknown_flag(name: str) -> str:
       f"--{name} changes a key of a recipe, and there is none; give one, for"
       f" example --config={recipe_files.EXAMPLE}."
     )
-  hint = suggestion(name.replace("-", "_"), help_page.own_names())
-  return f"Unknown flag --{name}.{hint} --help lists the flags."
+  known = name.replace("-", "_")
+  hint = suggestion(known, help_page.own_names())
+  return (
+    f"Unknown flag --{name}.{hint or _as_key(known)} --help lists the flags."
+  )
+
+
+def _as_key(name: str) -> str:
+  """Returns what to write where the name of a flag is a key of the recipe."""
+  if "config" not in flags.FLAGS:
+    return ""
+  keys = _leaves(flags.FLAGS["config"].value or ConfigDict())
+  of_name = [key for key in keys if key.rpartition(".")[2] == name]
+  close = of_name or difflib.get_close_matches(name, keys, 1) or ["KEY=VALUE"]
+  shown = " or ".join(f"--config.{key}" for key in close[:3])
+  return f" Keys of a recipe are flags, too: {shown}."
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> list[str]:
+  """Returns the keys that hold values: "optimizer.name"."""
+  found = []
+  for key, value in config.items():
+    is_part = isinstance(value, ConfigDict)
+    found += _leaves(value, f"{prefix}{key}.") if is_part else [prefix + key]
+  return found
 
 
 def _unknown_key(error: Exception) -> str:
@@ -262,8 +291,10 @@ def _wrong_value(error: Exception) -> str:
   text = _one_line(error).removeprefix("flag ")
   # A recipe that raised: its own message is what the user needs.
   text = re.sub(r"Error whilst parsing config file: (ValueError: )?", "", text)
-  text = text.replace(f"{recipe_files.FOLDER}{os.sep}", "")
   name, _, value = text.removeprefix("--").partition("=")
+  if name == "config":
+    recipe, _, why = value.partition(": ")
+    return f"--config={recipe_files.shown(recipe)}: {why}"
   expected = help_page.expected(name)
   if not expected:
     return text

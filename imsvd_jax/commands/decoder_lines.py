@@ -13,6 +13,8 @@ import sys
 
 from absl import logging as absl_logging
 
+from imsvd_jax.base import tensorflow_notes
+
 _DECODERS_SAY = (
   r"^(Corrupt JPEG data|Premature end of JPEG|Not a JPEG file|JPEG datastream"
   r"|Unsupported (JPEG|marker|color)|Invalid (JPEG|SOS|progressive|component)"
@@ -22,13 +24,7 @@ _DECODERS_SAY = (
   r"|Application transferred too|Cannot (quantize|transcode)|Didn't expect more"
   r"|libpng |TIFF|Insufficient memory \(case)|jpeg_mem\.cc:"
 )
-# At every level of its logging.
-_TENSORFLOW_SAYS = (
-  r"^WARNING: All log messages before absl::InitializeLog"
-  r"|^[IWE]0000 .* (port|cudart_stub|cuda_platform|cpu_feature_guard)\.cc:"
-  r"|^To enable the following instructions: "
-)
-_HIDDEN = f"{_DECODERS_SAY}|{_TENSORFLOW_SAYS}"
+_HIDDEN = f"{_DECODERS_SAY}|{tensorflow_notes.KNOWN}"
 
 
 def hide() -> None:

@@ -11,7 +11,11 @@ _WIDTH = 80
 
 
 def commands_page(
-  program: str, commands: Mapping[str, str], about: str = ""
+  program: str,
+  commands: Mapping[str, str],
+  about: str = "",
+  *,
+  has_version: bool = False,
 ) -> str:
   """Returns the list of a program's commands, one line each."""
   rows = _rows(commands)
@@ -19,6 +23,7 @@ def commands_page(
   return (
     f"{text}Usage: {program} COMMAND [flags]\n\nCommands:\n{rows}\n\n"
     f"{program} COMMAND --help describes a command and its flags."
+    + (f"\n{program} --version prints the version." if has_version else "")
   )
 
 

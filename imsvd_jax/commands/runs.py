@@ -1,4 +1,4 @@
-"""Lists the runs in a folder: recipe, step, age, verdict, accuracy.
+"""Lists the runs in a folder: what, step, age, verdict, accuracy.
 
   imsvd runs
   imsvd runs ~/experiments

@@ -14,9 +14,10 @@ from typing import Literal, overload
 from ml_collections import ConfigDict
 
 from imsvd_jax.base import errors
+from imsvd_jax.data import quiet_import
 from imsvd_jax.data import source as source_lib
 from imsvd_jax.data.source import Source
-from imsvd_jax.data.sources import arrays, digits, shapes, synthetic
+from imsvd_jax.data.sources import arrays, digits, scenes, shapes, synthetic
 
 
 def _folder(settings: ConfigDict, split: str) -> Source | None:
@@ -49,13 +50,16 @@ SOURCES = {
   "digits": digits.make,
   "folder": _folder,
   "pack": _pack,
+  "scenes": scenes.make,
   "shapes": shapes.make,
   "synthetic": synthetic.make,
   "tar": _tar,
   "tfds": _tfds,
 }
-# Those that draw their images, or come with a package.
-WITHOUT_FILES = ("digits", "shapes", "synthetic")
+_WITH_TENSORFLOW = ("folder", "pack", "tar", "tfds")
+# Those that draw data.num_examples images; others know their own number.
+DRAWN = ("scenes", "shapes", "synthetic")
+WITHOUT_FILES = ("digits", *DRAWN)
 
 
 @overload
@@ -94,6 +98,8 @@ def make_source(settings: ConfigDict, split: str) -> Source | None:
       f" {settings.name!r}; use its splits, such as 'train[:90%]' of TFDS."
     )
   with tensorflow_needed(f"Source {name!r}"):
+    if name in _WITH_TENSORFLOW:
+      quiet_import.import_tensorflow()
     source = make(settings, split_name)
   if source is None:
     return None

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from imsvd_jax.base.config import ADDED_KEYS
 from imsvd_jax.base.errors import UserError, lookup
 from imsvd_jax.base.files import printable
-from imsvd_jax.data import SOURCES, WITHOUT_FILES, tensorflow_needed
+from imsvd_jax.data import DRAWN, SOURCES, WITHOUT_FILES, tensorflow_needed
 from imsvd_jax.data.sources import arrays, digits
 
 EXPECTED = "folder:DIR, arrays:FILE, tar:DIR, pack:DIR, tfds:NAME or digits"
@@ -18,7 +18,6 @@ OF_ITS_OWN_DATA = (
   *("holdout", "holdout_seed", "image_key", "label_key", "labels"),
 )
 
-_DRAWN = ("shapes", "synthetic")
 # Usual names of splits to evaluate on, those without hidden labels first.
 _EVALUATION = ("validation", "val", "valid", "test")
 
@@ -69,7 +68,7 @@ def choose(settings: ConfigDict, text: str) -> None:
       images as the settings say, which do not.
   """
   settings.name, settings.path = name_and_path(text)
-  if settings.name not in _DRAWN:
+  if settings.name not in DRAWN:
     settings.num_examples = 0
   elif not settings.num_examples:
     raise UserError(

@@ -29,6 +29,7 @@ class Survey:
     sides: int32 [n, 2], height and width of the readable images.
     bad: Names of unreadable images by the reason.
     names_of: Names of all images by the digest of their content.
+    flat: Names of images of one color only.
     class_counts: Images by class; empty without labels.
     mean: Of each channel, in units of the range of values, each image counting
       alike.
@@ -50,6 +51,7 @@ class Survey:
   names_of: dict[bytes, list[str]] = dataclasses.field(
     default_factory=lambda: collections.defaultdict(list)
   )
+  flat: list[str] = dataclasses.field(default_factory=list)
   class_counts: dict[str, int] = dataclasses.field(default_factory=dict)
   mean: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
   std: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
@@ -98,6 +100,8 @@ def survey(source: Source, done: Callable[[int], None]) -> Survey:
       sides.append(row["sides"])
       moments.append(row["moments"])
       extremes.append(row["extremes"])
+      if np.array_equal(*row["extremes"]):
+        found.flat.append(name)
       found.names_of[_digest(row["content"])].append(name)
     else:
       found.bad[faults.why_bad(source, index)].append(name)

@@ -387,7 +387,7 @@ def _summary(scalars: Mapping[str, float]) -> str:
     "linear": "linear {:.2%}",
     "collapse/rank_me/features": "RankMe {:.1f}",
     "collapse/lidar": "LiDAR {:.1f}",
-    "collapse/codes/entropy_mean": "entropy of a variable {:.2f} nats",
+    "collapse/codes/entropy_mean": "entropy of the chosen bins {:.2f} nats",
   }
   return ", ".join(
     text.format(scalars[name])

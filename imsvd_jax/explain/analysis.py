@@ -16,6 +16,9 @@ from imsvd_jax.explain.captions import Caption, Captions
 from imsvd_jax.explain.factors import Factor
 from imsvd_jax.explain.interventions import Interventions, Selectivity
 
+# Prefixes of arrays in the file: of what flips, and of its selectivity.
+_INTERVENTIONS = ("intervention/", "selectivity/")
+_EDITS = ("edit/", "edit_selectivity/")
 _Part = TypeVar("_Part")
 _Row = TypeVar("_Row", Caption, Selectivity)
 
@@ -141,8 +144,7 @@ class Analysis:
   factors: tuple[Factor, ...] = ()  # The label first, if there is one.
   scores: FactorScores | None = None  # None when no factor is known.
   patches: Patches | None = None  # None when no masks of objects are known.
-  # By augmentation, [M], share of images whose bin it changes.
-  flip_rates: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  edits: Interventions | None = None  # None where none were made.
   interventions: Interventions | None = None  # None without a drawing.
   captions: Captions | None = None  # None where they were not looked for.
   seconds: float = 0.0  # Of the pass over the images, with compilation.
@@ -173,8 +175,6 @@ class Analysis:
     for part in (*parts, self.patches):
       fields = {} if part is None else vars(part)
       arrays |= {n: v for n, v in fields.items() if isinstance(v, np.ndarray)}
-    for name, rates in self.flip_rates.items():
-      arrays[f"flip_rate/{name}"] = rates
     for i, factor in enumerate(self.factors):
       arrays[f"factor/{i}/name"] = np.array(factor.name)
       arrays[f"factor/{i}/values"] = factor.values
@@ -185,11 +185,8 @@ class Analysis:
     if (names := self.captions) is not None:
       arrays["caption/num_used"] = np.array(names.num_used)
       arrays |= _columns("caption/", Caption, names.confirmed)
-    if (found := self.interventions) is not None:
-      arrays["intervention/factors"] = np.array(found.factors)
-      arrays["intervention/images"] = found.images
-      arrays["intervention/flips"] = found.flips
-      arrays |= _columns("selectivity/", Selectivity, found.selectivity)
+    arrays |= _flip_arrays(self.interventions, *_INTERVENTIONS)
+    arrays |= _flip_arrays(self.edits, *_EDITS)
     with (
       files.in_place_when_done(path) as unfinished,
       open(unfinished, "wb") as file,  # Given a name, NumPy appends ".npz".
@@ -211,8 +208,6 @@ class Analysis:
       factors.append(Factor(name, arrays[at + "values"], names, ordered))
       if at + "counts" in arrays:
         class_counts[name] = arrays[at + "counts"]
-    prefix = "flip_rate/"
-    rates = {n: v for n, v in arrays.items() if n.startswith(prefix)}
     return cls(
       indices=arrays["indices"],
       features=_part(Features, arrays),
@@ -222,8 +217,8 @@ class Analysis:
       factors=tuple(factors),
       patches=_part(Patches, arrays),
       scores=_part(FactorScores, arrays | {"class_counts": class_counts}),
-      flip_rates={n.removeprefix(prefix): v for n, v in rates.items()},
-      interventions=_interventions(arrays),
+      interventions=_flips(arrays, *_INTERVENTIONS),
+      edits=_flips(arrays, *_EDITS),
       captions=_captions(arrays),
       seconds=float(arrays["seconds"]),
       images_per_second=float(arrays["images_per_second"]),
@@ -264,12 +259,27 @@ def _captions(arrays: Mapping[str, Any]) -> Captions | None:
   return Captions(confirmed, int(arrays["caption/num_used"]))
 
 
-def _interventions(arrays: Mapping[str, Any]) -> Interventions | None:
-  if "intervention/factors" not in arrays:
+def _flip_arrays(
+  found: Interventions | None, prefix: str, of_selectivity: str
+) -> dict[str, np.ndarray]:
+  if found is None:
+    return {}
+  return {
+    f"{prefix}factors": np.array(found.factors),
+    f"{prefix}images": found.images,
+    f"{prefix}flips": found.flips,
+    **_columns(of_selectivity, Selectivity, found.selectivity),
+  }
+
+
+def _flips(
+  arrays: Mapping[str, Any], prefix: str, of_selectivity: str
+) -> Interventions | None:
+  if f"{prefix}factors" not in arrays:
     return None
   return Interventions(
-    tuple(arrays["intervention/factors"].tolist()),
-    arrays["intervention/images"],
-    arrays["intervention/flips"],
-    _rows("selectivity/", Selectivity, arrays),
+    tuple(arrays[f"{prefix}factors"].tolist()),
+    arrays[f"{prefix}images"],
+    arrays[f"{prefix}flips"],
+    _rows(of_selectivity, Selectivity, arrays),
   )

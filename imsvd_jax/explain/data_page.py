@@ -71,6 +71,7 @@ def report_of(source: Source) -> tuple[list[str], Survey]:
     f"Kinds: {_counts(found.kinds)}.",
     f"Sizes: {_sizes(found.sides)}.",
     *_bad(found),
+    *_flat(found),
     *_duplicates(found),
     *_balance(found),
     *_statistics(found),
@@ -102,6 +103,14 @@ def _bad(found: Survey) -> list[str]:
   for reason, names in sorted(found.bad.items()):
     lines.append(f"  {len(names)} x {reason}: {listing(names, 3)}")
   return lines
+
+
+def _flat(found: Survey) -> list[str]:
+  if not found.flat:
+    return []
+  return [
+    f"Of one color only: {len(found.flat)} images: {listing(found.flat, 3)}"
+  ]
 
 
 def _duplicates(found: Survey) -> list[str]:

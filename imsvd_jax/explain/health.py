@@ -10,6 +10,9 @@ from imsvd_jax.explain.factors import Factor
 
 # Two variables that share more of their entropy say mostly the same.
 _MOSTLY_SHARED = 0.5
+# Below this mean probability of their bin, variables decide nothing.
+_LEAST_CONFIDENCE = 0.5
+_CONFIDENCE = "Confidence"
 
 
 class Indicator(NamedTuple):
@@ -18,7 +21,7 @@ class Indicator(NamedTuple):
   name: str  # Short title.
   value: str  # The number as text, with its unit.
   share: float  # 0..1, where it lies on a scale whose right end is best.
-  level: str  # "good", "fair" or "poor".
+  level: str  # "good", "fair", "poor" or "no verdict".
   meaning: str  # One sentence.
 
 
@@ -48,11 +51,27 @@ def indicators(analysis: Analysis) -> list[Indicator]:
       found.append(
         _independence_indicator(analysis.code, analysis.pairs, label)
       )
+    if analysis.code.confidence.mean() < _LEAST_CONFIDENCE:
+      found = [_undecided(indicator) for indicator in found]
   if analysis.views is not None:
     found.append(_agreement_indicator(analysis.views))
   if analysis.features.feature_covariance is not None:
     found.append(_rank_indicator(analysis.features.feature_covariance))
   return found
+
+
+def _undecided(indicator: Indicator) -> Indicator:
+  """Returns an indicator of variables whose bins mean nothing yet.
+
+  The probabilities of random weights are nearly uniform: such variables use
+  every bin and share nothing, and know nothing either.
+  """
+  if indicator.name == _CONFIDENCE or indicator.level == "poor":
+    return indicator
+  return indicator._replace(
+    level="no verdict",
+    meaning=f"{indicator.meaning} No verdict while confidence is poor.",
+  )
 
 
 def _code_indicators(code: Code) -> list[Indicator]:
@@ -67,14 +86,14 @@ def _code_indicators(code: Code) -> list[Indicator]:
       f"{used:.0%}",
       used,
       _level(used, 0.8, 0.5),
-      f"Mean entropy of a variable, of the {np.log(bins):.2f} nats that "
-      f"{bins} equally used bins would have.",
+      f"Mean entropy of a variable's mean probabilities, of the "
+      f"{np.log(bins):.2f} nats that {bins} equally used bins would have.",
     ),
     Indicator(
-      "Confidence",
+      _CONFIDENCE,
       f"{confidence:.2f}",
       confidence,
-      _level(confidence, 0.8, 0.5),
+      _level(confidence, 0.8, _LEAST_CONFIDENCE),
       "Mean largest probability: 1 when every variable decides for one bin.",
     ),
     Indicator(

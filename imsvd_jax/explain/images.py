@@ -42,7 +42,7 @@ class Drawing:
   Attributes:
     draw: Rows of factors -> images, prepared as in `Images.batches`.
     factors: float32 [n, columns], of some images.
-    names: Of the columns.
+    names: Of the factor of each column; a color's columns share one.
   """
 
   draw: Callable[[np.ndarray], np.ndarray]

@@ -1,13 +1,14 @@
-"""Meaning by intervention: change one factor of an image, and nothing else.
+"""Meaning by intervention: change one thing of an image, and nothing else.
 
 Where images are drawn from factors, each is drawn twice, the second time with
-one factor of another image. The bins that flip depend on that factor: unlike a
-correlation, this says what a variable reacts to.
+one factor of another image. Any image can be edited: see `probes`. The bins
+that flip depend on what was changed: unlike a correlation, this says what a
+variable reacts to.
 """
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,24 +34,27 @@ class Selectivity(NamedTuple):
 
 
 class Interventions(NamedTuple):
-  """Which variables flip when a factor changes."""
+  """Which variables flip when a factor, or an edit, changes the image."""
 
   factors: tuple[str, ...]
-  images: np.ndarray  # int [K], images whose factor changed.
+  images: np.ndarray  # int [K], images that changed.
   flips: np.ndarray  # [K, M], share of these whose bin flips.
-  selectivity: tuple[Selectivity, ...]
+  selectivity: tuple[Selectivity, ...]  # Empty for one variable or image.
 
-  def lines(self) -> list[str]:
-    """Returns a table as text."""
+  def lines(self, title: str) -> list[str]:
+    """Returns the selectivity as text under a title, if there is any."""
+    if not self.selectivity:
+      return []
     width = max(map(len, self.factors))
-    lines = ["Flips when one factor changes and nothing else does"]
-    for one in self.selectivity:
-      lines.append(
+    return [
+      title,
+      *(
         f"  {one.factor:<{width}}  v{one.variable} {one.flips:.2f}, others"
         f" {one.others:.2f}, ratio {one.ratio:.1f} [{one.low:.1f},"
         f" {one.high:.1f}]"
-      )
-    return lines
+        for one in self.selectivity
+      ),
+    ]
 
   def table(self) -> str:
     """Returns flips of each factor and variable with 95% intervals, as CSV."""
@@ -81,35 +85,45 @@ def intervene(
   draw: Callable[[np.ndarray], np.ndarray],
   factors: np.ndarray,
   names: Sequence[str],
-) -> Interventions:
+) -> Interventions | None:
   """Changes each factor of all images, one at a time.
 
-  Columns such as foreground_red and foreground_green change together, as the
-  factor "foreground".
-
   Args:
-    codes_of: Images -> their bins, int [n, M], M >= 2.
+    codes_of: Images -> their bins, int [n, M].
     draw: Factors float32 [n, columns] -> images.
     factors: Those of the images, [N, columns].
-    names: Of the columns.
+    names: Of the factor of each column; columns of one name change together.
+
+  Returns:
+    What flipped; None where all images have the same factors.
   """
   groups: dict[str, list[int]] = {}
   for column, name in enumerate(names):
-    groups.setdefault(name.partition("_")[0], []).append(column)
+    groups.setdefault(name, []).append(column)
   order = np.random.default_rng(0)
   before = codes_of(draw(factors))
-  images, flips, selectivity = [], [], []
+  flips = {}
   for name, columns in groups.items():
     changed = factors.copy()
     # Of other images: the factor keeps its distribution.
     changed[:, columns] = order.permutation(factors[:, columns])
     moved = (changed != factors).any(axis=1)
-    is_flipped = codes_of(draw(changed[moved])) != before[moved]
-    images.append(len(is_flipped))
-    flips.append(is_flipped.mean(axis=0))
-    selectivity.append(_selectivity(name, is_flipped))
+    if moved.any():
+      flips[name] = codes_of(draw(changed[moved])) != before[moved]
+  return judge(flips) if flips else None
+
+
+def judge(flips: Mapping[str, np.ndarray]) -> Interventions:
+  """Sums up which bins flipped: bool [n, M] by factor or edit."""
   return Interventions(
-    tuple(groups), np.array(images), np.stack(flips), tuple(selectivity)
+    tuple(flips),
+    np.array([len(is_flipped) for is_flipped in flips.values()]),
+    np.stack([is_flipped.mean(axis=0) for is_flipped in flips.values()]),
+    tuple(
+      _selectivity(name, is_flipped)
+      for name, is_flipped in flips.items()
+      if min(is_flipped.shape) > 1
+    ),
   )
 
 

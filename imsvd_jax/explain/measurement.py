@@ -1,7 +1,7 @@
 """All numbers of an explanation, pass by pass."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -87,14 +87,12 @@ def analyze(
     return found
   return dataclasses.replace(
     found,
-    interventions=_interventions(
-      subject, images, found.num_variables, options.max_flip_images
-    ),
+    interventions=_interventions(subject, images, options.max_flip_images),
     captions=_captions(found, found.code, factors, images),
     scores=_scores(found.code, factors, untrained, images, common),
     views=_views(subject, images, found, options, common),
     patches=_patches(subject, untrained, images, found.code, common),
-    flip_rates=_flip_rates(
+    edits=_edits(
       subject, images, found, options.max_flip_images, key=key, **common
     ),
   )
@@ -207,11 +205,11 @@ def _captions(
 
 
 def _interventions(
-  subject: Subject, images: Images, num_variables: int, max_images: int
+  subject: Subject, images: Images, max_images: int
 ) -> Interventions | None:
   """Changes one factor at a time where images are drawn from factors."""
   drawing = images.drawing
-  if drawing is None or not max_images or num_variables < 2:
+  if drawing is None or not max_images:
     return None
   encode = jax.jit(subject.encode)
 
@@ -335,15 +333,16 @@ def _view_examples(
   }
 
 
-def _flip_rates(
+def _edits(
   subject: Subject,
   images: Images,
   found: Analysis,
   max_images: int,
   **options: Any,
-) -> Mapping[str, np.ndarray]:
+) -> Interventions | None:
+  """Makes single edits of some images."""
   count = min(max_images, len(found.indices))
   if not count:
-    return {}
+    return None
   some = _some_images(images, found, count)
-  return probes.flip_rates(subject, some, num_images=count, **options)
+  return probes.measure(subject, some, num_images=count, **options)

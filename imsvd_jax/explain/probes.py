@@ -1,8 +1,9 @@
-"""Single augmentations at a stated strength, and what they do to the codes.
+"""Single edits of images at a stated strength, and what they do to the codes.
 
 Training mixes augmentations at random; to ask which one a variable answers
-to, each is applied alone. A probe is (keys [B], images [B, H, W, C] in
-0..255) -> pixels of the same shape and range, float32.
+to, each is applied alone, and so are edits that training may not have. A probe
+is (keys [B], images [B, H, W, C] in 0..255) -> pixels of the same shape and
+range, float32.
 """
 
 import math
@@ -16,7 +17,9 @@ from jax.sharding import Mesh
 
 from imsvd_jax.base import console, devices, pixels
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.explain import interventions
 from imsvd_jax.explain.images import Batches, padded_batches
+from imsvd_jax.explain.interventions import Interventions
 from imsvd_jax.explain.subject import Subject
 
 Probe = Callable[[jax.Array, jax.Array], jax.Array]
@@ -83,9 +86,49 @@ def noise(keys: jax.Array, images: jax.Array) -> jax.Array:
   return jnp.clip(_float(images) + 16 * jax.vmap(draw)(keys), 0, 255)
 
 
+def occlude(keys: jax.Array, images: jax.Array) -> jax.Array:
+  """Covers a random rectangle of half the sides with the image's mean color."""
+  height, width = images.shape[1:3]
+  rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+
+  def one(key: jax.Array, image: jax.Array) -> jax.Array:
+    top, left = jax.random.uniform(key, (2,)) * jnp.array([height, width]) / 2
+    is_covered = (rows >= top) & (rows < top + height / 2)
+    is_covered &= (columns >= left) & (columns < left + width / 2)
+    return jnp.where(is_covered[..., None], image.mean((0, 1)), image)
+
+  return jax.vmap(one)(keys, _float(images))
+
+
+def rotate(keys: jax.Array, images: jax.Array) -> jax.Array:
+  """Turns by 30 degrees, to the left or to the right; edges are repeated."""
+  height, width = images.shape[1:3]
+  y, x = jnp.meshgrid(
+    jnp.arange(height) - (height - 1) / 2,
+    jnp.arange(width) - (width - 1) / 2,
+    indexing="ij",
+  )
+
+  def one(key: jax.Array, image: jax.Array) -> jax.Array:
+    angle = jnp.where(jax.random.bernoulli(key), 1, -1) * math.pi / 6
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    places = [
+      cos * y + sin * x + (height - 1) / 2,
+      cos * x - sin * y + (width - 1) / 2,
+    ]
+    turn = lambda plane: jax.scipy.ndimage.map_coordinates(
+      plane, places, order=1, mode="nearest"
+    )
+    return jax.vmap(turn, in_axes=-1, out_axes=-1)(image)
+
+  return jax.vmap(one)(keys, _float(images))
+
+
 PROBES: dict[str, Probe] = {
   "mirror": flip,
   "crop 50%": crop,
+  "rotate 30°": rotate,
+  "occlude 25%": occlude,
   "darker": _of_planes(
     lambda x: pixels.adjust_brightness(x, _constant(x, 0.6))
   ),
@@ -105,7 +148,7 @@ PROBES: dict[str, Probe] = {
 }
 
 
-def flip_rates(
+def measure(
   subject: Subject,
   batches: Batches,
   *,
@@ -114,18 +157,15 @@ def flip_rates(
   key: jax.Array | None = None,
   num_images: int | None = None,
   report: Callable[[str], None] = console.print_line,
-) -> dict[str, np.ndarray]:
-  """Measures how often each augmentation alone changes the most probable bin.
+) -> Interventions:
+  """Measures which variables change their most probable bin by each edit alone.
 
   Args:
     batches: As in `images.Images`; all of their images count. To look at fewer,
       give some from everywhere in the data set, which may be sorted by class.
-    probes: Augmentations by name; by default `PROBES`.
+    probes: Edits by name; by default `PROBES`.
     key: Random key; an image's draw depends on the key and its index.
     num_images: For the time left.
-
-  Returns:
-    By name, [M] float64: the share of images whose bin changed.
 
   Raises:
     UserError: There are no images, or no discrete code.
@@ -134,47 +174,45 @@ def flip_rates(
   key = jax.random.key(0) if key is None else key
   changed = _compile_changes(subject, probes)
   variables = jax.device_put(subject.variables, devices.replicated(mesh))
-  meter = console.Progress("augmentations", num_images, report=report)
-  total = np.zeros((len(probes), 1), np.int64)
+  meter = console.Progress("single edits", num_images, report=report)
+  flips = []
   for batch in padded_batches(batches, mesh.size):
     index = batch["index"].astype(np.int32)
-    arrays = (batch["image"], index, batch["mask"])
+    arrays = (batch["image"], index)
     placed = jax.device_put(arrays, devices.batch_sharded(mesh))
-    total = total + np.asarray(changed(variables, key, *placed), np.int64)
+    flips.append(np.asarray(changed(variables, key, *placed))[:, batch["mask"]])
     meter.add(int(batch["mask"].sum()))
   if not meter.done:
-    raise UserError("Found no images to augment. Give at least one image.")
+    raise UserError("Found no images to edit. Give at least one image.")
   meter.finish()
-  return dict(zip(probes, total / meter.done, strict=True))
+  by_edit = dict(zip(probes, np.concatenate(flips, axis=1), strict=True))
+  return interventions.judge(by_edit)
 
 
 def _compile_changes(
   subject: Subject, probes: Mapping[str, Probe]
 ) -> Callable[..., jax.Array]:
-  """Compiles (variables, key, images, indices, mask) -> [A, M] int32 counts."""
+  """Compiles (variables, key, images, indices) -> [A, B, M], what flips."""
 
   def codes(variables: Any, images: jax.Array) -> jax.Array:
     q = subject.encode(variables, images).probabilities
     if q is None:
-      raise UserError("Flip rates need a discrete code; this encoder has none.")
+      raise UserError("Edits need a discrete code; this encoder has none.")
     return jnp.argmax(q, -1)  # [B, M]
 
   def changed(
-    variables: Any,
-    key: jax.Array,
-    images: jax.Array,
-    indices: jax.Array,
-    mask: jax.Array,
+    variables: Any, key: jax.Array, images: jax.Array, indices: jax.Array
   ) -> jax.Array:
     # float32 for the clean images too: the encoder then runs the same
     # program on both, and the identity changes nothing.
     clean = codes(variables, _float(images))
-    counts = []
-    for number, probe in enumerate(probes.values()):
-      keys = image_keys(key, indices, number)
-      moved = codes(variables, probe(keys, images)) != clean
-      counts.append((moved & mask[:, None]).sum(0, dtype=jnp.int32))
-    return jnp.stack(counts)
+    return jnp.stack(
+      [
+        codes(variables, probe(image_keys(key, indices, number), images))
+        != clean
+        for number, probe in enumerate(probes.values())
+      ]
+    )
 
   return jax.jit(changed)
 

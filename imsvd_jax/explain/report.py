@@ -25,6 +25,7 @@ from imsvd_jax.explain.subject import Subject, no_code_sentence
 ANALYSIS = "analysis.npz"
 CAPTIONS = "captions.csv"
 INTERVENTIONS = "interventions.csv"
+EDITS = "edits.csv"
 EXPLORER = "explorer"  # The folder of pages.
 _FIGURE = re.compile(
   r"(joint|cross_joint|mutual_information|factors|samples_variable_\d+"
@@ -135,11 +136,14 @@ def _tell(
     table = analysis.captions.table()
     files.write_whole(directory / CAPTIONS, table.encode())
     report(analysis.captions.line())
-  if analysis.interventions is not None:
-    table = analysis.interventions.table()
-    files.write_whole(directory / INTERVENTIONS, table.encode())
-    for line in analysis.interventions.lines():
-      report(line)
+  for name, title, found in (
+    (INTERVENTIONS, "one factor changes", analysis.interventions),
+    (EDITS, "the image is edited in one way", analysis.edits),
+  ):
+    if found is not None:
+      files.write_whole(directory / name, found.table().encode())
+      for line in found.lines(f"Flips when {title} and nothing else does"):
+        report(line)
 
 
 def _check(subject: Subject, images: Images, options: ExplainOptions) -> None:
@@ -170,7 +174,7 @@ def _remove_former(directory: pathlib.Path) -> None:
   for path in (directory / "figures").glob("*"):
     if _FIGURE.fullmatch(path.name):
       path.unlink()
-  for name in (CAPTIONS, INTERVENTIONS):
+  for name in (CAPTIONS, INTERVENTIONS, EDITS):
     (directory / name).unlink(missing_ok=True)
   (directory / ANALYSIS).unlink()  # Last: it says that there was a report.
 

@@ -37,6 +37,8 @@ from imsvd_jax.training import augment, verdict
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import step as step_lib
 
+# Columns of a factor that is a color: they change together.
+_COMPONENT = re.compile("_(red|green|blue)$")
 _BATCH_SIZE = 256  # Over all devices, rounded up to a multiple of them.
 
 
@@ -155,7 +157,7 @@ def _factors(source: Source) -> dict[str, np.ndarray]:
       column = column.astype(np.int32)
     if name in source.factor_values:
       column = np.array(source.factor_values[name])[column]
-    found[name.replace("_", " ")] = column
+    found[_shown(name)] = column
   return found
 
 
@@ -168,7 +170,12 @@ def _drawing(
   shape = source.draw(source.factors[:1]).shape[1:3]
   if not shape == (settings.resize,) * 2 == (settings.crop,) * 2:
     return None
-  return Drawing(source.draw, source.factors, source.factor_names)
+  names = tuple(_shown(_COMPONENT.sub("", n)) for n in source.factor_names)
+  return Drawing(source.draw, source.factors, names)
+
+
+def _shown(name: str) -> str:
+  return name.replace("_", " ")
 
 
 def batches_of(

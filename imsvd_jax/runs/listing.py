@@ -15,7 +15,7 @@ from imsvd_jax.training import verdict
 
 _HEAD = (
   "run",
-  "recipe",
+  "objective, data, backbone",
   "step",
   "epoch",
   "age",
@@ -30,7 +30,7 @@ class Row(NamedTuple):
   """A run in one line; "" is what it has not, "?" what cannot be read."""
 
   name: str
-  recipe: str  # Objective, data and backbone.
+  about: str  # Objective, data and backbone.
   step: str
   epoch: str  # Of how many.
   age: str  # Since it last wrote a number.
@@ -82,7 +82,7 @@ def _row(run: epath.Path, root: epath.Path, age: float) -> Row:
   name = os.path.relpath(run, root)
   return Row(
     run.name if name == "." else name,
-    _recipe(config),
+    _about(config),
     f"{lines[-1]['step']:.0f}" if lines else "",
     f"{epochs[-1]:.4g}/{total:.4g}" if epochs and config else "",
     console.duration(age) if age < _NEVER else "",
@@ -112,7 +112,7 @@ def _config(run: epath.Path) -> dict[str, Any]:
   return found if isinstance(found, dict) else {}
 
 
-def _recipe(config: Mapping[str, Any]) -> str:
+def _about(config: Mapping[str, Any]) -> str:
   keys = (("objective", "name"), ("data", "name"), ("model", "backbone"))
   try:
     return " ".join(config[part][name] for part, name in keys)

@@ -20,11 +20,12 @@ from ml_collections import ConfigDict
 from imsvd_jax.base import console, files
 from imsvd_jax.base.config import as_json
 from imsvd_jax.base.errors import UserError
+from imsvd_jax.data import WITHOUT_FILES
 from imsvd_jax.runs import run_directory
 
 OWNER_FILE = "owner.json"
 # Sources that read no files of the user; "": weights that name no data.
-GENERATED = ("", "digits", "shapes", "synthetic")
+GENERATED = ("", *WITHOUT_FILES)
 
 
 def sign(workdir: str | os.PathLike, config: ConfigDict) -> None:

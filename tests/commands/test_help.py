@@ -69,7 +69,10 @@ def test_help_is_light_and_shows_the_flags_once(name):
 )
 def test_an_unknown_flag_is_refused_alike(words):
   result = run_imsvd(*words, "--qqqq=1")
-  check_refused(result, "Unknown flag --qqqq. --help lists the flags.")
+  check_refused(result, "Unknown flag --qqqq. ")
+  assert result.stderr.endswith(" --help lists the flags.\n")
+  is_recipe = "\n  --config " in run_imsvd(*words, "--help").stdout
+  assert ("--config.KEY=VALUE." in result.stderr) == is_recipe
 
 
 def test_the_help_of_train():
@@ -100,8 +103,12 @@ def test_dashes_and_underscores_are_the_same():
     (("explain",), "--workdir is missing. Give it, for example --workdir="),
     (("evaluate",), "--workdir is missing. Give it, for example --workdir="),
     (("train", "--config.seed=3"), "--config.seed changes a key of a recipe"),
+    (("train", "--config=digits", "--epochs=3"), "too: --config.epochs. --h"),
+    (("train", "--config=digits", "--batch-size=3"), "--config.batch_size or"),
+    (("train", "--config=digits", "--learning_rate=3"), "base_learning_rate."),
+    (("train", "--epochs=3"), "flags, too: --config.KEY=VALUE. --help"),
     (("train", "--config=configs/digits.py", "--config.sed=3"), "'sed'. Did"),
-    (("train", "--config=configs/digits.py:x"), "Unknown mode 'x'; known"),
+    (("train", "--config=digits:x"), "--config=digits:x: Unknown mode 'x'; k"),
     (("train", "--config=configs/digits.py", "--config.seed=x"), "an integer."),
     (("train", "--flagfile=/nowhere"), "Unable to open flagfile"),
   ],

@@ -17,7 +17,7 @@ from tensorflow_datasets import features
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import named, part
 from imsvd_jax.data import source as source_lib
-from imsvd_jax.data.sources import shapes, tfds
+from imsvd_jax.data.sources import scenes, shapes, tfds
 from imsvd_jax.interop import image_embeddings
 from tests.data import made_sources
 from tests.data.made_sources import make
@@ -69,19 +69,21 @@ def test_digits_raw_pixels():
 # --- Shapes -------------------------------------------------------------------
 
 
-def test_shapes_do_not_depend_on_how_many_there_are():
-  few, many = (make("shapes", num_examples=n) for n in (20, 50))
+@pytest.mark.parametrize("name", ["shapes", "scenes"])
+def test_drawings_do_not_depend_on_how_many_there_are(name):
+  few, many = (make(name, num_examples=n) for n in (20, 50))
   np.testing.assert_array_equal(few.images, many.images[:20])
   np.testing.assert_array_equal(few.factors, many.factors[:20])
-  evaluation = make("shapes", "eval", num_examples=50)
+  evaluation = make(name, "eval", num_examples=50)
   assert evaluation.num_examples == 12
   assert (evaluation.images != many.images[:12]).any()
 
 
-def test_shapes_on_demand_equal_shapes_in_memory(monkeypatch):
-  in_memory = make("shapes", num_examples=20)
+@pytest.mark.parametrize("name", ["shapes", "scenes"])
+def test_drawings_on_demand_equal_those_in_memory(name, monkeypatch):
+  in_memory = make(name, num_examples=20)
   monkeypatch.setattr(source_lib, "MAX_BYTES_IN_MEMORY", 0)
-  on_demand = make("shapes", num_examples=20)
+  on_demand = make(name, num_examples=20)
   assert on_demand.images is None
   drawn = tf.data.Dataset.range(20).map(on_demand.fetch)
   np.testing.assert_array_equal(
@@ -137,6 +139,84 @@ def test_rotation_turns_shapes(value):
 
 def test_shapes_raw_pixels_are_near_chance():
   assert 0.08 < knn_accuracy("shapes", 32, num_examples=4096) < 0.16
+
+
+# --- Scenes -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scenes_source():
+  return make("scenes", num_examples=600, image_size=40)
+
+
+def test_scenes_labels_are_the_pair_of_shapes(scenes_source):
+  source = scenes_source
+  column = lambda name: source.factors[:, source.factor_names.index(name)]
+  expected = column("left_shape") * 6 + column("right_shape")
+  np.testing.assert_array_equal(source.labels, expected)
+  assert source.num_classes == len(source.label_names) == 36
+  assert source.label_names[8] == "square/triangle"
+  assert set(source.labels) == set(range(36))
+  correlation = np.corrcoef(source.factors.T) - np.eye(24)
+  assert np.abs(correlation).max() < 0.2  # Five standard deviations.
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_factor_of_one_object_changes_its_half_only(side, scenes_source):
+  source = scenes_source
+  of_side = [n.startswith(("left_", "right_")[side]) for n in scenes.FACTORS]
+  changed = source.factors[:100].copy()
+  changed[:, of_side] = source.factors[100:200][:, of_side]
+  before, after = source.images[:100], source.draw(changed)
+  same, other = slice(20), slice(20, None)
+  if side == 0:
+    same, other = other, same
+  np.testing.assert_array_equal(before[:, :, same], after[:, :, same])
+  assert (before[:, :, other] != after[:, :, other]).any((1, 2, 3)).all()
+
+
+def test_the_objects_masks_have_their_color_and_the_rest_the_ground(
+  scenes_source,
+):
+  source = scenes_source
+  factors = source.factors[:50].copy()
+  column = source.factor_names.index
+  factors[:, column("light_strength")] = 0
+  factors[:, column("ground_pattern")] = 0
+  factors[:, [column("left_texture"), column("right_texture")]] = 0
+  images, masks = source.draw(factors), source.masks(factors)[..., 0]
+  color = lambda of: np.round(
+    255
+    * factors[:, [column(f"{of}_color_{c}") for c in ("red", "green", "blue")]]
+  )
+  for image, mask, left, right, ground in zip(
+    images, masks, color("left"), color("right"), color("ground"), strict=True
+  ):
+    assert (image[mask == 0] == ground).all()
+    half = np.arange(40) < 20
+    assert (image[(mask == 255) & half] == left).all()
+    assert (image[(mask == 255) & ~half] == right).all()
+    assert 50 < (mask == 255).sum() < 400
+
+
+def test_light_darkens_along_its_direction(scenes_source):
+  factors = scenes_source.factors[:1].copy()
+  column = scenes_source.factor_names.index
+  factors[0, column("ground_pattern")] = 0
+  factors[
+    0, [column(f"ground_color_{c}") for c in ("red", "green", "blue")]
+  ] = 1
+  factors[0, column("light_strength")] = 0.6
+  factors[0, column("light_direction")] = np.pi / 2  # Darker below.
+  top, bottom = scenes_source.draw(factors)[0, [0, -1], 20].astype(float)
+  # 1 - 0.6 (1 + (2 y - 1) / sqrt(2)) / 2 at the centers of the pixels.
+  shade = lambda y: 255 * (1 - 0.3 * (1 + (2 * y - 1) / np.sqrt(2)))
+  np.testing.assert_allclose(top, shade(0.5 / 40), atol=0.6)
+  np.testing.assert_allclose(bottom, shade(39.5 / 40), atol=0.6)
+
+
+def test_scenes_raw_pixels_are_near_chance():
+  assert 0.01 < knn_accuracy("scenes", 32, num_examples=2048) < 0.06
 
 
 # --- Synthetic ----------------------------------------------------------------

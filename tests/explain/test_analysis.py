@@ -280,11 +280,15 @@ INTERVENTIONS = Interventions(
   ),
 )
 
+EDITS = Interventions(
+  ("crop 50%",), np.array([9]), np.linspace(0, 1, M)[None], ()
+)
+
 
 def test_save_and_load(found, tmp_path):
   found = dataclasses.replace(
     found,
-    flip_rates={"crop 50%": np.linspace(0, 1, M)},
+    edits=EDITS,
     captions=NAMES,
     interventions=INTERVENTIONS,
   )
@@ -295,11 +299,12 @@ def test_save_and_load(found, tmp_path):
   for name, value in arrays_of(found).items():
     np.testing.assert_array_equal(stored[name], value)
     assert stored[name].dtype == value.dtype
-  assert list(again.flip_rates) == ["crop 50%"]
   assert again.captions == NAMES
-  for one, other in zip(again.interventions, INTERVENTIONS, strict=True):
-    np.testing.assert_array_equal(one, other)
-  assert again.interventions.lines() == INTERVENTIONS.lines()
+  for kind, given in (("interventions", INTERVENTIONS), ("edits", EDITS)):
+    flips = getattr(again, kind)
+    for one, other in zip(flips, given, strict=True):
+      np.testing.assert_array_equal(one, other)
+    assert flips.lines("") == given.lines("")
   for one, other in zip(again.factors, found.factors, strict=True):
     assert (one.names, one.ordered) == (other.names, other.ordered)
   assert again.scores.class_counts.keys() == found.scores.class_counts.keys()
@@ -317,7 +322,7 @@ def test_a_file_of_an_earlier_version(found, tmp_path):
   """It had neither names nor interventions."""
   found.save(tmp_path / "new.npz")
   with np.load(tmp_path / "new.npz") as stored:
-    later = ("caption/", "selectivity/", "intervention/")
+    later = ("caption/", "selectivity/", "intervention/", "edit")
     old = {
       name: stored[name]
       for name in stored.files

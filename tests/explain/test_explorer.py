@@ -81,7 +81,9 @@ class Built:
     found = measurement.analyze(self.subject, images, OPTIONS)
     self.analysis = dataclasses.replace(
       found,
-      flip_rates={"mirror": np.linspace(0, 1, M)},
+      edits=interventions.Interventions(
+        ("mirror",), np.array([N]), np.linspace(0, 1, M)[None], ()
+      ),
       interventions=one_factor_at_a_time(),
       captions=captions.Captions((caption("shape <u>ring"),), 20),
       scores=dataclasses.replace(

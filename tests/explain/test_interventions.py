@@ -5,7 +5,7 @@ import pytest
 
 from imsvd_jax.explain import interventions
 
-NAMES = ("shape", "color_red", "color_green")
+NAMES = ("shape", "color", "color")  # A color has two columns.
 
 
 def draw(factors):
@@ -52,3 +52,14 @@ def test_the_table_has_wilson_intervals():
   low, high = interventions.wilson(0.5, 100)
   assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-3)
   assert interventions.wilson(0.0, 50)[0] == 0
+
+
+def test_nothing_to_change_and_nothing_to_compare_with():
+  same = np.ones((20, 3), np.float32)
+  assert interventions.intervene(codes_of, draw, same, NAMES) is None
+  one = lambda images: codes_of(images)[:, :1]
+  rows = np.arange(60, dtype=np.float32).reshape(20, 3)
+  result = interventions.intervene(one, draw, rows, NAMES)
+  assert result.flips.shape == (2, 1)
+  assert result.selectivity == ()
+  assert result.lines("title") == []

@@ -56,13 +56,43 @@ def test_crop_shows_half_the_area(keys):
   assert np.unique(out[:, 0, 5, 0].round(1)).size > 1
 
 
+def test_occlusion_covers_a_quarter_with_the_mean(images, keys):
+  out = np.asarray(probes.occlude(keys, images))
+  for one, image in zip(out, images.astype(np.float32), strict=True):
+    mean = image.mean((0, 1))
+    is_covered = np.abs(one - mean).max(-1) < 1e-3
+    rows, columns = np.flatnonzero(is_covered.sum(1) >= 16), is_covered.sum(0)
+    assert len(rows) == 16
+    assert (columns >= 16).sum() == 16
+    left = ~is_covered
+    np.testing.assert_array_equal(one[left], image[left])
+  assert np.abs(out[0] - out[1]).max() > 1
+
+
+def test_rotation_turns_about_the_middle(keys):
+  y, x = np.mgrid[:41, :41] - 20.0
+  # A ramp: turned, it is a ramp in another direction; both occur.
+  ramp = np.broadcast_to((128 + 2 * x)[None, ..., None], (4, 41, 41, 1))
+  out = np.asarray(probes.rotate(keys, ramp.astype(np.float32)))[..., 0]
+  inside = np.hypot(x, y) < 19
+  turned = [
+    128 + 2 * (np.cos(a) * x - np.sin(a) * y) for a in (np.pi / 6, -np.pi / 6)
+  ]
+  sides = [
+    [np.abs(one - expected)[inside].max() < 1e-3 for expected in turned]
+    for one in out
+  ]
+  assert all(sum(side) == 1 for side in sides)
+  assert len({tuple(side) for side in sides}) == 2
+
+
 @pytest.fixture(scope="module")
 def table():
   rng = np.random.default_rng(0)
   return rng.integers(1, 250, (50, 4, 3, 1)).astype(np.uint8)
 
 
-def test_flip_rates_against_numpy(table):
+def test_edits_against_numpy(table):
   chosen = {
     "nothing": lambda keys, x: x.astype(jnp.float32),
     "mirror": lambda keys, x: x[:, :, ::-1].astype(jnp.float32),
@@ -71,9 +101,9 @@ def test_flip_rates_against_numpy(table):
       + jax.vmap(lambda k: jax.random.randint(k, (4, 3, 1), 0, 200))(keys)
     ),
   }
-  rates = {}
+  results = {}
   for devices, batch in ((8, 16), (1, 50)):
-    rates[devices] = probes.flip_rates(
+    results[devices] = probes.measure(
       table_subject(),
       table_batches(table, np.arange(50), batch),
       probes=chosen,
@@ -81,7 +111,9 @@ def test_flip_rates_against_numpy(table):
     )
   codes = lambda x: np.asarray(x)[..., 0].astype(np.float32).argmax(-1)
   keys = probes.image_keys(jax.random.key(0), jnp.arange(50), 2)
-  for found in rates.values():
+  for result in results.values():
+    assert result.images.tolist() == [50] * 3
+    found = dict(zip(result.factors, result.flips, strict=True))
     np.testing.assert_array_equal(found["nothing"], 0)
     for name, images in (
       ("mirror", table[:, :, ::-1]),
@@ -89,15 +121,17 @@ def test_flip_rates_against_numpy(table):
     ):
       expected = (codes(images) != codes(table)).mean(0)
       np.testing.assert_allclose(found[name], expected)
+  first, second = (result.selectivity for result in results.values())
+  assert first == second
 
 
-def test_flip_rates_need_a_code(images):
+def test_edits_need_a_code(images):
   subject = shapes_subject.make_continuous_subject()
   mesh = devices_lib.make_mesh(jax.devices())
   with pytest.raises(UserError, match="discrete code"):
-    probes.flip_rates(subject, shapes_subject.batches(8, 8), mesh=mesh)
+    probes.measure(subject, shapes_subject.batches(8, 8), mesh=mesh)
   with pytest.raises(UserError, match="no images"):
-    probes.flip_rates(table_subject(), [], mesh=mesh)
+    probes.measure(table_subject(), [], mesh=mesh)
 
 
 def test_keys_differ_by_image_and_number_only():

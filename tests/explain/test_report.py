@@ -58,15 +58,15 @@ def test_report_of_a_discrete_code(tmp_path, monkeypatch):
   assert found.index.is_file()
   again = explain.Analysis.load(tmp_path / "out" / "analysis.npz")
   np.testing.assert_array_equal(again.pairs.joint, found.analysis.pairs.joint)
-  assert list(again.flip_rates) == ["mirror"]
+  assert again.edits.factors == ("mirror",)
   assert again.captions == found.analysis.captions is not None
   chosen = images.some_of(np.arange(N), 30)
-  expected = probes.flip_rates(
+  expected = probes.measure(
     subject,
     images.only(data_set.batches(), chosen),
     mesh=devices.make_mesh(jax.devices()),
   )
-  np.testing.assert_array_equal(again.flip_rates["mirror"], expected["mirror"])
+  np.testing.assert_array_equal(again.edits.flips, expected.flips)
   assert chosen.max() > 30
   assert any(f"{N} images in 0:" in line for line in lines)
   assert (again.scores.nmi_untrained == 0).all()
@@ -77,7 +77,7 @@ def test_report_of_a_discrete_code(tmp_path, monkeypatch):
   assert "(random weights 0.00, chance" in table[1]
   assert set(table) <= set(lines)
   levels = {i.name: i.level for i in health.indicators(again)}
-  assert set(levels.values()) <= {"good", "fair", "poor"}
+  assert set(levels.values()) <= {"good", "fair", "poor", "no verdict"}
   assert "Agreement of views" in levels
 
 
@@ -213,16 +213,22 @@ def test_shared_information_knows_what_the_images_tell():
 
 
 @pytest.mark.parametrize(
-  ("usage", "level"), [([[25, 25, 25, 25]], "good"), ([[97, 1, 1, 1]], "poor")]
+  ("usage", "confidence", "level"),
+  [
+    ([[25, 25, 25, 25]], 0.95, "good"),
+    ([[97, 1, 1, 1]], 0.95, "poor"),
+    ([[25, 25, 25, 25]], 0.3, "no verdict"),  # As random weights.
+    ([[97, 1, 1, 1]], 0.3, "poor"),
+  ],
 )
-def test_health_of_good_and_collapsed_variables(usage, level):
+def test_health_of_good_and_collapsed_variables(usage, confidence, level):
   usage = np.array(usage)
   code = Code(
     codes=np.zeros((100, 1), np.uint8),
     marginal=usage / 100,
     usage=usage,
     conditional_entropy=np.array([0.1]),
-    confidence=np.array([0.95]),
+    confidence=np.array([confidence]),
     top_scores=np.zeros((1, 4, 1)),
     top_indices=np.zeros((1, 4, 1), int),
   )
@@ -231,4 +237,5 @@ def test_health_of_good_and_collapsed_variables(usage, level):
   levels = {i.name: i.level for i in health.indicators(found)}
   assert levels["Entropy used"] == level
   assert levels["Collapsed variables"] == level
-  assert levels["Empty bins"] == "good"
+  assert levels["Confidence"] == ("good" if confidence > 0.5 else "poor")
+  assert levels["Empty bins"] == ("good" if confidence > 0.5 else "no verdict")

@@ -69,7 +69,8 @@ def test_the_numbers_are_those_of_the_encoder(encoder, source, report):
   q = encoder.probabilities(source.images)
   found = Analysis.load(report.index.parents[1] / "analysis.npz")
   assert found.num_images == 48
-  assert found.flip_rates["mirror"].shape == (2,)
+  assert found.edits.factors[0] == "mirror"
+  assert found.edits.flips.shape == (len(found.edits.factors), 2)
   np.testing.assert_allclose(
     found.code.marginal, q.mean(0), rtol=1e-4, atol=1e-6
   )
@@ -213,7 +214,7 @@ def test_a_run_without_a_code_gets_a_sentence(tmp_path, capsys):
   assert "vicreg" in capsys.readouterr().err
 
 
-def test_flip_rates_look_at_all_classes(encoder, source):
+def test_edits_look_at_all_classes(encoder, source):
   """The data lie sorted by class, as in a folder."""
   order = np.argsort(source.labels, kind="stable")
   source = dataclasses.replace(
@@ -242,6 +243,8 @@ def test_changed_factors_and_names_are_written(report):
   rows = (folder / "interventions.csv").read_text().splitlines()
   names = {row.partition(",")[0] for row in rows[1:]}
   assert {"shape", "texture", "foreground", "background", "size"} <= names
+  rows = (folder / "edits.csv").read_text().splitlines()
+  assert rows[1].startswith("mirror,0,")
   assert (folder / "captions.csv").read_text().startswith("variable,bin,text")
   # The drawings are the images themselves before a factor changes.
   found = report.analysis.interventions

@@ -11,7 +11,13 @@ import time
 import numpy as np
 import pytest
 
-from imsvd_jax.explain import analysis, factors, illustrations, information
+from imsvd_jax.explain import (
+  analysis,
+  factors,
+  illustrations,
+  information,
+  interventions,
+)
 from imsvd_jax.explain.explorer import writer
 from imsvd_jax.explain.subject import Subject
 from tests.explain import chromium, shapes_subject
@@ -67,7 +73,12 @@ def synthetic_analysis():
       nmi=np.full((M, 1), 0.3),
       nmi_chance=np.full((M, 1), 0.1),
     ),
-    flip_rates={f"augmentation {k}": rng.random(M) for k in range(11)},
+    edits=interventions.Interventions(
+      tuple(f"edit {k}" for k in range(13)),
+      np.full(13, 2048),
+      rng.random((13, M)),
+      (),
+    ),
   )
 
 

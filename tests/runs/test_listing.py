@@ -75,7 +75,7 @@ def test_a_run_with_damaged_files_is_listed(tmp_path):
   (tmp_path / "c" / "metrics.jsonl").unlink()
   rows = listing.list_runs(str(tmp_path))
   assert {row.name for row in rows} == {"a", "b", "c"}
-  assert {row.recipe for row in rows} == {"?"}
+  assert {row.about for row in rows} == {"?"}
 
 
 def test_no_runs_is_one_clear_line(tmp_path):
@@ -90,7 +90,7 @@ def test_the_command(tmp_path):
   result = run_imsvd("runs", str(tmp_path))
   assert result.returncode == 0, result.stderr
   head, row = result.stdout.splitlines()
-  assert head.split()[:3] == ["run", "recipe", "step"]
-  assert row.startswith("one  imsvd digits resnet8  40")
+  assert head.startswith("run  objective, data, backbone  step")
+  assert row.startswith("one  imsvd digits resnet8       40")
   again = run_imsvd("runs", f"--workdir={tmp_path}").stdout
   assert again.splitlines()[1].split()[:6] == row.split()[:6]

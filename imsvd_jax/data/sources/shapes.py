@@ -82,9 +82,19 @@ def draw_factors(num_examples: int, seed: int) -> np.ndarray:
 
 def render(factors: np.ndarray, size: int, channels: int) -> np.ndarray:
   """Draws uint8 [n, size, size, channels] from `factors` [n, len(FACTORS)]."""
+  return in_chunks(_render_chunk, factors, size, channels)
+
+
+def in_chunks(
+  draw: Callable[[np.ndarray, int, int], np.ndarray],
+  factors: np.ndarray,
+  size: int,
+  channels: int,
+) -> np.ndarray:
+  """Returns what `draw` makes of all rows, a few at a time."""
   chunk = max(1, _CHUNK_SAMPLES // (size * _SUPERSAMPLING) ** 2)
   parts = [
-    _render_chunk(factors[start : start + chunk], size, channels)
+    draw(factors[start : start + chunk], size, channels)
     for start in range(0, len(factors), chunk)
   ]
   return np.concatenate(parts)
@@ -102,34 +112,66 @@ def masks_of(factors: np.ndarray, size: int, channels: int) -> np.ndarray:
 
 
 def _render_chunk(factors: np.ndarray, size: int, channels: int) -> np.ndarray:
-  samples = size * _SUPERSAMPLING
-  grid = (np.arange(samples, dtype=np.float32) + 0.5) / samples
-  column = lambda name: factors[:, FACTORS.index(name), None, None]
-  # Coordinates in the shape's own frame, where its radius is 1.
-  dx = (grid[None, None, :] - column("x")) / column("size")
-  dy = (grid[None, :, None] - column("y")) / column("size")
-  cos, sin = np.cos(column("rotation")), np.sin(column("rotation"))
-  x, y = cos * dx + sin * dy, cos * dy - sin * dx  # [n, samples, samples]
-
-  covered = np.empty(x.shape, bool)
-  for value, inside in enumerate(_INSIDE):
-    rows = factors[:, 0] == value
-    covered[rows] = inside(x[rows], y[rows])
-  for value, painted in enumerate(_PAINTED):
-    rows = factors[:, 1] == value
-    covered[rows] &= painted(x[rows], y[rows])
-
-  # The mean over a pixel's samples is its coverage: antialiased edges.
-  coverage = covered.reshape(
-    len(factors), size, _SUPERSAMPLING, size, _SUPERSAMPLING
-  ).mean(axis=(2, 4), dtype=np.float32)[..., None]
-  foreground = _channels(factors[:, 2:5], channels)
-  background = _channels(factors[:, 5:8], channels)
-  image = coverage * foreground + (1 - coverage) * background
+  covered = coverage(
+    *(
+      factors[:, FACTORS.index(name)]
+      for name in ("shape", "texture", "x", "y", "size", "rotation")
+    ),
+    side=size,
+  )[..., None]
+  foreground = as_channels(factors[:, 2:5], channels)
+  background = as_channels(factors[:, 5:8], channels)
+  image = covered * foreground + (1 - covered) * background
   return np.round(image * 255).astype(np.uint8)
 
 
-def _channels(color: np.ndarray, channels: int) -> np.ndarray:
+def coverage(
+  shape: np.ndarray,
+  texture: np.ndarray,
+  x: np.ndarray,
+  y: np.ndarray,
+  size: np.ndarray,
+  rotation: np.ndarray,
+  *,
+  side: int,
+) -> np.ndarray:
+  """Returns the share of each pixel that a painted shape covers.
+
+  Args:
+    shape: Numbers of `SHAPES`, [n], as all others.
+    texture: Numbers of `TEXTURES`.
+    x: Of the center, as a fraction of the image's side; from the left.
+    y: The same, from the top.
+    size: Radius, as a fraction of the image's side.
+    rotation: Radians.
+    side: Of the image, pixels.
+
+  Returns:
+    float32 [n, side, side].
+  """
+  samples = side * _SUPERSAMPLING
+  grid = (np.arange(samples, dtype=np.float32) + 0.5) / samples
+  column = lambda values: values[:, None, None]
+  # Coordinates in the shape's own frame, where its radius is 1.
+  dx = (grid[None, None, :] - column(x)) / column(size)
+  dy = (grid[None, :, None] - column(y)) / column(size)
+  cos, sin = np.cos(column(rotation)), np.sin(column(rotation))
+  u, v = cos * dx + sin * dy, cos * dy - sin * dx  # [n, samples, samples]
+
+  covered = np.empty(u.shape, bool)
+  for value, inside in enumerate(_INSIDE):
+    rows = shape == value
+    covered[rows] = inside(u[rows], v[rows])
+  for value, painted in enumerate(_PAINTED):
+    rows = texture == value
+    covered[rows] &= painted(u[rows], v[rows])
+
+  # The mean over a pixel's samples is its coverage: antialiased edges.
+  blocks = (len(shape), side, _SUPERSAMPLING, side, _SUPERSAMPLING)
+  return covered.reshape(blocks).mean(axis=(2, 4), dtype=np.float32)
+
+
+def as_channels(color: np.ndarray, channels: int) -> np.ndarray:
   """Repeats the three components of [n, 3] to [n, 1, 1, channels]."""
   return color[:, np.arange(channels) % 3][:, None, None, :]
 

@@ -215,9 +215,9 @@ def _core(
     core["variables"] = _variable_table(analysis, code)
     core["usage"] = code.usage.tolist()
     core["captions"] = _captions(analysis)
-    if analysis.interventions is not None:
-      table = findings.intervention_table(analysis.interventions)
-      core["interventions"] = table
+    for name in ("interventions", "edits"):
+      if (flips := getattr(analysis, name)) is not None:
+        core[name] = findings.intervention_table(flips)
     core["overlays"] = list(_overlays(illustrations))
     if analysis.pairs is not None and code.num_variables > 1:
       core |= _pair_tables(code, analysis.pairs, analysis.views)
@@ -261,7 +261,6 @@ def _variable_table(analysis: Analysis, code: Code) -> dict[str, Any]:
     "largest": _rounded(code.usage.max(1) / analysis.num_images),
     "confidence": _rounded(code.confidence),
     "agreement": None if views is None else _rounded(views.agreement),
-    "flips": {n: _rounded(r) for n, r in analysis.flip_rates.items()},
     "nmi": None if scores is None else _rounded(scores.nmi.T),
     "chance": None if scores is None else _rounded(scores.nmi_chance.T),
   }

@@ -44,9 +44,10 @@ function barChart(values, label, options) {
   const most = options.most ?? Math.max(...values, 1e-12);
   const draw = () => {
     const drawing = canvasFor(canvas);
-    const [context, width] = drawing;
+    const [context, width, height] = drawing;
     context.fillStyle = token("--line");
     context.fillRect(0, 0.5, width, 1);
+    context.fillRect(0, height - 1, width, 1);  // Where bars are empty.
     drawBars(drawing, values, most, 2);
   };
   lazily(canvas, draw);

@@ -12,7 +12,14 @@ pages.overview = () => {
     h("div", { class: "cards" }, core.health.map(card)),
     core.hasCodes && entropySection(),
     tables.length && h("section", { class: "split" }, tables),
-    core.interventions && interventionSection(),
+    core.interventions && flipSection(core.interventions, {
+      id: "interventions", what: "factor",
+      how: "Each image is drawn twice, the second time with one factor of "
+        + "another image.",
+      title: "What flips when one factor changes" }),
+    core.edits && flipSection(core.edits, { id: "edits", what: "edit",
+      how: "Each image is encoded twice, the second time edited in one way.",
+      title: "What flips when an image is edited" }),
     core.views && viewsSection(),
     core.spectrum && spectrumSection(),
     h("section", {}, h("p", { class: "soft small" }, scope())),
@@ -70,9 +77,8 @@ function spectrumSection() {
     }));
 }
 
-/* Which variables flip when one factor of the images changes. */
-function interventionSection() {
-  const { factors, images, flips, selectivity } = core.interventions;
+/* Which variables flip when one thing of the images changes. */
+function flipSection({ factors, images, flips, selectivity }, words) {
   const share = ([rate, low, high]) => h("td", { class: "share",
     title: `95% interval ${percent(low)} to ${percent(high)}`,
     style: { background: "color-mix(in srgb, var(--accent) "
@@ -86,17 +92,17 @@ function interventionSection() {
     h("td", {}, percent(one.others)),
     h("td", {}, `${one.ratio.toFixed(1)} [${one.low.toFixed(1)}, `
       + `${one.high.toFixed(1)}]`)));
-  return h("section", { class: "views", id: "interventions" },
-    table("What flips when one factor changes", "Each image is drawn twice, "
-      + "the second time with one factor of another image. Numbers are the "
-      + "share of images whose bin flips; their 95% intervals are in "
-      + "interventions.csv and appear under the pointer.",
-    [["Factor"], ["Images"], ...range(core.numVariables).map((m) =>
+  const head = words.what[0].toUpperCase() + words.what.slice(1);
+  return h("section", { class: "views", id: words.id },
+    table(words.title, `${words.how} Numbers are the share of images whose `
+      + `bin flips; their 95% intervals are in ${words.id}.csv and appear `
+      + "under the pointer.",
+    [[head], ["Images"], ...range(core.numVariables).map((m) =>
       [variableLink(m), "share"])], rows),
-    table("The variable of each factor", "Chosen on one half of "
-      + "the images; the numbers are of the other half. Ratio: its flips over "
-      + "the mean of the others, with a 95% interval.",
-    [["Factor"], ["Variable"], ["Flips"], ["Others"], ["Ratio"]], best));
+    best.length && table(`The variable of each ${words.what}`, "Chosen on one "
+      + "half of the images; the numbers are of the other half. Ratio: its "
+      + "flips over the mean of the others, with a 95% interval.",
+    [[head], ["Variable"], ["Flips"], ["Others"], ["Ratio"]], best));
 }
 
 /* Columns are [label, class] pairs. */

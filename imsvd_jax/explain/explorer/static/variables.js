@@ -36,10 +36,10 @@ function columnsOf(table) {
     result.push(plain(`factor ${f}`, `NMI ${factor.name}`, table.nmi[f],
       decimals(3)));
   });
-  for (const [name, rates] of Object.entries(table.flips)) {
-    result.push(plain(`flip ${name}`, `Flips: ${name}`, rates,
-      (x) => percent(x, 0)));
-  }
+  core.edits?.factors.forEach((name, k) => {
+    result.push(plain(`flip ${name}`, `Flips: ${name}`,
+      core.edits.flips[k].map(([rate]) => rate), (x) => percent(x, 0)));
+  });
   return result;
 }
 
@@ -196,8 +196,8 @@ function variableFacts(m) {
 function relations(m) {
   const table = core.variables;
   const partner = table.partner?.[m];
-  const flips = Object.entries(table.flips).map(([name, r]) => [name, r[m]])
-    .sort((a, b) => b[1] - a[1]);
+  const flips = (core.edits?.factors ?? []).map((name, k) =>
+    [name, core.edits.flips[k][m][0]]).sort((a, b) => b[1] - a[1]);
   return [
     ...(partner === undefined ? [] : [
       "Most redundant with ", variableLink(partner),
