@@ -217,7 +217,7 @@ def factors() -> str:
       ", ".join(map(_trained, row["trained"])),
       str(row["chance"]),
     )
-    for row in measured("shapes_factors")["rows"]
+    for row in measured("meaning_shapes")["rows"]
   ]
   return markdown(("factor", "random weights", "trained", "chance"), rows)
 
@@ -226,7 +226,7 @@ def four_factors() -> str:
   """The same of four of them."""
   numbers = {
     name: (f"{untrained:.2f}", _trained(trained))
-    for row in measured("shapes_factors")["rows"]
+    for row in measured("meaning_shapes")["rows"]
     for name, untrained, trained in zip(
       row["factors"], row["untrained"], row["trained"], strict=True
     )
@@ -242,7 +242,7 @@ def _trained(value: float) -> str:
 
 def names() -> str:
   """Bins with a confirmed name, and patches in one bin beside the object."""
-  found = measured("shapes_factors")
+  found = measured("meaning_shapes")
   named, patches = found["names"], found["patches"]
   one = f"v{patches['variable']}, bin {patches['bin']}"
   rows = [
@@ -274,7 +274,7 @@ def selectivity() -> str:
       f"{row['others']:.2f}",
       _ratio(row),
     )
-    for row in measured("shapes_factors")["selectivity"]
+    for row in measured("meaning_shapes")["selectivity"]
   ]
   head = ("changed factor", "variable", "its flips", "others", "ratio")
   return markdown(head, rows)

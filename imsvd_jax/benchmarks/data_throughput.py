@@ -18,7 +18,12 @@ from sklearn import datasets
 
 from imsvd_jax.base import console
 from imsvd_jax.base.errors import UserError
-from imsvd_jax.benchmarks import host_stages, packed_reading, pil_reference
+from imsvd_jax.benchmarks import (
+  host_stages,
+  image_paths,
+  packed_reading,
+  pil_reference,
+)
 from imsvd_jax.benchmarks.text import Findings
 from imsvd_jax.data import boxes, crops, execution, make_source
 from imsvd_jax.training import experiment
@@ -92,7 +97,7 @@ def _measure(
   """Measures the host's pipeline, and augmentation on the device."""
   experiment.check(config)
   batch_size = min(config.batch_size, _MAX_BATCH)
-  total = seconds * (6 + 2 * reference)
+  total = seconds * (6 + 2 * reference)  # At most.
   console.print_line(f"Measuring, about {total:.0f} s ...")
   return {
     "batch_size": batch_size,
@@ -110,7 +115,7 @@ def _measure(
 
 def _host(
   config: ConfigDict, batch_size: int, seconds: float, reference: bool
-) -> dict[str, float]:
+) -> dict[str, Any]:
   """Measures the training pipeline alone.
 
   One file may count twice in bad_images. Images that are decoded one by one
@@ -121,7 +126,7 @@ def _host(
   batches = host_stages.training_batches(source, config.views, batch_size)
   images, wall, cpu = host_stages.time_batches(batches, batch_size, seconds)
   num_views = len(view_list)
-  result = {
+  result: dict[str, Any] = {
     "images_per_second": images / wall,
     "views_per_second": images * num_views / wall,
     "views_per_cpu_second": images * num_views / cpu,
@@ -135,7 +140,9 @@ def _host(
       source, batches, view_list, batch_size, seconds
     )
   del batches  # Stops its threads.
-  if source.images is None:
+  if source.images is not None:
+    result["paths"] = image_paths.measure(config, source, batch_size, seconds)
+  else:
     result |= host_stages.stage_shares(
       source, config.views, view_list, batch_size, seconds
     )
@@ -200,6 +207,8 @@ def _as_text(results: dict[str, Any]) -> str:
     ]
   if "packed" in results:
     lines += packed_reading.as_text(results["packed"])
+  if "paths" in results:
+    lines += image_paths.as_text(results["paths"])
   lines += [
     "",
     _row("augmentation", results["augment_ms_per_image"], ".3f")

@@ -267,7 +267,7 @@ def _as_key(name: str) -> str:
 
 def _leaves(config: ConfigDict, prefix: str = "") -> list[str]:
   """Returns the keys that hold values: "optimizer.name"."""
-  found = []
+  found: list[str] = []
   for key, value in config.items():
     is_part = isinstance(value, ConfigDict)
     found += _leaves(value, f"{prefix}{key}.") if is_part else [prefix + key]

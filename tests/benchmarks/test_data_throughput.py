@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from configs import folder_r18
+from configs import cifar10_r18, folder_r18
 from imsvd_jax import data
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.benchmarks import data_throughput, host_stages, pil_reference
@@ -113,3 +113,22 @@ def test_the_reference_makes_the_views_of_the_pipeline(tmp_path):
   assert difference.mean() < 4
   shuffled = np.abs(batch["views"][0][::-1].astype(int) - np.array(theirs))
   assert shuffled.mean() > 10
+
+
+def test_three_ways_from_memory_to_views():
+  config = cifar10_r18.get_config("debug")
+  config.update_from_flattened_dict(
+    {"data.num_examples": 40, "data.image_size": 20, "batch_size": 8}
+  )
+  text, results = data_throughput.benchmark(config, seconds=0.01)
+  ways = results["paths"]
+  numbers = 4 + 4 + 2 * 5 * 4  # Index, epoch, and two boxes of an image.
+  size = config.views.view1.size
+  assert [way["sent_bytes"] for way in ways.values()] == [
+    4 + 4 + 2 * 3 * size**2,
+    numbers + 3 * 20**2,
+    numbers,
+  ]
+  for name, way in ways.items():
+    assert name in text
+    assert min(way.values()) > 0
