@@ -209,7 +209,7 @@ def main() -> None:
   if flags.epochs:
     config.epochs = flags.epochs
   train_set, test_set = (data.make_source(config.data, s) for s in SPLITS)
-  start = time.perf_counter()
+  start, cpu = time.perf_counter(), results.cpu_seconds()
   model, speed = train(config, train_set.images)
   backbone = model[0]
   flags.workdir.mkdir(parents=True, exist_ok=True)
@@ -223,6 +223,7 @@ def main() -> None:
   linear = logistic.logistic_regression(*splits, protocols.Lbfgs())
   row = {
     "minutes": round((time.perf_counter() - start) / 60, 1),
+    "cpu_minutes": round((results.cpu_seconds() - cpu) / 60, 1),
     "images/s": round(speed),
     "cores": len(os.sched_getaffinity(0)),
     "load": round(os.getloadavg()[2], 1),

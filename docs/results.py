@@ -131,10 +131,11 @@ def train(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
   config.eval.every_epochs = 0.0
   config.eval.baselines &= run.seed == 0 and run.group != "crops"
   step.embed_views = CROPS.get(run.name, _embed_views)
-  start = time.perf_counter()
+  start, cpu = time.perf_counter(), cpu_seconds()
   train_and_evaluate(config, str(workdir))
   found = {
     "minutes": round((time.perf_counter() - start) / 60, 1),
+    "cpu_minutes": round((cpu_seconds() - cpu) / 60, 1),
     "cores": len(os.sched_getaffinity(0)),
     "load": round(os.getloadavg()[2], 1),
     "jax": jax.__version__,
@@ -145,6 +146,11 @@ def train(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
       part = found.setdefault(result["encoder"], {})
       part[result["evaluator"]] = round(100 * result["final"], 2)
   return found
+
+
+def cpu_seconds() -> float:
+  """Returns the CPU time of this process and of those that it has ended."""
+  return sum(os.times()[:4])
 
 
 def stored() -> dict[str, Any]:

@@ -61,12 +61,12 @@ def explain(
 
   Removes first what an earlier report left in `directory`. Writes
   `analysis.npz` (every array, among them the joint matrices in float32),
-  `captions.csv` (names of bins), `figures/*` and `explorer/index.html` under
-  `directory`.
+  `captions.csv` (names of bins), `edits.csv` and `interventions.csv` (what
+  flips), `figures/*` and `explorer/index.html` under `directory`.
 
   Args:
     untrained: The same encoder with random weights; see `analyze`.
-    key: Random key of the single augmentations.
+    key: Random key of the single edits.
     records: Of the training: "step" and numbers, for training curves.
     training: How the training went, for the explorer's overview.
     title: Of the explorer; by default the subject's name.

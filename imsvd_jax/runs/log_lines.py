@@ -52,6 +52,11 @@ def describe_run(
     f"Devices: {mesh.size} x {device.device_kind} ({device.platform}),"
     f" {jax.process_count()} process(es); jax {jax.__version__}."
   )
+  if device.platform == "cpu" and config.model.dtype == "bfloat16":
+    say(
+      "A CPU is slower in bfloat16: --config.model.dtype=float32 makes a new"
+      " run faster here."
+    )
   log = f"; {LOG_FILE} there has every setting" if _has_log(workdir) else ""
   say(f"Workdir: {workdir}{log}.")
   if start_step:
