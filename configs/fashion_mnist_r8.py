@@ -14,7 +14,8 @@ def get_config(mode: str = ""):
   c = common.cifar10()
   common.fashion_mnist(c)
   c.epochs = 9.0
-  c.model.pool_grid = 2  # Clothes stand upright: top and bottom differ.
+  c.model.pool_grid = 3  # Clothes stand upright: top and bottom differ.
+  c.views.resolution_schedule = ((0, 20), (6, 28))  # Faster, and no worse.
   c.model.backbone = "resnet8"
   c.model.width_multiplier = 0.375
   c.model.stem = "small"

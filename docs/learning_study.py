@@ -40,6 +40,7 @@ SETTINGS = {
   "fashion": {
     "optimizer.warmup_epochs": 0.72,
     "model.pool_grid": 1,
+    "views.resolution_schedule": (),
     "data.train_split": "train[:6000]",
     "data.eval_split": "test[:2000]",
   },

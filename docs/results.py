@@ -94,6 +94,7 @@ def _multi_crop() -> ConfigDict:
   """Returns MVEB on Fashion-MNIST with six crops of 14 pixels, one epoch."""
   config = comparison.get_config("fashion-mveb")
   config.model.pool_grid = 1
+  config.views.resolution_schedule = ()
   config.epochs = 1.0
   config.optimizer.warmup_epochs = 0.25
   config.views.local.update(config.views.view1)
