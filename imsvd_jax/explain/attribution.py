@@ -56,16 +56,22 @@ def make_grad_cam(subject: Subject) -> Callable[..., jax.Array]:
   weight_k = mean over positions of ds / dA_k;  map = relu(sum_k weight_k A_k)
 
   Returns:
-    (model variables, images [B, H, W, C], variables [B], bins [B]) ->
-    [B, h, w] float32 >= 0, in units of log-odds per position.
+    (model variables, images [U, H, W, C], rows [B], variables [B], bins [B]) ->
+    [B, h, w] float32 >= 0, in units of log-odds per position. Map i is of
+    image rows[i]; an image goes through the backbone once.
   """
   feature_maps, log_probabilities = _functions(subject)
 
   @jax.jit
   def grad_cam(
-    weights: Any, images: jax.Array, variables: jax.Array, bins: jax.Array
+    weights: Any,
+    images: jax.Array,
+    rows: jax.Array,
+    variables: jax.Array,
+    bins: jax.Array,
   ) -> jax.Array:
     state = feature_maps(weights, images)
+    state = jax.tree.map(lambda x: x[rows], state)
 
     def score(state: Any) -> jax.Array:
       log_q = log_probabilities(weights, state)
@@ -93,8 +99,9 @@ def make_integrated_gradients(
     steps: Points on the path; each costs a forward and a backward pass.
 
   Returns:
-    (model variables, images [B, H, W, C] in 0..255, variables [B], bins [B])
-    -> [B, H, W] float32, signed, summed over channels, in log-odds.
+    (model variables, images [U, H, W, C] in 0..255, rows [B], variables [B],
+    bins [B]) -> [B, H, W] float32, signed, summed over channels, in log-odds.
+    Map i is of image rows[i].
   """
   feature_maps, log_probabilities = _functions(subject)
 
@@ -111,9 +118,13 @@ def make_integrated_gradients(
 
   @jax.jit
   def integrated(
-    weights: Any, images: jax.Array, variables: jax.Array, bins: jax.Array
+    weights: Any,
+    images: jax.Array,
+    rows: jax.Array,
+    variables: jax.Array,
+    bins: jax.Array,
   ) -> jax.Array:
-    images = images.astype(jnp.float32)
+    images = images[rows].astype(jnp.float32)
     baseline = images.mean((1, 2), keepdims=True)
 
     def body(
@@ -134,23 +145,31 @@ def attribute(
   compiled: Callable[..., jax.Array],
   subject: Subject,
   images: np.ndarray,
-  variables: np.ndarray,
-  bins: np.ndarray,
+  targets: np.ndarray,
   *,
-  batch_size: int,
+  room: tuple[int, int],
   mesh: Mesh,
 ) -> np.ndarray:
-  """Attributes n images uint8 [n, H, W, C], spread over the devices.
+  """Makes maps of single bins of images, spread over the devices.
 
-  `compiled` is from `make_grad_cam` or `make_integrated_gradients`, `variables`
-  and `bins` are int [n]. The batch is padded to `batch_size`, the one compiled
-  shape, which the devices must divide. Returns float32 [n, h, w].
+  Args:
+    compiled: From `make_grad_cam` or `make_integrated_gradients`.
+    subject: What is explained.
+    images: uint8 [U, H, W, C].
+    targets: int [n, 3], the image among `images`, the variable and the bin of
+      each map.
+    room: Images and targets that the compiled program takes; both are padded
+      to it, and the devices must divide it.
+    mesh: The devices.
+
+  Returns:
+    float32 [n, h, w].
   """
-  arrays = images, np.asarray(variables, np.int32), np.asarray(bins, np.int32)
-  batch = [devices.pad_rows(array, batch_size) for array in arrays]
+  wanted = devices.pad_rows(targets.astype(np.int32), room[1])
+  batch = [devices.pad_rows(images, room[0]), *np.ascontiguousarray(wanted.T)]
   placed = jax.device_put(batch, devices.batch_sharded(mesh))
   maps = compiled(subject.variables, *placed)
-  return np.asarray(maps)[: len(images)]
+  return np.asarray(maps)[: len(targets)]
 
 
 def unit_maps(maps: np.ndarray) -> np.ndarray:

@@ -23,9 +23,10 @@ class ExplainOptions:
     " attention; all by default.",
     lower_bound=0,
   )
-  integrated_per_bin: int = option(
-    2,
-    "Of these, how many get integrated gradients, the most expensive part.",
+  integrated_per_bin: int | None = option(
+    None,
+    "Of these, how many get integrated gradients, the most expensive part; 2 by"
+    " default, on a CPU fewer where they would take long.",
     lower_bound=0,
   )
   thumbnail_size: int = option(
@@ -41,8 +42,8 @@ class ExplainOptions:
   )
   max_flip_images: int = option(
     2048,
-    "Images whose bins are compared before and after each single augmentation;"
-    " 0: none.",
+    "Images whose bins are compared before and after each single edit, and each"
+    " change of a factor; 0: none.",
     lower_bound=0,
   )
   untrained: bool = option(

@@ -6,8 +6,10 @@ images of each bin while they go by, so that no image is held in full.
 """
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,13 @@ from imsvd_jax.explain.subject import Subject
 SHEET_SIDE = 8  # Thumbnails along a side: small sheets decode as needed.
 PER_SHEET = SHEET_SIDE**2
 _RESIZE_BATCH = 64
-_ATTRIBUTION_BATCH = 64  # Targets of one call, rounded up to the devices.
+# Images and maps of one call, rounded up to the devices. Of few images each is
+# wanted for many bins, and goes through the backbone once for all of them;
+# integrated gradients have to go through it for each.
+_ROOM = {"integrated": (64, 64), "default": (16, 128)}
+# Integrated gradients by default: so many of each bin, on a CPU fewer.
+_INTEGRATED = 2
+_MAX_PIXELS_ON_CPU = 512 * 64 * 64
 _FINE_SIZE = 32  # Side of the stored maps of integrated gradients.
 
 
@@ -166,11 +174,11 @@ def _shrinker(size: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 class _MapCollector:
-  """Runs one attribution over the targets that go by.
+  """Runs one attribution over the images that go by.
 
   A batch of the data set holds few images that are wanted, or some that are
-  wanted many times. Targets wait until there is a whole batch of them, so that
-  only the last batch is padded.
+  wanted for many bins. They wait until the room of a call is full, so that only
+  the last call is padded much.
   """
 
   def __init__(
@@ -179,55 +187,63 @@ class _MapCollector:
     compiled: Callable[..., jax.Array],
     best: np.ndarray,
     *,
+    room: tuple[int, int],
     mesh: Mesh,
+    done: Callable[[int], None],
     size: tuple[int, int] | None = None,
   ) -> None:
-    """Takes the images [M, b, k] to attribute, and the size to store."""
+    """Takes the images [M, b, k] to attribute.
+
+    Args:
+      subject: What is explained.
+      compiled: See `attribution.attribute`.
+      best: Indices of images, -1 for none.
+      room: Most images and targets of a call.
+      mesh: The devices.
+      done: Called with the number of maps made since the last call.
+      size: Of the maps to store; None: as they are.
+    """
     self.subject = subject
     self.compiled = compiled
     self.shape = best.shape
     self.size = size
     self.mesh = mesh
+    self.done = done
     flat = best.reshape(-1)
     self.order = np.argsort(flat, kind="stable")
     self.sorted = flat[self.order]
-    wanted = min(_ATTRIBUTION_BATCH, len(flat))
-    self.batch_size = wanted + -wanted % mesh.size
+    self.count = int((flat >= 0).sum())
+    images, targets = (n + -n % mesh.size for n in room)
+    self.room = images, targets
     self.maps: np.ndarray | None = None
     self._images: list[np.ndarray] = []
-    self._targets = np.empty(0, np.int64)
-
-  def _targets_of(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (row in `indices`, flat target) of each target among them."""
-    first = np.searchsorted(self.sorted, indices, "left").tolist()
-    last = np.searchsorted(self.sorted, indices, "right").tolist()
-    spans = [range(a, b) for a, b in zip(first, last, strict=True)]
-    rows = [row for row, span in enumerate(spans) for _ in span]
-    targets = [place for span in spans for place in span]
-    return np.array(rows, np.int64), self.order[np.array(targets, np.int64)]
+    self._rows: list[int] = []  # Of each waiting target, its image among these.
+    self._targets: list[int] = []
 
   def add(self, images: np.ndarray, indices: np.ndarray) -> None:
     """Takes a batch of images, without padding."""
-    rows, targets = self._targets_of(indices)
-    start = 0
-    while start < len(rows):
-      room = self.batch_size - len(self._targets)
-      part = slice(start, start + room)
-      self._images.append(images[rows[part]])
-      self._targets = np.concatenate([self._targets, targets[part]])
-      start += room
-      if len(self._targets) == self.batch_size:
-        self._attribute()
+    first = np.searchsorted(self.sorted, indices, "left").tolist()
+    last = np.searchsorted(self.sorted, indices, "right").tolist()
+    for image, start, stop in zip(images, first, last, strict=True):
+      while start < stop:
+        if len(self._images) == self.room[0]:
+          self._attribute()
+        count = min(stop - start, self.room[1] - len(self._targets))
+        self._rows += [len(self._images)] * count
+        self._images.append(image)
+        self._targets += self.order[start : start + count].tolist()
+        start += count
+        if len(self._targets) == self.room[1]:
+          self._attribute()
 
   def _attribute(self) -> None:
     variables, bins, _ = np.unravel_index(self._targets, self.shape)
     maps = attribution.attribute(
       self.compiled,
       self.subject,
-      np.concatenate(self._images),
-      variables,
-      bins,
-      batch_size=self.batch_size,
+      np.stack(self._images),
+      np.stack([self._rows, variables, bins], axis=1),
+      room=self.room,
       mesh=self.mesh,
     )
     maps = np.maximum(maps, 0)
@@ -237,7 +253,8 @@ class _MapCollector:
     if self.maps is None:
       self.maps = np.zeros((len(self.order), *levels.shape[1:]), np.uint8)
     self.maps[self._targets] = levels
-    self._images, self._targets = [], np.empty(0, np.int64)
+    self.done(len(self._targets))
+    self._images, self._rows, self._targets = [], [], []
 
   def result(self) -> np.ndarray | None:
     """Returns [M, b, k, h, w] uint8, or None without targets."""
@@ -249,13 +266,17 @@ class _MapCollector:
 
 
 def _collectors(
-  subject: Subject, analysis: Analysis, options: ExplainOptions, mesh: Mesh
+  subject: Subject,
+  analysis: Analysis,
+  options: ExplainOptions,
+  integrated: int,
+  **common: Any,
 ) -> dict[str, _MapCollector]:
   """Returns the wanted and possible ones of the maps of `Illustrations`."""
   if analysis.code is None:
     return {}
   best = analysis.code.top_indices
-  many, few = options.grad_cam_per_bin, options.integrated_per_bin
+  many = options.grad_cam_per_bin
   made: dict[str, Callable[..., jax.Array]] = {}
   if many != 0 and subject.patch_codes is not None:
     made["patches"] = patch_codes.make_members(subject)
@@ -264,19 +285,42 @@ def _collectors(
   if None not in (subject.feature_maps, subject.bin_log_probabilities):
     if many != 0:
       made["grad_cam"] = attribution.make_grad_cam(subject)
-    if few:
+    if integrated:
       made["integrated"] = attribution.make_integrated_gradients(subject)
   fine = (_FINE_SIZE, _FINE_SIZE)
   return {
     name: _MapCollector(
       subject,
       compiled,
-      best[..., : few if name == "integrated" else many],
-      mesh=mesh,
+      best[..., : integrated if name == "integrated" else many],
+      room=_ROOM.get(name, _ROOM["default"]),
       size=fine if name == "integrated" else None,
+      **common,
     )
     for name, compiled in made.items()
   }
+
+
+def _num_integrated(
+  options: ExplainOptions,
+  analysis: Analysis,
+  num_pixels: int,
+  mesh: Mesh,
+  report: Callable[[str], None],
+) -> int:
+  """Returns how many images of each bin get integrated gradients."""
+  if options.integrated_per_bin is not None:
+    return options.integrated_per_bin
+  if analysis.code is None or mesh.devices.flat[0].platform != "cpu":
+    return _INTEGRATED
+  affordable = _MAX_PIXELS_ON_CPU // (analysis.code.usage.size * num_pixels)
+  if affordable >= _INTEGRATED:
+    return _INTEGRATED
+  report(
+    f"Integrated gradients of {affordable or 'no'} images of each bin, because"
+    f" this is a CPU; --integrated_per_bin={_INTEGRATED} makes more."
+  )
+  return affordable
 
 
 def illustrate(
@@ -301,11 +345,19 @@ def illustrate(
   size = options.thumbnail_size
   indices = shown_images(analysis, options.max_images)
   writer = SheetWriter(pathlib.Path(directory), indices, size)
-  collectors = _collectors(subject, analysis, options, mesh)
+  batches = iter(batches)
+  first = next(batches)
+  height, width = first["image"].shape[1:3]
+  integrated = _num_integrated(options, analysis, height * width, mesh, report)
+  meter = console.Progress("pictures", None, unit="pictures", report=report)
+  collectors = _collectors(
+    subject, analysis, options, integrated, mesh=mesh, done=meter.add
+  )
+  num_maps = sum(collector.count for collector in collectors.values())
+  meter.expect(analysis.num_images + num_maps)
   kept: dict[int, np.ndarray] = {}
   shrink = _shrinker(size)
-  meter = console.Progress("pictures", analysis.num_images, report=report)
-  for batch in batches:
+  for batch in itertools.chain([first], batches):
     mask = np.asarray(batch.get("mask", np.ones(len(batch["image"]), bool)))
     index = np.asarray(batch["index"], np.int64)[mask]
     images = np.asarray(batch["image"])[mask]

@@ -24,19 +24,24 @@ def make_members(subject: Subject) -> Callable[..., jax.Array]:
   """Compiles which patches of an image are in a bin.
 
   Returns:
-    (model variables, images [B, H, W, C], variables [B], bins [B]) ->
-    [B, h, w] float32, 1 where the most probable bin of a patch is the bin.
+    (model variables, images [U, H, W, C], rows [B], variables [B], bins [B]) ->
+    [B, h, w] float32, 1 where the most probable bin of a patch of image rows[i]
+    is bin i.
   """
   codes = subject.patch_codes
   assert codes is not None
 
   @jax.jit
   def members(
-    weights: Any, images: jax.Array, variables: jax.Array, bins: jax.Array
+    weights: Any,
+    images: jax.Array,
+    rows: jax.Array,
+    variables: jax.Array,
+    bins: jax.Array,
   ) -> jax.Array:
-    place = variables[:, None, None, None]
-    chosen = jnp.take_along_axis(codes(weights, images), place, axis=3)
-    return (chosen[..., 0] == bins[:, None, None]).astype(jnp.float32)
+    found = jnp.moveaxis(codes(weights, images), 3, 1)  # [U, M, h, w]
+    chosen = found[rows, variables]
+    return (chosen == bins[:, None, None]).astype(jnp.float32)
 
   return members
 
@@ -49,7 +54,9 @@ def make_attention(subject: Subject) -> Callable[..., jax.Array]:
   """
   attention = subject.attention
   assert attention is not None
-  return jax.jit(lambda weights, images, *_: attention(weights, images))
+  return jax.jit(
+    lambda weights, images, rows, *_: attention(weights, images)[rows]
+  )
 
 
 def pixels_in_patches(

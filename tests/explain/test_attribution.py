@@ -15,6 +15,7 @@ from tests.explain import shapes_subject
 # one color to K = 2 maps, the mean over positions, and a dense layer to one
 # variable of b = 2 bins.
 CONVOLUTION = np.array([2.0, -1.0], np.float32)
+ROWS = np.arange(3)
 DENSE = np.array([[0.5, -0.5], [3.0, 1.5]], np.float32)  # [K, b]
 
 
@@ -54,17 +55,16 @@ def by_hand(images, bins, scale=1.0):
 @pytest.mark.parametrize("devices", [1, 8])
 def test_grad_cam_by_hand(images, devices):
   subject = linear_subject()
-  bins = np.array([0, 1, 0])
+  rows, bins = np.array([0, 1, 1, 2, 0]), np.array([0, 1, 0, 0, 1])
   found = attribution.attribute(
     attribution.make_grad_cam(subject),
     subject,
     images,
-    np.zeros(3, int),
-    bins,
-    batch_size=8,  # Padded.
+    np.stack([rows, np.zeros(5, int), bins], axis=1),
+    room=(8, 16),  # Padded.
     mesh=devices_lib.make_mesh(jax.devices()[:devices]),
   )
-  expected = by_hand(images, bins)
+  expected = by_hand(images[rows], bins)
   assert expected.max() > 0
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
@@ -77,7 +77,7 @@ def test_grad_cam_does_not_vanish_where_the_bin_is_certain(images):
   assert q.max() == 1.0
   bins = q[:, 0].argmax(-1)
   found = attribution.make_grad_cam(subject)(
-    subject.variables, images, np.zeros(3, int), bins
+    subject.variables, images, ROWS, np.zeros(3, int), bins
   )
   np.testing.assert_allclose(
     found, by_hand(images, bins, 1000.0), rtol=1e-4, atol=1e-4
@@ -89,7 +89,7 @@ def test_integrated_gradients_by_hand(images):
   subject = linear_subject()
   bins = np.array([0, 1, 1])
   found = attribution.make_integrated_gradients(subject, steps=3)(
-    subject.variables, images, np.zeros(3, int), bins
+    subject.variables, images, ROWS, np.zeros(3, int), bins
   )
   slope = CONVOLUTION @ (DENSE[:, bins] - DENSE[:, 1 - bins]) / 20 / 255
   x = images[..., 0].astype(np.float64)
@@ -105,7 +105,7 @@ def test_integrated_gradients_are_complete(images):
   )
   variables, bins = np.zeros(3, int), np.array([0, 1, 0])
   maps = attribution.make_integrated_gradients(subject, steps=64)(
-    subject.variables, images, variables, bins
+    subject.variables, images, ROWS, variables, bins
   )
 
   def score(x):

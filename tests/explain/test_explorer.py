@@ -200,6 +200,26 @@ def test_levels_of_zero_and_of_independence():
   np.testing.assert_array_equal(levels, [[128, 0], [128, 128]])
 
 
+@pytest.mark.parametrize(
+  ("wanted", "side", "number"),
+  [(None, 28, 2), (None, 700, 0), (5, 700, 5), (0, 28, 0)],
+)
+def test_integrated_gradients_are_few_where_a_cpu_would_take_long(
+  built, wanted, side, number
+):
+  """By default 512 maps of 64 x 64 pixels, or as many pixels as these have."""
+  lines = []
+  found = illustrations_lib._num_integrated(
+    ExplainOptions(integrated_per_bin=wanted),
+    built.analysis,
+    side**2,
+    devices.make_mesh(jax.devices()),
+    lines.append,
+  )
+  assert found == number
+  assert len(lines) == (wanted is None and number < 2)
+
+
 def test_maps_belong_to_the_best_images(built):
   maps = built.data("variable_2")["cam"]
   found = built.array(maps["maps"], np.uint8).reshape(
@@ -212,9 +232,8 @@ def test_maps_belong_to_the_best_images(built):
     attribution.make_grad_cam(built.subject),
     built.subject,
     images,
-    np.full(3, 2),
-    np.full(3, 1),
-    batch_size=8,
+    np.array([[0, 2, 1], [1, 2, 1], [2, 2, 1]]),
+    room=(8, 8),
     mesh=devices.make_mesh(jax.devices()),
   )
   expected = np.rint(attribution.unit_maps(again) * 255)

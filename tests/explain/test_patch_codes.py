@@ -31,9 +31,16 @@ def test_members_are_the_patches_of_a_bin():
   images = np.zeros((2, 4, 4, 1), np.uint8)
   images[0, :2, 2:] = 255
   found = patch_codes.make_members(make_subject())(
-    np.int32(0), images, np.array([0, 1]), np.array([2, 0])
+    np.int32(0),
+    images,
+    np.array([0, 1, 0]),
+    np.array([0, 1, 1]),
+    np.array([2, 0, 0]),
   )
-  np.testing.assert_array_equal(found, [[[0, 1], [0, 0]], np.ones((2, 2))])
+  bright, dark = [[0, 1], [0, 0]], np.ones((2, 2))
+  np.testing.assert_array_equal(found[:2], [bright, dark])
+  codes = make_subject().patch_codes(np.int32(0), images)
+  np.testing.assert_array_equal(found[2], codes[0, ..., 1] == 0)
 
 
 def test_overlap_is_that_of_upsampled_codes():

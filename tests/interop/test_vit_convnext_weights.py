@@ -133,12 +133,12 @@ def test_attribution_goes_through_the_class_token(encoder, images):
   variables, bins = np.array([0, 1, 3]), np.array([2, 0, 7])
   chosen = images[:3]
   cam = attribution.make_grad_cam(subject)(
-    subject.variables, chosen, variables, bins
+    subject.variables, chosen, np.arange(3), variables, bins
   )
   assert cam.shape == (3, 4, 4)
   assert np.isfinite(cam).all()
   maps = attribution.make_integrated_gradients(subject, steps=32)(
-    subject.variables, chosen, variables, bins
+    subject.variables, chosen, np.arange(3), variables, bins
   )
 
   def score(x):
