@@ -126,7 +126,7 @@ def test_a_hostile_folder_goes_through_every_command(hostile, tmp_path, capsys):
   assert "Classes: 5" in said
   assert "there is no such file; a broken link?: train/cat/dangling.jpg" in said
   assert "the file is empty: train/cat/empty.png" in said
-  assert f"{NUM_IMAGES} images are in both parts" in said
+  assert f"{NUM_IMAGES} images in both parts" in said
   html = (tmp_path / "page" / "index.html").read_text()
   assert "<img onerror" not in html
   assert "data.mean=" in "\n".join(data_page.data_stats(config))

@@ -92,6 +92,11 @@ def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
   return registry[name]
 
 
+def counted(count: int, noun: str) -> str:
+  """Returns "1 image", or "2 images"."""
+  return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def listing(names: Sequence[str], limit: int = 5) -> str:
   """Returns "a; b; c", and how many more there are beyond the limit."""
   more = f" and {len(names) - limit} more" if len(names) > limit else ""

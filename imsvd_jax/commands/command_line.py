@@ -99,9 +99,6 @@ def run(
   def guarded(argv: list[str]) -> int | None:
     _quiet_libraries()
     print_any_name(sys.stdout)
-    if len(argv) - 1 > max_arguments:
-      extra = argv[1 + max_arguments]
-      fail(f"Unexpected argument {extra!r}; flags start with --.")
     try:
       result = main(*argv[1:])
       sys.stdout.flush()
@@ -123,6 +120,9 @@ def run(
       text = about or sys.modules[main.__module__].__doc__ or ""
       _print_and_exit(help_page.flags_page(text, required))
     rest = _parse([argv[0], *map(_with_underscores, argv[1:])])
+    if len(rest) - 1 > max_arguments:
+      extra = rest[1 + max_arguments]
+      fail(f"Unexpected argument {extra!r}; flags start with --.")
     _check_required(required)
     return rest
 
@@ -180,7 +180,9 @@ def _quiet_libraries() -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("imsvd_jax").setLevel(logging.INFO)
     # What these log with a traceback reaches us as an exception, too.
-    absl_logging.get_absl_handler().addFilter(_is_news)
+    handler = absl_logging.get_absl_handler()
+    handler.addFilter(_is_news)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -258,11 +260,22 @@ def _as_key(name: str) -> str:
   """Returns what to write where the name of a flag is a key of the recipe."""
   if "config" not in flags.FLAGS:
     return ""
-  keys = _leaves(flags.FLAGS["config"].value or ConfigDict())
+  keys = _recipe_keys()
   of_name = [key for key in keys if key.rpartition(".")[2] == name]
   close = of_name or difflib.get_close_matches(name, keys, 1) or ["KEY=VALUE"]
   shown = " or ".join(f"--config.{key}" for key in close[:3])
   return f" Keys of a recipe are flags, too: {shown}."
+
+
+def _recipe_keys() -> list[str]:
+  """Returns the keys of the recipe, if one was given."""
+  if "config" not in flags.FLAGS:
+    return []
+  flag = flags.FLAGS["config"]
+  config = flag.value
+  for recipe in _recipes(sys.argv):
+    config = config or flag.parser.parse(recipe)  # A change of it was refused.
+  return _leaves(config) if config else []
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -280,6 +293,10 @@ def _unknown_key(error: Exception) -> str:
   key = re.search(r"'([\w.]+)'", text)
   close = re.search(r'Did you mean "([^"]+)"', text)
   hint = f" Did you mean {close[1]!r}?" if close else ""
+  if key and not close:
+    name = key[1].rpartition(".")[2]
+    keys = [k for k in _recipe_keys() if k.rpartition(".")[2] == name]
+    hint = f" Did you mean {' or '.join(map(repr, keys[:3]))}?" if keys else ""
   return (
     f"Unknown config key {key[1] if key else text!r}.{hint} `imsvd recipes show"
     " common` describes every key."

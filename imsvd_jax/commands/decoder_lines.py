@@ -22,6 +22,10 @@ _DECODERS_SAY = (
   r"|Arithmetic table 0x|Unknown Adobe|Warning: unknown JFIF|Sampling factors"
   r"|Improper call to JPEG|Empty (input file|JPEG)|Maximum supported image"
   r"|Application transferred too|Cannot (quantize|transcode)|Didn't expect more"
+  r"|Input file read error|Premature end of input|Too many color components"
+  r"|Missing Huffman code|Huffman code size table|Fractional sampling not"
+  r"|CCIR601 sampling|Not implemented yet|Requested feature|DCT (coeff|scaled)"
+  r"|Component index |Suspension not allowed|Unknown JFIF"
   r"|libpng |TIFF|Insufficient memory \(case)|jpeg_mem\.cc:"
 )
 _HIDDEN = f"{_DECODERS_SAY}|{tensorflow_notes.KNOWN}"

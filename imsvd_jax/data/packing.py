@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from imsvd_jax.base import files
 from imsvd_jax.base.console import Progress
-from imsvd_jax.base.errors import UserError, listing
+from imsvd_jax.base.errors import UserError, counted, listing
 from imsvd_jax.base.files import printable
 from imsvd_jax.data import crops, decode, execution, faults, pack_files
 from imsvd_jax.data import part as part_lib
@@ -243,7 +243,9 @@ def _notes(
       " --size."
     )
   if bad:
-    notes.append(f"Left out {len(bad)} unreadable images: {listing(bad)}")
+    notes.append(
+      f"Left out {counted(len(bad), 'unreadable image')}: {listing(bad)}"
+    )
   return notes
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from imsvd_jax import data
 from imsvd_jax.base import console, files
-from imsvd_jax.base.errors import UserError, listing
+from imsvd_jax.base.errors import UserError, counted, listing
 from imsvd_jax.data import evaluation_batches, host_pipeline, part
 from imsvd_jax.data.source import Source
 from imsvd_jax.data.survey import Survey, survey
@@ -109,7 +109,8 @@ def _flat(found: Survey) -> list[str]:
   if not found.flat:
     return []
   return [
-    f"Of one color only: {len(found.flat)} images: {listing(found.flat, 3)}"
+    f"Of one color only: {counted(len(found.flat), 'image')}:"
+    f" {listing(found.flat, 3)}"
   ]
 
 
@@ -118,7 +119,10 @@ def _duplicates(found: Survey) -> list[str]:
   if not groups:
     return ["Exact duplicates: none."]
   extra = sum(len(group) - 1 for group in groups)
-  lines = [f"Exact duplicates: {extra} images repeat another's content:"]
+  what = "repeats" if extra == 1 else "repeat"
+  lines = [
+    f"Exact duplicates: {counted(extra, 'image')} {what} another's content:"
+  ]
   lines += [f"  {listing(group, 4)}" for group in groups[:5]]
   return lines + ["  ..."] * (len(groups) > 5)
 
@@ -129,7 +133,7 @@ def _leaks(train: Survey, test: Survey) -> str:
     return "Leaks: no image of train is in the evaluation part."
   shown = [f"{a} = {b}" for a, b in pairs]
   return (
-    f"Leaks: WARNING: {len(pairs)} images are in both parts:"
+    f"Leaks: WARNING: {counted(len(pairs), 'image')} in both parts:"
     f" {listing(shown, 3)}"
   )
 

@@ -154,7 +154,12 @@ def _check(subject: Subject, images: Images, options: ExplainOptions) -> None:
   first = next(iter(images.batches()))
   q = encoding_shapes(subject, first["image"]).probabilities
   count = 0 if q is None else q.shape[1]
-  wrong = [m for m in options.variables if not 0 <= m < count]
+  check_variables(options.variables, count)
+
+
+def check_variables(variables: Sequence[int], count: int) -> None:
+  """Raises UserError where a code of `count` variables lacks one."""
+  wrong = [m for m in variables if not 0 <= m < count]
   if wrong:
     known = f"numbered 0..{count - 1}" if count else "none, without a code"
     raise UserError(

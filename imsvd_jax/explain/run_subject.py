@@ -277,6 +277,7 @@ def _choose(
   config: ml_collections.ConfigDict, workdir: str, options: RunOptions
 ) -> tuple[ml_collections.ConfigDict, Source]:
   """Returns the settings and the source of the images to explain a run by."""
+  _check_variables(config, options)
   if not options.data:
     ownership.check_data(workdir, config, trusted=options.trust_workdir)
   settings = data_settings(config, options.data)
@@ -286,6 +287,22 @@ def _choose(
       f"The data have no {options.split!r} split; use --split=train."
     )
   return settings, source
+
+
+def _check_variables(
+  config: ml_collections.ConfigDict, options: RunOptions
+) -> None:
+  """Raises UserError for variables that the run's code does not have.
+
+  What a file of weights does not say is checked when its code is known.
+  """
+  objective = config.objective.get(config.objective.name, {})
+  widths = config.model.get("projector")
+  if "num_bins" not in objective or not widths:
+    return
+  report_lib.check_variables(
+    options.variables or (), widths[-1] // objective["num_bins"]
+  )
 
 
 def explain_run(
@@ -349,6 +366,7 @@ def explain_run(
 
 _LEVELS = {
   verdict.WARMING_UP: ("fair", 0.2),
+  verdict.TOO_SHORT: ("fair", 0.2),
   verdict.LEARNING: ("good", 0.6),
   verdict.SLOWING: ("good", 0.8),
   verdict.CONVERGED: ("good", 1.0),
@@ -362,6 +380,7 @@ def training_indicators(
   found = verdict.judge([line for line in records if line["step"] <= step])
   if found is None:
     return []
+  found = verdict.at_end(found)
   level, share = _LEVELS.get(found.state, ("poor", 0.0))
   meaning = f"At step {step}: {found.why}. {found.advice}".strip()
   return [Indicator("Training", found.name, share, level, meaning)]

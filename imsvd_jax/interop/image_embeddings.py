@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from imsvd_jax import data as data_lib
 from imsvd_jax.base import hashing
 from imsvd_jax.base.console import Progress, print_line
-from imsvd_jax.base.errors import UserError, listing
+from imsvd_jax.base.errors import UserError, counted, listing
 from imsvd_jax.base.files import check_output, in_place_when_done, printable
 from imsvd_jax.data import named
 from imsvd_jax.data.source import Source
@@ -88,11 +88,16 @@ def write_embeddings(
   shutil.rmtree(unfinished, ignore_errors=True)
   count, *grid, width = found.columns["features"].shape
   patches = f" for each of {'x'.join(map(str, grid))} patches" * bool(grid)
-  notes = [f"Wrote {output}: {count} images, {width} features each{patches}."]
+  notes = [
+    f"Wrote {output}: {counted(count, 'image')}, {width} features each"
+    f"{patches}."
+  ]
   if found.unreadable:
     shown = ", ".join(found.unreadable[:5])
     shown += " ..." * (len(found.unreadable) > 5)
-    notes.append(f"Left out {len(found.unreadable)} unreadable images: {shown}")
+    notes.append(
+      f"Left out {counted(len(found.unreadable), 'unreadable image')}: {shown}"
+    )
   return notes
 
 

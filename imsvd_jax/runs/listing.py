@@ -76,7 +76,10 @@ def as_text(rows: Sequence[Row]) -> str:
 def _row(run: epath.Path, root: epath.Path, age: float) -> Row:
   config = _config(run)
   lines = metrics.read_metrics(run)
+  running = lock.running(run)
   found = verdict.judge(lines)
+  if found is not None and not running:
+    found = verdict.at_end(found)
   epochs = [line["epoch"] for line in lines if "epoch" in line]
   total = config.get("epochs", "?")
   name = os.path.relpath(run, root)
@@ -89,7 +92,7 @@ def _row(run: epath.Path, root: epath.Path, age: float) -> Row:
     found.name if found is not None else "",
     _accuracy(lines, "knn"),
     _accuracy(lines, "linear"),
-    lock.running(run),
+    running,
   )
 
 

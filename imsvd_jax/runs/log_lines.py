@@ -100,9 +100,7 @@ def describe_end(writer: metrics.MetricWriter) -> None:
   found = verdict.judge(writer.history)
   if found is None:
     return
-  if found.state == verdict.WARMING_UP and not found.advice:
-    found = found._replace(state="too short to judge")
-  console.print_result(f"\nVerdict: {found}")
+  console.print_result(f"\nVerdict: {verdict.at_end(found)}")
 
 
 def describe_next(workdir: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from imsvd_jax.base import hashing
 from imsvd_jax.base.console import Progress
-from imsvd_jax.base.errors import UserError, listing
+from imsvd_jax.base.errors import UserError, counted, listing
 from imsvd_jax.data import part
 from imsvd_jax.data.evaluation_batches import eval_batches
 from imsvd_jax.data.source import Source
@@ -78,12 +78,13 @@ def build(folder: str, options: BuildOptions) -> list[str]:
     nearest.write_clusters(done)
   added = len(wanted) - len(unreadable)
   notes = [
-    f"{folder}: added {added} images, skipped {len(keys) - len(wanted)} that it"
-    f" has; {len(done.rows)} in all."
+    f"{folder}: added {counted(added, 'image')}, skipped"
+    f" {len(keys) - len(wanted)} that it has; {len(done.rows)} in all."
   ]
   if unreadable:
     notes.append(
-      f"Left out {len(unreadable)} unreadable images: {listing(unreadable)}"
+      f"Left out {counted(len(unreadable), 'unreadable image')}:"
+      f" {listing(unreadable)}"
     )
   return notes
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 Line = Mapping[str, float]
 
 WARMING_UP = "warming up"
+TOO_SHORT = "too short to judge"  # Of a run that has ended.
 LEARNING = "learning"
 SLOWING = "slowing"
 CONVERGED = "converged"
@@ -102,6 +103,12 @@ def judge(lines: Sequence[Line]) -> Verdict | None:
   if not steps:
     return None
   return _diverged(steps) or _collapsing(lines, steps) or _progress(steps)
+
+
+def at_end(found: Verdict) -> Verdict:
+  """Returns the verdict on a run that has ended: it no longer warms up."""
+  is_short = found.state == WARMING_UP and not found.advice
+  return found._replace(state=TOO_SHORT) if is_short else found
 
 
 def score(lines: Sequence[Line]) -> float | None:

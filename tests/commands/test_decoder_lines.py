@@ -48,13 +48,16 @@ def test_the_last_line_of_a_crash_is_there(does, code):
 @pytest.mark.parametrize(
   "line",
   [
+    "Input file read error",
+    "Premature end of input file",
+    "Too many color components: 60, max 10",
     "WARNING: All log messages before absl::InitializeLog() is called are",
     "I0000 00:00:179.67 12 cudart_stub.cc:31] Could not find cuda drivers",
     "E0000 00:00:179.67 12 cuda_platform.cc:52] failed call to cuInit",
     "To enable the following instructions: AVX2 AVX512F, in other operations",
   ],
 )
-def test_what_tensorflow_prints_at_its_start_is_hidden(line):
+def test_what_libraries_print_is_hidden(line):
   result = run(f"os.write(2, {line!r}.encode() + b'\\nnext\\n')")
   assert result.stderr.splitlines() == ["of C", "next"]
 

@@ -106,6 +106,11 @@ def test_dashes_and_underscores_are_the_same():
     (("train", "--config=digits", "--epochs=3"), "too: --config.epochs. --h"),
     (("train", "--config=digits", "--batch-size=3"), "--config.batch_size or"),
     (("train", "--config=digits", "--learning_rate=3"), "base_learning_rate."),
+    (("train", "digits"), "Unexpected argument 'digits'; flags start with --."),
+    (
+      ("train", "--config=digits", "--config.objective.num_bins=3"),
+      "'num_bins'. Did you mean 'objective.imsvd.num_bins' or 'objective.mus",
+    ),
     (("train", "--epochs=3"), "flags, too: --config.KEY=VALUE. --help"),
     (("train", "--config=configs/digits.py", "--config.sed=3"), "'sed'. Did"),
     (("train", "--config=digits:x"), "--config=digits:x: Unknown mode 'x'; k"),

@@ -34,6 +34,19 @@ def tree(train: str, *evaluation: str) -> list[str]:
   ]
 
 
+@pytest.mark.parametrize("holdout", [0.0, 0.5])
+def test_a_misspelled_evaluation_part_is_refused_before_training(
+  tmp_path, holdout
+):
+  write(tmp_path, *tree(""))
+  options = {"path": tmp_path, "holdout": holdout}
+  with pytest.raises(UserError, match="no split 'tset'; expected one of"):
+    make("folder", eval_split="tset", **options)
+  # Usual names may be absent: recipes have them.
+  for name in ("val", "test", "", "train[50%:]"):
+    assert make("folder", eval_split=name, **options).num_examples > 0
+
+
 @pytest.mark.parametrize(
   ("train", "evaluation"),
   [
@@ -144,7 +157,7 @@ def test_folders_that_systems_create_are_skipped(tmp_path):
   source = make("folder", path=tmp_path)
   assert names_of(source) == {"a/1.jpg", "b/2.jpg"}
   assert source.label_names == ("a", "b")
-  assert "1 other files ignored (.db 1)" in source.summary()
+  assert "1 other file ignored (.db 1)" in source.summary()
   assert "folders @eaDir, __MACOSX skipped" in source.summary()
 
 

@@ -11,7 +11,7 @@ from imsvd_jax.explain import data_page
 from tests.explain import chromium
 
 LINES = [
-  "Exact duplicates: 1 images repeat another's content:",
+  "Exact duplicates: 1 image repeats another's content:",
   "  train/" + "a_long_name_without_a_space_" * 10 + ".jpg",
   "  '--config.data.mean=(0.1307,)' " + "and more words " * 20,
 ]

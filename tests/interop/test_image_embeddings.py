@@ -277,7 +277,7 @@ def test_the_command_writes_the_file(workdir, folder, tmp_path):
     assert arrays["paths"].tolist() == NAMES
     assert arrays["features"].shape[0] == 6
   assert "6 images" in result.stdout
-  assert "Left out 1 unreadable images: bad.png" in result.stdout
+  assert "Left out 1 unreadable image: bad.png" in result.stdout
   assert "bad.png" in result.stderr
   assert sorted(p.name for p in tmp_path.iterdir()) == ["features", "images"]
 

@@ -63,7 +63,8 @@ def test_a_row_for_each_run_the_newest_first(tmp_path):
 )
 def test_whether_a_run_goes_on_is_what_its_lock_says(tmp_path, lock, said):
   make_run(tmp_path / "a", lock=lock)
-  assert listing.list_runs(str(tmp_path))[0].running == said
+  (row,) = listing.list_runs(str(tmp_path))
+  assert row.running == said
 
 
 def test_a_run_with_damaged_files_is_listed(tmp_path):

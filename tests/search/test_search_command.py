@@ -70,7 +70,7 @@ def index(workdir, photos, tmp_path_factory):
   options = BuildOptions(workdir=workdir, data=str(photos))
   notes = build.build(folder, options)
   assert "added 6 images, skipped 0" in notes[0]
-  assert "1 unreadable images: bad.png" in notes[1]
+  assert "1 unreadable image: bad.png" in notes[1]
   return folder
 
 
@@ -108,7 +108,7 @@ def test_the_same_build_adds_nothing_and_a_change_replaces(
   assert "added 3 images, skipped 2" in build.build(index, options)[0]
   assert "added 0 images, skipped 5" in build.build(index, options)[0]
   save(photos, b"3.png", np.zeros((32, 32, 3), np.uint8))
-  assert "added 1 images, skipped 4" in build.build(index, options)[0]
+  assert "added 1 image, skipped 4" in build.build(index, options)[0]
   found = Store(index)
   assert found.rows.tolist() == [0, 1, 2, 4, 5]
   assert found.find("3.png") == 5

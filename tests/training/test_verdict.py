@@ -49,7 +49,9 @@ def test_how_fast_the_loss_still_moves_is_the_progress(decay, state):
 
 def test_a_run_warms_up_while_it_is_short_or_the_rate_rises():
   assert verdict.judge([]) is None
-  assert verdict.judge(run_of(falling(5, 2))).state == "warming up"
+  short = verdict.judge(run_of(falling(5, 2)))
+  assert short.state == "warming up"
+  assert verdict.at_end(short).state == "too short to judge"
   lines = run_of(falling(100, 2))
   lines[-1]["learning_rate"] = 0.2
   assert verdict.judge(lines).state == "warming up"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from imsvd_jax.base.errors import UserError
+from imsvd_jax.base.errors import UserError, counted
 from imsvd_jax.base.files import printable
 from imsvd_jax.data.image_files import EXTENSIONS
 
@@ -50,7 +50,8 @@ class Found:
     remarks = []
     if self.ignored:
       count = sum(self.ignored.values())
-      remarks.append(f"{count} other files ignored{self.ignored_text(' ({})')}")
+      others = counted(count, "other file")
+      remarks.append(f"{others} ignored{self.ignored_text(' ({})')}")
     if self.num_special:
       remarks.append(
         f"{self.num_special} pipes, devices or looping links skipped"

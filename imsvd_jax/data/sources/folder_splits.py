@@ -86,6 +86,7 @@ class Layout:
     self._folders = sorted(list_directory_of(self._root))
     self._evaluation = self._evaluation_folders()
     self._train = self._train_folder()
+    self._check_evaluation()
     self._check_clear()
 
   def part(self, split: str) -> Part | None:
@@ -170,6 +171,15 @@ class Layout:
     if _plain(name) not in _EVALUATION:
       self._no_split(name)
     return self._evaluation[0] if self._evaluation else None
+
+  def _check_evaluation(self) -> None:
+    """Raises UserError for the name of an evaluation part that cannot be."""
+    name = self._parsed(self._settings.eval_split)[0]
+    is_usual = not name or _plain(name) in _EVALUATION
+    if is_usual or not self._settings.train_split:
+      return
+    if not self._is_train(name) and self._path_of(name) is None:
+      self._no_split(name)
 
   # --- What is not clear ------------------------------------------------------
 
