@@ -13,9 +13,9 @@ from __future__ import annotations
 import numpy as np
 from ml_collections import ConfigDict
 
-from imsvd_jax.data import source as source_lib
 from imsvd_jax.data import stateless
-from imsvd_jax.data.sources import shapes
+from imsvd_jax.data.source import Source
+from imsvd_jax.data.sources import drawn, shapes
 
 PATTERNS = ("plain", "gradient", "stripes", "checks")
 _COLOR = ("color_red", "color_green", "color_blue")
@@ -46,41 +46,28 @@ _VALUES = {
 _PERIOD = 0.25  # Of stripes and checks, as a fraction of the image's side.
 
 
-def make(settings: ConfigDict, split: str) -> source_lib.Source:
+def make(settings: ConfigDict, split: str) -> Source:
   """Returns `data.num_examples` scenes; a quarter as many for evaluation."""
-  num_examples = source_lib.require_num_examples(settings)
-  if split != settings.train_split:
-    num_examples = max(1, num_examples // 4)
-  factors = draw_factors(num_examples, source_lib.split_number(split))
-  size, channels = settings.image_size, settings.channels
-
-  images = None
-  if source_lib.fits_in_memory(num_examples, size * size * channels):
-    images = render(factors, size, channels)
-  fetch = source_lib.computed(
-    lambda i: render(factors[i : i + 1], size, channels)[0],
-    (size, size, channels),
-  )
-  left, right = (_column(factors, f"{side}_shape") for side in _SIDES)
-  return source_lib.Source(
+  return drawn.make(
+    settings,
+    split,
+    draw_factors=draw_factors,
+    render=render,
+    masks_of=masks_of,
+    labels_of=_pair_of_shapes,
     name="scenes",
-    num_examples=num_examples,
     num_classes=len(shapes.SHAPES) ** 2,
     label_names=tuple(
-      f"{first}/{second}" for first in shapes.SHAPES for second in shapes.SHAPES
+      f"{left}/{right}" for left in shapes.SHAPES for right in shapes.SHAPES
     ),
-    channels=channels,
-    interpolation=settings.interpolation,
-    on_bad_image=settings.on_bad_image,
-    images=images,
-    fetch=fetch,
-    labels=(left * len(shapes.SHAPES) + right).astype(np.int32),
-    factors=factors,
     factor_names=FACTORS,
-    masks=lambda factors: masks_of(factors, size, channels),
-    draw=lambda factors: render(factors, size, channels),
-    factor_values=dict(_VALUES),
+    factor_values=_VALUES,
   )
+
+
+def _pair_of_shapes(factors: np.ndarray) -> np.ndarray:
+  left, right = (_column(factors, f"{side}_shape") for side in _SIDES)
+  return left * len(shapes.SHAPES) + right
 
 
 def draw_factors(num_examples: int, seed: int) -> np.ndarray:

@@ -15,8 +15,9 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
-from imsvd_jax.data import source as source_lib
 from imsvd_jax.data import stateless
+from imsvd_jax.data.source import Source
+from imsvd_jax.data.sources import drawn
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 TEXTURES = ("solid", "stripes", "checks", "dots")
@@ -30,36 +31,19 @@ _SUPERSAMPLING = 3  # Samples per pixel along each side.
 _CHUNK_SAMPLES = 1 << 21  # Samples drawn at once, to stay in the cache.
 
 
-def make(settings: ConfigDict, split: str) -> source_lib.Source:
+def make(settings: ConfigDict, split: str) -> Source:
   """Returns `data.num_examples` drawings; a quarter as many for evaluation."""
-  num_examples = source_lib.require_num_examples(settings)
-  if split != settings.train_split:
-    num_examples = max(1, num_examples // 4)
-  factors = draw_factors(num_examples, source_lib.split_number(split))
-  size, channels = settings.image_size, settings.channels
-
-  images = None
-  if source_lib.fits_in_memory(num_examples, size * size * channels):
-    images = render(factors, size, channels)
-  fetch = source_lib.computed(
-    lambda i: render(factors[i : i + 1], size, channels)[0],
-    (size, size, channels),
-  )
-  return source_lib.Source(
+  return drawn.make(
+    settings,
+    split,
+    draw_factors=draw_factors,
+    render=render,
+    masks_of=masks_of,
+    labels_of=lambda factors: factors[:, 0] * len(TEXTURES) + factors[:, 1],
     name="shapes",
-    num_examples=num_examples,
     num_classes=len(SHAPES) * len(TEXTURES),
     label_names=tuple(f"{s}/{t}" for s in SHAPES for t in TEXTURES),
-    channels=channels,
-    interpolation=settings.interpolation,
-    on_bad_image=settings.on_bad_image,
-    images=images,
-    fetch=fetch,
-    labels=(factors[:, 0] * len(TEXTURES) + factors[:, 1]).astype(np.int32),
-    factors=factors,
     factor_names=FACTORS,
-    masks=lambda factors: masks_of(factors, size, channels),
-    draw=lambda factors: render(factors, size, channels),
     factor_values={"shape": SHAPES, "texture": TEXTURES},
   )
 
