@@ -4,7 +4,9 @@
   imsvd explain --workdir=runs/scenes
 
 8192 images of two shapes on a pattern, in a light, from 24 independent factors.
-The label is the pair of shapes (36 classes).
+The label is the pair of shapes (36 classes). Both views of an image share its
+ground and its light, and that is what the variables learn: docs/explain.md
+shows how one sees it.
 """
 
 from configs import common

@@ -244,6 +244,15 @@ _KNOWS = 0.2
 
 def factors() -> str:
   """What single variables know of all factors of the shapes."""
+  return _factors("meaning_shapes")
+
+
+def scene_factors() -> str:
+  """The same of the scenes."""
+  return _factors("meaning_scenes")
+
+
+def _factors(name: str) -> str:
   rows = [
     (
       row["title"],
@@ -251,7 +260,7 @@ def factors() -> str:
       ", ".join(map(_trained, row["trained"])),
       str(row["chance"]),
     )
-    for row in measured("meaning_shapes")["rows"]
+    for row in measured(name)["rows"]
   ]
   return markdown(("factor", "random weights", "trained", "chance"), rows)
 
@@ -300,6 +309,20 @@ def names() -> str:
 
 def selectivity() -> str:
   """Flips of the variable of each factor, and of the others."""
+  return _flips("meaning_shapes", "selectivity", "changed factor")
+
+
+def scene_selectivity() -> str:
+  """The same of the scenes."""
+  return _flips("meaning_scenes", "selectivity", "changed factor")
+
+
+def scene_edits() -> str:
+  """The same of single edits of the scenes."""
+  return _flips("meaning_scenes", "edits", "edit")
+
+
+def _flips(name: str, part: str, what: str) -> str:
   rows = [
     (
       row["factor"],
@@ -308,10 +331,9 @@ def selectivity() -> str:
       f"{row['others']:.2f}",
       _ratio(row),
     )
-    for row in measured("meaning_shapes")["selectivity"]
+    for row in measured(name)[part]
   ]
-  head = ("changed factor", "variable", "its flips", "others", "ratio")
-  return markdown(head, rows)
+  return markdown((what, "variable", "its flips", "others", "ratio"), rows)
 
 
 def rivals() -> str:
@@ -377,6 +399,9 @@ TABLES: dict[str, Callable[[], str]] = {
   "four_factors": four_factors,
   "names": names,
   "selectivity": selectivity,
+  "scene_factors": scene_factors,
+  "scene_selectivity": scene_selectivity,
+  "scene_edits": scene_edits,
   "rivals": rivals,
   "rival_flips": rival_flips,
   "learning_scores": learning_scores,

@@ -87,7 +87,9 @@ def analyze(
     return found
   return dataclasses.replace(
     found,
-    interventions=_interventions(subject, images, options.max_flip_images),
+    interventions=_interventions(
+      subject, images, options.max_flip_images, report
+    ),
     captions=_captions(found, found.code, factors, images),
     scores=_scores(found.code, factors, untrained, images, common),
     views=_views(subject, images, found, options, common),
@@ -205,7 +207,10 @@ def _captions(
 
 
 def _interventions(
-  subject: Subject, images: Images, max_images: int
+  subject: Subject,
+  images: Images,
+  max_images: int,
+  report: Callable[[str], None],
 ) -> Interventions | None:
   """Changes one factor at a time where images are drawn from factors."""
   drawing = images.drawing
@@ -220,9 +225,13 @@ def _interventions(
       padding = [(0, _BLOCK - len(block))] + [(0, 0)] * (pixels.ndim - 1)
       q = encode(subject.variables, np.pad(block, padding)).probabilities
       blocks.append(np.asarray(q)[: len(block)].argmax(axis=-1))
+      meter.add(len(block))
     return np.concatenate(blocks)
 
   factors = drawing.factors[:max_images]
+  # As they are, and once for each factor, less what happens not to change.
+  most = len(factors) * (1 + len(set(drawing.names)))
+  meter = console.Progress("changes of a factor", most, report=report)
   return intervene(codes_of, drawing.draw, factors, drawing.names)
 
 
