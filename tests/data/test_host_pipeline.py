@@ -31,6 +31,7 @@ class Case(NamedTuple):
 CASES = {
   "digits": ("digits", None, {}),
   "shapes": ("shapes", None, {"num_examples": 36}),
+  "scenes": ("scenes", None, {"num_examples": 36}),
   "synthetic": ("synthetic", None, {"num_examples": 36}),
   "large_synthetic": ("synthetic", None, dict(num_examples=36, image_size=70)),
   "arrays": ("arrays", "array_file", {}),
