@@ -71,12 +71,14 @@ def test_occlusion_covers_a_quarter_with_the_mean(images, keys):
 
 def test_rotation_turns_about_the_middle(keys):
   y, x = np.mgrid[:41, :41] - 20.0
-  # A ramp: turned, it is a ramp in another direction; both occur.
-  ramp = np.broadcast_to((128 + 2 * x)[None, ..., None], (4, 41, 41, 1))
-  out = np.asarray(probes.rotate(keys, ramp.astype(np.float32)))[..., 0]
+  # Two ramps: turned, they are ramps in another direction, still at right
+  # angles; both directions of turning occur.
+  ramps = np.broadcast_to(128 + 2 * np.stack([x, y], -1), (4, 41, 41, 2))
+  out = np.asarray(probes.rotate(keys, ramps.astype(np.float32)))
   inside = np.hypot(x, y) < 19
   turned = [
-    128 + 2 * (np.cos(a) * x - np.sin(a) * y) for a in (np.pi / 6, -np.pi / 6)
+    128 + 2 * np.stack([c * x - s * y, c * y + s * x], -1)
+    for c, s in ((np.cos(a), np.sin(a)) for a in (np.pi / 6, -np.pi / 6))
   ]
   sides = [
     [np.abs(one - expected)[inside].max() < 1e-3 for expected in turned]
