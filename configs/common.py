@@ -287,11 +287,9 @@ def cifar10() -> ConfigDict:
   return c
 
 
-def digits() -> ConfigDict:
-  """Returns the settings of all digits recipes: IMSVD with ResNet-8."""
+def _small_resnet() -> ConfigDict:
+  """Returns IMSVD with ResNet-8 and SGD, for a laptop's CPU."""
   c = base()
-  c.batch_size = 512
-  c.epochs = 107.0  # About 300 steps.
   c.model.backbone = "resnet8"
   c.model.width_multiplier = 0.375
   c.model.stem = "small"
@@ -300,8 +298,16 @@ def digits() -> ConfigDict:
   c.objective.imsvd.num_bins = 16
   c.objective.music.num_bins = 16
   c.optimizer.name = "sgd"
-  c.optimizer.base_learning_rate = 0.4
   c.optimizer.weight_decay = 5e-4
+  return c
+
+
+def digits() -> ConfigDict:
+  """Returns the settings of all digits recipes: IMSVD with ResNet-8."""
+  c = _small_resnet()
+  c.batch_size = 512
+  c.epochs = 107.0  # About 300 steps.
+  c.optimizer.base_learning_rate = 0.4
   c.data.name = "digits"
   c.data.eval_split = "test"
   c.data.image_size = 16
@@ -332,19 +338,10 @@ def digits() -> ConfigDict:
 
 def shapes() -> ConfigDict:
   """Returns the settings of drawn shapes: IMSVD with ResNet-8."""
-  c = base()
+  c = _small_resnet()
   c.batch_size = 256
   c.epochs = 16.0
-  c.model.backbone = "resnet8"
-  c.model.width_multiplier = 0.375
-  c.model.stem = "small"
-  c.model.zero_init_residual = False
-  c.model.projector = (512, 256)  # 16 variables of 16 bins.
-  c.objective.imsvd.num_bins = 16
-  c.objective.music.num_bins = 16
-  c.optimizer.name = "sgd"
   c.optimizer.base_learning_rate = 0.8
-  c.optimizer.weight_decay = 5e-4
   c.optimizer.warmup_epochs = 2.0
   c.data.name = "shapes"
   c.data.eval_split = "test"

@@ -4,10 +4,11 @@
   python docs/lightly_reference.py --objective=simclr --workdir=runs/lightly
 
 An outside reference for docs/results.md: the same images, crops, batch, steps,
-rate and shape of network as `configs/comparison.py:fashion-OBJECTIVE`, with
-everything else from torchvision and lightly. The encoder is saved as a file of
-weights, and measured by our own k-NN and logistic regression. The result goes
-to docs/measurements/results.json.
+rate and shape of network as `configs/comparison.py:fashion-OBJECTIVE`, but for
+views that grow: here all have the last size. Everything else is torchvision's
+and lightly's. The encoder is saved as a file of weights, and measured by our
+own k-NN and logistic regression. The result goes to
+docs/measurements/results.json.
 """
 
 import argparse

@@ -1,12 +1,11 @@
-"""What single variables of three recipes mean, for docs/explain.md.
+"""What single variables of two recipes mean, for docs/explain.md.
 
   imsvd train --config=scenes --workdir=runs/scenes
   imsvd explain --workdir=runs/scenes --output=runs/explain-scenes
   python docs/meaning.py --of=scenes --output=runs/explain-scenes
 
-Also `--of=shapes` and `--of=fashion_mnist_r8`, of these recipes. Writes
-docs/measurements/meaning_RECIPE.json; `python docs/tables.py` makes the tables
-of it.
+`--of=shapes` is for that recipe. Writes docs/measurements/meaning_RECIPE.json;
+`python docs/tables.py` makes the tables of it.
 """
 
 import argparse
@@ -50,14 +49,11 @@ ROWS = {
     "color of the ground": [f"ground color {c}" for c in RGB],
     "light: direction, strength": ["light direction", "light strength"],
   },
-  "fashion_mnist_r8": {"label, 10 classes": ["label"]},
 }
 
 
-def patches_of(analysis: Analysis) -> dict[str, float | int] | None:
+def patches_of(analysis: Analysis) -> dict[str, float | int]:
   """Returns how well the patches of the best bin cover the objects."""
-  if analysis.patches is None:
-    return None
   variable, chosen, iou = patch_codes.best(analysis.patches.patch_iou)
   everything, most = analysis.patches.patch_limits[1]
   return {
@@ -70,9 +66,9 @@ def patches_of(analysis: Analysis) -> dict[str, float | int] | None:
   }
 
 
-def selectivity_of(found: Interventions | None) -> list[dict[str, Any]]:
+def selectivity_of(found: Interventions) -> list[dict[str, Any]]:
   """Returns the variable of each factor or edit."""
-  return [] if found is None else [one._asdict() for one in found.selectivity]
+  return [one._asdict() for one in found.selectivity]
 
 
 def main() -> None:

@@ -171,8 +171,9 @@ def _accuracies(group: str, encoder: str) -> list[str]:
   for evaluator in ("knn", "lbfgs"):
     values = [run[evaluator] for run in found]
     cell = f"{statistics.mean(values):.1f}%"
-    if min(values) < max(values):
-      cell += f" ({min(values):.1f} to {max(values):.1f})"
+    least, most = f"{min(values):.1f}", f"{max(values):.1f}"
+    if least != most:
+      cell += f" ({least} to {most})"
     cells.append(cell)
   return cells
 
