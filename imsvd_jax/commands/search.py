@@ -59,7 +59,8 @@ def _query() -> Callable[[str], None]:
   imsvd search query photos/a.jpg --index=photos.index --workdir=runs/mine
 
   The image is a name in the index, the number of its row, or another file,
-  which needs --workdir. `agree` lists the variables of equal bins.
+  which needs --workdir. `agree` counts the variables of equal bins, and
+  `rarest` names the five of these bins that the fewest images have.
   """
   count = flags.DEFINE_integer("k", 10, "How many images.", lower_bound=1)
   workdir = flags.DEFINE_string(

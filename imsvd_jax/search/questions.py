@@ -19,6 +19,8 @@ from imsvd_jax.search.store import Store
 
 _CHUNK = 4096  # Queries at once.
 _NEIGHBORS = 16  # Near duplicates of an image that are looked at.
+_NUM_RAREST = 5  # Common bins that an answer names.
+_SAMPLE = 10_000  # Images by which bins are called rare.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,10 @@ def query(
     step: Its checkpoint, or "best".
     use_target: Take the EMA target network's weights.
 
+  Returns:
+    The images with "cosine" and, where there are codes, in how many variables
+    they "agree" with the image asked for, and the "rarest" bins of these.
+
   Raises:
     UserError: There is no such image, or the weights are other ones.
   """
@@ -71,7 +77,9 @@ def query(
   found_rows = [found for _, found in pairs]
   columns: dict[str, list[Any]] = {"cosine": [round(c, 4) for c, _ in pairs]}
   if store.layout.num_variables:
-    columns["agree"] = [_agreement(code, store.codes[r]) for r in found_rows]
+    alike = np.asarray(store.codes[found_rows]) == code
+    columns["agree"] = [f"{n} of {code.size}" for n in alike.sum(axis=1)]
+    columns["rarest"] = _rarest(store, code, alike)
   return Answer(f"Nearest to {printable(image)}", found_rows, columns)
 
 
@@ -117,9 +125,18 @@ def _encode(
   raise UserError(f"{printable(image)} cannot be read as an image.")
 
 
-def _agreement(code: np.ndarray, other: np.ndarray) -> str:
-  """Returns the variables on which two codes agree, such as "v0=3 v7=1"."""
-  return " ".join(f"v{m}={code[m]}" for m in np.flatnonzero(code == other))
+def _rarest(store: Store, code: np.ndarray, alike: np.ndarray) -> list[str]:
+  """Returns the rarest bins of `code` [M] where `alike` [k, M] is true.
+
+  A bin that few images of the index have says more than one that most have.
+  """
+  rows = store.rows[:: -(-len(store.rows) // _SAMPLE)]
+  share = (np.asarray(store.codes[rows]) == code).mean(axis=0)
+  order = np.argsort(share, kind="stable")
+  return [
+    " ".join(f"v{m}={code[m]}" for m in order[of[order]][:_NUM_RAREST])
+    for of in alike
+  ]
 
 
 def duplicates(store: Store, threshold: float) -> Answer:

@@ -118,8 +118,8 @@ def test_scripts_say_how_they_are_used(script):
     (["local.sh", "--fast", "2"], "unknown option --fast"),
     (["slurm.sbatch", "--dry-run"], "--config is missing"),
     (["slurm.sbatch", "--workdir=x"], "--config is missing"),
+    (["slurm.sbatch", "--chekc"], "found: --chekc"),
     (["slurm.sbatch", "--config="], "--config is missing"),
-    (["slurm.sbatch", "--config=x"], "submit it: sbatch"),
     (["xpk.sh", "--dry-run"], "CLUSTER, TYPE, IMAGE or --config is missing"),
     (["xpk.sh", "a", "b", "--config=x", "-v"], "is missing"),
     (["tpu_pod.sh", "--fast"], "'--fast'"),
@@ -568,6 +568,8 @@ def test_a_dry_run_prints_what_slurm_would_run():
     ("slurm.sbatch", [RECIPE, "--config.epoch=3"], "77", "mean 'epochs'"),
     ("slurm.sbatch", ["--check", RECIPE, "--config.epoch=3"], "", "'epoch'"),
     ("slurm.sbatch", ["--check", RECIPE, "--workdir=x"], "", None),
+    ("slurm.sbatch", ["--chekc", RECIPE], "", "Unknown flag --chekc"),
+    ("slurm.sbatch", [RECIPE], "", "submit it: sbatch"),
     ("gpu_node.sh", [RECIPE, "--config.epoch=3"], "", "'epoch'"),
   ],
 )

@@ -124,8 +124,12 @@ def test_query_by_name_row_and_file(index, workdir, photos):
     f"Nearest to {row}", by_name.rows, by_name.columns
   )
   codes = found.codes
-  agree = by_name.columns["agree"][-1].split()
-  assert len(agree) == (codes[row] == codes[by_name.rows[-1]]).sum()
+  alike = codes[row] == codes[by_name.rows[-1]]
+  assert by_name.columns["agree"][-1] == f"{alike.sum()} of {alike.size}"
+  count = (codes[found.rows] == codes[row]).sum(axis=0)
+  order = sorted(np.flatnonzero(alike), key=lambda m: count[m])
+  rarest = " ".join(f"v{m}={codes[row, m]}" for m in order[:5])
+  assert by_name.columns["rarest"][-1] == rarest
   by_file = questions.query(found, str(photos / "z.png"), 3, workdir)
   assert {by_file.rows[0], by_file.rows[1]} == {found.find("a.png"), row}
   with one_line_error("give --workdir"):
@@ -170,7 +174,7 @@ def test_the_command_line(index, tmp_path):
     *(f"--page={page}", f"--output={output}"),
   )
   assert result.returncode == 0, result.stderr
-  assert output.read_text().startswith("path,row,cosine,agree\na.png,")
+  assert output.read_text().startswith("path,row,cosine,agree,rarest\na.png,")
   assert page.exists()
   check_refused(run_imsvd("search", "query", "z.png"), "--index is missing")
 
