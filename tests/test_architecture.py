@@ -145,6 +145,8 @@ def test_no_file_name_stands_for_two_things():
 # Recipes that are others, changed.
 BASED_ON = {
   "comparison": {"digits", "fashion_mnist_r8", "shapes"},
+  "fashion_mnist_convnext": {"fashion_mnist_r8"},
+  "fashion_mnist_vit": {"fashion_mnist_r8"},
   "imagenet_r50_fast": {"imagenet_r50"},
 }
 
