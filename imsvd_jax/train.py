@@ -62,8 +62,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   experiment = experiment_lib.build(config, source.num_examples)
   with agreement.together(workdir):
     workdir = files.make(workdir)
-  with lock_lib.owned(workdir) as lock, log_lines.log_of(workdir):
-    return _pretrain(experiment, source, mesh, workdir, lock)
+  with (
+    lock_lib.owned(workdir) as lock,
+    log_lines.log_of(workdir),
+    interruption.StopRequest() as stop,
+  ):
+    return _pretrain(experiment, source, mesh, workdir, lock, stop)
 
 
 def _pretrain(
@@ -72,6 +76,7 @@ def _pretrain(
   mesh: jax.sharding.Mesh,
   workdir: str,
   lock: lock_lib.Lock,
+  stop: interruption.StopRequest,
 ) -> TrainState:
   """Starts or resumes the run in a directory that nobody else writes to."""
   # --- Start or resume -------------------------------------------------------
@@ -81,6 +86,7 @@ def _pretrain(
   start, state = _start(experiment, source, mesh, checkpointer, workdir)
   experiment = start.experiment
   if start.is_finished:
+    stop.close()
     checkpointer.close()
     return _finished(start, source, state, workdir)
   log_lines.describe_change(experiment, start.progress, start.changed, state)
@@ -102,45 +108,46 @@ def _pretrain(
 
   # --- The loop --------------------------------------------------------------
   with _closing(checkpointer, run.writer):
-    with interruption.StopRequest() as stop:
-      if start.step == 0:
-        evaluation.online(0, state, run.writer, lambda: stop.asked)
-        _check_may_start(stop)
-      for step, batch in zip(start.steps, batches, strict=True):
-        is_last = step == experiment.last_step
-        judgment = log_lines.NO_JUDGMENT
-        train_step = train_steps[experiment.view_size(step)]
-        state, step_metrics = train_step(state, batch)  # Returns at once.
+    if start.step == 0:
+      evaluation.online(0, state, run.writer, lambda: stop.asked)
+    _check_may_start(stop)
+    for step, batch in zip(start.steps, batches, strict=True):
+      is_last = step == experiment.last_step
+      judgment = log_lines.NO_JUDGMENT
+      train_step = train_steps[experiment.view_size(step)]
+      state, step_metrics = train_step(state, batch)  # Returns at once.
+      stop.has_steps = True
 
-        run.log.flush()  # The step before, while the devices compute this one.
-        run.log.add(step, step_metrics, write=is_last or log_period.due(step))
+      run.log.flush()  # The step before, while the devices compute this one.
+      run.log.add(step, step_metrics, write=is_last or log_period.due(step))
 
-        if is_last or evaluation_period.due(step):
-          run.log.flush()  # The order of lines must not depend on the clock.
-          lock.check()
-          with run.log.paused():
-            evaluation.online(step, state, run.writer)
-            judgment = run.log.judge(step)
-          is_last |= experiment_lib.ends(config, judgment.state)
+      if is_last or evaluation_period.due(step):
+        run.log.flush()  # The order of lines must not depend on the clock.
+        lock.check()
+        with run.log.paused():
+          evaluation.online(step, state, run.writer)
+          judgment = run.log.judge(step)
+        is_last |= experiment_lib.ends(config, judgment.state)
 
-        is_better = checkpointer.improves(judgment.scores)
-        if is_last or is_better or save_period.due(step):
-          run.save(step, state, step_metrics, judgment)
-          save_period.restart()
+      is_better = checkpointer.improves(judgment.scores)
+      if is_last or is_better or save_period.due(step):
+        run.save(step, state, step_metrics, judgment)
+        save_period.restart()
 
-        if stop.requested(step):
-          run.save(step, state, step_metrics, judgment)
-          checkpointer.wait()
-          console.say(
-            f"Stopped by a signal: step {step} is saved. The same command"
-            " resumes."
-          )
-          raise Stopped(EXIT_SAVED)
-        if is_last:
-          break
-      checkpointer.wait()
+      if stop.requested(step):
+        run.save(step, state, step_metrics, judgment)
+        checkpointer.wait()
+        console.say(
+          f"Stopped by a signal: step {step} is saved. The same command"
+          " resumes."
+        )
+        raise Stopped(EXIT_SAVED)
+      if is_last:
+        break
+    checkpointer.wait()
 
     # --- Finish: all is saved; a signal ends the process again ----------------
+    stop.close()
     log_lines.describe_end(run.writer)
     if config.eval.final:
       evaluation.final(state, run.writer, workdir)

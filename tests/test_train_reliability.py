@@ -179,7 +179,7 @@ def test_an_interrupt_stops_after_the_step_and_the_run_goes_on(
   saved = steps_of(tmp_path)[-1]
   assert 3 <= saved < 9  # A thread hears it, soon.
   said = capsys.readouterr().err
-  assert "SIGINT: saving after this step" in said
+  assert "SIGINT: saving after the step under way" in said
   assert f"step {saved} is saved. The same command resumes." in said
   train_and_evaluate(small_config(), str(tmp_path))
   assert f"from the checkpoint of step {saved}." in capsys.readouterr().err

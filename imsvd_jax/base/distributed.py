@@ -408,14 +408,15 @@ def leave(code: int) -> NoReturn:
   libraries, and one of a save that has failed can wait for ever.
   """
   if has_peers():
-    _end(code)
-  deadline = threading.Timer(_EXIT_SECONDS, _end, [code])
+    end(code)
+  deadline = threading.Timer(_EXIT_SECONDS, end, [code])
   deadline.daemon = True
   deadline.start()
   sys.exit(code)
 
 
-def _end(code: int) -> NoReturn:
+def end(code: int) -> NoReturn:
+  """Ends this process without the interpreter's own exit."""
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)

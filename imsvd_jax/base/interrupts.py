@@ -1,7 +1,9 @@
 """How SIGINT ends a command: one line and exit code 130, never a traceback."""
 
+import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 from types import FrameType
@@ -13,12 +15,17 @@ if TYPE_CHECKING:  # Types of Python's hooks.
   from sys import UnraisableHookArgs
 
 _AGAIN_SECONDS = 0.05
+# The main thread may take so long to hear of a SIGINT.
+_PATIENCE_SECONDS = 1.0
+_heard = threading.Event()
 
 
 def end_at_once(number: int = 0, frame: FrameType | None = None) -> NoReturn:
   """Ends the process; a handler of SIGINT."""
   del number, frame
-  os.write(2, b"Interrupted.\n")
+  with contextlib.suppress(OSError, ValueError, AttributeError):
+    # Not descriptor 2, which a filter may read that prints it later.
+    os.write(sys.stderr.fileno(), b"Interrupted.\n")
   os._exit(EXIT_AT_ONCE)
 
 
@@ -33,16 +40,38 @@ def listen() -> None:
 
 
 def raise_outside_imports() -> None:
-  """Lets a command that `listen` protects clean up after SIGINT."""
+  """Lets a command that `listen` protects clean up after SIGINT.
+
+  Where the main thread is in C++, it hears nothing: XLA compiles for minutes.
+  There the process ends at once, which is as safe as any kill.
+  """
   if signal.getsignal(signal.SIGINT) is end_at_once:
-    signal.signal(signal.SIGINT, _end_or_raise)
+    signal.signal(signal.SIGINT, end_or_raise)
     sys.unraisablehook = _interrupt_again
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    watch = threading.Thread(target=_watch, args=(reader, writer), daemon=True)
+    watch.start()
 
 
-def _end_or_raise(number: int, frame: FrameType | None) -> NoReturn:
+def end_or_raise(number: int, frame: FrameType | None) -> NoReturn:
+  """Raises KeyboardInterrupt; a handler of SIGINT."""
+  del number
+  _heard.set()
   if in_import(frame):
     end_at_once()
   raise KeyboardInterrupt
+
+
+def _watch(reader: socket.socket, writer: socket.socket) -> None:
+  """Ends the process if the handler of a SIGINT does not run soon."""
+  del writer  # It stays open as long as this thread has it.
+  while numbers := reader.recv(64):
+    if signal.SIGINT in numbers:
+      if not _heard.wait(_PATIENCE_SECONDS):
+        end_at_once()
+      _heard.clear()
 
 
 def in_import(frame: FrameType | None) -> bool:

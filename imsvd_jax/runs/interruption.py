@@ -50,13 +50,20 @@ class StopRequest:
   SIGTERM ends the process again: the service would swallow it.
 
   A thread reads the signals, because the main thread may compile for minutes
-  and a second SIGINT must end that too.
+  and a second SIGINT must end that too. Before the first step there is nothing
+  to save: a command ends at the first signal, while in a Python program, which
+  goes on, the run ends when the compilation does.
+
+  Attributes:
+    has_steps: Whether there is something to save; the training loop sets it.
   """
 
   def __init__(self) -> None:
     self._has_peers = jax.process_count() > 1
     self._request = threading.Event()
     self._handlers: dict[int, Any] = {}
+    self._is_command = False
+    self.has_steps = False
 
   def __enter__(self) -> Self:
     if threading.current_thread() is not threading.main_thread():
@@ -73,12 +80,19 @@ class StopRequest:
       ours.append(signal.SIGTERM)
     # Python writes to the wakeup descriptor only where it has a handler.
     self._handlers = {n: signal.signal(n, lambda *_: None) for n in ours}
+    before = self._handlers[signal.SIGINT]
+    self._is_command = before is interrupts.end_or_raise
     return self
 
   def __exit__(self, *exception: object) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Ends the listening; what comes then ends the process, as before."""
     if not self._handlers:
       return
-    for number, handler in self._handlers.items():
+    handlers, self._handlers = self._handlers, {}
+    for number, handler in handlers.items():
       # None: a handler that was not set from Python and cannot be restored.
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
     if self._has_peers:
@@ -104,22 +118,32 @@ class StopRequest:
     return self._request.is_set()
 
   def _listen(self) -> None:
-    interrupts = 0
+    count = 0
     while numbers := self._reader.recv(64):
       for number in numbers:
         if number == signal.SIGINT:
-          interrupts += 1
-        if interrupts > 1:
+          count += 1
+        if count > 1:
           _print("SIGINT again: exiting at once, nothing saved.")
           os._exit(EXIT_AT_ONCE)
         if number in self._handlers:
           self._request_stop(signal.Signals(number).name)
 
   def _request_stop(self, name: str) -> None:
+    if not self.has_steps and self._is_command and not self._has_peers:
+      code = EXIT_AT_ONCE if name == "SIGINT" else EXIT_SAVED
+      _print(
+        f"{name} before the first step: nothing to save, exiting with code"
+        f" {code}. The same command goes on."
+      )
+      os._exit(code)
     if not self._request.is_set():
       _print(
-        f"{name}: saving after this step, then exiting with code {EXIT_SAVED}"
-        " (SIGINT again: at once)."
+        f"{name}: saving after the step under way, then exiting with code"
+        f" {EXIT_SAVED} (SIGINT again: at once)."
+        if self.has_steps
+        else f"{name}: stopping before the next step, as soon as what is being"
+        " compiled is done (SIGINT again: at once)."
       )
     self._request.set()
     if self._has_peers:

@@ -56,6 +56,17 @@ def test_an_interrupt_in_a_command_lets_it_clean_up():
   assert result.stderr == "cleaned up\nInterrupted.\n"
 
 
+def test_an_interrupt_that_python_does_not_hear_ends_at_once():
+  """As in a compilation by XLA, which takes minutes."""
+  body = (
+    "import hashlib, threading; threading.Timer(0.2, os.kill, (os.getpid(),"
+    " signal.SIGINT)).start(); hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31-1)"
+  )
+  result = run_python("-c", COMMAND.replace("BODY", body))
+  assert result.returncode == 130
+  assert result.stderr == "Interrupted.\n"
+
+
 @pytest.mark.parametrize(
   "moment",
   [
