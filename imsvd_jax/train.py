@@ -239,6 +239,7 @@ def _start(
     step_lib.abstract_state(experiment, replicated)
   )
   if restored is None:
+    console.say(f"A new run in {workdir}: making the first weights.")
     state = step_lib.initial_state(experiment, replicated)
     if config.init_from:
       state, report = weights.init_from(config.init_from, state)

@@ -52,13 +52,18 @@ if [ "$dry_run" = 1 ]; then
   printf '\n'
   exit 0
 fi
+command -v "$python" >/dev/null || {
+  echo "error: $python not found; activate the environment of the package, or" \
+    "set PYTHON." >&2
+  exit 2
+}
+# A mistake in the recipe is one line now, and not one of each restart.
+JAX_PLATFORMS=cpu "$python" -m imsvd_jax.commands.check_recipe \
+  --config="$config" "$@"
 if ! command -v nvidia-smi >/dev/null; then
   echo "error: nvidia-smi not found; use launch/local.sh on a CPU." >&2
   exit 2
 fi
-# A mistake in the recipe is one line now, and not one of each restart.
-JAX_PLATFORMS=cpu "$python" -m imsvd_jax.commands.check_recipe \
-  --config="$config" "$@"
 # A CPU build of JAX would train slowly without any message.
 "$python" -c '
 import sys

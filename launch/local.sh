@@ -51,6 +51,11 @@ case $config in
     ;;
 esac
 python=${PYTHON:-python}
+command -v "$python" >/dev/null || {
+  echo "error: $python not found; activate the environment of the package, or" \
+    "set PYTHON." >&2
+  exit 2
+}
 
 port=$("$python" -c '
 import socket

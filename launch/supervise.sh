@@ -27,7 +27,7 @@ case ${1:-} in
     exit 0
     ;;
   '' | -*)
-    echo "error: found '${1:-}' where a command is expected; usage:" \
+    echo "error: found ${1:-nothing} where a command is expected; usage:" \
       "launch/supervise.sh COMMAND [ARGUMENT ...], see --help." >&2
     exit 2
     ;;

@@ -31,8 +31,10 @@
 # the stream, and `logs` resumes it. A slice costs money until `down`. The
 # workdir must be on gs://: all workers share it, and it outlives the slice.
 #
+# The recipe is checked first, where this machine has the package's libraries.
+#
 # Environment: RECONNECT_SECONDS, the wait after a lost connection (default:
-# 10).
+# 10); PYTHON, the interpreter that checks the recipe (default: python).
 set -euo pipefail
 
 RECONNECT_SECONDS=${RECONNECT_SECONDS:-10}
@@ -74,9 +76,19 @@ flags=("$@")
     "--name=NAME --zone=ZONE --type=TYPE ACTION ... [-- flags], see --help."
 [ -n "$name" ] || fail "--name is missing: the name of the slice."
 [ -n "$zone" ] || fail "--zone is missing, such as us-west4-a."
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$(dirname "$0")/.." && pwd)
 for action in "${actions[@]}"; do
   if [ "$action" = up ] && [ -z "$kind" ]; then
     fail "--type is missing: the slice to create, such as v5litepod-16."
+  fi
+  if [ "$action" = up ] && [[ ! $kind =~ ^v[0-9]+[a-z]*-[0-9]+$ ]]; then
+    fail "--type=$kind is no type of a slice; expected one such as" \
+      "v5litepod-16."
+  fi
+  if [ "$action" = install ] && ! git -C "$root" rev-parse HEAD &>/dev/null; then
+    fail "$root is no checkout of the repository, whose last commit install" \
+      "copies; clone it."
   fi
   if [ "$action" = run ]; then
     [[ " ${flags[*]} " == *" --config"[=\ ][!\ ]* ]] ||
@@ -84,6 +96,8 @@ for action in "${actions[@]}"; do
     [[ " ${flags[*]} " == *" --workdir"[=\ ]gs://* ]] ||
       fail "run needs --workdir=gs://BUCKET/DIR after --; a worker's own disk" \
         "is neither shared nor kept."
+    # A mistake in the recipe is one line now, and not after a slice is paid for.
+    "$here/check_recipe.sh" "${flags[@]}"
   fi
 done
 
@@ -96,7 +110,6 @@ if [ -z "$version" ]; then
   esac
 fi
 
-root=$(cd "$(dirname "$0")/.." && pwd)
 # Its name cannot be foreseen: others may write to /tmp too.
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT

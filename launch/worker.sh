@@ -47,7 +47,7 @@ case ${1:-} in
     exit 0
     ;;
   *)
-    fail "found '${1:-}'; usage: launch/worker.sh start COMMAND" \
+    fail "found ${1:-nothing}; usage: launch/worker.sh start COMMAND" \
       "[ARGUMENT ...], or logs, stop or result; see --help."
     ;;
 esac
@@ -56,7 +56,8 @@ case $1 in
   start)
     shift
     case ${1:-} in
-      '' | -*) fail "found '${1:-}' where start needs a command; see --help." ;;
+      '') fail "start needs a command, found nothing; see --help." ;;
+      -*) fail "start needs a command, found $1; see --help." ;;
     esac
     ! is_alive || fail "a run is in progress on $(hostname); stop it first."
     mkdir -p "$run_dir"

@@ -11,8 +11,9 @@
 # shows it, `xpk workload delete` ends it.
 #
 # Environment: NAME, of the workload (default: imsvd); SLICES, how many (default:
-# 1); RESTARTS, the maximum number of restarts (default: 100). xpk takes project
-# and zone from gcloud's settings.
+# 1); RESTARTS, the maximum number of restarts (default: 100); PYTHON, the
+# interpreter that checks the recipe first, if it has the package's libraries
+# (default: python). xpk takes project and zone from gcloud's settings.
 set -euo pipefail
 
 dry_run=0
@@ -34,6 +35,7 @@ if [ $# -lt 4 ] || [[ "$1 $2 $3" == *--* ]]; then
 fi
 cluster=$1 kind=$2 image=$3
 shift 3
+"$(dirname "$0")/check_recipe.sh" "$@"
 command=(
   xpk workload create --cluster="$cluster" --tpu-type="$kind"
   --num-slices="${SLICES:-1}" --workload="${NAME:-imsvd}"

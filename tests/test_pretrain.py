@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_folder_becomes_an_encoder_and_the_call_again_is_the_same(
-  folder, tmp_path
+  folder, tmp_path, capsys
 ):
   run = tmp_path / "run"
   encoder = imsvd_jax.pretrain(folder, run, recipe=RECIPE, **SMALL)
@@ -49,10 +49,30 @@ def test_a_folder_becomes_an_encoder_and_the_call_again_is_the_same(
   stored = flatten(resume.load_config(run))
   assert stored == flatten(as_json(expected.to_dict()))
   # It has ended: the same call loads it; another recipe is refused.
+  capsys.readouterr()
   again = imsvd_jax.pretrain(folder, run, recipe=RECIPE, **SMALL)
   np.testing.assert_array_equal(again(images), features)
   with pytest.raises(UserError, match="batch_size"):
     imsvd_jax.pretrain(folder, run, recipe=RECIPE, **{**SMALL, "batch_size": 8})
+  said = capsys.readouterr().err
+  assert "for more: epochs=4, allow_changes=('epochs',)." in said
+
+
+@pytest.mark.parametrize(
+  ("flag", "argument"),
+  [
+    ("--config.epochs=12", "epochs=12"),
+    ("--config.model.dtype=float32 makes", 'model__dtype="float32" makes'),
+    ("--config.optimizer.momentum=0.1.", "optimizer__momentum=0.1."),
+    ("--config.epochs=2 --config.seed=1", "epochs=2, seed=1"),
+    ('--config.stop.when="".', 'stop__when="".'),
+    ("--config.allow_changes=\"('epochs',)\"", "allow_changes=('epochs',)"),
+    ("--config.init_from= and", "init_from= and"),
+    ("--config.views.view1.size.", "views__view1__size."),
+  ],
+)
+def test_messages_speak_python(flag, argument):
+  assert one_call._in_python(f"Try {flag}") == f"Try {argument}"
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,14 @@ class _Console:
 
   log: IO[str] | None = None
   has_status = False
+  reword: Callable[[str], str] | None = None
 
 
 def print_line(line: str, color: str = "") -> None:
   """Writes a line to standard error; standard output is for results."""
   _erase_status()
+  if _Console.reword is not None:
+    line = _Console.reword(line)
   shown = f"{_COLORS[color]}{line}\x1b[0m" if color and _has_color() else line
   print(shown, file=sys.stderr, flush=True)
   _keep(line)
@@ -64,6 +67,16 @@ def print_progress(line: str, share: float, brief: str) -> None:
   )
   _Console.has_status = True
   _keep(line)
+
+
+@contextlib.contextmanager
+def reworded(reword: Callable[[str], str]) -> Iterator[None]:
+  """Passes every line through a function before it is written."""
+  before, _Console.reword = _Console.reword, reword
+  try:
+    yield
+  finally:
+    _Console.reword = before
 
 
 @contextlib.contextmanager

@@ -69,7 +69,10 @@ def pick(
     _print_and_exit(version)
   name = word.replace("-", "_")
   if name not in commands:
+    begins = [command for command in commands if command.startswith(name)]
     hint = suggestion(name, commands)
+    if len(begins) == 1:
+      hint = f" Did you mean {begins[0]!r}?"
     fail(f"Unknown command {word!r}.{hint} Known: {', '.join(commands)}.")
   sys.argv[:2] = [f"{program} {name}"]
   return name

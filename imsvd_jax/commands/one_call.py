@@ -1,12 +1,14 @@
 """`imsvd train` as a Python function: `imsvd_jax.pretrain`."""
 
+import ast
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from imsvd_jax.base import cpu_devices, distributed
+from imsvd_jax.base import console, cpu_devices, distributed
 from imsvd_jax.base.config import flatten
 from imsvd_jax.base.errors import UserError, suggestion
 from imsvd_jax.data import SOURCES
@@ -17,6 +19,12 @@ from imsvd_jax.train import train_and_evaluate
 _SHORT = {"backbone": "model.backbone"}
 _IN_FILES = ("folder", "arrays", "pack", "tar")
 _BY_ENDING = {".npz": "arrays", ".npy": "arrays", ".tar": "tar"}
+# A key of the recipe as a flag: its name, and a value that may be quoted.
+_FLAG = re.compile(
+  r"--config\.(?P<name>\w+(?:\.\w+)*)"
+  r"(?P<equals>=(?:\"(?P<quoted>[^\"]*)\"|(?P<plain>[\w:/+-]+(?:\.\w+)*))?)?"
+)
+_TWO_FLAGS = re.compile(r"(--config\.\S+) (?=--config\.)")
 
 
 def pretrain(
@@ -61,8 +69,31 @@ def pretrain(
   _change(config, {**_data_keys(os.fspath(data)), **_dotted(keys)})
   cpu_devices.spare_threads()
   distributed.initialize()
-  train_and_evaluate(config, workdir)
+  try:
+    with console.reworded(_in_python):
+      train_and_evaluate(config, workdir)
+  except UserError as error:
+    raise type(error)(_in_python(str(error))) from None
   return load_encoder(workdir)
+
+
+def _in_python(text: str) -> str:
+  """Writes the flags in a message as arguments of `pretrain`."""
+  return _FLAG.sub(_as_argument, _TWO_FLAGS.sub(r"\1, ", text))
+
+
+def _as_argument(flag: re.Match[str]) -> str:
+  name = flag["name"].replace(".", "__")
+  if not flag["equals"]:
+    return name
+  value = flag["plain"] if flag["quoted"] is None else flag["quoted"]
+  if value is None:
+    return f"{name}="
+  try:
+    ast.literal_eval(value)
+  except (SyntaxError, ValueError):
+    value = f'"{value}"'
+  return f"{name}={value}"
 
 
 def _data_keys(text: str) -> dict[str, str]:

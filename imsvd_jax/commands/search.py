@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from absl import flags
 
+from imsvd_jax.base.errors import counted
 from imsvd_jax.commands import command_line, option_flags, shared_flags
 from imsvd_jax.explain import duplicates as duplicates_lib
 
@@ -58,9 +59,10 @@ def _query() -> Callable[[str], None]:
 
   imsvd search query photos/a.jpg --index=photos.index --workdir=runs/mine
 
-  The image is a name in the index, the number of its row, or another file,
-  which needs --workdir. `agree` counts the variables of equal bins, and
-  `rarest` names the five of these bins that the fewest images have.
+  The image is a name in the index, the number of its row, or a file; a file
+  whose content is not in the index needs --workdir. `agree` counts the
+  variables of equal bins, and `rarest` names the five of these bins that the
+  fewest images have.
   """
   count = flags.DEFINE_integer("k", 10, "How many images.", lower_bound=1)
   workdir = flags.DEFINE_string(
@@ -165,7 +167,7 @@ def _define_answer() -> "Callable[[Callable[[Store], Answer]], None]":
       answer_files.write_page(paths[-1], store, answer)
     if output.value:
       files.write_whole(paths[0], text.encode())
-      print(f"{paths[0]}: {len(answer.rows)} images.")
+      print(f"{paths[0]}: {counted(len(answer.rows), 'image')}.")
     else:
       print(text, end="")
 

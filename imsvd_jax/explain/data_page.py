@@ -51,7 +51,8 @@ def check_data(config: ConfigDict, output: str) -> list[str]:
     lines += ["", *more, _leaks(train, test)]
   if output:
     picture = views_of(source, config)
-    lines.append(f"Pictures: {write_page(output, picture, lines)}")
+    page = write_page(output, picture, lines, config.views.num_local)
+    lines.append(f"Pictures: {page}")
   return lines
 
 
@@ -143,14 +144,20 @@ def _balance(found: Survey) -> list[str]:
   if not counts:
     return []
   least, most = (f(counts, key=counts.__getitem__) for f in (min, max))
-  return [
-    f"Classes: {len(counts)}, from {counts[least]} images ({least}) to"
-    f" {counts[most]} ({most})."
-  ]
+  if counts[least] == counts[most]:
+    each = f"of {counted(counts[least], 'image')} each"
+  else:
+    each = (
+      f"from {counted(counts[least], 'image')} ({least}) to"
+      f" {counts[most]} ({most})"
+    )
+  return [f"Classes: {len(counts)}, {each}."]
 
 
 def _statistics(found: Survey) -> list[str]:
-  text = lambda values: f"({', '.join(f'{v:.4f}' for v in values)},)"
+  text = lambda values: (
+    f"({', '.join(f'{v:.4f}' for v in values)}{',' * (len(values) == 1)})"
+  )
   return [
     "Mean and std of each channel, for the recipe:",
     f'  --config.data.mean="{text(found.mean)}"'
@@ -216,8 +223,11 @@ def _sheet(columns: list[np.ndarray]) -> np.ndarray:
   return np.clip(np.round(np.concatenate(strips, 1)), 0, 255).astype(np.uint8)
 
 
-def write_page(output: str, picture: np.ndarray, lines: list[str]) -> str:
+def write_page(
+  output: str, picture: np.ndarray, lines: list[str], num_local: int = 0
+) -> str:
   """Writes views.png and index.html, and returns the path of the latter."""
+  local = f", then {counted(num_local, 'local one')}" if num_local else ""
   folder = pathlib.Path(output).expanduser()
   folder.mkdir(parents=True, exist_ok=True)
   with files.in_place_when_done(folder / "views.png") as unfinished:
@@ -227,12 +237,15 @@ def write_page(output: str, picture: np.ndarray, lines: list[str]) -> str:
     '<!doctype html><html lang="en"><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
     "<title>Data</title>"
-    "<style>pre { white-space: pre-wrap; overflow-wrap: anywhere }"
+    "<style>:root { color-scheme: light dark }"
+    " body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem;"
+    " margin: 2rem auto; padding: 0 1rem }"
+    " pre { white-space: pre-wrap; overflow-wrap: anywhere }"
     " img { max-width: 100% }</style>"
     "<h1>Data of a recipe</h1>"
     f"<pre>{report}</pre>"
     "<p>Each row: an image as evaluation sees it, and its views in training:"
-    " two global ones, then the local ones.</p>"
+    f" two global ones{local}.</p>"
     '<img src="views.png" alt="Images and their views"></html>\n'
   )
   files.write_whole(folder / "index.html", text.encode())

@@ -8,6 +8,7 @@ from imsvd_jax.explain import embedding_map, information
 from imsvd_jax.explain.analysis import Analysis, Code, Pairs, Views
 from imsvd_jax.explain.factors import Factor
 
+NO_VERDICT = "no verdict"  # A level, beside "good", "fair" and "poor".
 # Two variables that share more of their entropy say mostly the same.
 _MOSTLY_SHARED = 0.5
 # Below this mean probability of their bin, variables decide nothing.
@@ -21,7 +22,7 @@ class Indicator(NamedTuple):
   name: str  # Short title.
   value: str  # The number as text, with its unit.
   share: float  # 0..1, where it lies on a scale whose right end is best.
-  level: str  # "good", "fair", "poor" or "no verdict".
+  level: str  # "good", "fair", "poor" or NO_VERDICT.
   meaning: str  # One sentence.
 
 
@@ -69,7 +70,7 @@ def _undecided(indicator: Indicator) -> Indicator:
   if indicator.name == _CONFIDENCE or indicator.level == "poor":
     return indicator
   return indicator._replace(
-    level="no verdict",
+    level=NO_VERDICT,
     meaning=f"{indicator.meaning} No verdict while confidence is poor.",
   )
 

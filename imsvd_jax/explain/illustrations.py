@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imsvd_jax.base import console, devices, files
-from imsvd_jax.base.errors import UserError
+from imsvd_jax.base.errors import UserError, counted
 from imsvd_jax.explain import attribution, patch_codes
 from imsvd_jax.explain.analysis import Analysis
 from imsvd_jax.explain.explain_options import ExplainOptions
@@ -316,9 +316,14 @@ def _num_integrated(
   affordable = _MAX_PIXELS_ON_CPU // (analysis.code.usage.size * num_pixels)
   if affordable >= _INTEGRATED:
     return _INTEGRATED
+  few = (
+    f"Integrated gradients of {counted(affordable, 'image')} of each bin"
+    if affordable
+    else "No integrated gradients"
+  )
   report(
-    f"Integrated gradients of {affordable or 'no'} images of each bin, because"
-    f" this is a CPU; --integrated_per_bin={_INTEGRATED} makes more."
+    f"{few}, because this is a CPU; --integrated_per_bin={_INTEGRATED} makes"
+    " more."
   )
   return affordable
 

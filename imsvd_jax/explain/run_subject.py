@@ -26,7 +26,7 @@ from imsvd_jax.data.source import Source
 from imsvd_jax.evaluation import augmented_views
 from imsvd_jax.explain import report as report_lib
 from imsvd_jax.explain.explain_options import RunOptions
-from imsvd_jax.explain.health import Indicator
+from imsvd_jax.explain.health import NO_VERDICT, Indicator
 from imsvd_jax.explain.images import Batch, Drawing, Images, TwoViews
 from imsvd_jax.explain.subject import Encoding, Subject
 from imsvd_jax.models import attention_maps
@@ -365,8 +365,8 @@ def explain_run(
 
 
 _LEVELS = {
-  verdict.WARMING_UP: ("fair", 0.2),
-  verdict.TOO_SHORT: ("fair", 0.2),
+  verdict.WARMING_UP: (NO_VERDICT, 0.2),
+  verdict.TOO_SHORT: (NO_VERDICT, 0.2),
   verdict.LEARNING: ("good", 0.6),
   verdict.SLOWING: ("good", 0.8),
   verdict.CONVERGED: ("good", 1.0),

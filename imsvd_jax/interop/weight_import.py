@@ -50,8 +50,8 @@ def import_weights(
   given, config = config, config or stored_config(file, imported)
   if config is None:
     raise UserError(
-      f"{file} does not say how it was trained; give a recipe, such as"
-      " --config=configs/imagenet_r50.py."
+      f"{file} does not say how its images are prepared; give a recipe that"
+      " does, such as --config=imagenet_r50."
     )
   config = as_config(file, copy.deepcopy(config))
   try:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from imsvd_jax.base import agreement, console, files
 from imsvd_jax.base.config import flatten
 from imsvd_jax.base.console import print_detail, say
+from imsvd_jax.base.errors import counted
 from imsvd_jax.data import WITHOUT_FILES
 from imsvd_jax.runs import metrics
 from imsvd_jax.training import finite, optim, verdict
@@ -121,9 +122,9 @@ def _describe_warmup(experiment: Experiment) -> None:
   steps = optim.fitting_warmup(wanted_steps, experiment.total_steps)
   if steps < wanted_steps:
     say(
-      f"optimizer.warmup_epochs={wanted:g} is not shorter than the run of"
-      f" {experiment.config.epochs:g} epochs: the warm-up is shortened to"
-      f" {steps} steps, a tenth of the run."
+      f"optimizer.warmup_epochs={wanted:g} is not shorter than epochs="
+      f"{experiment.config.epochs:g}: the warm-up is shortened to"
+      f" {counted(steps, 'step')}, a tenth of the run."
     )
 
 

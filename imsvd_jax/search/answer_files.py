@@ -5,6 +5,7 @@ import csv
 import html
 import io
 
+from imsvd_jax.base.errors import counted
 from imsvd_jax.base.files import write_whole
 from imsvd_jax.formats.untrusted import one_line
 from imsvd_jax.search.questions import Answer
@@ -13,6 +14,7 @@ from imsvd_jax.search.store import Store
 NUM_SHOWN = 500  # Thumbnails of a page.
 _STYLE = (
   "body{font:14px system-ui,sans-serif;margin:2rem}"
+  "h1{font-size:1.4rem;overflow-wrap:anywhere}"
   "main{display:flex;flex-wrap:wrap;gap:1rem}"
   "figure{margin:0;width:9rem;overflow-wrap:anywhere}"
   "img{width:9rem;image-rendering:pixelated}"
@@ -48,7 +50,7 @@ def write_page(path: str, store: Store, answer: Answer) -> None:
     '<meta http-equiv="Content-Security-Policy" content="default-src \'none\';'
     " img-src data:; style-src 'unsafe-inline'\">"
     f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>"
-    f"<p>{count} images, {shown} shown.</p>\n<main>\n{figures}\n"
+    f"<p>{counted(count, 'image')}, {shown} shown.</p>\n<main>\n{figures}\n"
     "</main></html>\n"
   )
   write_whole(path, text.encode("utf-8", "backslashreplace"))

@@ -189,9 +189,15 @@ def _content(image: np.ndarray, path: str | None) -> bytes:
   """Returns a hash of a file, or of pixels that are in no file of their own."""
   if path is not None:
     # A file that is deleted meanwhile has its pixels still.
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-      return _digest(file.read())
+    with contextlib.suppress(OSError):
+      return content_of_file(path)
   return _digest(np.ascontiguousarray(image).tobytes())
+
+
+def content_of_file(path: str) -> bytes:
+  """Returns the hash of a file's content, as the index has it."""
+  with open(path, "rb") as file:
+    return _digest(file.read())
 
 
 def _thumbnail(image: np.ndarray) -> bytes:

@@ -70,7 +70,7 @@ def query(
     vector, code = store.vectors[row].astype(np.float32), store.codes[row]
   cosines, rows = Nearest(store).search(vector[None], count + 1)
   pairs = [
-    (float(cosine), int(found))
+    (min(float(cosine), 1.0), int(found))
     for cosine, found in zip(cosines[0], rows[0], strict=True)
     if found >= 0 and found != row
   ][:count]
@@ -84,8 +84,12 @@ def query(
 
 
 def _row_of(store: Store, image: str) -> int | None:
+  """Returns the row of an image, None of a file that is not in the index."""
   row = store.find(image)
-  if row is not None or os.path.exists(os.path.expanduser(image)):
+  path = os.path.expanduser(image)
+  if row is None and os.path.isfile(path):
+    return _row_of_file(store, path)
+  if row is not None or os.path.exists(path):
     return row
   if image.isascii() and image.isdigit():
     if int(image) in set(store.rows.tolist()):
@@ -97,6 +101,19 @@ def _row_of(store: Store, image: str) -> int | None:
     f"{printable(image)} is neither an image of the index nor a file; give a"
     " name as in the index, its row, or the path of a file."
   )
+
+
+def _row_of_file(store: Store, path: str) -> int | None:
+  """Returns the first row with the content of a file."""
+  try:
+    content = np.frombuffer(build.content_of_file(path), np.uint8)
+  except OSError as error:
+    raise UserError(
+      f"Cannot read {printable(path)}: {error.strerror}."
+    ) from None
+  same = (store.contents == content).all(axis=1)
+  rows = store.rows[same[store.rows]]
+  return int(rows[0]) if len(rows) else None
 
 
 def _encode(
@@ -166,7 +183,9 @@ def duplicates(store: Store, threshold: float) -> Answer:
       "exact" if _same_content(store, members[0], row) else "near"
       for row in members[1:]
     ]
-    columns["cosine"] += np.round(vectors @ vectors[0], 4).tolist()
+    # In float16 a vector's norm is not quite 1.
+    cosines = np.minimum(vectors @ vectors[0], 1.0)
+    columns["cosine"] += [round(float(cosine), 4) for cosine in cosines]
   return Answer("Duplicates", rows, columns)
 
 

@@ -92,6 +92,7 @@ def test_dashes_and_underscores_are_the_same():
   ("words", "said"),
   [
     (("trian",), "Unknown command 'trian'. Did you mean 'train'? Known: "),
+    (("import",), "Unknown command 'import'. Did you mean 'import_weights'?"),
     (("--config=x",), "Unknown command '--config=x'. Known: train, "),
     (("embed",), "--workdir is missing. Give it, for example --workdir=runs/"),
     (("embed", "--step=a"), "--step=a: expected a non-negative integer or"),

@@ -26,10 +26,15 @@ POD = ["--name=pod", "--zone=us-west4-a", "--type=v5litepod-16"]
 FLAGS = ["--", "--config=configs/imagenet_r50.py", "--workdir=gs://b/a run"]
 
 
+# Without Python they check no recipe, which takes seconds.
+WITHOUT = {"PYTHON": "true"}
+QUICK = {"tpu_pod.sh": WITHOUT, "xpk.sh": WITHOUT}
+
+
 def run(script: str, *arguments: str, **environment: str):
   return subprocess.run(
     [str(LAUNCH / script), *arguments],
-    env={**os.environ, **environment},
+    env={**os.environ, **QUICK.get(script, {}), **environment},
     capture_output=True,
     text=True,
     timeout=60,
@@ -102,10 +107,10 @@ def test_scripts_say_how_they_are_used(script):
 @pytest.mark.parametrize(
   ("words", "message"),
   [
-    (["supervise.sh", "--fast", "true"], "found '--fast'"),
-    (["supervise.sh", ""], "found ''"),
-    (["worker.sh", "--fast"], "found '--fast'"),
-    (["worker.sh", "fly"], "found 'fly'"),
+    (["supervise.sh", "--fast", "true"], "found --fast"),
+    (["supervise.sh", ""], "found nothing"),
+    (["worker.sh", "--fast"], "found --fast"),
+    (["worker.sh", "fly"], "found fly"),
     (["worker.sh", "start"], "start needs a command"),
     (["worker.sh", "start", "--fast"], "start needs a command"),
     (["worker.sh", "stop", "--fast"], "unknown option '--fast'"),
@@ -122,6 +127,7 @@ def test_scripts_say_how_they_are_used(script):
     (["slurm.sbatch", "--config="], "--config is missing"),
     (["xpk.sh", "--dry-run"], "CLUSTER, TYPE, IMAGE or --config is missing"),
     (["xpk.sh", "a", "b", "--config=x", "-v"], "is missing"),
+    (["check_recipe.sh"], "--config is missing"),
     (["tpu_pod.sh", "--fast"], "'--fast'"),
     (["tpu_pod.sh", "--dry-run"], "an action is missing"),
   ],
@@ -224,6 +230,7 @@ def test_a_dry_run_prints_every_command_of_a_pod():
     (["--zone=z", "up"], "--name is missing"),
     (["--name=n", "up"], "--zone is missing"),
     (["--name=n", "--zone=z", "up"], "--type is missing"),
+    (["--name=n", "--zone=z", "--type=banana", "up"], "type=banana is no type"),
     (["--name=n", "--zone=z", "fly"], "'fly'"),
     ([*POD, "run"], "--config and --workdir"),
     ([*POD, "run", "--", "--config=c", "--workdir=runs/x"], "gs://"),
@@ -571,19 +578,35 @@ def test_a_dry_run_prints_what_slurm_would_run():
     ("slurm.sbatch", ["--chekc", RECIPE], "", "Unknown flag --chekc"),
     ("slurm.sbatch", [RECIPE], "", "submit it: sbatch"),
     ("gpu_node.sh", [RECIPE, "--config.epoch=3"], "", "'epoch'"),
+    ("gpu_node.sh", [RECIPE, "--dry-run"], "", "Unknown flag --dry-run"),
+    (
+      "tpu_pod.sh",
+      [*POD, "up", "run", *FLAGS, "--config.epocs=3"],
+      "",
+      "'epocs'",
+    ),
+    ("xpk.sh", ["a", "v6e-8", "b", RECIPE, "--config.epocs=3"], "", "'epocs'"),
   ],
 )
 def test_a_mistake_in_the_recipe_starts_nothing(
   path_with, tmp_path, script, words, job, message
 ):
-  programs = dict.fromkeys(("srun", "scontrol"), f"touch {tmp_path}/started")
+  programs = dict.fromkeys(
+    ("srun", "scontrol", "gcloud", "xpk"), f"touch {tmp_path}/started"
+  )
   programs["nvidia_smi"] = "exit 0"
   programs["python"] = f'exec {sys.executable} "$@"'
-  result = run(script, *words, PATH=path_with(**programs), SLURM_JOB_ID=job)
+  result = run(
+    script,
+    *words,
+    PATH=path_with(**programs),
+    PYTHON="python",
+    SLURM_JOB_ID=job,
+  )
   assert result.returncode == (2 if message else 0), result.stderr
   assert (message or "") in result.stderr
   assert result.stderr.count("\n") == (1 if message else 0)
-  assert result.stdout == ""
+  assert result.stdout == ("" if message else "The recipe is fine.\n")
   assert not (tmp_path / "started").exists()
 
 
@@ -675,7 +698,11 @@ def test_the_config_may_be_the_trainers_flag_and_no_other(script, before):
 
 
 def test_a_machine_without_gpus_is_one_clear_line(path_with):
-  result = run("gpu_node.sh", "configs/digits.py", PATH="/usr/bin:/bin")
+  bare = {"PATH": "/usr/bin:/bin"}
+  result = run("gpu_node.sh", "configs/digits.py", PYTHON="none", **bare)
+  assert result.returncode == 2
+  assert "error: none not found; activate" in result.stderr
+  result = run("gpu_node.sh", "configs/digits.py", PYTHON="true", **bare)
   assert result.returncode == 2
   assert "nvidia-smi not found" in result.stderr
   # A driver, but JAX for the CPU.

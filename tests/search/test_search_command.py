@@ -114,7 +114,7 @@ def test_the_same_build_adds_nothing_and_a_change_replaces(
   assert found.find("3.png") == 5
 
 
-def test_query_by_name_row_and_file(index, workdir, photos):
+def test_query_by_name_row_and_file(index, workdir, photos, tmp_path):
   found = Store(index)
   by_name = questions.query(found, "z.png", 3)
   assert found.name(by_name.rows[0]) == "a.png"
@@ -130,10 +130,14 @@ def test_query_by_name_row_and_file(index, workdir, photos):
   order = sorted(np.flatnonzero(alike), key=lambda m: count[m])
   rarest = " ".join(f"v{m}={codes[row, m]}" for m in order[:5])
   assert by_name.columns["rarest"][-1] == rarest
-  by_file = questions.query(found, str(photos / "z.png"), 3, workdir)
+  by_content = questions.query(found, str(photos / "z.png"), 3)
+  assert by_content.rows[0] == row  # a.png is the first of this content.
+  other = tmp_path / "other.png"  # The same pixels in other bytes.
+  Image.open(photos / "z.png").save(other, compress_level=0)
+  by_file = questions.query(found, str(other), 3, workdir)
   assert {by_file.rows[0], by_file.rows[1]} == {found.find("a.png"), row}
   with one_line_error("give --workdir"):
-    questions.query(found, str(photos / "z.png"), 3)
+    questions.query(found, str(other), 3)
   with one_line_error("neither an image of the index nor a file"):
     questions.query(found, "none.png", 3)
   with one_line_error("no row 77"):
@@ -146,6 +150,7 @@ def test_exact_duplicates_and_slices(index):
   found = Store(index)
   exact = questions.duplicates(found, 2.0)
   assert [found.name(row) for row in exact.rows] == ["a.png", "z.png"]
+  assert exact.columns["cosine"] == [1.0, 1.0]
   assert exact.columns["kind"] == ["first", "exact"]
   everything = questions.chosen(found, "v0=0 or not v0=0")
   assert everything.rows == list(range(6))

@@ -5,6 +5,7 @@
 
 const percent = (x, digits = 1) => `${(100 * x).toFixed(digits)}%`;
 const number = (x) => x.toLocaleString("en");
+const countImages = (n) => `${number(n)} image${n === 1 ? "" : "s"}`;
 const nats = (x) => `${x.toFixed(x < 0.1 ? 3 : 2)} nats`;
 const probability = (p) => (p >= 0.001 || p === 0 ? p.toPrecision(2)
   : p.toExponential(1));

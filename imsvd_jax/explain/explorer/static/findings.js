@@ -13,7 +13,7 @@ pages.duplicates = async () => {
       + "them before you delete anything: where an encoder ignores what "
       + "differs, different images are groups, too."),
     h("p", { class: "soft small", id: "found" },
-      `${number(raw.groups.length)} groups of ${number(repeated)} images; `
+      `${number(raw.groups.length)} groups of ${countImages(repeated)}; `
       + `${number(raw.compared)} were compared.`),
     raw.groups.map((group, k) => lazily(
       h("div", { class: "bin", "data-group": k }),
@@ -25,7 +25,7 @@ function fillGroup(node, all, k, [slots, cosines]) {
   const more = slots.length - MAX_MEMBERS;
   node.replaceChildren(
     h("div", { class: "what" }, h("h2", {}, `Group ${k + 1}`),
-      h("div", {}, `${number(slots.length)} images`),
+      h("div", {}, countImages(slots.length)),
       more > 0 && h("div", {}, `${number(more)} of them not shown`)),
     h("div", { class: "strip" }, slots.slice(0, MAX_MEMBERS).map((slot, i) => {
       const text = i ? cosines[i].toFixed(4) : "first";
@@ -42,10 +42,10 @@ pages.outliers = async () => {
     : "the sum over variables of −log p of the bin";
   return [
     heading("Outliers"),
-    h("p", { class: "soft" }, `The ${number(raw.slots.length)} images of the `
+    h("p", { class: "soft" }, `The ${countImages(raw.slots.length)} of the `
       + `rarest codes, the rarest first. Below each, in nats: ${what}. Half `
       + `of the images have less than ${raw.median} nats. p is that of the `
-      + `${number(core.numShown)} images of this explorer.`),
+      + `${countImages(core.numShown)} of this explorer.`),
     h("div", { class: "strip", id: "outliers" }, raw.slots.map((slot, i) => {
       const nats = raw.nats[i].toFixed(1);
       return withCaption(thumb(all, slot, { note: `${nats} nats` }), nats);

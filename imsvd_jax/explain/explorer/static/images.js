@@ -11,7 +11,7 @@ pages.images = async ({ query }) => {
   const show = () => {
     const found = searchImages(all, text.value).filter(isSelected);
     status.textContent = `${number(found.length)} of `
-      + `${number(all.indices.length)} images`;
+      + countImages(all.indices.length);
     fillGrid(grid, found.length, (i) => thumb(all, found[i]));
   };
   let timer;

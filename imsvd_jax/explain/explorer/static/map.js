@@ -119,7 +119,7 @@ class Points {
 
   tell() {
     this.status.replaceChildren(...(selection ? [
-      h("span", {}, `${number(selection.size)} images selected.`),
+      h("span", {}, `${countImages(selection.size)} selected.`),
       h("a", { href: "#/images" }, "Show these images"),
       core.hasCodes && h("a", { href: "#/variables" }, "Their variables"),
     ].filter(Boolean) : []));
@@ -210,7 +210,7 @@ function isInside(path, x, y) {
 
 /* What a map shows, and what is on its axes. */
 function mapText(kind, count, explained) {
-  const images = `${number(count)} images. Select a point to open its image.`;
+  const images = `${countImages(count)}. Select a point to open its image.`;
   if (kind === "tsne") {
     return "t-SNE of the features: images that are alike are close. Neither "
       + "axis has a unit, and distances between groups mean little. A sample "

@@ -8,7 +8,7 @@ const isSelected = (slot) => !selection || selection.has(slot);
 /* Selects slots; none of them: all images. */
 function select(slots) {
   selection = slots.length ? new Set(slots) : null;
-  say(selection ? `${number(selection.size)} images selected`
+  say(selection ? `${countImages(selection.size)} selected`
     : "All images are shown");
 }
 
@@ -16,7 +16,7 @@ function select(slots) {
 function selectionNote() {
   if (!selection) return null;
   return h("p", { class: "note", id: "selection" },
-    `Only the ${number(selection.size)} images selected on the `,
+    `Only the ${countImages(selection.size)} selected on the `,
     h("a", { href: "#/map" }, "map"), ". ",
     h("button", { type: "button", onclick: () => { select([]); route(); } },
       "Show all"));

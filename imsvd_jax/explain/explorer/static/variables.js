@@ -160,10 +160,10 @@ function usageChart(m, open) {
   const last = empty ? `${empty} empty` : `bin ${core.numBins - 1}`;
   return barChart(order.map((d) => usage[d]),
     `Images in each of the ${core.numBins} bins`, {
-      unit: (n) => `${number(Math.round(n))} images`,
+      unit: (n) => countImages(Math.round(n)),
       tip: (i) => {
         const n = usage[order[i]];
-        return [binTitle(m, order[i]).replace("b", "B"), `${number(n)} images, `
+        return [binTitle(m, order[i]).replace("b", "B"), `${countImages(n)}, `
           + percent(n / core.numImages)];
       },
       open: (i) => open(order[i]),
@@ -251,7 +251,7 @@ function fillBin(node, all, data, m, d, counts, chosen) {
     caption && h("div", { title: "Chosen on one half of the images, confirmed "
       + `on the other: precision ${percent(caption[1], 0)}, `
       + `lift ${caption[2]}` }, caption[0]),
-    h("div", {}, `${number(usage)} images · `
+    h("div", {}, `${countImages(usage)} · `
       + `${percent(usage / core.numImages)}`),
     chosen && h("div", {}, `${number(chosen.length)} selected`),
     counts && classes(counts));
@@ -262,7 +262,7 @@ function fillBin(node, all, data, m, d, counts, chosen) {
     node.replaceChildren(what, strip);
     return;
   }
-  // Where a bin has few images, the most probable others follow.
+  // An image where this bin is probable may be in one that is more so.
   const isMember = (slot) => all.codes[m * all.indices.length + slot] === d;
   data.slots[d].forEach((slot, rank) => {
     if (slot < 0) return;
