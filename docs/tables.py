@@ -68,6 +68,7 @@ def laptop() -> str:
   for group, title in (
     ("digits", "digits, 10 classes"),
     ("shapes", "shapes, 24 classes"),
+    ("fashion-imsvd", "Fashion-MNIST, 10 classes"),
   ):
     for encoder, name in ENCODERS.items():
       cells = [name, *_accuracies(group, encoder)]
