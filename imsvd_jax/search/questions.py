@@ -147,7 +147,7 @@ def _rarest(store: Store, code: np.ndarray, alike: np.ndarray) -> list[str]:
 
   A bin that few images of the index have says more than one that most have.
   """
-  rows = store.rows[:: -(-len(store.rows) // _SAMPLE)]
+  rows = store.rows[:: max(1, len(store.rows) // _SAMPLE)]
   share = (np.asarray(store.codes[rows]) == code).mean(axis=0)
   order = np.argsort(share, kind="stable")
   return [
