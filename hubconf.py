@@ -32,9 +32,19 @@ def encoder(file):
     and standard deviation of the images, their size, and more.
 
   Raises:
-    ValueError: The file has no ResNet.
+    ValueError: The file cannot be read, or has no ResNet.
   """
-  state, metadata = _read(os.path.expanduser(os.fspath(file)))
+  path = os.path.expanduser(os.fspath(file))
+  try:
+    state, metadata = _read(path)
+  except (ImportError, FileNotFoundError):
+    raise
+  except Exception as error:
+    # torch's own words would advise to run code of the file.
+    raise ValueError(
+      f"{file} cannot be read as a file of weights that `imsvd export` writes:"
+      f" {type(error).__name__}."
+    ) from None
   if any(key.startswith("projector.") for key in state):
     inside = [key for key in state if key.startswith("backbone.")]
     state = {key.removeprefix("backbone."): state[key] for key in inside}
@@ -58,7 +68,7 @@ def _read(file):
 
     with safetensors.safe_open(file, framework="pt") as opened:
       metadata = opened.metadata() or {}
-    return safetensors.torch.load_file(file), metadata
+    return safetensors.torch.load_file(file), _parsed(metadata)
   major, minor = map(int, re.match(r"(\d+)\.(\d+)", torch.__version__).groups())
   if (major, minor) < (2, 10):
     raise ImportError(
@@ -71,10 +81,18 @@ def _read(file):
 
 def _pool_grid(metadata):
   """Returns into how many rows and columns the last map is pooled."""
-  described = metadata.get("architecture", {})
-  if isinstance(described, str):  # In safetensors, JSON.
-    described = json.loads(described)
-  return described.get("pool_grid", 1)
+  return metadata.get("architecture", {}).get("pool_grid", 1)
+
+
+def _parsed(metadata):
+  """Returns what safetensors keeps as text; all but words are JSON."""
+  parsed = {}
+  for name, text in metadata.items():
+    try:
+      parsed[name] = json.loads(text)
+    except ValueError:
+      parsed[name] = text
+  return parsed
 
 
 def _network(state, pool_grid):

@@ -32,6 +32,10 @@ case ${1:-} in
     exit 2
     ;;
 esac
+command -v "$1" >/dev/null || {
+  echo "error: $1 is no command that can be found." >&2
+  exit 2
+}
 restarts=${RESTARTS:-100}
 wait_seconds=${RESTART_SECONDS:-10}
 max_fruitless=3

@@ -35,6 +35,15 @@ if [ $# -lt 4 ] || [[ "$1 $2 $3" == *--* ]]; then
 fi
 cluster=$1 kind=$2 image=$3
 shift 3
+[[ $kind =~ ^v[0-9]+[a-z]*-[0-9]+$ ]] || {
+  echo "error: found $kind where TYPE is expected, such as v5litepod-16." >&2
+  exit 2
+}
+[[ " $* " == *" --workdir"[=\ ]@(gs:/|)/* ]] || {
+  echo "error: --workdir is missing or relative; give gs://BUCKET/DIR or a" \
+    "mounted directory: a container's own disk is not kept." >&2
+  exit 2
+}
 "$(dirname "$0")/check_recipe.sh" "$@"
 command=(
   xpk workload create --cluster="$cluster" --tpu-type="$kind"

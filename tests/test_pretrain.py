@@ -69,6 +69,7 @@ def test_a_folder_becomes_an_encoder_and_the_call_again_is_the_same(
     ("--config.allow_changes=\"('epochs',)\"", "allow_changes=('epochs',)"),
     ("--config.init_from= and", "init_from= and"),
     ("--config.views.view1.size.", "views__view1__size."),
+    ("a new --workdir, or", "a new out=, or"),
   ],
 )
 def test_messages_speak_python(flag, argument):
@@ -111,11 +112,15 @@ def test_the_recipes_own_data_is_the_default():
     ({"backbone": "resnet18", "model.backbone": "resnet50"}, "given twice"),
     ({"batch_size": 0}, "batch_size"),
     ({"recipe": "none.py"}, "No recipe 'none.py'"),
+    ({"data": 7}, "data=7; expected a path"),
+    ({"out": None}, "out=None; expected a path"),
   ],
 )
 def test_mistakes_are_one_line(keys, message, folder, tmp_path):
   with one_line_error(message):
-    imsvd_jax.pretrain(folder, tmp_path / "run", **{"recipe": RECIPE, **keys})
+    imsvd_jax.pretrain(
+      **{"data": folder, "out": tmp_path / "run", "recipe": RECIPE, **keys}
+    )
   assert not (tmp_path / "run").exists()
 
 

@@ -60,13 +60,13 @@ def pretrain(
     UserError: A key, the data or the directory does not fit.
     Stopped: A SystemExit; see `train_and_evaluate`.
   """
-  workdir = os.fspath(out)
+  workdir = _path("out", out)
   if not workdir:
     raise UserError(
       'pretrain needs out=, the directory of the run, such as "runs/mine".'
     )
   config = load_recipe(recipe).config
-  _change(config, {**_data_keys(os.fspath(data)), **_dotted(keys)})
+  _change(config, {**_data_keys(_path("data", data)), **_dotted(keys)})
   cpu_devices.spare_threads()
   distributed.initialize()
   try:
@@ -77,9 +77,24 @@ def pretrain(
   return load_encoder(workdir)
 
 
+def _path(name: str, value: Any) -> str:
+  """Returns a path as text.
+
+  Raises:
+    UserError: It is none.
+  """
+  try:
+    return os.fsdecode(value)
+  except TypeError:
+    raise UserError(
+      f"{name}={value!r}; expected a path as text or a pathlib.Path."
+    ) from None
+
+
 def _in_python(text: str) -> str:
   """Writes the flags in a message as arguments of `pretrain`."""
-  return _FLAG.sub(_as_argument, _TWO_FLAGS.sub(r"\1, ", text))
+  text = _FLAG.sub(_as_argument, _TWO_FLAGS.sub(r"\1, ", text))
+  return text.replace("--workdir", "out=")
 
 
 def _as_argument(flag: re.Match[str]) -> str:

@@ -74,7 +74,9 @@ def _query() -> Callable[[str], None]:
 
   def query(image: str = "") -> None:
     if not image:
-      command_line.fail("Name an image: imsvd search query IMAGE --index=...")
+      command_line.fail(
+        "Name an image: imsvd search query IMAGE --index=photos.index"
+      )
     from imsvd_jax.search import questions
 
     answering(
@@ -138,7 +140,9 @@ def _slice() -> Callable[[str], None]:
 
   def choose(condition: str = "") -> None:
     if not condition:
-      command_line.fail('Give a condition: imsvd search slice "v7=3" --index=')
+      command_line.fail(
+        'Give a condition: imsvd search slice "v7=3" --index=photos.index'
+      )
     from imsvd_jax.search import questions
 
     answering(lambda store: questions.chosen(store, condition))

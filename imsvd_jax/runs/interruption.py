@@ -134,7 +134,7 @@ class StopRequest:
       code = EXIT_AT_ONCE if name == "SIGINT" else EXIT_SAVED
       _print(
         f"{name} before the first step: nothing to save, exiting with code"
-        f" {code}. The same command goes on."
+        f" {code}. The same command starts again."
       )
       os._exit(code)
     if not self._request.is_set():

@@ -129,9 +129,14 @@ def _encode(
       f"{printable(image)} is not in the index; give --workdir, the run that"
       " the index was built with, to compute its features."
     )
-  encoder, source, paths = image_embeddings.open_images(
-    workdir, image, step=step, use_target=use_target
-  )
+  try:
+    encoder, source, paths = image_embeddings.open_images(
+      workdir, image, step=step, use_target=use_target
+    )
+  except UserError as error:
+    if "--data" not in str(error):
+      raise
+    raise UserError(f"{printable(image)} is no file of an image.") from None
   if hashing.checksum(encoder.variables) != store.layout.encoder:
     raise UserError(
       f"{workdir} at step {encoder.step} has other weights than those that"
@@ -184,6 +189,7 @@ def duplicates(store: Store, threshold: float) -> Answer:
       for row in members[1:]
     ]
     # In float16 a vector's norm is not quite 1.
+    vectors = build.normalized(vectors)
     cosines = np.minimum(vectors @ vectors[0], 1.0)
     columns["cosine"] += [round(float(cosine), 4) for cosine in cosines]
   return Answer("Duplicates", rows, columns)

@@ -127,6 +127,10 @@ def test_scripts_say_how_they_are_used(script):
     (["slurm.sbatch", "--config="], "--config is missing"),
     (["xpk.sh", "--dry-run"], "CLUSTER, TYPE, IMAGE or --config is missing"),
     (["xpk.sh", "a", "b", "--config=x", "-v"], "is missing"),
+    (["xpk.sh", "a", "banana", "b", *FLAGS[1:]], "found banana"),
+    (["xpk.sh", "a", "v6e-8", "b", "--config=x"], "--workdir is missing"),
+    (["xpk.sh", "a", "v6e-8", "b", "--workdir=runs/x"], "or relative"),
+    (["supervise.sh", "nosuchcommand"], "no command that can be found"),
     (["check_recipe.sh"], "--config is missing"),
     (["tpu_pod.sh", "--fast"], "'--fast'"),
     (["tpu_pod.sh", "--dry-run"], "an action is missing"),
@@ -585,7 +589,12 @@ def test_a_dry_run_prints_what_slurm_would_run():
       "",
       "'epocs'",
     ),
-    ("xpk.sh", ["a", "v6e-8", "b", RECIPE, "--config.epocs=3"], "", "'epocs'"),
+    (
+      "xpk.sh",
+      ["a", "v6e-8", "b", *FLAGS[1:], "--config.epocs=3"],
+      "",
+      "'epocs'",
+    ),
   ],
 )
 def test_a_mistake_in_the_recipe_starts_nothing(

@@ -140,6 +140,9 @@ def test_query_by_name_row_and_file(index, workdir, photos, tmp_path):
     questions.query(found, str(other), 3)
   with one_line_error("neither an image of the index nor a file"):
     questions.query(found, "none.png", 3)
+  (tmp_path / "notes.md").write_text("no image")
+  with one_line_error("notes.md is no file of an image"):
+    questions.query(found, str(tmp_path / "notes.md"), 3, workdir)
   with one_line_error("no row 77"):
     questions.query(found, "77", 3)
   with one_line_error("cannot be read as an image"):
