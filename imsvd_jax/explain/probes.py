@@ -147,6 +147,9 @@ PROBES: dict[str, Probe] = {
   "noise": noise,
 }
 
+# They change nothing of gray images, and are left out there.
+_OF_COLORS = ("grayscale", "channel roll")
+
 
 def measure(
   subject: Subject,
@@ -175,10 +178,11 @@ def measure(
   changed = _compile_changes(subject, probes)
   variables = jax.device_put(subject.variables, devices.replicated(mesh))
   meter = console.Progress("single edits", num_images, report=report)
-  flips = []
+  flips, channels = [], 0
   for batch in padded_batches(batches, mesh.size):
     index = batch["index"].astype(np.int32)
     arrays = (batch["image"], index)
+    channels = arrays[0].shape[-1]
     placed = jax.device_put(arrays, devices.batch_sharded(mesh))
     flips.append(np.asarray(changed(variables, key, *placed))[:, batch["mask"]])
     meter.add(int(batch["mask"].sum()))
@@ -186,7 +190,10 @@ def measure(
     raise UserError("Found no images to edit. Give at least one image.")
   meter.finish()
   by_edit = dict(zip(probes, np.concatenate(flips, axis=1), strict=True))
-  return interventions.judge(by_edit)
+  left_out = _OF_COLORS if channels == 1 else ()
+  return interventions.judge(
+    {name: flip for name, flip in by_edit.items() if name not in left_out}
+  )
 
 
 def _compile_changes(

@@ -136,6 +136,18 @@ def test_edits_need_a_code(images):
     probes.measure(table_subject(), [], mesh=mesh)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_edits_of_color_are_for_images_with_color(table, channels):
+  names = ("mirror", "grayscale", "channel roll")
+  found = probes.measure(
+    table_subject(),
+    table_batches(table.repeat(channels, axis=-1), np.arange(16), 16),
+    probes={name: probes.PROBES[name] for name in names},
+    mesh=devices_lib.make_mesh(jax.devices()[:1]),
+  )
+  assert tuple(found.factors) == (names if channels == 3 else names[:1])
+
+
 def test_keys_differ_by_image_and_number_only():
   key = jax.random.key(3)
   bits = lambda indices, number: jax.random.key_data(
