@@ -1,10 +1,10 @@
-"""What single variables of two recipes mean, for docs/explain.md.
+"""What single variables of some recipes mean, for docs/explain.md.
 
   imsvd train --config=scenes --workdir=runs/scenes
   imsvd explain --workdir=runs/scenes --output=runs/explain-scenes
   python docs/meaning.py --of=scenes --output=runs/explain-scenes
 
-`--of=shapes` is for that recipe. Writes docs/measurements/meaning_RECIPE.json;
+`--of=shapes` and `--of=fashion_mnist_r8` are for those recipes. Writes docs/measurements/meaning_RECIPE.json;
 `python docs/tables.py` makes the tables of it.
 """
 
@@ -49,6 +49,7 @@ ROWS = {
     "color of the ground": [f"ground color {c}" for c in RGB],
     "light: direction, strength": ["light direction", "light strength"],
   },
+  "fashion_mnist_r8": {"label, 10 classes": ["label"]},
 }
 
 
@@ -105,10 +106,11 @@ def main() -> None:
       "confirmed": len(analysis.captions.confirmed),
       "used": analysis.captions.num_used,
     },
-    "selectivity": selectivity_of(analysis.interventions),
     "edits": selectivity_of(analysis.edits),
-    "patches": patches_of(analysis),
   }
+  if analysis.interventions is not None:  # The images were drawn.
+    head["selectivity"] = selectivity_of(analysis.interventions)
+    head["patches"] = patches_of(analysis)
   stored = MEASUREMENTS / f"meaning_{flags.of}.json"
   stored.write_text(json.dumps(head, indent=1) + "\n")
 

@@ -326,6 +326,11 @@ def scene_edits() -> str:
   return _flips("meaning_scenes", "edits", "edit")
 
 
+def photo_edits() -> str:
+  """The same of photos of clothes."""
+  return _flips("meaning_fashion_mnist_r8", "edits", "edit")
+
+
 def _flips(name: str, part: str, what: str) -> str:
   rows = [
     (
@@ -406,6 +411,7 @@ TABLES: dict[str, Callable[[], str]] = {
   "scene_factors": scene_factors,
   "scene_selectivity": scene_selectivity,
   "scene_edits": scene_edits,
+  "photo_edits": photo_edits,
   "rivals": rivals,
   "rival_flips": rival_flips,
   "learning_scores": learning_scores,
