@@ -86,10 +86,6 @@ for action in "${actions[@]}"; do
     fail "--type=$kind is no type of a slice; expected one such as" \
       "v5litepod-16."
   fi
-  if [ "$action" = install ] && ! git -C "$root" rev-parse HEAD &>/dev/null; then
-    fail "$root is no checkout of the repository, whose last commit install" \
-      "copies; clone it."
-  fi
   if [ "$action" = run ]; then
     [[ " ${flags[*]} " == *" --config"[=\ ][!\ ]* ]] ||
       fail "run needs flags of imsvd train after --: --config and --workdir."
@@ -100,6 +96,12 @@ for action in "${actions[@]}"; do
     "$here/check_recipe.sh" "${flags[@]}"
   fi
 done
+
+if [[ " ${actions[*]} " == *" install "* ]] &&
+  ! git -C "$root" rev-parse HEAD &>/dev/null; then
+  fail "$root is no checkout of the repository, whose last commit install" \
+    "copies; clone it."
+fi
 
 if [ -z "$version" ]; then
   case $kind in
