@@ -187,6 +187,6 @@ def test_looking_at_data_takes_it_in_place_of_the_recipes(tmp_path):
   look = ("data", "stats", "--config=digits:debug")
   found = run_imsvd(*look, f"--data=arrays:{path}")
   assert found.returncode == 0, found.stderr
-  assert 'data.mean="(1.0000, 1.0000, 1.0000,)"' in found.stdout
+  assert 'data.mean="(1.0000, 1.0000, 1.0000)"' in found.stdout
   missing = run_imsvd(*look, "--data=folder:/no/images")
   check_refused(missing, "/no/images does not exist; expected folder:DIR")
