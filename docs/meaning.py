@@ -4,8 +4,9 @@
   imsvd explain --workdir=runs/scenes --output=runs/explain-scenes
   python docs/meaning.py --of=scenes --output=runs/explain-scenes
 
-`--of=shapes` and `--of=fashion_mnist_r8` are for those recipes. Writes docs/measurements/meaning_RECIPE.json;
-`python docs/tables.py` makes the tables of it.
+`--of=shapes` and `--of=fashion_mnist_r8` are for those recipes. Writes
+docs/measurements/meaning_RECIPE.json; `python docs/tables.py` makes the tables
+of it.
 """
 
 import argparse

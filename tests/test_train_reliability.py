@@ -187,6 +187,33 @@ def test_an_interrupt_stops_after_the_step_and_the_run_goes_on(
 
 
 @pytest.mark.proof
+@pytest.mark.parametrize(
+  ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)]
+)
+def test_a_command_ends_at_the_first_signal_before_its_first_step(
+  tmp_path, number, code
+):
+  words = ["--config=configs/digits.py:debug", f"--workdir={tmp_path / 'run'}"]
+  process = subprocess.Popen(
+    [sys.executable, "-m", "imsvd_jax.main", *words],
+    cwd=ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+    # As a terminal's: a shell's background job ignores SIGINT.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+  )
+  # Compiles the first weights from here on.
+  for line in process.stderr:
+    if line.startswith("A new run"):
+      break
+  process.send_signal(number)
+  _, said = process.communicate(timeout=SECONDS)
+  assert process.returncode == code
+  assert f"{number.name} before the first step: nothing to save" in said
+  assert "Traceback" not in said
+
+
+@pytest.mark.proof
 def test_a_run_in_a_bucket_is_stopped_and_goes_on(
   never_stopped, tmp_path, monkeypatch
 ):
