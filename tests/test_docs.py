@@ -54,6 +54,12 @@ def test_links_lead_somewhere(page):
 
 
 @every_page
+def test_no_page_of_the_site_has_the_name_of_one_of_sphinx(page):
+  """Sphinx writes its own search.html over that of a search.md."""
+  assert page.stem not in {"search", "genindex", "py-modindex"}
+
+
+@every_page
 def test_named_files_exist(page):
   text = page.read_text()
   new = set(re.findall(r"New file `([^`]+)`", text))

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-THRESHOLD = 0.995  # Least cosine of near duplicates; see docs/search.md.
+# Least cosine of near duplicates; see docs/image_search.md.
+THRESHOLD = 0.995
 
 
 def first_of(pairs: Iterable[tuple[int, int]]) -> dict[int, int]:
