@@ -2,9 +2,10 @@
 
   python -m docs.search_study --workdir=runs/digits
 
-Prints the tables of docs/image_search.md for the run's own images: precision and
-recall of near duplicates by threshold, and the area under the curve of foreign
-images (drawings of `shapes` in the run's size) by both measures of rarity.
+Prints the tables of docs/image_search.md for the run's own images: precision
+and recall of near duplicates by threshold, and the area under the curve of
+foreign images (drawings of `shapes` in the run's size) by both measures of
+rarity.
 """
 
 import argparse
