@@ -65,7 +65,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   with (
     lock_lib.owned(workdir) as lock,
     log_lines.log_of(workdir),
-    interruption.StopRequest() as stop,
+    interruption.StopRequest(has_steps=False) as stop,
   ):
     return _pretrain(experiment, source, mesh, workdir, lock, stop)
 

@@ -194,20 +194,17 @@ def test_a_command_ends_at_the_first_signal_before_its_first_step(
   tmp_path, number, code
 ):
   words = ["--config=configs/digits.py:debug", f"--workdir={tmp_path / 'run'}"]
-  process = subprocess.Popen(
+  with subprocess.Popen(
     [sys.executable, "-m", "imsvd_jax.main", *words],
     cwd=ROOT,
     stderr=subprocess.PIPE,
     text=True,
-    # As a terminal's: a shell's background job ignores SIGINT.
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-  )
-  # Compiles the first weights from here on.
-  for line in process.stderr:
-    if line.startswith("A new run"):
-      break
-  process.send_signal(number)
-  _, said = process.communicate(timeout=SECONDS)
+  ) as process:
+    # Compiles the first weights from here on.
+    while not process.stderr.readline().startswith("A new run"):
+      assert process.poll() is None
+    process.send_signal(number)
+    _, said = process.communicate(timeout=SECONDS)
   assert process.returncode == code
   assert f"{number.name} before the first step: nothing to save" in said
   assert "Traceback" not in said

@@ -55,15 +55,16 @@ class StopRequest:
   goes on, the run ends when the compilation does.
 
   Attributes:
-    has_steps: Whether there is something to save; the training loop sets it.
+    has_steps: Whether there is something to save. The loop of a training that
+      begins without it sets it.
   """
 
-  def __init__(self) -> None:
+  def __init__(self, *, has_steps: bool = True) -> None:
     self._has_peers = jax.process_count() > 1
     self._request = threading.Event()
     self._handlers: dict[int, Any] = {}
     self._is_command = False
-    self.has_steps = False
+    self.has_steps = has_steps
 
   def __enter__(self) -> Self:
     if threading.current_thread() is not threading.main_thread():
