@@ -4,7 +4,8 @@
   python -m imsvd_jax.main --config=configs/fashion_mnist_vit.py \
       --workdir=WORKDIR
 
-Patches of 4 pixels: 49 tokens, 25 while views have 20 pixels.
+Patches of 4 pixels: 49 tokens, 25 while views have 20 pixels. Rate and
+width have not been tuned; docs/models.md has what one run reached.
 """
 
 from configs import common, fashion_mnist_r8
