@@ -5,8 +5,10 @@
       --workdir=WORKDIR
 
 A start, not run to its end yet: an epoch takes a CPU about twice the time of
-fashion_mnist_r8.py's. Patches of 2 pixels. The layer scale starts at 0.1: the paper's 1e-6 leaves
-the blocks unused in a run as short as this one.
+fashion_mnist_r8.py's.
+
+Patches of 2 pixels. The layer scale starts at 0.1: the paper's 1e-6 leaves the
+blocks unused in a run as short as this one.
 """
 
 from configs import common, fashion_mnist_r8
