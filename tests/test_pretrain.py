@@ -70,6 +70,7 @@ def test_a_folder_becomes_an_encoder_and_the_call_again_is_the_same(
     ("--config.init_from= and", "init_from= and"),
     ("--config.views.view1.size.", "views__view1__size."),
     ("a new --workdir, or", "a new out=, or"),
+    ("imsvd explain --workdir=runs/a", "imsvd explain --workdir=runs/a"),
   ],
 )
 def test_messages_speak_python(flag, argument):

@@ -94,7 +94,7 @@ def _path(name: str, value: Any) -> str:
 def _in_python(text: str) -> str:
   """Writes the flags in a message as arguments of `pretrain`."""
   text = _FLAG.sub(_as_argument, _TWO_FLAGS.sub(r"\1, ", text))
-  return text.replace("--workdir", "out=")
+  return re.sub(r"--workdir(?!=)", "out=", text)  # With a value: a command's.
 
 
 def _as_argument(flag: re.Match[str]) -> str:
