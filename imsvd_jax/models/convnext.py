@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from imsvd_jax.base.errors import UserError
 from imsvd_jax.models import layers
+from imsvd_jax.models.convolution import convolve_channels
 
 # The side of a patch, by the stem's name.
 PATCHES = {"imagenet": 4, "cifar": 1, "small": 2}
@@ -36,6 +37,7 @@ class Block(nn.Module):
       feature_group_count=width,
       dtype=self.dtype,
       kernel_init=layers.kernel_init,
+      conv_general_dilated=convolve_channels,
       name="conv_dw",
     )(x)
     y = layers.layer_norm(self.dtype, "norm")(y)

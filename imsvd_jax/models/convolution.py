@@ -16,6 +16,11 @@ Convolution = Callable[[jax.Array, jax.Array], jax.Array]
 _BLOCK_BYTES = 4 << 20
 # From here on XLA's own gradient is as fast as `_in_blocks`.
 _MANY_FILTERS = 256
+# Of `convolve_channels`: positions of a map, values of a batch of maps, and
+# images whose gradients are summed at once.
+_MOST_POSITIONS = 256
+_LEAST_VALUES = 1 << 16
+_IMAGES_AT_ONCE = 8
 
 
 def convolve(
@@ -206,3 +211,109 @@ def kernel_gradient_in_blocks(
   zero = jnp.zeros((window, filters), x.dtype)
   total = jax.lax.fori_loop(0, batch // size, add, zero)
   return total.reshape(kernel.shape)
+
+
+def convolve_channels(
+  x: jax.Array,
+  kernel: jax.Array,
+  strides: Sequence[int],
+  padding: Sequence[tuple[int, int]],
+  **rest: Any,
+) -> jax.Array:
+  """Equals `jax.lax.conv_general_dilated` with a kernel for each channel.
+
+  XLA's CPU backend takes such a convolution value by value. As a sum of shifted
+  maps it is 13 to 70 times as fast (512 maps of 14 to 3 positions a side and 24
+  to 96 channels), and its gradients 4 to 20 times.
+
+  Args:
+    x: [B, h, w, C].
+    kernel: [k, k, 1, C] with an odd k.
+    strides: 1 and 1.
+    padding: (k - 1) / 2 zeros on each side.
+    **rest: As of `convolve`.
+
+  Returns:
+    [B, h, w, C].
+  """
+  plain: Convolution = functools.partial(
+    jax.lax.conv_general_dilated,
+    window_strides=strides,
+    padding=padding,
+    **rest,
+  )
+  positions = x.shape[1] * x.shape[2]
+  # Less does not pay for the longer compilation, and large maps leave the
+  # cache. Where a batch is split over devices, each block would be exchanged.
+  if (
+    positions > _MOST_POSITIONS
+    or x.size < _LEAST_VALUES
+    or jax.device_count() > 1
+  ):
+    return plain(x, kernel)
+  return jax.lax.platform_dependent(
+    x, kernel, cpu=_sum_of_shifts, default=plain
+  )
+
+
+@jax.custom_vjp
+def _sum_of_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  size = kernel.shape[0]
+  border = size // 2
+  _, height, width, _ = x.shape
+  padded = jnp.pad(x, ((0, 0), (border,) * 2, (border,) * 2, (0, 0)))
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  kernel = kernel.astype(wide)
+  total = jnp.zeros(x.shape, wide)
+  for i in range(size):
+    for j in range(size):
+      # A shift by the whole map leaves its border only.
+      if abs(i - border) < height and abs(j - border) < width:
+        shifted = padded[:, i : i + height, j : j + width]
+        total += shifted * kernel[i, j, 0]
+  return total.astype(x.dtype)
+
+
+def _gradients_of_shifts(
+  inputs: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the gradients by the maps and by the kernel."""
+  x, kernel = inputs
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  of_x = _sum_of_shifts(gradient, kernel[::-1, ::-1])
+  size, border = kernel.shape[0], kernel.shape[0] // 2
+  batch, height, width, channels = x.shape
+  # A few images at a time stay in the cache.
+  few = max(n for n in range(1, _IMAGES_AT_ONCE + 1) if batch % n == 0)
+  padded = jnp.pad(x, ((0, 0), (border,) * 2, (border,) * 2, (0, 0)))
+  blocks = tuple(
+    a.reshape(batch // few, few, *a.shape[1:])
+    for a in (padded, gradient.astype(wide))
+  )
+
+  def add(
+    total: jax.Array, block: tuple[jax.Array, jax.Array]
+  ) -> tuple[jax.Array, None]:
+    image, of_output = block
+
+    def row(i: jax.Array, total: jax.Array) -> jax.Array:
+      rows = jax.lax.dynamic_slice_in_dim(image, i, height, axis=1)
+      sums = [
+        jnp.sum(
+          rows[:, :, j : j + width] * of_output, axis=(0, 1, 2), dtype=wide
+        )
+        for j in range(size)
+      ]
+      return total.at[i].add(jnp.stack(sums)[:, jnp.newaxis])
+
+    return jax.lax.fori_loop(0, size, row, total), None
+
+  zero = jnp.zeros((size, size, 1, channels), wide)
+  of_kernel, _ = jax.lax.scan(add, zero, blocks)
+  return of_x, of_kernel.astype(kernel.dtype)
+
+
+_sum_of_shifts.defvjp(
+  lambda x, kernel: (_sum_of_shifts(x, kernel), (x, kernel)),
+  _gradients_of_shifts,
+)

@@ -122,3 +122,58 @@ def test_a_block_holds_as_much_as_the_cache(monkeypatch, as_on_one_device):
     lambda *a: convolution.kernel_gradient_in_blocks(*a, *windows(3, 1))
   )(x, kernel, gradient)
   assert "f32[100,18]" in str(found)  # 4 images: 5 do not divide 12.
+
+
+def of_channels(way, channels):
+  strides, padding = windows(7, 1)
+  return lambda x, kernel: way(
+    x, kernel, strides, padding, feature_group_count=channels, **LAYOUT
+  )
+
+
+@pytest.mark.parametrize(
+  ("batch", "height", "width"),
+  [(6, 14, 9), (8, 5, 7), (12, 3, 3), (7, 1, 2), (11, 1, 1)],
+)
+def test_a_cpu_convolves_channels_by_shifts(
+  monkeypatch, as_on_one_device, batch, height, width
+):
+  monkeypatch.setattr(convolution, "_LEAST_VALUES", 0)
+  x, kernel = draw((batch, height, width, 3), (7, 7, 1, 3))
+  found, expected = (
+    outputs_and_gradients(of_channels(way, 3), x, kernel)
+    for way in (convolution.convolve_channels, jax.lax.conv_general_dilated)
+  )
+  close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-4)
+  jax.tree.map(close, found, expected)
+
+
+def test_shifts_of_bfloat16_are_summed_in_float32():
+  x, kernel = draw((64, 12, 12, 3), (7, 7, 1, 3))
+  half = jax.tree.map(lambda a: a.astype("bfloat16"), (x, kernel))
+  exact = jax.tree.map(lambda a: a.astype("float32"), half)
+
+  def gradients(x, kernel):
+    y, transpose = jax.vjp(convolution._sum_of_shifts, x, kernel)
+    return y, transpose(jax.numpy.ones_like(y))
+
+  found, expected = gradients(*half), gradients(*exact)
+  for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+    assert a.dtype == "bfloat16"
+    # A rounding to 8 bits, of the sum alone.
+    np.testing.assert_allclose(a.astype("float32"), b, rtol=2**-8, atol=1e-2)
+
+
+def test_shifts_are_for_one_device_and_many_small_maps(monkeypatch):
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+  def has_shifts(batch, side):
+    convolve = of_channels(convolution.convolve_channels, 24)
+    x, kernel = draw((batch, side, side, 24), (7, 7, 1, 24))
+    return "_sum_of_shifts" in str(jax.make_jaxpr(convolve)(x, kernel))
+
+  assert has_shifts(512, 10)
+  assert not has_shifts(2, 10)
+  assert not has_shifts(512, 20)
+  monkeypatch.setattr(jax, "device_count", lambda: 8)
+  assert not has_shifts(512, 10)
