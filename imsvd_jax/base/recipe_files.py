@@ -4,11 +4,16 @@ The recipes of this project are the folder `configs` of a checkout. A wheel
 holds it as `imsvd_jax/recipes/configs`, so that names work anywhere.
 """
 
+import importlib.machinery
 import os
 import pathlib
 import re
 import sys
+import traceback
+import types
 from collections.abc import Sequence
+
+from ml_collections import ConfigDict
 
 import imsvd_jax
 from imsvd_jax.base.errors import UserError, suggestion
@@ -58,6 +63,52 @@ def locate(argument: str) -> tuple[str, str]:
   return path, mode
 
 
+def load(argument: str) -> ConfigDict:
+  """Executes a recipe, `NAME[:MODE]` or `FILE.py[:MODE]`; returns its config.
+
+  Raises:
+    UserError: There is no such recipe, or it cannot be executed; the message
+      has the line of the file.
+  """
+  path, mode = locate(argument)
+  if not path.endswith(".py"):
+    raise UserError(f"{path} is no recipe; expected a Python file, FILE.py.")
+  module = types.ModuleType("recipe")
+  try:
+    importlib.machinery.SourceFileLoader("recipe", path).exec_module(module)
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+      raise UserError(
+        "there is no function get_config, which returns the config;"
+        f" `imsvd recipes copy {EXAMPLE} FILE.py` writes a recipe to change."
+      )
+    config = get_config(mode) if ":" in argument else get_config()
+  except ImportError as error:
+    raise UserError(_import_failed(error)) from error
+  except SyntaxError as error:
+    place = f"{error.filename or path}, line {error.lineno}"
+    raise UserError(f"{place}: {error.msg}.") from error
+  except ValueError as error:  # The recipe's own words.
+    raise UserError(f"{shown(argument)}: {_line(error)}") from error
+  except (Exception, SystemExit) as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    place = f"{path}, line {lines[-1]}" if lines else path
+    raise UserError(
+      f"{place}: {type(error).__name__}: {_line(error)}"
+    ) from error
+  if not isinstance(config, ConfigDict):
+    raise UserError(
+      f"{shown(argument)}: get_config returned {type(config).__name__};"
+      " expected an ml_collections.ConfigDict."
+    )
+  return config
+
+
+def _line(error: BaseException) -> str:
+  return " ".join(str(error).split())
+
+
 def _of_this_project(given: str) -> str | None:
   """Returns the file of "NAME" or "configs/NAME.py"; None if there is none."""
   match = re.fullmatch(r"(?:configs/(?=.*\.py))?(\w+)(?:\.py)?", given)
@@ -95,7 +146,7 @@ def shown(argument: str) -> str:
   return f"{file.stem}{colon}{mode}" if file.parent == FOLDER else argument
 
 
-def import_failed(error: ImportError) -> str:
+def _import_failed(error: ImportError) -> str:
   """Returns one line about a recipe whose import fails."""
   return (
     f"The recipe cannot be loaded: {error}. Recipes import from the checkout"

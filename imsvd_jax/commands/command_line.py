@@ -218,7 +218,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
   try:
     if "config" in flags.FLAGS:
       for recipe in _recipes(argv):
-        recipe_files.locate(recipe)
+        recipe_files.load(recipe)
     rest = flags.FLAGS(list(argv))
     if "config" in flags.FLAGS:
       # A missing file shows only when its config is looked at.
@@ -228,11 +228,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
     fail(_unknown_flag(error.flagname))
   except (AttributeError, KeyError) as error:
     fail(_unknown_key(error))
-  except ImportError as error:
-    fail(recipe_files.import_failed(error))
   except flags.IllegalFlagValueError as error:
     fail(_wrong_value(error))
-  except (flags.Error, OSError, TypeError, ValueError, SyntaxError) as error:
+  except (flags.Error, OSError, TypeError, ValueError) as error:
     fail(_one_line(error))
 
 

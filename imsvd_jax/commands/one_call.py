@@ -8,11 +8,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from imsvd_jax.base import console, cpu_devices, distributed
+from imsvd_jax.base import console, cpu_devices, distributed, recipe_files
 from imsvd_jax.base.config import flatten
 from imsvd_jax.base.errors import UserError, suggestion
 from imsvd_jax.data import SOURCES
-from imsvd_jax.evaluation.recipe_comparison import load_recipe
 from imsvd_jax.runs.encoder import LoadedEncoder, load_encoder
 from imsvd_jax.train import train_and_evaluate
 
@@ -65,7 +64,7 @@ def pretrain(
     raise UserError(
       'pretrain needs out=, the directory of the run, such as "runs/mine".'
     )
-  config = load_recipe(recipe).config
+  config = recipe_files.load(recipe)
   _change(config, {**_data_keys(_path("data", data)), **_dotted(keys)})
   cpu_devices.spare_threads()
   distributed.initialize()

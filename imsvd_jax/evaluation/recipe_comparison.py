@@ -1,14 +1,12 @@
 """Trains recipes with several seeds and tabulates their results."""
 
 import dataclasses
-import importlib.machinery
 import os
 import pathlib
 import statistics
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -140,19 +138,10 @@ def load_recipe(argument: str) -> Recipe:
   """Returns the recipe that `NAME[:MODE]` or `FILE.py[:MODE]` names.
 
   Raises:
-    UserError: The file or a module that it imports does not exist, or it does
-      not know the mode.
+    UserError: See `recipe_files.load`.
   """
-  path, mode = recipe_files.locate(argument)
-  loader = importlib.machinery.SourceFileLoader("recipe", path)
-  module = types.ModuleType("recipe")
-  try:
-    loader.exec_module(module)
-    config = module.get_config(mode)
-  except ImportError as error:
-    raise UserError(recipe_files.import_failed(error)) from error
-  except (AttributeError, SyntaxError, ValueError) as error:
-    raise UserError(f"{argument}: {error}") from error
+  config = recipe_files.load(argument)
+  path, _, mode = argument.partition(":")
   return Recipe(argument, mode or pathlib.Path(path).stem, config)
 
 

@@ -90,6 +90,60 @@ def test_what_a_recipe_cannot_import_is_named(elsewhere, parse, capsys):
 
 
 @pytest.mark.parametrize(
+  ("text", "found"),
+  [
+    ("x = 1\n", "mine.py: there is no function get_config, which returns"),
+    ("get_config = 3\n", "mine.py: there is no function get_config"),
+    ("def get_config():\n  return 3\n", "mine.py: get_config returned int;"),
+    ("a = 1\nb = = 2\n", "mine.py, line 2: invalid syntax."),
+    ("\nx + 1\n", "mine.py, line 2: NameError: name 'x' is not defined"),
+    (
+      "from configs import digits\ndef get_config():\n"
+      "  c = digits.get_config()\n  c.batchsize = 3\n  return c\n",
+      "mine.py, line 4: AttributeError: .*batchsize",
+    ),
+    (
+      "def get_config(mode=''):\n  raise ValueError('no such\\nmode')\n",
+      "mine.py: no such mode",
+    ),
+    ("def get_config(mode):\n  pass\n", "mine.py: TypeError: get_config()"),
+    ("import sys\nsys.exit('gone')\n", "mine.py, line 2: SystemExit: gone"),
+  ],
+)
+def test_a_recipe_that_fails_is_one_line_with_its_place(
+  elsewhere, parse, capsys, text, found
+):
+  recipe = elsewhere / "mine.py"
+  recipe.write_text(text)
+  with pytest.raises(SystemExit) as stopped:
+    parse(f"--config={recipe}")
+  assert stopped.value.code == 2
+  said = capsys.readouterr().err
+  assert said.startswith("error: "), said
+  assert re.search(found.replace("()", r"\(\)"), said), said
+  assert said.count("\n") == 1
+  with pytest.raises(UserError):
+    recipe_files.load(str(recipe))
+
+
+def test_a_recipe_is_a_python_file(elsewhere):
+  (elsewhere / "notes.txt").write_text("remember the milk")
+  with pytest.raises(UserError, match=r"no recipe; expected a Python file"):
+    recipe_files.load("notes.txt")
+
+
+def test_a_recipe_of_ones_own_needs_no_mode(elsewhere):
+  recipe = elsewhere / "mine.py"
+  recipe.write_text(
+    "from configs import digits\n"
+    "def get_config():\n  return digits.get_config()\n"
+  )
+  found = recipe_comparison.load_recipe("mine.py")
+  assert found.name == "mine"
+  assert found.config.data.name == "digits"
+
+
+@pytest.mark.parametrize(
   ("words", "found"),
   [
     ((), "--config is missing. Give it, for example --config=digits."),

@@ -114,7 +114,7 @@ def test_dashes_and_underscores_are_the_same():
     ),
     (("train", "--epochs=3"), "flags, too: --config.KEY=VALUE. --help"),
     (("train", "--config=configs/digits.py", "--config.sed=3"), "'sed'. Did"),
-    (("train", "--config=digits:x"), "--config=digits:x: Unknown mode 'x'; k"),
+    (("train", "--config=digits:x"), "error: digits:x: Unknown mode 'x'; k"),
     (("train", "--config=configs/digits.py", "--config.seed=x"), "an integer."),
     (("train", "--flagfile=/nowhere"), "Unable to open flagfile"),
   ],
