@@ -60,6 +60,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   experiment_lib.check(config, mesh.size)
   source = data.make_source(config.data, "train")
   experiment = experiment_lib.build(config, source.num_examples)
+  if config.init_from and resume.is_new(workdir):
+    weights.check_source(config.init_from)
   with agreement.together(workdir):
     workdir = files.make(workdir)
   with (
@@ -151,7 +153,7 @@ def _pretrain(
     log_lines.describe_end(run.writer)
     if config.eval.final:
       evaluation.final(state, run.writer, workdir)
-    log_lines.describe_next(workdir)
+    log_lines.describe_next(workdir, evaluation.has_labels)
   return state
 
 

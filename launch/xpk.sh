@@ -27,8 +27,18 @@ case ${1:-} in
     exit 0
     ;;
 esac
-if [ $# -lt 4 ] || [[ "$1 $2 $3" == *--* ]]; then
-  echo "error: CLUSTER, TYPE, IMAGE or --config is missing; usage:" \
+missing=
+names=(CLUSTER TYPE IMAGE)
+for i in 0 1 2; do
+  word=("${@:i+1:1}")
+  if [[ -z "${word[*]}" || "${word[*]}" == --* ]]; then
+    missing=${names[i]}
+    break
+  fi
+done
+[ -n "$missing" ] || [ $# -gt 3 ] || missing=--config
+if [ -n "$missing" ]; then
+  echo "error: $missing is missing; usage:" \
     "launch/xpk.sh [--dry-run] CLUSTER TYPE IMAGE [flags of imsvd train ...]," \
     "see --help." >&2
   exit 2

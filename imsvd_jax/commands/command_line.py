@@ -26,7 +26,7 @@ from imsvd_jax.base import (
   recipe_files,
   tensorflow_notes,
 )
-from imsvd_jax.base.errors import EXIT_AT_ONCE, UserError, suggestion
+from imsvd_jax.base.errors import EXIT_AT_ONCE, Stopped, UserError, suggestion
 from imsvd_jax.commands import decoder_lines, help_page
 
 EXIT_NO_READER = 141  # As shells report SIGPIPE.
@@ -106,6 +106,12 @@ def run(
       result = main(*argv[1:])
       sys.stdout.flush()
       return result
+    except Stopped as stopped:
+      if distributed.has_peers():
+        raise
+      # A signal may have stopped JAX within anything, and the interpreter's
+      # exit crash there. All that is to be kept is on disk.
+      distributed.end(int(stopped.code or 0))
     except UserError as error:
       _print_error(str(error))
       distributed.leave(error.exit_code)

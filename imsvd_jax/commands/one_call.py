@@ -12,11 +12,11 @@ from imsvd_jax.base import console, cpu_devices, distributed, recipe_files
 from imsvd_jax.base.config import flatten
 from imsvd_jax.base.errors import UserError, suggestion
 from imsvd_jax.data import SOURCES
+from imsvd_jax.data.named import IN_FILES
 from imsvd_jax.runs.encoder import LoadedEncoder, load_encoder
 from imsvd_jax.train import train_and_evaluate
 
 _SHORT = {"backbone": "model.backbone"}
-_IN_FILES = ("folder", "arrays", "pack", "tar")
 _BY_ENDING = {".npz": "arrays", ".npy": "arrays", ".tar": "tar"}
 # A key of the recipe as a flag: its name, and a value that may be quoted.
 _FLAG = re.compile(
@@ -115,10 +115,10 @@ def _data_keys(text: str) -> dict[str, str]:
   if not text:
     return {}
   kind, _, place = text.partition(":")
-  if kind in _IN_FILES and place:
+  if kind in IN_FILES and place:
     return {"data.name": kind, "data.path": place}
   is_file = os.path.exists(os.path.expanduser(text))
-  if kind in SOURCES and kind not in _IN_FILES and not is_file:
+  if kind in SOURCES and kind not in IN_FILES and not is_file:
     return {"data.name": text}
   name = _BY_ENDING.get(os.path.splitext(text)[1].lower(), "folder")
   return {"data.name": name, "data.path": text}

@@ -13,6 +13,8 @@ from imsvd_jax.data import DRAWN, SOURCES, WITHOUT_FILES, tensorflow_needed
 from imsvd_jax.data.sources import arrays, digits
 
 EXPECTED = "folder:DIR, arrays:FILE, tar:DIR, pack:DIR, tfds:NAME or digits"
+# Sources that need `data.path`.
+IN_FILES = ("folder", "arrays", "pack", "tar")
 # Keys of `config.data` that make sense for one data set only.
 OF_ITS_OWN_DATA = (
   *("holdout", "holdout_seed", "image_key", "label_key", "labels"),
@@ -32,9 +34,7 @@ def name_and_path(text: str) -> tuple[str, str]:
   Raises:
     UserError: There is no such source, or no such file.
   """
-  files = re.fullmatch(
-    r"(folder|arrays|pack|tar)(?:[:=](.*))?", text, re.DOTALL
-  )
+  files = re.fullmatch(rf"({'|'.join(IN_FILES)})(?:[:=](.*))?", text, re.DOTALL)
   if files:
     kind, path = files[1], files[2] or ""
     _check_exists(text, kind, path)

@@ -188,7 +188,7 @@ def centered(
     labels = tf.constant(source.labels, tf.int32)
     return dataset.map(lambda batch: _add_labels(batch, labels))
 
-  return Batches(build, source, 0, "the evaluation skips it")
+  return Batches(build, source, 0, "it is left out")
 
 
 def _padded(dataset: tf.data.Dataset, length: int) -> tf.data.Dataset:

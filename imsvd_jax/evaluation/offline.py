@@ -29,7 +29,12 @@ from imsvd_jax.evaluation.evaluate_options import Options
 from imsvd_jax.evaluation.features import reason_of
 from imsvd_jax.evaluation.registry import evaluator_of
 from imsvd_jax.runs import interruption, metrics, ownership
-from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
+from imsvd_jax.runs.encoder import (
+  LoadedEncoder,
+  data_settings,
+  data_to_read,
+  load_encoder,
+)
 from imsvd_jax.training.experiment import MAX_HOLDOUT
 
 UNFINISHED = "unfinished"  # Directory beside the results.
@@ -228,7 +233,7 @@ class Run:
 
 def _data_set(config: ConfigDict, options: Options) -> DataSet:
   """Returns the data that the options name; the run's own by default."""
-  settings = data_settings(config, options.data)
+  settings = data_to_read(config, options.data)
   if options.splits:
     settings.train_split, settings.eval_split = options.splits
   elif not options.data and "eval" in config:

@@ -56,6 +56,9 @@ class Evaluation:
   Each process embeds its own share of the images on its own devices, then all
   gather the features of all and evaluate them alike. Numbers go to the metrics
   and, with how they were made, to results.json.
+
+  Attributes:
+    has_labels: Whether there is an accuracy to measure.
   """
 
   def __init__(self, experiment: Experiment, train_source: Source) -> None:
@@ -81,7 +84,7 @@ class Evaluation:
       why = f"WARNING: {str(error).rstrip('.')}"
     if why:
       console.say(f"No k-NN or linear evaluation: {why}.")
-    self._has_labels = not why
+    self.has_labels = not why
     self._has_shown_views = False
     self._failures: collections.Counter[str] = collections.Counter()
 
@@ -144,7 +147,7 @@ class Evaluation:
     for name, protocol in protocols.online(self._settings).items():
       if self._binder.stopping():
         raise Stopped(EXIT_SAVED)
-      if evaluator_of(protocol).labels and not self._has_labels:
+      if evaluator_of(protocol).labels and not self.has_labels:
         continue
       measure = functools.partial(self._measure, binding, name, protocol)
       result = _tried(measure, failed, name)
@@ -222,7 +225,7 @@ class Evaluation:
 
     What fails is one line and a missing number; `evaluate` can repeat it.
     """
-    if not self._has_labels:
+    if not self.has_labels:
       return
     reasons: list[str] = []
     found = list(self._measure_final(state, reasons))

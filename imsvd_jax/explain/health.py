@@ -211,12 +211,12 @@ def summary(analysis: Analysis) -> str:
   if code is None:
     width = len(analysis.features.feature_mean)
     return f"{images}, features of {width} dimensions."
-  total = float(code.entropies().sum() / np.log(2))
-  own = float(code.conditional_entropy.mean() / np.log(2))
+  total = float(code.entropies().sum())
+  own = float(code.conditional_entropy.mean())
   return (
     f"{images}, {code.num_variables} variables of {code.num_bins} bins. Taken"
-    f" alone the variables carry {total:,.0f} bits; the mean conditional"
-    f" entropy of a variable given the image is {own:.2f} bits."
+    f" alone the variables carry {total:,.0f} nats; the mean conditional"
+    f" entropy of a variable given the image is {own:.2f} nats."
   )
 
 

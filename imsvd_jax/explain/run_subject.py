@@ -32,7 +32,7 @@ from imsvd_jax.explain.subject import Encoding, Subject
 from imsvd_jax.models import attention_maps
 from imsvd_jax.objectives.soft_variables import log_soft_discretize
 from imsvd_jax.runs import metrics, ownership
-from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
+from imsvd_jax.runs.encoder import LoadedEncoder, data_to_read, load_encoder
 from imsvd_jax.training import augment, verdict
 from imsvd_jax.training import experiment as experiment_lib
 from imsvd_jax.training import step as step_lib
@@ -280,7 +280,7 @@ def _choose(
   _check_variables(config, options)
   if not options.data:
     ownership.check_data(workdir, config, trusted=options.trust_workdir)
-  settings = data_settings(config, options.data)
+  settings = data_to_read(config, options.data)
   source = data.make_source(settings, options.split)
   if source is None:
     raise UserError(

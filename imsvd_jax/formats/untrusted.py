@@ -23,6 +23,7 @@ _MAX_ARRAYS = 20_000
 # The metadata of our own files has 4 levels and some thousand characters.
 _MAX_DEPTH = 32
 _MAX_CHARACTERS = 10**7
+_LONGEST = 120  # Characters of a library's message.
 
 
 @contextlib.contextmanager
@@ -53,7 +54,9 @@ def reading(path: str, expected: str) -> Iterator[None]:
 
 
 def _damaged(path: str, expected: str, error: Exception) -> str:
-  reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
+  reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+  if len(reason) > _LONGEST:
+    reason = f"{reason[:_LONGEST].rpartition(' ')[0]} ..."
   return one_line(
     f"{path} is not a complete {expected} ({reason}); download or export it"
     " again."

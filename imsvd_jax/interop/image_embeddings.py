@@ -29,7 +29,7 @@ from imsvd_jax.data import named
 from imsvd_jax.data.source import Source
 from imsvd_jax.interop import tables_of_features
 from imsvd_jax.runs import ownership
-from imsvd_jax.runs.encoder import LoadedEncoder, data_settings, load_encoder
+from imsvd_jax.runs.encoder import LoadedEncoder, data_to_read, load_encoder
 
 CHUNK_IMAGES = 2048
 DENSE_CHUNK_IMAGES = 256  # Of features per patch, which are much larger.
@@ -355,7 +355,7 @@ def _source_of_split(
 ) -> Source:
   if not data:
     ownership.check_data(workdir, config, trusted=trusted)
-  settings = data_settings(config, data)
+  settings = data_to_read(config, data)
   if split not in ("train", "eval"):
     settings.eval_split = split
   source = data_lib.make_source(

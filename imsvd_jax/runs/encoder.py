@@ -371,6 +371,23 @@ def data_settings(
   return settings
 
 
+def data_to_read(
+  config: ml_collections.ConfigDict, chosen: str = ""
+) -> ml_collections.ConfigDict:
+  """Returns `data_settings` of images that can be read.
+
+  Raises:
+    UserError: None is chosen, and the run has no images of its own.
+  """
+  settings = data_settings(config, chosen)
+  if settings.name in named.IN_FILES and not settings.path:
+    raise UserError(
+      "The run has no images of its own, as of imported weights (data.path is"
+      " empty); give --data, such as --data=folder:~/images."
+    )
+  return settings
+
+
 def fit_images(
   variables: Any, images: jax.Array, *, resize: int, crop: int
 ) -> jax.Array:

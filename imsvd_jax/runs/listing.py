@@ -81,12 +81,13 @@ def _row(run: epath.Path, root: epath.Path, age: float) -> Row:
   if found is not None and not running:
     found = verdict.at_end(found)
   epochs = [line["epoch"] for line in lines if "epoch" in line]
+  steps = [*_saved(run), *(round(line["step"]) for line in lines[-1:])]
   total = config.get("epochs", "?")
   name = os.path.relpath(run, root)
   return Row(
     run.name if name == "." else name,
     _about(config),
-    f"{lines[-1]['step']:.0f}" if lines else "",
+    str(max(steps)) if steps else "",
     f"{epochs[-1]:.4g}/{total:.4g}" if epochs and config else "",
     console.duration(age) if age < _NEVER else "",
     found.name if found is not None else "",
@@ -105,6 +106,14 @@ def _age(run: epath.Path) -> float:
     return max(0.0, time.time() - path.stat().mtime)
   except (OSError, AttributeError):
     return _NEVER
+
+
+def _saved(run: epath.Path) -> list[int]:
+  """Returns the steps that have a checkpoint; none if that is not known."""
+  try:
+    return run_directory.steps_on_disk(run / run_directory.CHECKPOINTS)
+  except UserError:
+    return []
 
 
 def _config(run: epath.Path) -> dict[str, Any]:

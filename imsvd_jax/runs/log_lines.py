@@ -104,11 +104,12 @@ def describe_end(writer: metrics.MetricWriter) -> None:
   console.print_result(f"\nVerdict: {verdict.at_end(found)}")
 
 
-def describe_next(workdir: str) -> None:
-  """Prints what one may type after a run."""
+def describe_next(workdir: str, has_labels: bool) -> None:
+  """Prints what one may type after a run on images with or without labels."""
+  protocols = "knn/imsvd,collapse" if has_labels else "collapse"
   console.print_result(
     "\nNext:"
-    f"\n  imsvd evaluate --workdir={workdir} --protocol=knn/imsvd,collapse"
+    f"\n  imsvd evaluate --workdir={workdir} --protocol={protocols}"
     f"\n  imsvd explain --workdir={workdir}"
     f"\n  imsvd export --workdir={workdir} --format=torchvision"
     " --output=encoder.pth"

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from imsvd_jax.base import agreement, console
+from imsvd_jax.base import agreement, console, files
 from imsvd_jax.base.config import ADDED_KEYS, HARMLESS_KEYS, as_json, flatten
 from imsvd_jax.base.errors import Damage, UserError
 from imsvd_jax.runs import environment, run_directory, verification
@@ -24,6 +24,12 @@ logger = logging.getLogger(__name__)
 
 # Keys on which the length of a run or its learning rate depends.
 _PLAN = ("batch_size", "epochs", "optimizer")
+
+
+def is_new(workdir: str) -> bool:
+  """Returns whether there is no checkpoint to continue from."""
+  root = files.absolute(workdir) / run_directory.CHECKPOINTS
+  return not run_directory.steps_on_disk(root)
 
 
 def open_checkpoints(

@@ -126,6 +126,19 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
   return tree
 
 
+def check_source(source: str | os.PathLike) -> None:
+  """Raises UserError if there is nothing that `init_from` could read."""
+  if os.path.isfile(os.path.expanduser(os.fspath(source))):
+    return
+  directory, _ = run_directory.locate(source)
+  if not run_directory.steps_on_disk(directory / run_directory.CHECKPOINTS):
+    found = "no checkpoint" if directory.exists() else "nothing"
+    raise UserError(
+      f"init_from={source}: found {found}; expected the workdir of a training"
+      " run, a checkpoint in it, or a file of weights."
+    )
+
+
 def init_from(
   source: str | os.PathLike, state_like: Any
 ) -> tuple[Any, InitReport]:

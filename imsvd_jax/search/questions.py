@@ -170,8 +170,8 @@ def duplicates(store: Store, threshold: float) -> Answer:
       duplicates; above 1: only those of the same content.
 
   Returns:
-    The images of all groups, with "group", "kind" (first; exact: the same
-    content; near) and the "cosine" with the first one.
+    The images of all groups, with "group", "kind" (first; exact: the content
+    of an earlier one; near) and the "cosine" with the first one.
   """
   first_of = _first_of(store, threshold)
   groups: dict[int, list[int]] = {}
@@ -184,19 +184,16 @@ def duplicates(store: Store, threshold: float) -> Answer:
     vectors = store.vectors[members].astype(np.float32)
     rows += members
     columns["group"] += [number] * len(members)
+    contents = [bytes(store.contents[row]) for row in members]
     columns["kind"] += ["first"] + [
-      "exact" if _same_content(store, members[0], row) else "near"
-      for row in members[1:]
+      "exact" if content in contents[:i] else "near"
+      for i, content in enumerate(contents[1:], start=1)
     ]
     # In float16 a vector's norm is not quite 1.
     vectors = build.normalized(vectors)
     cosines = np.minimum(vectors @ vectors[0], 1.0)
     columns["cosine"] += [round(float(cosine), 4) for cosine in cosines]
   return Answer("Duplicates", rows, columns)
-
-
-def _same_content(store: Store, left: int, right: int) -> bool:
-  return bytes(store.contents[left]) == bytes(store.contents[right])
 
 
 def _first_of(store: Store, threshold: float) -> dict[int, int]:

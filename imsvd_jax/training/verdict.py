@@ -107,8 +107,13 @@ def judge(lines: Sequence[Line]) -> Verdict | None:
 
 def at_end(found: Verdict) -> Verdict:
   """Returns the verdict on a run that has ended: it no longer warms up."""
-  is_short = found.state == WARMING_UP and not found.advice
-  return found._replace(state=TOO_SHORT) if is_short else found
+  if found.state != WARMING_UP or found.advice:
+    return found
+  advice = (
+    f"That needs {MIN_STEPS} steps and {_MIN_LINES} logged ones"
+    " (log.every_steps)."
+  )
+  return found._replace(state=TOO_SHORT, advice=advice)
 
 
 def score(lines: Sequence[Line]) -> float | None:

@@ -56,6 +56,18 @@ def test_an_interrupt_in_a_command_lets_it_clean_up():
   assert result.stderr == "cleaned up\nInterrupted.\n"
 
 
+def test_a_run_that_stopped_skips_the_interpreters_exit():
+  """A signal may have stopped JAX within anything, and it crashed there."""
+  body = (
+    "import atexit; from imsvd_jax.base.errors import Stopped;"
+    " atexit.register(print, 'at exit'); print('kept'); raise Stopped(75)"
+  )
+  result = run_python("-c", COMMAND.replace("BODY", body))
+  assert result.returncode == 75
+  assert result.stdout == "kept\n"
+  assert result.stderr == "cleaned up\n"
+
+
 def test_an_interrupt_that_python_does_not_hear_ends_at_once():
   """As in a compilation by XLA, which takes minutes."""
   body = (

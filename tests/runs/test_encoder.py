@@ -112,3 +112,12 @@ def test_the_package_offers_it_lazily():
   import imsvd_jax
 
   assert imsvd_jax.load_encoder is encoder_lib.load_encoder
+
+
+def test_a_run_without_images_of_its_own_asks_for_some():
+  config = digits.get_config("debug")
+  assert encoder_lib.data_to_read(config).name == "synthetic"
+  config.data.name = "folder"
+  with pytest.raises(UserError, match=r"no images of its own.* give --data"):
+    encoder_lib.data_to_read(config)
+  assert encoder_lib.data_to_read(config, "digits").name == "digits"

@@ -79,6 +79,16 @@ def test_a_run_with_damaged_files_is_listed(tmp_path):
   assert {row.about for row in rows} == {"?"}
 
 
+def test_a_run_that_logged_nothing_shows_what_is_saved(tmp_path):
+  make_run(tmp_path / "a")
+  (tmp_path / "a" / "checkpoints" / "2").mkdir(parents=True)
+  (tmp_path / "a" / "checkpoints" / "1").mkdir()
+  make_run(tmp_path / "b", [step_line(40)])
+  (tmp_path / "b" / "checkpoints" / "20").mkdir(parents=True)
+  steps = {row.name: row.step for row in listing.list_runs(str(tmp_path))}
+  assert steps == {"a": "2", "b": "40"}
+
+
 def test_no_runs_is_one_clear_line(tmp_path):
   with pytest.raises(UserError, match="No runs in"):
     listing.list_runs(str(tmp_path))

@@ -48,6 +48,17 @@ def test_variables_of_nothing_are_refused(tmp_path):
     weights.load_variables(tmp_path / "absent")
 
 
+def test_a_source_of_weights_is_found_before_work_begins(run_copy, tmp_path):
+  weights.check_source(run_copy)
+  weights.check_source(run_copy / "checkpoints" / "1")
+  (tmp_path / "file.pth").write_bytes(b"")
+  weights.check_source(tmp_path / "file.pth")
+  with pytest.raises(UserError, match="found nothing; expected the workdir"):
+    weights.check_source(tmp_path / "none.pth")
+  with pytest.raises(UserError, match="found no checkpoint; expected"):
+    weights.check_source(tmp_path)
+
+
 def test_init_from_takes_the_weights_and_reports(run_copy):
   state = place(make_state(9), jax.devices())
   new = place(

@@ -187,7 +187,7 @@ def test_the_command_line(index, tmp_path):
   check_refused(run_imsvd("search", "query", "z.png"), "--index is missing")
 
 
-def drawn_index(folder, vectors):
+def drawn_index(folder, vectors, contents=None):
   count = len(vectors)
   keys = np.frombuffer(
     b"".join(b"%16d" % n for n in range(count)), np.uint8
@@ -197,7 +197,7 @@ def drawn_index(folder, vectors):
       Rows(
         vectors=vectors,
         codes=np.zeros((count, 0)),
-        contents=keys,
+        contents=keys if contents is None else keys[contents],
         keys=keys,
         stamps=keys,
         names=[b"%d" % n for n in range(count)],
@@ -229,6 +229,14 @@ def test_clusters_find_what_an_exact_search_finds(tmp_path, monkeypatch):
     nearest.read_clusters(store)
   with one_line_error("holds features without codes"):
     questions.outliers(store, 3, "pairs")
+
+
+def test_an_exact_duplicate_is_exact_in_a_group_that_others_begin(tmp_path):
+  vectors = np.stack([np.cos([0, 0.02, 0.02]), np.sin([0, 0.02, 0.02])], 1)
+  drawn_index(str(tmp_path), vectors, contents=[0, 1, 1])
+  answer = questions.duplicates(Store(str(tmp_path)), 0.99)
+  assert answer.columns["group"] == [0, 0, 0]
+  assert answer.columns["kind"] == ["first", "near", "exact"]
 
 
 def test_near_duplicates_are_stars(tmp_path):

@@ -51,7 +51,9 @@ def test_a_run_warms_up_while_it_is_short_or_the_rate_rises():
   assert verdict.judge([]) is None
   short = verdict.judge(run_of(falling(5, 2)))
   assert short.state == "warming up"
-  assert verdict.at_end(short).state == "too short to judge"
+  at_end = verdict.at_end(short)
+  assert at_end.state == "too short to judge"
+  assert "needs 50 steps and 10 logged ones" in str(at_end)
   lines = run_of(falling(100, 2))
   lines[-1]["learning_rate"] = 0.2
   assert verdict.judge(lines).state == "warming up"

@@ -98,7 +98,8 @@ def classes_of(found: Found) -> tuple[list[str], str]:
     beside = f"{printable(loose[0])!r}" + " and others" * (len(loose) > 1)
     return [], (
       f"{len(loose)} of {len(found.files)} images ({beside}) are beside the"
-      f" {len(folders)} folders that could be classes"
+      f" {len(folders)} folders that could be classes; with labels once every"
+      " image is in one of them"
     )
   without = sorted(found.folders_without_images - folders)
   if len(folders) == 1 and not loose and without:

@@ -16,7 +16,7 @@ const tabOf = (name) => ({ variable: "variables", image: "images" }[name]
 
 /* "#/variable/3/1?q=x" is page "variable", first 3, second 1, query q=x. */
 function parse(hash) {
-  const [path, query = ""] = hash.slice(2).split("?");
+  const [path, query = ""] = hash.replace(/^#\/?/, "").split("?");
   const [name, ...rest] = path.split("/");
   const [first, second] = rest.map((text) => (/^\d+$/.test(text) ? +text
     : undefined));
