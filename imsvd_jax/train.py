@@ -153,7 +153,9 @@ def _pretrain(
     log_lines.describe_end(run.writer)
     if config.eval.final:
       evaluation.final(state, run.writer, workdir)
-    log_lines.describe_next(workdir, evaluation.has_labels)
+    log_lines.describe_next(
+      workdir, config.model.backbone, evaluation.has_labels
+    )
   return state
 
 

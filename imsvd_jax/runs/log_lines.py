@@ -104,14 +104,16 @@ def describe_end(writer: metrics.MetricWriter) -> None:
   console.print_result(f"\nVerdict: {verdict.at_end(found)}")
 
 
-def describe_next(workdir: str, has_labels: bool) -> None:
-  """Prints what one may type after a run on images with or without labels."""
+def describe_next(workdir: str, backbone: str, has_labels: bool) -> None:
+  """Prints what one may type after a run, of what works for such a run."""
   protocols = "knn/imsvd,collapse" if has_labels else "collapse"
+  # torchvision's ViTs have neither mean pooling nor registers.
+  library = "timm" if backbone.startswith("vit") else "torchvision"
   console.print_result(
     "\nNext:"
     f"\n  imsvd evaluate --workdir={workdir} --protocol={protocols}"
     f"\n  imsvd explain --workdir={workdir}"
-    f"\n  imsvd export --workdir={workdir} --format=torchvision"
+    f"\n  imsvd export --workdir={workdir} --format={library}"
     " --output=encoder.pth"
   )
 

@@ -25,3 +25,19 @@ def test_bfloat16_on_a_cpu_is_said_to_be_slow(dtype, tmp_path, capsys):
   hint = "--config.model.dtype=float32 makes a new"
   assert (hint in said.out + said.err) == (dtype == "bfloat16")
   assert f", {dtype}, 6 parameters" in said.out + said.err
+
+
+@pytest.mark.parametrize(
+  ("backbone", "has_labels", "protocols", "library"),
+  [
+    ("resnet8", True, "knn/imsvd,collapse", "torchvision"),
+    ("vit_micro", False, "collapse", "timm"),
+  ],
+)
+def test_the_next_steps_fit_the_run(
+  backbone, has_labels, protocols, library, capsys
+):
+  log_lines.describe_next("runs/a", backbone, has_labels)
+  said = capsys.readouterr().out
+  assert f"--protocol={protocols}\n" in said
+  assert f"--format={library} " in said
