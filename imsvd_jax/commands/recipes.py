@@ -12,6 +12,7 @@ a recipe can set, with its default and meaning.
 import ast
 import pathlib
 import re
+import shlex
 
 from imsvd_jax.base import files, recipe_files
 from imsvd_jax.base.errors import UserError, suggestion
@@ -61,7 +62,8 @@ def _copy(name: str, target: pathlib.Path) -> None:
   if target.exists():
     raise UserError(f"{target} exists already; name another file.")
   files.write_whole(str(target), text.encode())
-  print(f"Wrote {target}; train it with: imsvd train --config={target}")
+  quoted = shlex.quote(str(target))
+  print(f"Wrote {target}; train it with: imsvd train --config={quoted}")
 
 
 def run() -> None:

@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import re
+import shlex
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -390,8 +391,8 @@ def _check_local(workdir: str, options: RunOptions) -> None:
   """Raises UserError unless there is a run, and a local place to write to."""
   if os.path.isfile(os.path.expanduser(workdir)):
     raise UserError(
-      f"{workdir} is a file; make a run of it first: `python -m"
-      f" imsvd_jax import_weights --file={workdir} --workdir=NEW`."
+      f"{workdir} is a file; make a run of it first: `imsvd import_weights"
+      f" --file={shlex.quote(workdir)} --workdir=NEW`."
     )
   output = options.output
   if files.is_remote(output) or (files.is_remote(workdir) and not output):

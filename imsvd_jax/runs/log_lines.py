@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -109,11 +110,12 @@ def describe_next(workdir: str, backbone: str, has_labels: bool) -> None:
   protocols = "knn/imsvd,collapse" if has_labels else "collapse"
   # torchvision's ViTs have neither mean pooling nor registers.
   library = "timm" if backbone.startswith("vit") else "torchvision"
+  run = f"--workdir={shlex.quote(workdir)}"
   console.print_result(
     "\nNext:"
-    f"\n  imsvd evaluate --workdir={workdir} --protocol={protocols}"
-    f"\n  imsvd explain --workdir={workdir}"
-    f"\n  imsvd export --workdir={workdir} --format={library}"
+    f"\n  imsvd evaluate {run} --protocol={protocols}"
+    f"\n  imsvd explain {run}"
+    f"\n  imsvd export {run} --format={library}"
     " --output=encoder.pth"
   )
 

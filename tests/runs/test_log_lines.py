@@ -37,7 +37,7 @@ def test_bfloat16_on_a_cpu_is_said_to_be_slow(dtype, tmp_path, capsys):
 def test_the_next_steps_fit_the_run(
   backbone, has_labels, protocols, library, capsys
 ):
-  log_lines.describe_next("runs/a", backbone, has_labels)
+  log_lines.describe_next("runs/a b", backbone, has_labels)
   said = capsys.readouterr().out
-  assert f"--protocol={protocols}\n" in said
+  assert f" --workdir='runs/a b' --protocol={protocols}\n" in said
   assert f"--format={library} " in said
