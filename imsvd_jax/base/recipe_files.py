@@ -12,6 +12,7 @@ import sys
 import traceback
 import types
 from collections.abc import Sequence
+from typing import NoReturn
 
 from ml_collections import ConfigDict
 
@@ -78,25 +79,10 @@ def load(argument: str) -> ConfigDict:
     importlib.machinery.SourceFileLoader("recipe", path).exec_module(module)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
-      raise UserError(
-        "there is no function get_config, which returns the config;"
-        f" `imsvd recipes copy {EXAMPLE} FILE.py` writes a recipe to change."
-      )
+      get_config = _no_get_config
     config = get_config(mode) if ":" in argument else get_config()
-  except ImportError as error:
-    raise UserError(_import_failed(error)) from error
-  except SyntaxError as error:
-    place = f"{error.filename or path}, line {error.lineno}"
-    raise UserError(f"{place}: {error.msg}.") from error
-  except ValueError as error:  # The recipe's own words.
-    raise UserError(f"{shown(argument)}: {_line(error)}") from error
   except (Exception, SystemExit) as error:
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == path]
-    place = f"{path}, line {lines[-1]}" if lines else path
-    raise UserError(
-      f"{place}: {type(error).__name__}: {_line(error)}"
-    ) from error
+    raise UserError(_failed(argument, path, error)) from error
   if not isinstance(config, ConfigDict):
     raise UserError(
       f"{shown(argument)}: get_config returned {type(config).__name__};"
@@ -105,8 +91,38 @@ def load(argument: str) -> ConfigDict:
   return config
 
 
-def _line(error: BaseException) -> str:
-  return " ".join(str(error).split())
+def _no_get_config(mode: str = "") -> NoReturn:
+  del mode
+  raise UserError(
+    "there is no function get_config, which returns the config; `imsvd recipes"
+    f" copy {EXAMPLE} FILE.py` writes a recipe to change."
+  )
+
+
+def _failed(argument: str, path: str, error: BaseException) -> str:
+  """Returns one line about a recipe that raised: its own words, or a place."""
+  if isinstance(error, ImportError):
+    return (
+      f"The recipe cannot be loaded: {error}. Recipes import from the checkout"
+      " that they are in (FOLDER/configs), from the working directory and from"
+      " what is installed."
+    )
+  if isinstance(error, SyntaxError):
+    return f"{error.filename or path}, line {error.lineno}: {error.msg}."
+  text = " ".join(str(error).split())
+  frames = traceback.extract_tb(error.__traceback__)
+  if isinstance(error, ValueError) and _is_raised_by_recipes(frames[-1], path):
+    return f"{shown(argument)}: {text}"
+  lines = [frame.lineno for frame in frames if frame.filename == path]
+  place = f"{path}, line {lines[-1]}" if lines else path
+  return f"{place}: {type(error).__name__}: {text}"
+
+
+def _is_raised_by_recipes(frame: traceback.FrameSummary, path: str) -> bool:
+  """Returns whether this file or a recipe has the statement that raised."""
+  folder = os.path.dirname(frame.filename)
+  is_ours = frame.filename == __file__ or folder == os.path.dirname(path)
+  return is_ours and (frame.line or "").startswith("raise")
 
 
 def _of_this_project(given: str) -> str | None:
@@ -144,12 +160,3 @@ def shown(argument: str) -> str:
   path, colon, mode = argument.partition(":")
   file = pathlib.Path(path)
   return f"{file.stem}{colon}{mode}" if file.parent == FOLDER else argument
-
-
-def _import_failed(error: ImportError) -> str:
-  """Returns one line about a recipe whose import fails."""
-  return (
-    f"The recipe cannot be loaded: {error}. Recipes import from the checkout"
-    " that they are in (FOLDER/configs), from the working directory and from"
-    " what is installed."
-  )

@@ -106,6 +106,7 @@ def test_what_a_recipe_cannot_import_is_named(elsewhere, parse, capsys):
       "def get_config(mode=''):\n  raise ValueError('no such\\nmode')\n",
       "mine.py: no such mode",
     ),
+    ("x = int('three')\n", "mine.py, line 1: ValueError: invalid literal"),
     ("def get_config(mode):\n  pass\n", "mine.py: TypeError: get_config()"),
     ("import sys\nsys.exit('gone')\n", "mine.py, line 2: SystemExit: gone"),
   ],
