@@ -299,7 +299,7 @@ class Layout:
     what = "without" if for_training else "only"
     remark = (
       f"data.holdout={share:g}: {len(away)} of {len(everything)} images are"
-      " for evaluation alone, by class"
+      " for evaluation alone, the same share of each folder"
     )
     return whole._replace(
       chosen=chosen,
