@@ -284,8 +284,9 @@ def test_a_run_starts_from_what_fits_of_another_ones_weights(
 
 def test_weights_of_nothing_are_one_clear_line(tmp_path):
   config = small_config(init_from=str(tmp_path / "absent"))
-  with pytest.raises(UserError, match="absent does not exist"):
+  with pytest.raises(UserError, match="absent: found nothing"):
     train_and_evaluate(config, str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_changed_config_is_refused_unless_allowed(finished, capsys):

@@ -134,7 +134,7 @@ def test_a_split_that_is_not_there_is_refused(tmp_path):
     (
       ["a/1.jpg", "b/2.jpg", "loose.jpg"],
       "unlabeled: 1 of 3 images ('loose.jpg') are beside the 2 folders that"
-      " could be classes",
+      " could be classes; with labels once every image is in one of them",
     ),
     (
       ["a/1.jpg", "b/x.psd", "b/y.psd"],
