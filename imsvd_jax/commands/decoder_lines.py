@@ -5,11 +5,14 @@ Each file that cannot be read is one line of ours. That TensorFlow finds no GPU
 is no news: images are read on the CPU, and JAX says what it computes on.
 """
 
+import contextlib
 import faulthandler
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from typing import TextIO
 
 from absl import logging as absl_logging
 
@@ -31,18 +34,21 @@ _DECODERS_SAY = (
 _HIDDEN = f"{_DECODERS_SAY}|{tensorflow_notes.KNOWN}"
 
 
-def hide() -> None:
+def hide() -> Callable[[], None]:
   """Passes what C libraries print on standard error through a filter.
 
   The filter is a process: it still has all lines when this one crashes. A
   signal to all processes of a job does not end it, only the end of the lines
   does. What Python prints and logs goes past it, at once.
+
+  Returns:
+    What undoes it.
   """
   held = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
   before = signal.pthread_sigmask(signal.SIG_BLOCK, held)  # Inherited.
   try:
     if sys.stderr.fileno() != 2:
-      return  # Somebody captures it.
+      return _nothing  # Somebody captures it.
     grep = subprocess.Popen(
       ["grep", "-a", "-v", "-E", "--line-buffered", _HIDDEN],
       stdin=subprocess.PIPE,
@@ -51,18 +57,45 @@ def hide() -> None:
       start_new_session=True,
     )
   except (OSError, AttributeError):
-    return  # Without grep, or without standard error.
+    return _nothing  # Without grep, or without standard error.
   finally:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
   assert grep.stdin is not None
   sys.stderr.flush()
+  original = sys.stderr
   direct = os.fdopen(
     os.dup(2), "w", 1, sys.stderr.encoding, errors="backslashreplace"
   )
   os.dup2(grep.stdin.fileno(), 2)
   grep.stdin.close()
   grep.returncode = 0  # It ends after us; nobody waits for it.
-  sys.stderr = direct
-  absl_logging.get_absl_handler().python_handler.setStream(direct)
+  _print_to(direct)
+
+  def show() -> None:
+    os.dup2(direct.fileno(), 2)  # The filter ends with its last line.
+    if sys.stderr is direct:
+      _print_to(original)
+
+  return show
+
+
+@contextlib.contextmanager
+def hidden() -> Iterator[None]:
+  """Hides the lines in a program that is not ours."""
+  show = hide()
+  try:
+    yield
+  finally:
+    show()
+
+
+def _nothing() -> None:
+  pass
+
+
+def _print_to(stream: TextIO) -> None:
+  """Makes a stream, on a file that is not hidden, standard error."""
+  sys.stderr = stream
+  absl_logging.get_absl_handler().python_handler.setStream(stream)
   if faulthandler.is_enabled():  # By absl, on file descriptor 2.
     faulthandler.enable()

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from imsvd_jax.base import console, cpu_devices, distributed, recipe_files
 from imsvd_jax.base.config import flatten
 from imsvd_jax.base.errors import UserError, suggestion
+from imsvd_jax.commands import decoder_lines
 from imsvd_jax.data import SOURCES
 from imsvd_jax.data.named import IN_FILES
 from imsvd_jax.runs.encoder import LoadedEncoder, load_encoder
@@ -69,7 +70,7 @@ def pretrain(
   cpu_devices.spare_threads()
   distributed.initialize()
   try:
-    with console.reworded(_in_python):
+    with decoder_lines.hidden(), console.reworded(_in_python):
       train_and_evaluate(config, workdir)
   except UserError as error:
     raise type(error)(_in_python(str(error))) from None

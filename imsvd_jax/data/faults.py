@@ -13,6 +13,8 @@ from imsvd_jax.base.errors import UserError
 from imsvd_jax.data import execution, image_files
 from imsvd_jax.data.source import Source
 
+logger = logging.getLogger(__name__)
+
 # Records to try in place of an unreadable one, itself included.
 NUM_PROBES = 16
 
@@ -129,7 +131,7 @@ class Batches(Iterator[dict[str, Any]]):
           " data.on_bad_image='replace'. The reason:"
           f" {why_bad(self._source, index)}."
         )
-      logging.warning(
+      logger.warning(
         "Cannot read image %s (%s); %s.",
         name,
         why_bad(self._source, index),

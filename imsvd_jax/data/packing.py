@@ -29,6 +29,8 @@ from imsvd_jax.data import part as part_lib
 from imsvd_jax.data.pack_options import PackOptions
 from imsvd_jax.data.source import Source
 
+logger = logging.getLogger(__name__)
+
 SHARD_IMAGES = 2048  # Images that a kill costs at most.
 _KERNEL = "bicubic"
 _PREFETCH = 64  # Images.
@@ -310,7 +312,7 @@ def _report(source: Source, index: int) -> str:
       f"Cannot read image {name}; repair or remove it, or set"
       f" data.on_bad_image='replace'. The reason: {reason}."
     )
-  logging.warning("Cannot read image %s (%s); it is left out.", name, reason)
+  logger.warning("Cannot read image %s (%s); it is left out.", name, reason)
   return f"{source.relative_name(index)} ({reason})"
 
 

@@ -384,7 +384,8 @@ def with_settings(
     if not having:
       known = sorted({k for n in names for k in _keys(result[n])})
       raise UserError(
-        f"--set={setting}: {' and '.join(names)} have no {key!r}."
+        f"--set={setting}: {' and '.join(names)}"
+        f" {'has' if len(names) == 1 else 'have'} no {key!r}."
         f"{suggestion(key, known)} Known: {', '.join(known)}."
       )
     for n in having:

@@ -106,3 +106,29 @@ def test_without_the_filter_all_is_shown(words, path):
   assert result.returncode == 0
   lines = result.stderr.splitlines()
   assert lines == ["Corrupt JPEG data: premature end", "of C", "ours"]
+
+
+def test_a_program_of_others_gets_its_lines_back():
+  does = """
+import logging, os, sys
+from imsvd_jax.commands import decoder_lines
+with decoder_lines.hidden():
+  os.write(2, b"Corrupt JPEG data: premature end\\nof C\\n")
+  print("of Python", file=sys.stderr)
+  logging.getLogger("imsvd_jax.data").warning("left out")
+os.write(2, b"Corrupt JPEG data: behind it\\n")
+print("the end", file=sys.stderr)
+"""
+  result = subprocess.run(
+    [sys.executable, "-c", does],
+    check=True,
+    text=True,
+    stderr=subprocess.PIPE,
+  )
+  assert sorted(result.stderr.splitlines()) == [
+    "Corrupt JPEG data: behind it",
+    "left out",
+    "of C",
+    "of Python",
+    "the end",
+  ]

@@ -48,7 +48,7 @@ def test_crops_one_by_one_or_the_runs_own():
     ("epochs", "is not KEY=VALUE"),
     ("=3", "is not KEY=VALUE"),
     ("epoch=3", "have no 'epoch'. Did you mean 'epochs'"),
-    ("knn/dino:epochs=3", "knn/dino have no 'epochs'"),
+    ("knn/dino:epochs=3", "knn/dino has no 'epochs'"),
     ("knn/x:epochs=3", "Unknown protocol in --set 'knn/x'"),
     ("epochs=ten", "epochs='ten'; expected a value like '100'"),
     ("epochs=0", "epochs='0'; expected a whole number from 1"),

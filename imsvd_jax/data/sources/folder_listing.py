@@ -16,6 +16,8 @@ from imsvd_jax.base.errors import UserError, counted
 from imsvd_jax.base.files import printable
 from imsvd_jax.data.image_files import EXTENSIONS
 
+logger = logging.getLogger(__name__)
+
 # Folders that systems create beside images, with thumbnails or forks of them;
 # in lower case.
 NOT_THE_USERS = {
@@ -124,7 +126,7 @@ def walk(
 
 @functools.cache  # Every split walks the tree.
 def _warn_once(path: str, reason: str) -> None:
-  logging.warning("Cannot read %s: %s; it is skipped.", printable(path), reason)
+  logger.warning("Cannot read %s: %s; it is skipped.", printable(path), reason)
 
 
 class Listing(NamedTuple):

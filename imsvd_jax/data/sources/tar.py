@@ -39,6 +39,8 @@ from imsvd_jax.data import (
 )
 from imsvd_jax.data import source as source_lib
 
+logger = logging.getLogger(__name__)
+
 _LABEL_KEYS = ("label", "cls", "class")
 _MAX_LABEL_BYTES = 1 << 20
 
@@ -142,7 +144,7 @@ def _members(
         if member.isreg() and not os.path.basename(member.name).startswith("."):
           yield member.name, member.offset_data, member.size
   except (tarfile.ReadError, tf.errors.OpError) as error:
-    logging.warning(
+    logger.warning(
       "%s is damaged, or compressed (%s); the images before that are used.",
       printable(shard),
       error,
