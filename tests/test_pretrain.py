@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -127,6 +128,8 @@ def test_mistakes_are_one_line(keys, message, folder, tmp_path):
 
 @pytest.mark.proof
 def test_nothing_but_ours_is_printed(folder, tmp_path):
+  images = shutil.copytree(folder, tmp_path / "images")
+  next(images.rglob("*.*")).with_name("bad.jpg").write_bytes(b"\xff\xd8\xff no")
   code = (
     "import sys, imsvd_jax; imsvd_jax.pretrain(sys.argv[1], sys.argv[2],"
     f" recipe={RECIPE!r}, **{SMALL!r})"
@@ -134,7 +137,7 @@ def test_nothing_but_ours_is_printed(folder, tmp_path):
   # Without what the tests themselves set.
   environment = {k: v for k, v in os.environ.items() if k[:3] != "TF_"}
   done = subprocess.run(
-    [sys.executable, "-c", code, folder, tmp_path / "run"],
+    [sys.executable, "-c", code, images, tmp_path / "run"],
     cwd=ROOT,
     env=environment,
     capture_output=True,
@@ -143,6 +146,8 @@ def test_nothing_but_ours_is_printed(folder, tmp_path):
   )
   assert not re.search(tensorflow_notes.KNOWN, done.stderr, re.MULTILINE)
   assert "oneDNN" not in done.stderr
+  assert "marker type" not in done.stderr  # libjpeg, of the damaged file.
+  assert "bad.jpg" in done.stderr
   assert re.search("^Model: resnet8, ", done.stdout + done.stderr, re.MULTILINE)
 
 
